@@ -1,0 +1,72 @@
+"""Partitions that cost no search: what a learned plan must beat."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["random_partition", "uniform_blocks", "uniform_bytes"]
+
+
+def uniform_bytes(weights_bytes: ArrayLike, num_stages: int, trainable_from: int | None = None) -> tuple[int, ...]:
+    """Return split points whose stages hold about equal weights.
+
+    Each split point is the one nearest to its share of the bytes that leaves every stage a block.
+
+    Args:
+        weights_bytes: Bytes of each block's weights, shape (N,).
+        num_stages: k, from 1 to N.
+        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+
+    Raises:
+        ValueError: If no such partition exists.
+    """
+    weights = np.asarray(weights_bytes, dtype=np.float64)
+    return _nearest(np.concatenate(([0.0], np.cumsum(weights))), num_stages, trainable_from)
+
+
+def uniform_blocks(num_blocks: int, num_stages: int, trainable_from: int | None = None) -> tuple[int, ...]:
+    """Return split points whose stages hold about equally many blocks; arguments as for `uniform_bytes`.
+
+    Raises:
+        ValueError: If no such partition exists.
+    """
+    return _nearest(np.arange(num_blocks + 1, dtype=np.float64), num_stages, trainable_from)
+
+
+def random_partition(
+    num_blocks: int, num_stages: int, trainable_from: int | None = None, *, seed: int = 0
+) -> tuple[int, ...]:
+    """Return one legal partition, drawn uniformly from all of them; one draw for each seed, not the best of several.
+
+    Raises:
+        ValueError: If no such partition exists.
+    """
+    last = _last_split(num_blocks, num_stages, trainable_from)
+    places: Sequence[int] = range(1, last + 1)
+    return tuple(sorted(random.Random(seed).sample(places, num_stages - 1)))  # noqa: S311 - not for secrets
+
+
+def _nearest(amounts: NDArray[np.float64], num_stages: int, trainable_from: int | None) -> tuple[int, ...]:
+    """Return split points nearest to equal shares of `amounts[-1]`; `amounts[p]` is what the first p blocks hold."""
+    last = _last_split(len(amounts) - 1, num_stages, trainable_from)
+    points: list[int] = []
+    for stage in range(1, num_stages):
+        low = points[-1] + 1 if points else 1
+        high = last - (num_stages - 1 - stage)
+        distance = np.abs(amounts[low : high + 1] - amounts[-1] * stage / num_stages)
+        points.append(low + int(np.argmin(distance)))
+    return tuple(points)
+
+
+def _last_split(num_blocks: int, num_stages: int, trainable_from: int | None) -> int:
+    """Return the last place where the last stage may begin, or raise `ValueError` if there is no partition."""
+    last = num_blocks - 1 if trainable_from is None else min(num_blocks - 1, trainable_from)
+    if not 1 <= num_stages <= last + 1:
+        raise ValueError(
+            f"{num_blocks} blocks with trainable_from={trainable_from} make 1 to {last + 1} stages, not {num_stages}"
+        )
+    return last

@@ -1,0 +1,1 @@
+"""From a partition to a bundle, and what can be checked about it."""

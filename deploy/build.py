@@ -1,0 +1,155 @@
+"""Builds a bundle: a partition of a graph becomes stage files and a manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, write_manifest, writing
+from splitload.errors import OutputError, PartitionError
+from splitload.frontends.stages import StageWriter
+from splitload.graph import ModelGraph
+from splitload.machine import cpu_architecture
+from splitload.partition import Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one variant of a bundle is made of.
+
+    Attributes:
+        graph: The graph that is cut.
+        partition: Where, in its blocks.
+        threads: Loading threads of the execution scheme.
+        trainable_from: First trainable block, or None; it must lie in the last stage.
+    """
+
+    graph: ModelGraph
+    partition: Partition
+    threads: int
+    trainable_from: int | None = None
+
+
+def build_bundle(
+    target: Path,
+    plans: Sequence[Plan],
+    *,
+    device: str,
+    notes: Mapping[str, Any] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the bundle `target`, whole or not at all.
+
+    Args:
+        target: The bundle's folder; a bundle that stands there is replaced.
+        plans: A variant each, in order of preference; the last must be of a portable graph.
+        device: Name of the device the partition was found for.
+        notes: How it was found, kept in the manifest's `plan`.
+        on_progress: Called as `on_progress(stages_written, num_stages)`.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        OutputError: If it cannot be written.
+        PartitionError: If a partition does not fit its graph, or cuts trainable blocks off the last stage.
+    """
+    import onnxruntime as ort
+
+    import splitload
+
+    for plan in plans:
+        _check(plan)
+    total = sum(plan.partition.num_stages for plan in plans)
+    graph = plans[0].graph
+    with writing(target) as folder:
+        needed = sum(_size_bytes(plan) for plan in plans)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise OutputError(
+                f"'{target.name}' needs {needed >> 20} MiB and {free >> 20} MiB are free in '{target.parent}'; "
+                "make room or choose another -o"
+            )
+        variants = []
+        done = 0
+        for plan in plans:
+            writer = StageWriter(plan.graph)
+            stages = []
+            for number, (start, end) in enumerate(plan.partition.stages()):
+                stages.append(_write_stage(writer, plan, number, start, end, folder))
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+            native = plan.graph.kind == "native"
+            variants.append(
+                Variant(
+                    kind=plan.graph.kind,
+                    cpu=cpu_architecture() if native else None,
+                    runtime=ort.__version__ if native else None,
+                    threads=plan.threads,
+                    overlap=True,
+                    stages=tuple(stages),
+                )
+            )
+        manifest = Manifest(
+            model=graph.name,
+            model_sha256=graph.source_sha256,
+            model_bytes=graph.source_bytes,
+            created_with={"splitload": splitload.__version__, "onnxruntime": ort.__version__},
+            cpu=cpu_architecture(),
+            device=device,
+            plan=dict(notes or {}),
+            inputs=tuple(_spec(graph, name) for name in graph.inputs),
+            outputs=tuple(_spec(graph, name) for name in graph.outputs),
+            variants=tuple(variants),
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _check(plan: Plan) -> None:
+    """Raise unless the partition fits its graph and keeps trainable blocks in the last stage."""
+    if plan.partition.num_blocks != len(plan.graph.blocks):
+        raise PartitionError(
+            f"the partition is of {plan.partition.num_blocks} blocks, the model has {len(plan.graph.blocks)}"
+        )
+    last_start = plan.partition.bounds[-2]
+    if plan.trainable_from is not None and plan.trainable_from < last_start:
+        raise PartitionError(
+            f"block {plan.trainable_from} is trainable, but the last stage starts at block {last_start}; "
+            "all trainable blocks must lie in the last stage"
+        )
+
+
+def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: int, folder: Path) -> StageEntry:
+    blocks = plan.graph.blocks
+    files = writer.write(blocks[start].start, blocks[end - 1].end, folder, f"{plan.graph.kind}-{number:02}")
+    first, last = blocks[start].name.split(" … ")[0], blocks[end - 1].name.split(" … ")[-1]
+    return StageEntry(
+        name=first if first == last else f"{first} … {last}",
+        blocks=(start, end),
+        graph=files.graph,
+        weights=files.weights,
+        weights_bytes=files.weights_bytes,
+        inputs=files.inputs,
+        outputs=files.outputs,
+        prepack=False,
+        trainable=plan.trainable_from is not None and end == len(blocks),
+    )
+
+
+def _spec(graph: ModelGraph, name: str) -> TensorSpec:
+    tensor = graph.tensors[name]
+    return TensorSpec(name, tensor.type, tensor.shape)
+
+
+def _size_bytes(plan: Plan) -> int:
+    """Estimate what a variant takes on disk: weights with their padding, and a little for each node."""
+    weights = sum(
+        plan.graph.segment_weights_bytes(plan.graph.blocks[start].start, plan.graph.blocks[end - 1].end)
+        for start, end in plan.partition.stages()
+    )
+    return weights + 4096 * len(plan.graph.weights_bytes) + 1024 * len(plan.graph.nodes)

@@ -1,0 +1,201 @@
+"""Checks that a cut model computes what the whole one does: `python -m splitload.deploy.equality --help`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.errors import ModelError
+from splitload.frontends.onnx import Source, one_line
+from splitload.frontends.stages import StageWriter
+from splitload.graph import ModelGraph
+from splitload.inputs import example_inputs
+from splitload.loader import open_session, run_stage, to_python
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a check of one model found.
+
+    Attributes:
+        num_cuts: Legal cut points, each tried alone.
+        num_partitions: Partitions tried besides.
+        different: Split positions whose outputs are not identical to the unsplit model's.
+        original_error: Largest error of the unsplit optimised model against the original file, relative to the
+            largest magnitude of each output.
+    """
+
+    num_cuts: int
+    num_partitions: int
+    different: tuple[tuple[int, ...], ...]
+    original_error: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every split was identical and the original within `TOLERANCE`."""
+        return not self.different and self.original_error <= TOLERANCE
+
+
+def check_graph(
+    source: Source,
+    graph: ModelGraph,
+    num_stages: Sequence[int] = (2, 3, 5, 8),
+    feeds: Mapping[str, Any] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Try every cut point alone, and one even partition for each number of stages.
+
+    Args:
+        source: The original model.
+        graph: Its optimised graph.
+        num_stages: Numbers of stages of the partitions; those the graph is too small for are left out.
+        feeds: Inputs; made up where missing.
+        on_progress: Called as `on_progress(done, total)`.
+    """
+    import onnxruntime as ort
+
+    cuts = [cut.position for cut in graph.cut_points]
+    splits = [(cut,) for cut in cuts] + even_splits(cuts, num_stages)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    original = ort.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
+    ready = example_inputs(original.get_inputs(), feeds)
+    expected_original = original.run(list(graph.outputs), ready)
+    del original
+    unsplit = open_session(graph.path)
+    expected = unsplit.run(list(graph.outputs), ready)
+    del unsplit
+    writer = StageWriter(graph, copy_weights=False)
+    different = []
+    for done, positions in enumerate(splits):
+        if not all(map(identical, run_split(writer, graph, positions, ready), expected)):
+            different.append(positions)
+        if on_progress is not None:
+            on_progress(done + 1, len(splits))
+    error = max((relative_error(*pair) for pair in zip(expected, expected_original, strict=True)), default=0.0)
+    return Outcome(len(cuts), len(splits) - len(cuts), tuple(different), error)
+
+
+def even_splits(cuts: Sequence[int], num_stages: Iterable[int]) -> list[tuple[int, ...]]:
+    """Return, for each number of stages k, k-1 of the cut positions, evenly spread."""
+    return [
+        tuple(cuts[len(cuts) * part // count] for part in range(1, count))
+        for count in num_stages
+        if count - 1 <= len(cuts) and count > 1
+    ]
+
+
+def run_split(writer: StageWriter, graph: ModelGraph, positions: Sequence[int], feeds: Mapping[str, Any]) -> list[Any]:
+    """Cut at node `positions`, run stage after stage, and return the model's outputs.
+
+    Raises:
+        ModelError: If a stage cannot be loaded or run.
+    """
+    import onnxruntime as ort
+
+    bounds = [0, *positions, len(graph.nodes)]
+    values: dict[str, Any] = dict(feeds)
+    with tempfile.TemporaryDirectory(dir=graph.path.parent, prefix=".cut-") as folder:
+        for start, end in pairwise(bounds):
+            stage = writer.write(start, end, Path(folder), f"stage-{start}")
+            names = [spec.name for spec in stage.outputs]
+            try:
+                session = open_session(Path(folder) / stage.graph.name)
+                values.update(zip(names, run_stage(ort, session, stage, names, values, None), strict=True))
+            except Exception as error:  # onnxruntime has no common root for its errors
+                raise ModelError(f"{graph.name}: nodes {start} to {end} do not run alone: {one_line(error)}") from error
+    return [to_python(ort, values[name]) for name in graph.outputs]
+
+
+def identical(left: Any, right: Any) -> bool:
+    """Return whether two outputs are the same to the last bit (NaN equals NaN)."""
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        if left.dtype != right.dtype or left.shape != right.shape:
+            return False
+        if left.dtype.kind in "fc":
+            return bool(np.array_equal(left, right, equal_nan=True))
+        return bool(np.array_equal(left, right))
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(identical, left, right))
+    return bool(left == right)
+
+
+def relative_error(left: Any, right: Any) -> float:
+    """Return the largest difference relative to the largest finite magnitude; inf where that makes no sense."""
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return max(map(relative_error, left, right), default=0.0)
+    if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray)) or left.dtype.kind not in "fc":
+        return 0.0 if identical(left, right) else float("inf")
+    if left.shape != right.shape or not np.array_equal(np.isfinite(left), np.isfinite(right)):
+        return float("inf")
+    finite = np.isfinite(right)
+    if not identical(left[~finite], right[~finite]):
+        return float("inf")
+    here, there = left[finite].astype(np.float64), right[finite].astype(np.float64)
+    if not here.size:
+        return 0.0
+    return float(np.abs(here - there).max() / max(float(np.abs(there).max()), 1e-30))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the models named on the command line; return the number that failed, at most 1."""
+    import argparse
+    import json
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from splitload.frontends import open_source
+    from splitload.frontends.onnx import load_graph
+    from splitload.machine import cache_folder
+
+    parser = argparse.ArgumentParser(prog="python -m splitload.deploy.equality", description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=".onnx file or zoo:NAME")
+    parser.add_argument("--kind", action="append", choices=("native", "portable"), help="graphs (default: both)")
+    parser.add_argument("--json", type=Path, help="write what was found here")
+    options = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    rows = []
+    for model in options.models:
+        source = open_source(model, cache_folder())
+        for kind in options.kind or ("native", "portable"):
+            graph = load_graph(source, kind, cache_folder())
+            with Progress(console=console, transient=True) as progress:
+                bar = progress.add_task(f"{source.name} {kind}", total=None)
+
+                def show(done: int, total: int, progress: Progress = progress, bar: Any = bar) -> None:
+                    progress.update(bar, completed=done, total=total)
+
+                outcome = check_graph(source, graph, on_progress=show)
+            console.print(
+                f"{'passed' if outcome.passed else 'FAILED'}  {source.name:<24} {kind:<8} "
+                f"{outcome.num_cuts:>5} cuts, {outcome.num_partitions} partitions, "
+                f"{len(outcome.different)} differ, error against the original {outcome.original_error:.1e}"
+            )
+            rows.append(
+                {
+                    "model": source.name,
+                    "model_sha256": source.sha256,
+                    "kind": kind,
+                    "passed": outcome.passed,
+                    "num_cuts": outcome.num_cuts,
+                    "num_partitions": outcome.num_partitions,
+                    "different": outcome.different,
+                    "original_error": outcome.original_error,
+                }
+            )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return int(not all(row["passed"] for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,473 @@
+"""The bundle, the folder `NAME.splitload/` that ships: its manifest, its checks, and how it is written.
+
+The README carries the format in prose. `validate` knows the whole of it: everything that is read has passed there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from splitload.errors import BundleError, OutputError
+
+FORMAT = "splitload-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_STAGES = 1024
+Verify = Literal["none", "sizes", "hashes"]
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of the bundle: its name in the folder, its size and its SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor that enters or leaves a stage or the model.
+
+    Attributes:
+        name: Its name.
+        type: onnxruntime's word, for example "tensor(float)".
+        shape: One entry a dimension, a name or None where it is open; None where the rank is unknown.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageEntry:
+    """One stage of a variant.
+
+    Attributes:
+        name: Which part of the model it is, for people.
+        blocks: Half-open range of blocks.
+        graph: The ONNX file.
+        weights: The file its weights are mapped from, or None.
+        weights_bytes: Bytes of its weights.
+        inputs: Names of model inputs and of outputs of earlier stages.
+        outputs: What it gives.
+        prepack: Whether the first session rearranges weights for speed, at the price of a slower load.
+        trainable: Whether it holds all trainable layers.
+    """
+
+    name: str
+    blocks: tuple[int, int]
+    graph: File
+    weights: File | None
+    weights_bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+    prepack: bool
+    trainable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run the model: its stages, and where they run.
+
+    Attributes:
+        kind: "native" or "portable".
+        cpu: Processor it needs (see `machine.cpu_architecture`), or None for any.
+        runtime: onnxruntime version it needs, or None for any.
+        threads: Loading threads of the execution scheme.
+        overlap: Whether inference starts while later stages load.
+        stages: In the order they run, at least one.
+    """
+
+    kind: Literal["native", "portable"]
+    cpu: str | None
+    runtime: str | None
+    threads: int
+    overlap: bool
+    stages: tuple[StageEntry, ...]
+
+    def fits(self, cpu: str, runtime: str) -> bool:
+        """Return whether it runs on this processor with this runtime version."""
+        return self.cpu in (None, cpu) and self.runtime in (None, runtime)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    Attributes:
+        model: Name of the source model.
+        model_sha256: Its hash.
+        model_bytes: Its size.
+        created_with: Versions of what made the bundle.
+        cpu: Processor it was made on.
+        device: Device the partition was searched for.
+        plan: How it was found: agent, objective, seed, predicted seconds; for people and records.
+        inputs: The model's inputs.
+        outputs: The model's outputs.
+        variants: In order of preference; the last fits everywhere.
+    """
+
+    model: str
+    model_sha256: str
+    model_bytes: int
+    created_with: Mapping[str, str]
+    cpu: str
+    device: str
+    plan: Mapping[str, Any]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    variants: tuple[Variant, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as plain JSON values."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    def files(self) -> Iterator[File]:
+        """Yield every file of every variant."""
+        for variant in self.variants:
+            for stage in variant.stages:
+                yield stage.graph
+                if stage.weights is not None:
+                    yield stage.weights
+
+    def variant_for(self, cpu: str, runtime: str) -> Variant:
+        """Return the first variant that runs on this processor and runtime version."""
+        return next(variant for variant in self.variants if variant.fits(cpu, runtime))
+
+
+def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:
+    """Read and check a bundle.
+
+    Args:
+        folder: The bundle.
+        verify: "none" checks the manifest only, "sizes" that every file is there and as long as it should be,
+            "hashes" every byte.
+
+    Raises:
+        BundleError: If anything is amiss.
+    """
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES} bytes; no manifest is")
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
+        raise BundleError(
+            f"'{folder}' is not a bundle: {what}; 'splitload train -o {folder.name}' makes one"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"cannot read '{path}': {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"'{path}' is damaged: not JSON ({error})") from error
+    manifest = validate(data)
+    check_files(folder, manifest, verify)
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest, verify: Verify = "sizes") -> None:
+    """Check the files that a manifest names.
+
+    Raises:
+        BundleError: For the first file that is missing, of the wrong size, or (with "hashes") changed.
+    """
+    if verify not in ("none", "sizes", "hashes"):
+        raise BundleError(f"verify is 'none', 'sizes' or 'hashes', not {verify!r}")
+    if verify == "none":
+        return
+    for file in manifest.files():
+        path = folder / file.name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise BundleError(f"'{path}' is missing; copy the bundle again") from error
+        if size != file.bytes:
+            raise BundleError(f"'{path}' has {size} bytes, the manifest says {file.bytes}; copy the bundle again")
+        if verify == "hashes" and sha256_of(path) != file.sha256:
+            raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); copy the bundle again")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(8 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def validate(data: Any) -> Manifest:
+    """Check parsed JSON against the whole format and return the manifest.
+
+    Raises:
+        BundleError: With the first thing that is wrong and where.
+    """
+    top = _Reader(data, "manifest")
+    if top.data.get("format") != FORMAT:
+        raise BundleError(f"the manifest is not a splitload bundle's: format is {top.data.get('format')!r}")
+    if top.data.get("version") != VERSION:
+        raise BundleError(
+            f"the bundle has version {top.data.get('version')!r}, this splitload reads version {VERSION}; "
+            "make it again or update splitload"
+        )
+    top.only("format", "version", *(field.name for field in fields(Manifest)))
+    manifest = Manifest(
+        model=top.text("model"),
+        model_sha256=top.sha256("model_sha256"),
+        model_bytes=top.count("model_bytes"),
+        created_with={key: str(value) for key, value in top.mapping("created_with").items()},
+        cpu=top.text("cpu"),
+        device=top.text("device"),
+        plan=top.mapping("plan"),
+        inputs=tuple(_tensor(item) for item in top.items("inputs")),
+        outputs=tuple(_tensor(item) for item in top.items("outputs", at_least=1)),
+        variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
+    )
+    for number, variant in enumerate(manifest.variants):
+        _check_flow(manifest, variant, f"variants[{number}]")
+    last = manifest.variants[-1]
+    if last.cpu is not None or last.runtime is not None:
+        raise BundleError("manifest.variants: the last one must fit every processor and runtime version")
+    return manifest
+
+
+def _variant(reader: _Reader) -> Variant:
+    reader.only(*(field.name for field in fields(Variant)))
+    return Variant(
+        kind=reader.choice("kind", "native", "portable"),
+        cpu=reader.optional_text("cpu"),
+        runtime=reader.optional_text("runtime"),
+        threads=reader.count("threads", at_least=1),
+        overlap=reader.flag("overlap"),
+        stages=tuple(_stage(item) for item in reader.items("stages", at_least=1, at_most=MAX_STAGES)),
+    )
+
+
+def _stage(reader: _Reader) -> StageEntry:
+    reader.only(*(field.name for field in fields(StageEntry)))
+    blocks = reader.sequence("blocks")
+    if len(blocks) != 2 or not all(_is_count(value) for value in blocks) or not blocks[0] < blocks[1]:
+        raise BundleError(f"{reader.where}.blocks must be two rising counts, it is {blocks!r}")
+    inputs = reader.sequence("inputs")
+    if not all(isinstance(name, str) for name in inputs):
+        raise BundleError(f"{reader.where}.inputs must be names, it is {inputs!r}")
+    return StageEntry(
+        name=reader.text("name"),
+        blocks=(blocks[0], blocks[1]),
+        graph=_file(reader.child("graph")),
+        weights=None if reader.get("weights") is None else _file(reader.child("weights")),
+        weights_bytes=reader.count("weights_bytes"),
+        inputs=tuple(inputs),
+        outputs=tuple(_tensor(item) for item in reader.items("outputs", at_least=1)),
+        prepack=reader.flag("prepack"),
+        trainable=reader.flag("trainable"),
+    )
+
+
+def _file(reader: _Reader) -> File:
+    reader.only("name", "bytes", "sha256")
+    name = reader.text("name")
+    if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+        raise BundleError(f"{reader.where}.name '{name}' is not a plain file name; refused")
+    return File(name, reader.count("bytes"), reader.sha256("sha256"))
+
+
+def _tensor(reader: _Reader) -> TensorSpec:
+    reader.only("name", "type", "shape")
+    shape = reader.get("shape")
+    if shape is not None and not (
+        isinstance(shape, list) and all(size is None or isinstance(size, str) or _is_count(size) for size in shape)
+    ):
+        raise BundleError(f"{reader.where}.shape must be a list of sizes, names and nulls, it is {shape!r}")
+    return TensorSpec(reader.text("name"), reader.text("type"), None if shape is None else tuple(shape))
+
+
+def _check_flow(manifest: Manifest, variant: Variant, where: str) -> None:
+    """Check that blocks are contiguous and every tensor is made before it is read."""
+    known = {spec.name for spec in manifest.inputs}
+    end = 0
+    for number, stage in enumerate(variant.stages):
+        if stage.blocks[0] != end:
+            raise BundleError(f"{where}.stages[{number}] starts at block {stage.blocks[0]}, expected {end}")
+        end = stage.blocks[1]
+        if missing := [name for name in stage.inputs if name not in known]:
+            raise BundleError(f"{where}.stages[{number}] reads {missing}, which no earlier stage makes")
+        known.update(spec.name for spec in stage.outputs)
+    if missing := [spec.name for spec in manifest.outputs if spec.name not in known]:
+        raise BundleError(f"{where}: no stage makes the model's outputs {missing}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Typed access to one JSON object; every error says where."""
+
+    data: Any
+    where: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, dict):
+            raise BundleError(f"{self.where} must be an object, it is {type(self.data).__name__}")
+
+    def only(self, *names: str) -> None:
+        if unknown := set(self.data) - set(names):
+            raise BundleError(f"{self.where} has unknown keys {sorted(unknown)}")
+
+    def get(self, key: str) -> Any:
+        if key not in self.data:
+            raise BundleError(f"{self.where}.{key} is missing")
+        return self.data[key]
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise BundleError(f"{self.where}.{key} must be a string, it is {value!r}")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self.get(key) is None else self.text(key)
+
+    def choice(self, key: str, *choices: str) -> Any:
+        value = self.text(key)
+        if value not in choices:
+            raise BundleError(f"{self.where}.{key} must be one of {list(choices)}, it is {value!r}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise BundleError(f"{self.where}.{key} must be true or false, it is {value!r}")
+        return value
+
+    def count(self, key: str, at_least: int = 0) -> int:
+        value = self.get(key)
+        if not _is_count(value) or value < at_least:
+            raise BundleError(f"{self.where}.{key} must be a count of at least {at_least}, it is {value!r}")
+        return int(value)
+
+    def sha256(self, key: str) -> str:
+        value = self.text(key)
+        if not _SHA256.fullmatch(value):
+            raise BundleError(f"{self.where}.{key} must be a SHA-256 in hexadecimal, it is {value!r}")
+        return value
+
+    def sequence(self, key: str) -> list[Any]:
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise BundleError(f"{self.where}.{key} must be a list, it is {value!r}")
+        return value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        return self.child(key).data  # type: ignore[no-any-return]
+
+    def child(self, key: str) -> _Reader:
+        return _Reader(self.get(key), f"{self.where}.{key}")
+
+    def items(self, key: str, at_least: int = 0, at_most: int | None = None) -> Iterator[_Reader]:
+        values = self.sequence(key)
+        if len(values) < at_least or (at_most is not None and len(values) > at_most):
+            raise BundleError(f"{self.where}.{key} has {len(values)} entries, allowed are {at_least} to {at_most}")
+        return (_Reader(value, f"{self.where}.{key}[{number}]") for number, value in enumerate(values))
+
+
+def check_target(target: Path) -> None:
+    """Make sure that a bundle may be written at `target`: nothing is there, or a bundle.
+
+    Raises:
+        OutputError: If something else is there, or its folder cannot be written to.
+    """
+    if target.is_symlink() or (target.exists() and not (target / MANIFEST).is_file()):
+        raise OutputError(f"'{target}' exists and is not a bundle; choose another -o, it is left as it is")
+    parent = target.parent
+    if not parent.is_dir():
+        raise OutputError(f"there is no folder '{parent}' to write '{target.name}' into")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write to '{parent}': permission denied")
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
+
+    A bundle that stood there is replaced in one step where the system can exchange two names (Linux), in two renames
+    elsewhere.
+
+    Raises:
+        OutputError: If the folder cannot be made or moved, for example on a full disk.
+    """
+    check_target(target)
+    made: Path | None = None
+    try:
+        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".making"))
+        made.chmod(0o755)
+        yield made
+        for path in made.iterdir():
+            _sync(path)
+        _sync(made)
+        _replace(made, target)
+        _sync(target.parent)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write '{target}': {error.strerror or error}; nothing was changed") from error
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _replace(made: Path, target: Path) -> None:
+    """Put the folder `made` at `target`; what was there is left at `made`, or removed."""
+    if not target.exists():
+        made.rename(target)
+    elif not _exchange(made, target):
+        old = made.with_suffix(".old")
+        target.rename(old)
+        made.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; return whether the system could."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to storage, so that a rename never outlives what it names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, after checking that it can be read back."""
+    data = manifest.to_json()
+    text = json.dumps(data, indent=1)
+    validate(json.loads(text))
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

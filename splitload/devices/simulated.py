@@ -1,0 +1,133 @@
+"""Simulated devices: a few figures in a TOML file, from which load and inference times follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from splitload.devices import Progress
+from splitload.errors import ProfileError
+from splitload.graph import GraphKind, ModelGraph
+from splitload.profile import BlockProfile, Cost, Profile
+from splitload.schedule import Contention
+
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    """What a device file says.
+
+    Attributes:
+        name: Name of the device.
+        description: One line, for people.
+        threads: Loads that can run at a time.
+        storage_bandwidth_bytes_per_s: Weight bytes one load takes in, from storage to ready.
+        stage_fixed_s: Load seconds every stage pays, however small.
+        flops_per_s: Floating-point operations a second while inferring.
+        serial_share: See `Contention`.
+        thread_penalty: See `Contention`.
+    """
+
+    name: str
+    description: str
+    threads: int
+    storage_bandwidth_bytes_per_s: float
+    stage_fixed_s: float
+    flops_per_s: float
+    serial_share: float
+    thread_penalty: float
+
+
+class SimulatedDevice:
+    """A device whose times are computed: load `fixed + bytes / bandwidth`, inference `flops / flops_per_s`.
+
+    Args:
+        model: Its figures.
+    """
+
+    source: Literal["measured", "simulated"] = "simulated"
+    graph_kind: GraphKind = "portable"
+
+    def __init__(self, model: DeviceModel) -> None:
+        self.model = model
+        self.name = model.name
+        self.description = model.description
+
+    @classmethod
+    def read(cls, path: Path) -> SimulatedDevice:
+        """Read a device file.
+
+        Raises:
+            ProfileError: If it is not TOML, or a key is missing, unknown or out of range.
+        """
+        return cls(_checked(_parse(path), path.name))
+
+    def profile(
+        self,
+        graph: ModelGraph,
+        *,
+        feeds: Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Profile:
+        """Return the simulated costs of every block; see `Device.profile`."""
+        model = self.model
+        blocks = []
+        for block in graph.blocks:
+            load_s = model.stage_fixed_s + block.weights_bytes / model.storage_bandwidth_bytes_per_s
+            infer_s = block.flops / model.flops_per_s
+            blocks.append(BlockProfile(block.name, block.weights_bytes, Cost(load_s, infer_s, infer_s)))
+        return Profile(
+            model=graph.name,
+            model_sha256=graph.source_sha256,
+            graph=graph.kind,
+            device=self.name,
+            source="simulated",
+            blocks=tuple(blocks),
+            stage_fixed_s=model.stage_fixed_s,
+            contention=Contention(model.threads, model.serial_share, model.thread_penalty),
+        )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ProfileError(f"{path.name}: larger than {MAX_FILE_BYTES} bytes, no device file is")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"cannot read device file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ProfileError(f"{path.name}: not TOML ({error})") from error
+
+
+def _checked(data: dict[str, Any], name: str) -> DeviceModel:
+    """Return the figures in `data`, each checked."""
+    if data.pop("schema_version", None) != SCHEMA_VERSION:
+        raise ProfileError(f"{name}: schema_version must be {SCHEMA_VERSION}")
+    data.pop("sources", None)  # where the figures come from, for people
+    known = [field.name for field in fields(DeviceModel)]
+    if unknown := sorted(set(data) - set(known)):
+        raise ProfileError(f"{name}: unknown keys {unknown}")
+    if missing := [key for key in known if key not in data]:
+        raise ProfileError(f"{name}: missing keys {missing}")
+    for key in ("name", "description"):
+        if not isinstance(data[key], str):
+            raise ProfileError(f"{name}: {key} must be a string, it is {data[key]!r}")
+    if not isinstance(data["threads"], int) or data["threads"] < 1:
+        raise ProfileError(f"{name}: threads must be a whole number of at least 1, it is {data['threads']!r}")
+    for key in known[3:]:
+        value = data[key]
+        positive = key.endswith("_per_s")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ProfileError(f"{name}: {key} must be a finite number, it is {value!r}")
+        if value < 0 or (positive and value == 0):
+            raise ProfileError(f"{name}: {key} must be {'above 0' if positive else 'at least 0'}, it is {value!r}")
+    return DeviceModel(**data)

@@ -1,0 +1,56 @@
+"""A profile file in place of a device: searches run on what was measured or simulated before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from splitload.devices import Progress
+from splitload.errors import ProfileError
+from splitload.graph import GraphKind, ModelGraph
+from splitload.profile import Profile
+
+
+class StoredDevice:
+    """The device a profile file was made on.
+
+    Args:
+        path: The profile file.
+
+    Raises:
+        ProfileError: If it does not hold a profile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._profile = Profile.read(path)
+        self.name = self._profile.device
+        self.source: Literal["measured", "simulated"] = self._profile.source
+        self.graph_kind: GraphKind = self._profile.graph
+        self.description = f"profile of {self._profile.model} stored in {path.name}"
+
+    def profile(
+        self,
+        graph: ModelGraph,
+        *,
+        feeds: Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Profile:
+        """Return the stored profile; see `Device.profile`.
+
+        Raises:
+            ProfileError: If it is of another model, or of the same one divided into other blocks.
+        """
+        stored = self._profile
+        if stored.model_sha256 != graph.source_sha256:
+            raise ProfileError(
+                f"{self._path.name} is a profile of '{stored.model}' ({stored.model_sha256[:12]}…), "
+                f"not of '{graph.name}' ({graph.source_sha256[:12]}…); make one with 'splitload profile'"
+            )
+        if [block.name for block in stored.blocks] != [block.name for block in graph.blocks]:
+            raise ProfileError(
+                f"{self._path.name} has {stored.num_blocks} other blocks than the model's {len(graph.blocks)}: "
+                "it was made with another --max-blocks or runtime version; make it again with 'splitload profile'"
+            )
+        return stored

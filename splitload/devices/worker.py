@@ -1,0 +1,101 @@
+"""Measures stages in a fresh process: `python -m splitload.devices.worker` reads a job as JSON, answers as JSON.
+
+The job names a folder, the chain of block stages in it, further segments to measure, and a pair of segments to load
+in parallel. Each segment is opened by the same call that the loader uses.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.bundle import TensorSpec
+from splitload.loader import open_session, run_stage
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stage file to measure: its block range, and what it reads and gives."""
+
+    start: int
+    end: int
+    graph: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Load and run each segment twice; return the seconds of each part."""
+    import onnxruntime as ort
+
+    def segment(row: dict[str, Any]) -> Segment:
+        outputs = tuple(TensorSpec(name, kind, None) for name, kind in row["outputs"])
+        return Segment(row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs)
+
+    values: dict[str, Any] = {}
+    for name, file in job["feeds"].items():
+        array = np.load(folder / file, allow_pickle=False)
+        values[name] = array.astype(object) if array.dtype.kind == "U" else array
+    chain = [segment(row) for row in job["chain"]]
+    others = [segment(row) for row in job["segments"]]
+    open_session(chain[0].graph)  # the runtime's own start is not a stage's
+    rows = []
+    for block in chain:
+        for each in [other for other in others if other.start == block.start] + [block]:
+            names = [spec.name for spec in each.outputs]
+            start = time.perf_counter()
+            session = open_session(each.graph)
+            loaded = time.perf_counter()
+            results = run_stage(ort, session, each, names, values, None)
+            first = time.perf_counter()
+            run_stage(ort, session, each, names, values, None)
+            second = time.perf_counter()
+            rows.append(
+                {
+                    "start": each.start,
+                    "end": each.end,
+                    "load_s": loaded - start,
+                    "first_inference_s": first - loaded,
+                    "inference_s": second - first,
+                }
+            )
+        values.update(zip(names, results, strict=True))
+    slowdown = None
+    if job["pair"]:
+        slowdown = _parallel_slowdown([segment(row) for row in job["pair"]])
+    return {"rows": rows, "slowdown": slowdown}
+
+
+def _parallel_slowdown(pair: list[Segment]) -> float:
+    """Return how many times longer two loads take together than the longer of them alone."""
+    alone = []
+    for each in pair:
+        start = time.perf_counter()
+        session = open_session(each.graph)
+        alone.append(time.perf_counter() - start)
+        del session
+    kept: list[Any] = []
+    threads = [threading.Thread(target=lambda each=each: kept.append(open_session(each.graph))) for each in pair]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter() - start) / max(alone)
+
+
+def main() -> None:
+    """Answer one job."""
+    job = json.load(sys.stdin)
+    json.dump(measure(Path(job["folder"]), job), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Every error splitload raises, in one tree.
+
+SplitloadError
+├── UsageError (ValueError)          a request that cannot be meant: an unknown name, a count below one
+├── ModelError (ValueError)          a source model that cannot be read, checked, cut or run
+├── ProfileError (ValueError)        a profile or device file that does not hold what it must
+├── PartitionError (ValueError)      split points that do not fit the model
+├── BundleError (ValueError)         a bundle that is incomplete, damaged or of another version
+├── StageError (RuntimeError)        a stage that could not be loaded or run
+├── OutputError (OSError)            a result that could not be written
+└── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SplitloadError(Exception):
+    """Root of all errors raised on purpose by splitload."""
+
+
+class UsageError(SplitloadError, ValueError):
+    """The request itself is wrong; the command line exits with 2."""
+
+
+class ModelError(SplitloadError, ValueError):
+    """The source model cannot be read, checked, cut or run."""
+
+
+class ProfileError(SplitloadError, ValueError):
+    """A profile or a device file does not hold what it must."""
+
+
+class PartitionError(SplitloadError, ValueError):
+    """Split points do not fit the model."""
+
+
+class BundleError(SplitloadError, ValueError):
+    """A bundle is incomplete, damaged, or of a version this one cannot read."""
+
+
+class StageError(SplitloadError, RuntimeError):
+    """A stage could not be loaded or run."""
+
+
+class OutputError(SplitloadError, OSError):
+    """A result could not be written; what stood there before is untouched."""
+
+
+class MissingPackageError(SplitloadError, ImportError):
+    """An optional package is needed; the message holds the command that installs it."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Return a `UsageError` for `name`, with near matches and every known name.
+
+    Args:
+        kind: What the name should have named, for example "device".
+        name: What was given.
+        known: The names that exist.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UsageError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")

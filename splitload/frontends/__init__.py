@@ -1,0 +1,46 @@
+"""How a model becomes a `ModelGraph`: the only modules that import onnx and torch, and they do so lazily."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitload.errors import ModelError
+
+if TYPE_CHECKING:
+    from splitload.frontends.onnx import Source
+
+DEFAULT_MODEL = "zoo:mobilenet_v1"
+
+
+def open_source(model: str, cache: Path) -> Source:
+    """Return the ONNX file behind a MODEL word of the command line.
+
+    Args:
+        model: A path to an .onnx file, `zoo:NAME`, or `package.module:factory`.
+        cache: Where zoo models and exports are kept.
+
+    Raises:
+        ModelError: If there is no such model or it cannot be read.
+        UsageError: If a zoo name is unknown.
+        MissingPackageError: If an optional package is needed.
+    """
+    from splitload.frontends.onnx import Source
+
+    if model.startswith("zoo:"):
+        from splitload.frontends import zoo
+
+        name = model.removeprefix("zoo:")
+        return Source.open(zoo.path(name, cache), name)
+    path = Path(model)
+    if path.is_dir():
+        raise ModelError(f"'{model}' is a folder; give an .onnx file, zoo:NAME or package.module:factory")
+    if not path.exists() and ":" in model and path.suffix != ".onnx":
+        from splitload.frontends import torch as torch_frontend
+
+        name = model.rpartition(":")[2]
+        out = cache / "exports" / f"{model.replace(':', '-')}.onnx"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        torch_frontend.export(model, out)
+        return Source.open(out, name)
+    return Source.open(path, path.stem)

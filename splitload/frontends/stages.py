@@ -1,0 +1,200 @@
+"""Stages as files: a range of nodes of an optimised graph, with its weights laid out for mapping."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from splitload.bundle import File, TensorSpec
+from splitload.errors import OutputError
+from splitload.frontends.onnx import all_tensors, elem_type, external_entry, is_external, node_inputs, split_constants
+from splitload.graph import ModelGraph
+
+PAGE_BYTES = 4096
+_CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StageFiles:
+    """A stage on disk.
+
+    Attributes:
+        graph: The ONNX file.
+        weights: The file its weights are mapped from, or None where it has none of their size.
+        inputs: Names of what it reads: model inputs and outputs of earlier stages.
+        outputs: What it gives: boundary tensors and model outputs.
+        weights_bytes: Bytes of its weights.
+    """
+
+    graph: File
+    weights: File | None
+    inputs: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights_bytes: int
+
+
+class StageWriter:
+    """Writes stages of one graph; the graph file is parsed once.
+
+    Args:
+        graph: The model to cut.
+        copy_weights: Whether each stage gets its own weights file. Without, stages map the optimised model's file,
+            linked into their folder: for stages that are measured or checked and thrown away.
+    """
+
+    def __init__(self, graph: ModelGraph, *, copy_weights: bool = True) -> None:
+        import onnx
+
+        self._copy_weights = copy_weights
+
+        self._graph = graph
+        self._model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
+        for node in self._model.graph.node:
+            node.ClearField("doc_string")
+            node.ClearField("metadata_props")
+        self._body, self._constants = split_constants(self._model.graph)
+        self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
+        self._sparse = {sparse.values.name: sparse for sparse in self._model.graph.sparse_initializer}
+        self._last_use: dict[str, int] = {}
+        for index, node in enumerate(graph.nodes):
+            self._last_use.update(dict.fromkeys(node.inputs, index))
+
+    def write(self, start: int, end: int, folder: Path, stem: str) -> StageFiles:
+        """Write the stage of the nodes `[start, end)` as `stem.onnx` and, where it has weights, `stem.bin`.
+
+        Raises:
+            OutputError: If a file cannot be written.
+        """
+        try:
+            return self._write(start, end, folder, stem)
+        except OSError as error:
+            raise OutputError(f"cannot write stage '{stem}' to '{folder}': {error.strerror or error}") from error
+
+    def _write(self, start: int, end: int, folder: Path, stem: str) -> StageFiles:
+        import onnx
+
+        graph, source = self._graph, self._model
+        made = {name for node in graph.nodes[start:end] for name in node.outputs}
+        inputs = tuple(
+            dict.fromkeys(name for node in graph.nodes[start:end] for name in node.inputs if name not in made)
+        )
+        model_outputs = set(graph.outputs)
+        outputs = [
+            name
+            for node in graph.nodes[start:end]
+            for name in node.outputs
+            if name in model_outputs or self._last_use.get(name, -1) >= end
+        ]
+        is_last = end == len(graph.nodes)
+        outputs += [name for name in graph.outputs if is_last and name in self._initializers]
+
+        model = onnx.ModelProto(ir_version=source.ir_version, producer_name="splitload")
+        model.opset_import.extend(source.opset_import)
+        model.functions.extend(source.functions)
+        stage = model.graph
+        stage.name = stem
+        nodes = self._body[start:end]
+        stage.node.extend([*self._constant_nodes(nodes), *nodes])
+        stage.input.extend(self._value(name) for name in inputs)
+        stage.output.extend(self._value(name) for name in outputs)
+        names = {name for node in stage.node for name in node_inputs(node)} | set(outputs)
+        # in the order of first use: the order in which reading ahead pays
+        ordered = dict.fromkeys(name for node in stage.node for name in node_inputs(node))
+        ordered.update(dict.fromkeys(outputs))
+        stage.initializer.extend(self._initializers[name] for name in ordered if name in self._initializers)
+        stage.sparse_initializer.extend(self._sparse[name] for name in names if name in self._sparse)
+
+        weights = self._write_weights(model, folder, f"{stem}.bin")
+        data = model.SerializeToString()
+        (folder / f"{stem}.onnx").write_bytes(data)
+        return StageFiles(
+            File(f"{stem}.onnx", len(data), hashlib.sha256(data).hexdigest()),
+            weights,
+            inputs,
+            tuple(self._spec(name) for name in outputs),
+            sum(graph.weights_bytes.get(name, 0) for name in ordered),
+        )
+
+    def _constant_nodes(self, nodes: Iterable[Any]) -> list[Any]:
+        """Return the constant nodes that `nodes` need, in topological order."""
+        needed: set[int] = set()
+        queue = [name for node in nodes for name in node_inputs(node)]
+        while queue:
+            maker = self._constants.get(queue.pop())
+            if maker is not None and id(maker) not in needed:
+                needed.add(id(maker))
+                queue.extend(node_inputs(maker))
+        makers = {id(maker): maker for maker in self._constants.values()}
+        return [maker for key, maker in makers.items() if key in needed]
+
+    def _spec(self, name: str) -> TensorSpec:
+        tensor = self._graph.tensors[name]
+        return TensorSpec(name, tensor.type, tensor.shape)
+
+    def _value(self, name: str) -> Any:
+        """Return the declaration of a stage's input or output.
+
+        Inputs and outputs of the model keep theirs. Boundary tensors get a type; in a native graph no shape, for
+        the layouts of onnxruntime's own operators have none that the file format could tell.
+        """
+        import onnx
+
+        for value in (*self._model.graph.input, *self._model.graph.output):
+            if value.name == name:
+                return value
+        tensor = self._graph.tensors[name]
+        shape = tensor.shape if self._graph.kind == "portable" else None
+        return onnx.helper.make_tensor_value_info(name, elem_type(tensor.type), shape)
+
+    def _write_weights(self, model: Any, folder: Path, name: str) -> File | None:
+        """Copy all external tensors of `model` into one file, each on a page of its own, and point `model` at it."""
+        tensors = [tensor for tensor in all_tensors(model.graph) if is_external(tensor)]
+        if not tensors:
+            return None
+        if not self._copy_weights:
+            for location in {external_entry(tensor)[0] for tensor in tensors}:
+                if not (folder / location).exists():
+                    (folder / location).hardlink_to(self._graph.path.parent / location)
+            return None
+        digest = hashlib.sha256()
+        sources: dict[str, BinaryIO] = {}
+        position = 0
+        try:
+            with (folder / name).open("wb") as out:
+                for tensor in tensors:
+                    location, offset, length = external_entry(tensor)
+                    if location not in sources:
+                        sources[location] = (self._graph.path.parent / location).open("rb")
+                    source = sources[location]
+                    if length is None:
+                        length = os.fstat(source.fileno()).st_size - offset
+                    padding = b"\0" * (-position % PAGE_BYTES)
+                    out.write(padding)
+                    digest.update(padding)
+                    position += len(padding)
+                    source.seek(offset)
+                    for chunk in _chunks(source, length):
+                        out.write(chunk)
+                        digest.update(chunk)
+                    del tensor.external_data[:]
+                    for key, value in (("location", name), ("offset", str(position)), ("length", str(length))):
+                        tensor.external_data.add(key=key, value=value)
+                    position += length
+        finally:
+            for source in sources.values():
+                source.close()
+        return File(name, position, digest.hexdigest())
+
+
+def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:
+    """Yield the next `length` bytes of `source`."""
+    while length:
+        chunk = source.read(min(length, _CHUNK_BYTES))
+        if not chunk:
+            raise OSError("the optimised model's weights end too soon; remove it from the cache folder")
+        length -= len(chunk)
+        yield chunk

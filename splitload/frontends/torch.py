@@ -1,0 +1,260 @@
+"""Export torch modules to ONNX, named `package.module:factory` or given as they are. Imports torch lazily."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Example: TypeAlias = "tuple[torch.Tensor, ...] | dict[str, torch.Tensor]"
+
+INSTALL = "pip install torch==2.13.0 transformers onnxscript && pip install --no-deps torchvision==0.28.0"
+_OPSET = 20  # torch 2.13's default, and the first with Gelu as one operator
+_TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-4}  # of the largest magnitude; other types are equal
+
+
+def require(*packages: str) -> None:
+    """Import `packages`, so that what is missing is named before any work starts.
+
+    Raises:
+        MissingPackageError: One of them cannot be imported; the message holds the commands that install it.
+    """
+    for package in packages:
+        try:
+            with quiet():
+                if package in ("torchvision", "transformers"):
+                    declare_torchvision_ops()
+                importlib.import_module(package)
+        except (ImportError, OSError) as e:
+            raise MissingPackageError(f"this model needs the package '{package}' ({e}). Install it: {INSTALL}") from e
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings of torch and its exporter from the user; errors pass."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def declare_torchvision_ops() -> None:
+    """Make `import torchvision` work beside a CPU-only torch, where its compiled operators do not load.
+
+    Classification models use none of these operators; torchvision only wants them to exist. Does nothing where
+    torchvision imports as it is, or is not installed. Call it before transformers too, which imports torchvision.
+
+    Raises:
+        MissingPackageError: torchvision does not fit the installed torch.
+    """
+    try:
+        import torchvision
+    except ImportError:
+        return
+    except RuntimeError as e:
+        if "torchvision::" not in str(e):
+            raise
+    else:
+        return
+    import torch
+
+    try:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401
+    except RuntimeError as e:
+        raise MissingPackageError(f"torchvision does not fit the installed torch ({e}). Install: {INSTALL}") from e
+
+
+def export(spec: str, out: Path) -> None:
+    """Write the torch module that a factory returns to an ONNX file.
+
+    Args:
+        spec: `package.module:factory`. The module is imported with the current folder on the path; the factory takes
+            no arguments and returns the torch module and its example inputs: a tuple of tensors, or a dict of them by
+            the names of the module's parameters. Shapes are exported as the examples have them.
+        out: The file to write; one that exists is replaced once the new one is complete and checked.
+
+    Raises:
+        UsageError: `spec` is not of that form.
+        ModelError: The factory cannot be found or called, returns something else, or its module cannot be exported
+            with equal outputs.
+        MissingPackageError: torch or onnxscript is missing.
+        OutputError: `out` cannot be written.
+    """
+    module_name, _, factory_name = spec.partition(":")
+    if not module_name or not factory_name:
+        raise UsageError(f"'{spec}' is not of the form package.module:factory")
+    require("torch", "onnxscript")
+    with quiet():
+        declare_torchvision_ops()
+    with _current_folder_importable():
+        module, example = _checked(spec, _call(spec, _find(spec, module_name, factory_name)))
+    with written_beside(out) as file:
+        export_module(module, example, file, name=spec)
+
+
+def export_module(
+    module: torch.nn.Module,
+    example: Example,
+    file: Path,
+    *,
+    name: str,
+    output_names: Sequence[str] | None = None,
+) -> None:
+    """Write a torch module to an ONNX file, in evaluation mode, and check that the file computes the same.
+
+    The weights are inside the file, up to 1.5 GB; above that, torch writes them to `FILE.data`.
+
+    Args:
+        module: The module; it is switched to evaluation mode.
+        example: Example inputs, which also fix the shapes.
+        file: The file to write, in place.
+        name: What to call the module in messages.
+        output_names: Names for the outputs; torch's if left out.
+
+    Raises:
+        ModelError: The module cannot be run or exported, or the outputs on the example inputs differ by more than
+            1e-4 of the largest (float32).
+        OSError: `file` cannot be written.
+    """
+    import torch
+
+    module.eval()
+    args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
+    try:
+        with quiet(), torch.no_grad():
+            expected = module(*args, **kwargs)
+            program = torch.onnx.export(
+                module,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                opset_version=_OPSET,
+                output_names=output_names,
+            )
+    except Exception as e:  # whatever the module's own code raises
+        raise ModelError(f"{name} cannot be exported to ONNX: {type(e).__name__}: {e}") from e
+    if program is None:
+        raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
+    with quiet():
+        program.save(str(file))
+    _compare(name, file, example, [t for t in torch.utils._pytree.tree_leaves(expected) if torch.is_tensor(t)])
+
+
+@contextlib.contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """Give a path to write to; when the block ends well, what stands there moves to `out`.
+
+    Files that begin with the same name, such as external data, move with it, `out` last. After an error or an
+    interrupt `out` is as it was.
+
+    Raises:
+        OutputError: Something could not be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            yield Path(folder) / out.name
+            for file in sorted(Path(folder).iterdir(), reverse=True):
+                file.replace(out.parent / file.name)
+    except OutputError:
+        raise
+    except OSError as e:
+        raise OutputError(f"cannot write {out}: {e.strerror or e}") from e
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _find(spec: str, module_name: str, factory_name: str) -> Any:
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name and f"{module_name}.".startswith(f"{e.name}."):
+            raise ModelError(f"{spec}: there is no module '{e.name}' here or among the installed packages") from e
+        raise ModelError(f"{spec}: importing {module_name} failed: {e}") from e
+    except Exception as e:  # whatever the user's module raises
+        raise ModelError(f"{spec}: importing {module_name} failed: {type(e).__name__}: {e}") from e
+    try:
+        return getattr(module, factory_name)
+    except AttributeError as e:
+        raise ModelError(f"{spec}: module '{module_name}' has no '{factory_name}'") from e
+
+
+def _call(spec: str, factory: Any) -> Any:
+    if not callable(factory):
+        raise ModelError(f"{spec}: expected a function without arguments, got {type(factory).__name__}")
+    try:
+        return factory()
+    except Exception as e:  # whatever the user's function raises
+        raise ModelError(f"{spec}: calling it failed: {type(e).__name__}: {e}") from e
+
+
+def _checked(spec: str, value: Any) -> tuple[torch.nn.Module, Example]:
+    import torch
+
+    wanted = "a pair (torch.nn.Module, example inputs), the inputs a tuple of tensors or a dict of them by name"
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ModelError(f"{spec}: expected {wanted}, got {type(value).__name__}")
+    module, example = value
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"{spec}: expected {wanted}, but the first is {type(module).__name__}")
+    inputs = (
+        list(example.values()) if isinstance(example, dict) else list(example) if isinstance(example, tuple) else []
+    )
+    if not inputs or not all(torch.is_tensor(value) for value in inputs):
+        holds = ", ".join(type(value).__name__ for value in inputs) or "no tensors"
+        raise ModelError(f"{spec}: expected {wanted}, but the second is {type(example).__name__} with {holds}")
+    return module, example
+
+
+def _compare(name: str, file: Path, example: Example, expected: list[torch.Tensor]) -> None:
+    """Raise `ModelError` unless the file gives the expected outputs on the example inputs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+        tensors = example if isinstance(example, dict) else dict(zip(names, example, strict=True))
+        outputs = session.run(None, {key: tensor.numpy(force=True) for key, tensor in tensors.items()})
+        wanted = [tensor.numpy(force=True) for tensor in expected]
+    except Exception as e:  # onnxruntime's errors have no common class but Exception
+        raise ModelError(f"{name} was exported, but cannot be checked in onnxruntime: {e}") from e
+    if len(outputs) != len(wanted):
+        raise ModelError(f"{name} was exported with {len(outputs)} outputs, but the module has {len(wanted)}")
+    for index, (output, value) in enumerate(zip(outputs, wanted, strict=True)):
+        largest = float(np.abs(value[np.isfinite(value)]).max(initial=0))
+        tolerance = _TOLERANCE.get(str(value.dtype), 0) * largest
+        if output.shape != value.shape:
+            raise ModelError(f"{name} was exported, but output {index} has shape {output.shape}, not {value.shape}")
+        if not np.allclose(output, value, rtol=0, atol=tolerance, equal_nan=True):
+            distance = np.abs(output.astype(np.float64) - value.astype(np.float64)).max()
+            raise ModelError(
+                f"{name} was exported, but output {index} differs from torch's by {distance:.2g}; expected at most "
+                f"{tolerance:.2g}, that is {_TOLERANCE.get(str(value.dtype), 0):g} of the largest"
+            )

@@ -1,0 +1,229 @@
+"""A model as the search sees it: nodes in topological order, where it may be cut, and the blocks between cuts.
+
+Nothing here knows a file format: frontends fill it in. Positions count nodes: the cut at position c lies between
+nodes c-1 and c.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Literal
+
+GraphKind = Literal["native", "portable"]
+DEFAULT_MAX_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A value that nodes exchange.
+
+    Attributes:
+        name: Unique in the graph.
+        type: onnxruntime's word for it, for example "tensor(float)".
+        shape: One entry a dimension, a name or None where it is not fixed; None where even the rank is unknown.
+        nbytes: Size in bytes as seen in a run on the example inputs, or None where it is not known.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...] | None
+    nbytes: int | None
+
+    @property
+    def can_cross(self) -> bool:
+        """Whether it can be handed from one stage to the next: only plain tensors can."""
+        return self.type.startswith("tensor(")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: For people; may be empty.
+        op_type: For people.
+        inputs: Names of the tensors it reads, captured by its bodies included, weights left out.
+        outputs: Names of the tensors it writes.
+        weights: Names of the weights it reads.
+        flops: Estimated floating-point operations of one inference.
+    """
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutPoint:
+    """A place in the topological order where the graph may be cut.
+
+    Attributes:
+        position: Number of nodes before it.
+        boundary: Names of the tensors that cross it, in the order they are made.
+        boundary_bytes: Their size; a tensor of unknown size counts as 0.
+    """
+
+    position: int
+    boundary: tuple[str, ...]
+    boundary_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of nodes between two chosen cut points, the smallest unit that may move between stages."""
+
+    name: str
+    start: int
+    end: int
+    weights_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A model that can be cut.
+
+    Attributes:
+        name: Name of the model, for people.
+        source_sha256: Hash of the file it came from.
+        source_bytes: Size of that file and its external data.
+        kind: "native" (optimised for this CPU and runtime version) or "portable" (standard operators only).
+        path: The optimised graph file that stages are cut from.
+        nodes: In topological order; nodes that only prepare constants are left out (each stage repeats its own).
+        tensors: Every value a node reads or writes, by name.
+        inputs: Names of the model's inputs.
+        outputs: Names of the model's outputs.
+        weights_bytes: Size of each weight, by name.
+        max_blocks: The most blocks it is divided into.
+    """
+
+    name: str
+    source_sha256: str
+    source_bytes: int
+    kind: GraphKind
+    path: Path
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights_bytes: Mapping[str, int]
+    max_blocks: int = DEFAULT_MAX_BLOCKS
+
+    @cached_property
+    def cut_points(self) -> tuple[CutPoint, ...]:
+        """Every legal cut point, over the whole topological order.
+
+        A tensor crosses the cut at c if a node before c makes it and a node from c on reads it. Model inputs do not
+        count: every stage gets them from the caller. A cut that something other than a plain tensor would cross
+        is not legal.
+        """
+        last_use: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            last_use.update(dict.fromkeys(node.inputs, index))
+        live: dict[str, None] = {}
+        cuts = []
+        for position, node in enumerate(self.nodes[:-1], start=1):
+            live.update((name, None) for name in node.outputs if last_use.get(name, -1) >= position)
+            for name in node.inputs:
+                if last_use[name] < position:
+                    live.pop(name, None)
+            crossing = [self.tensors[name] for name in live]
+            if all(tensor.can_cross for tensor in crossing):
+                cuts.append(CutPoint(position, tuple(live), sum(tensor.nbytes or 0 for tensor in crossing)))
+        return tuple(cuts)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The model divided at its best cut points into at most `max_blocks` blocks."""
+        cuts = choose_cuts(self.cut_points, self._cumulative_cost(), self.max_blocks)
+        bounds = [0, *(cut.position for cut in cuts), len(self.nodes)]
+        return tuple(
+            Block(
+                self._segment_name(start, end),
+                start,
+                end,
+                self.segment_weights_bytes(start, end),
+                sum(node.flops for node in self.nodes[start:end]),
+            )
+            for start, end in pairwise(bounds)
+        )
+
+    def segment_weights_bytes(self, start: int, end: int) -> int:
+        """Return the bytes of all weights that nodes `[start, end)` read, each counted once."""
+        names = {name for node in self.nodes[start:end] for name in node.weights}
+        return sum(self.weights_bytes[name] for name in names)
+
+    def boundary(self, position: int) -> tuple[str, ...]:
+        """Return the names of the tensors that cross the cut at `position` (none at either end)."""
+        return self._boundaries.get(position, ())
+
+    @cached_property
+    def _boundaries(self) -> dict[int, tuple[str, ...]]:
+        return {cut.position: cut.boundary for cut in self.cut_points}
+
+    def _cumulative_cost(self) -> list[float]:
+        """Return the share of loading work before each position: half by weight bytes, half by nodes."""
+        total_bytes = sum(self.weights_bytes.values()) or 1
+        seen: set[str] = set()
+        costs = []
+        for node in self.nodes:
+            new = [name for name in node.weights if name not in seen]
+            seen.update(new)
+            own = sum(self.weights_bytes[name] for name in new)
+            costs.append(0.5 * own / total_bytes + 0.5 / len(self.nodes))
+        return [0.0, *accumulate(costs)]
+
+    def _segment_name(self, start: int, end: int) -> str:
+        first, last = (node.name or node.op_type for node in (self.nodes[start], self.nodes[end - 1]))
+        return first if end - start == 1 else f"{first} … {last}"
+
+
+def choose_cuts(cuts: Sequence[CutPoint], cumulative_cost: Sequence[float], max_blocks: int) -> list[CutPoint]:
+    """Choose at most `max_blocks - 1` cuts, spread over the cost and each the best of its neighbourhood.
+
+    Cuts are taken from the smallest boundary up; one is passed over only when a taken cut, which by that order has a
+    boundary no larger, lies within a distance d in cost. d is the smallest (by bisection) that leaves few enough, so a
+    cut is never dropped for a worse one.
+
+    Args:
+        cuts: Legal cut points in order of position.
+        cumulative_cost: Share of cost before each position, non-decreasing.
+        max_blocks: The most blocks wanted, at least 1.
+    """
+    if len(cuts) < max_blocks:
+        return list(cuts)
+    ranked = sorted(cuts, key=lambda cut: (cut.boundary_bytes, len(cut.boundary), cut.position))
+
+    def spread(distance: float) -> list[int]:
+        taken: list[tuple[float, int]] = [(-math.inf, -1), (math.inf, -1)]
+        for cut in ranked:
+            cost = cumulative_cost[cut.position]
+            at = bisect.bisect(taken, (cost, cut.position))
+            if taken[at][0] - cost > distance and cost - taken[at - 1][0] > distance:
+                taken.insert(at, (cost, cut.position))
+        return [position for _, position in taken[1:-1]]
+
+    low, high, best = 0.0, cumulative_cost[-1] + 1.0, spread(cumulative_cost[-1] + 1.0)
+    for _ in range(40):
+        middle = (low + high) / 2
+        positions = spread(middle)
+        if len(positions) < max_blocks:
+            high, best = middle, positions
+        else:
+            low = middle
+    chosen = set(best[: max_blocks - 1])
+    return [cut for cut in cuts if cut.position in chosen]
+
+
+def used_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` without empties and repeats, in order."""
+    return tuple(dict.fromkeys(name for name in names if name))

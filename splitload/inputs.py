@@ -1,0 +1,101 @@
+"""Feeds for a model: read from .npy files, or made up where none are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from splitload.errors import ModelError, UsageError
+
+DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+}
+
+
+class InputSpec(Protocol):
+    """What is known of an input; onnxruntime's NodeArg and splitload's TensorSpec both fit."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def type(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> Any: ...  # noqa: D102
+
+
+def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
+    """Return one feed for each input: the given one, or a made-up array of its type and shape.
+
+    Open dimensions become 1. Floats are standard normal, everything else is 1, which is a valid index, mask and trip
+    count for most models.
+
+    Args:
+        specs: The model's inputs.
+        given: Feeds that are known, by input name.
+        seed: Seed of the made-up floats.
+
+    Raises:
+        ModelError: If an input is of a type that cannot be made up.
+        UsageError: If `given` names no input.
+    """
+    rng = np.random.default_rng(seed)
+    given = dict(given or {})
+    feeds: dict[str, Any] = {}
+    for spec in specs:
+        if spec.name in given:
+            feeds[spec.name] = given.pop(spec.name)
+        elif spec.type.startswith("optional"):
+            continue
+        else:
+            feeds[spec.name] = _made_up(spec, rng)
+    if given:
+        raise UsageError(f"the model has no input {sorted(given)}; it has {sorted(feeds)}")
+    return feeds
+
+
+def _made_up(spec: InputSpec, rng: np.random.Generator) -> Any:
+    dtype = DTYPES.get(spec.type)
+    if dtype is None:
+        raise ModelError(f"input '{spec.name}' is a {spec.type}; no example of that type can be made up")
+    shape = tuple(size if isinstance(size, int) and size >= 0 else 1 for size in spec.shape or ())
+    if dtype is np.object_:
+        return np.full(shape, "a", dtype=np.object_)
+    if issubclass(dtype, np.floating):
+        return rng.standard_normal(shape).astype(dtype)
+    return np.ones(shape, dtype)
+
+
+def read_feeds(pairs: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Read `NAME=FILE.npy` pairs.
+
+    Raises:
+        UsageError: If a pair is malformed or its file is no array.
+    """
+    feeds = {}
+    for pair in pairs:
+        name, sign, file = pair.partition("=")
+        if not (name and sign and file):
+            raise UsageError(f"--input takes NAME=FILE.npy, not '{pair}'")
+        try:
+            array = np.load(Path(file), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"cannot read '{file}' as a .npy array: {error}") from error
+        if not isinstance(array, np.ndarray):
+            raise UsageError(f"'{file}' holds several arrays; --input takes one .npy array for each input")
+        feeds[name] = array
+    return feeds

@@ -1,0 +1,63 @@
+"""What this machine is: the processor as compiled graphs see it, and the threads this process may use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+_CPUINFO_BYTES = 8192  # the first processor's entry; all of the file takes milliseconds on large servers
+
+
+@cache
+def cpu_architecture() -> str:
+    """Return the processor family and its vector level, for example "x86_64+avx2".
+
+    onnxruntime blocks convolution weights by the vector width, so that a graph optimised on one level is wrong on
+    another.
+    """
+    machine = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+    flags: set[str] = set()
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+            for line in file.read(_CPUINFO_BYTES).splitlines():
+                if line.startswith(("flags", "Features")):
+                    flags.update(line.partition(":")[2].split())
+                    break
+    except OSError:
+        return machine
+    level = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
+    return f"{machine}+{level}" if level else machine
+
+
+@cache
+def cpu_model() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+            for line in file.read(_CPUINFO_BYTES).splitlines():
+                if line.startswith(("model name", "Model", "Hardware")):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def available_threads() -> int:
+    """Return how many processors this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cache_folder(configured: str | None = None) -> Path:
+    """Return the user's cache folder for splitload; it need not exist.
+
+    Args:
+        configured: A folder that the user chose, or None for the platform's place.
+    """
+    if configured:
+        return Path(configured).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "splitload"

@@ -1,0 +1,236 @@
+"""A profile: load and inference seconds per block of one model on one device, and what follows from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from splitload.errors import ProfileError
+from splitload.partition import Partition
+from splitload.schedule import Contention, Schedule, simulate
+
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one segment of a model costs on a device, each part alone and in a fresh session.
+
+    Attributes:
+        load_s: Seconds from the load call until the segment can infer.
+        first_inference_s: Seconds of the first inference, with the page faults that loading left to it.
+        inference_s: Seconds of a later inference.
+    """
+
+    load_s: float
+    first_inference_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProfile:
+    """One block: its name, its weights in bytes, and its cost when it is loaded as a stage of its own."""
+
+    name: str
+    weights_bytes: int
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Measured or simulated costs of one model on one device.
+
+    The cost of a segment of several blocks is its measured cost where `segments` holds it; otherwise it is
+    predicted as `fixed + Σ (block - fixed)`: what every stage pays once, plus what each block adds.
+
+    Attributes:
+        model: Name of the model, for people.
+        model_sha256: Hash of the source model.
+        graph: Which graph the blocks are of, "native" or "portable".
+        device: Name of the device.
+        source: "measured" or "simulated".
+        blocks: In topological order, at least one.
+        stage_fixed_s: Load seconds every stage pays once, contained in each block's `load_s`.
+        contention: How parallel loads interfere.
+        segments: Costs of segments that were measured, by half-open block range.
+        environment: Runtime version, machine and the like, for provenance.
+    """
+
+    model: str
+    model_sha256: str
+    graph: str
+    device: str
+    source: Literal["measured", "simulated"]
+    blocks: tuple[BlockProfile, ...]
+    stage_fixed_s: float
+    contention: Contention
+    segments: Mapping[tuple[int, int], Cost] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks N."""
+        return len(self.blocks)
+
+    def cost(self, start: int, end: int) -> Cost:
+        """Return the cost of the segment `[start, end)`, measured where it was, predicted otherwise."""
+        measured = self.segments.get((start, end))
+        if measured is not None:
+            return measured
+        blocks = self.blocks[start:end]
+        load_s = sum(block.cost.load_s for block in blocks) - (len(blocks) - 1) * self.stage_fixed_s
+        return Cost(
+            load_s,
+            sum(block.cost.first_inference_s for block in blocks),
+            sum(block.cost.inference_s for block in blocks),
+        )
+
+    def whole(self) -> Cost:
+        """Return the cost of the whole model as one stage."""
+        return self.cost(0, self.num_blocks)
+
+    def largest_stage_load_s(self, partition: Partition) -> float:
+        """Return the largest load time of any stage, in seconds, while the stages load in parallel."""
+        slowdown = self.contention.slowdown(partition.num_stages)
+        return slowdown * max(self.cost(start, end).load_s for start, end in partition.stages())
+
+    def schedule(self, partition: Partition) -> Schedule:
+        """Return the schedule that the execution policy gives this partition."""
+        costs = [self.cost(start, end) for start, end in partition.stages()]
+        return simulate(
+            [cost.load_s for cost in costs],
+            [cost.first_inference_s for cost in costs],
+            self.contention,
+            "simulated" if self.source == "simulated" else "predicted",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as plain JSON values; `from_json` reads them back."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "model_sha256": self.model_sha256,
+            "graph": self.graph,
+            "device": self.device,
+            "source": self.source,
+            "stage_fixed_s": self.stage_fixed_s,
+            "contention": asdict(self.contention),
+            "blocks": [
+                {"name": block.name, "weights_bytes": block.weights_bytes, **asdict(block.cost)}
+                for block in self.blocks
+            ],
+            "segments": [
+                {"start": start, "end": end, **asdict(cost)} for (start, end), cost in sorted(self.segments.items())
+            ],
+            "environment": dict(self.environment),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any, name: str = "profile") -> Profile:
+        """Read what `to_json` wrote.
+
+        Args:
+            data: Parsed JSON.
+            name: How errors call it, usually the file's name.
+
+        Raises:
+            ProfileError: If anything is missing, unknown, of the wrong type, negative or not finite.
+        """
+        keys = {
+            "schema_version", "model", "model_sha256", "graph", "device", "source",
+            "stage_fixed_s", "contention", "blocks", "segments", "environment",
+        }  # fmt: skip
+        try:
+            if data["schema_version"] != SCHEMA_VERSION:
+                raise ProfileError(
+                    f"{name}: schema version {data['schema_version']!r}, expected {SCHEMA_VERSION}; "
+                    "write it again with 'splitload profile'"
+                )
+            if unknown := set(data) - keys:
+                raise ProfileError(f"{name}: unknown keys {sorted(unknown)}")
+            return cls(
+                model=data["model"],
+                model_sha256=data["model_sha256"],
+                graph=data["graph"],
+                device=data["device"],
+                source=data["source"],
+                blocks=tuple(
+                    BlockProfile(
+                        block["name"],
+                        block["weights_bytes"],
+                        Cost(block["load_s"], block["first_inference_s"], block["inference_s"]),
+                    )
+                    for block in data["blocks"]
+                ),
+                stage_fixed_s=data["stage_fixed_s"],
+                contention=Contention(**data["contention"]),
+                segments={
+                    (row["start"], row["end"]): Cost(row["load_s"], row["first_inference_s"], row["inference_s"])
+                    for row in data["segments"]
+                },
+                environment=data["environment"],
+            )
+        except ProfileError as error:
+            raise ProfileError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ProfileError(f"{name}: not a splitload profile ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Profile:
+        """Read a profile file.
+
+        Raises:
+            ProfileError: If it cannot be read or does not hold a profile.
+        """
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ProfileError(f"{path.name}: larger than {MAX_FILE_BYTES} bytes, no profile is")
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ProfileError(f"cannot read profile {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ProfileError(f"{path.name}: not JSON ({error})") from error
+        return cls.from_json(data, path.name)
+
+
+def _check(profile: Profile) -> None:
+    """Raise `ProfileError` unless every number of `profile` is usable."""
+
+    def seconds(value: Any, what: str) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise ProfileError(f"{what} must be a finite number of seconds, not negative; it is {value!r}")
+
+    if profile.source not in ("measured", "simulated"):
+        raise ProfileError(f"source must be 'measured' or 'simulated'; it is {profile.source!r}")
+    if not profile.blocks:
+        raise ProfileError("a profile needs at least one block")
+    seconds(profile.stage_fixed_s, "stage_fixed_s")
+    rows = [(f"block {block.name!r}", block.cost) for block in profile.blocks]
+    rows += [(f"segment {start}-{end}", cost) for (start, end), cost in profile.segments.items()]
+    for what, cost in rows:
+        for key, value in asdict(cost).items():
+            seconds(value, f"{what}: {key}")
+    for block in profile.blocks:
+        if not isinstance(block.weights_bytes, int) or block.weights_bytes < 0:
+            raise ProfileError(f"block {block.name!r}: weights_bytes must be a count, it is {block.weights_bytes!r}")
+        if block.cost.load_s < profile.stage_fixed_s:
+            raise ProfileError(
+                f"block {block.name!r}: load_s {block.cost.load_s} is below stage_fixed_s {profile.stage_fixed_s}"
+            )
+    for start, end in profile.segments:
+        if not 0 <= start < end <= profile.num_blocks:
+            raise ProfileError(f"segment {start}-{end} lies outside the {profile.num_blocks} blocks")
+    contention = profile.contention
+    if not isinstance(contention.threads, int) or contention.threads < 1:
+        raise ProfileError(f"threads must be at least 1, it is {contention.threads!r}")
+    for key, share in (("serial_share", contention.serial_share), ("thread_penalty", contention.thread_penalty)):
+        if not isinstance(share, int | float) or not math.isfinite(share) or share < 0:
+            raise ProfileError(f"{key} must be a finite share, not negative; it is {share!r}")
