@@ -1,0 +1,249 @@
+"""The command line: words in, one command run, exit code out. Commands live in `splitload.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from splitload.errors import SplitloadError, UsageError
+from splitload.machine import cache_folder
+
+DEFAULT_MODEL = "zoo:mobilenet_v1"
+AGENTS = ("q-learning", "sarsa", "exact", "uniform", "random")
+OBJECTIVES = ("balance", "ttfo")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: The command line without the program's name; by default this process's.
+
+    Returns:
+        0, 1 if it failed, or 2 if the request was wrong.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    try:
+        options = _parser().parse_args(words)
+        options.words = [word for word in words if word != "--json"]
+        result = _run(options)
+        if options.json:
+            print(json.dumps(result))  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: so do we
+        return 1
+    except KeyboardInterrupt as error:
+        return _failed(str(error) or "interrupted; nothing was written", 1)
+    except SplitloadError as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(str(error), 2 if isinstance(error, UsageError) else 1)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _failed(f"{text} (this should not happen; --debug shows where)", 1)
+    return 0
+
+
+def _failed(message: str, code: int) -> int:
+    print(f"splitload: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _run(options: argparse.Namespace) -> Any:
+    """Run the command of `options`; commands import what they need and no more."""
+    from splitload.commands.console import Console
+
+    console = Console(json=options.json)
+    command: Callable[[argparse.Namespace, Console, Path], Any] = options.command
+    return command(options, console, cache_folder(os.environ.get("SPLITLOAD_CACHE")))
+
+
+def _train(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.train import train
+
+    return train(options, console, cache)
+
+
+def _profile(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.measure import profile
+
+    return profile(options, console, cache)
+
+
+def _bench(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.measure import bench
+
+    return bench(options, console, cache)
+
+
+def _run_bundle(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.run import run
+
+    return run(options, console)
+
+
+def _inspect(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.bundles import inspect
+
+    return inspect(options, console)
+
+
+def _verify(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.bundles import verify
+
+    return verify(options, console)
+
+
+def _devices(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.devices import names, open_device
+
+    devices = [open_device(name, cache) for name in names()]
+    console.table(
+        "devices",
+        ("name", "times are", "description"),
+        [(each.name, each.source, each.description) for each in devices],
+    )
+    return [{"name": each.name, "source": each.source, "description": each.description} for each in devices]
+
+
+def _zoo(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.frontends import zoo
+
+    models = zoo.names()
+    console.table("models", ("name", "description"), [(f"zoo:{name}", text) for name, text in models.items()])
+    return [{"name": f"zoo:{name}", "description": text} for name, text in models.items()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="splitload", description="Load a neural network in parallel stages, and answer meanwhile.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name: str, command: Callable[..., Any], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+        sub.add_argument("--debug", action="store_true", help="show a traceback where something fails")
+        return sub
+
+    def takes_model(sub: argparse.ArgumentParser, **default: Any) -> None:
+        sub.add_argument("model", metavar="MODEL", help=".onnx file, zoo:NAME or package.module:factory", **default)
+        sub.add_argument(
+            "--max-blocks",
+            type=_at_least_one,
+            default=64,
+            metavar="N",
+            help="divide the model into at most this many blocks (default: %(default)s)",
+        )
+        takes_input(sub)
+
+    def takes_input(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--input",
+            action="append",
+            default=[],
+            metavar="NAME=FILE.npy",
+            help="a model input; made up where none is given",
+        )
+
+    def takes_device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--device", required=True, help="host, a simulated device's name (see 'splitload devices'), or a file"
+        )
+
+    train = add("train", _train, "search a partition on a device and write the bundle")
+    takes_model(train, nargs="?", default=DEFAULT_MODEL)
+    takes_device(train)
+    train.add_argument("-o", "--output", metavar="BUNDLE", help="where the bundle goes (default: NAME.splitload)")
+    train.add_argument("--agent", choices=AGENTS, default="q-learning", help="who searches (default: %(default)s)")
+    train.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default="balance",
+        help="equal load times, or the shortest time to first output (default: %(default)s)",
+    )
+    train.add_argument(
+        "--episodes", type=_at_least_one, metavar="N", help="most episodes in all (default: agent's rule)"
+    )
+    train.add_argument("--seed", type=int, default=0, help="seed of the search (default: %(default)s)")
+    train.add_argument(
+        "--max-stages", type=_at_least_one, default=8, metavar="K", help="the most stages (default: %(default)s)"
+    )
+    train.add_argument(
+        "--trainable",
+        metavar="SPEC",
+        help="layers that stay together in the last stage: a count of last layers, or a pattern of their names",
+    )
+    train.add_argument(
+        "--split-points",
+        type=_split_points,
+        metavar="P,P,…",
+        help="build this plan instead of searching: the ends of all stages but the last, in blocks",
+    )
+
+    profile = add("profile", _profile, "measure or simulate what loading each block costs")
+    takes_model(profile)
+    takes_device(profile)
+    profile.add_argument("-o", "--output", metavar="FILE", help="write the profile here, for --device FILE")
+
+    add("devices", _devices, "list the devices")
+    add("zoo", _zoo, "list the models that are built in")
+
+    for name, command, text in (
+        ("inspect", _inspect, "show what a bundle holds"),
+        ("verify", _verify, "check every file of a bundle"),
+    ):
+        add(name, command, text).add_argument("bundle", metavar="BUNDLE")
+
+    run = add("run", _run_bundle, "load a bundle in parallel, infer once, show the timeline")
+    run.add_argument("bundle", metavar="BUNDLE")
+    takes_input(run)
+    run.add_argument("--threads", type=_at_least_one, metavar="N", help="loading threads (default: the bundle's)")
+    run.add_argument("-o", "--output", metavar="FOLDER", help="save each output as FOLDER/NAME.npy")
+
+    bench = add("bench", _bench, "compare with what a user would do otherwise, in fresh processes")
+    takes_model(bench)
+    bench.add_argument(
+        "--runs", type=_at_least_one, default=9, metavar="N", help="samples of each arm (default: %(default)s)"
+    )
+    bench.add_argument("--bundle", metavar="BUNDLE", help="take this bundle instead of making one for this host")
+    return parser
+
+
+def _at_least_one(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not '{word}'")
+    return int(word)
+
+
+def _split_points(word: str) -> list[int]:
+    parts = [part for part in word.split(",") if part]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"it must be block numbers with commas between, not '{word}'")
+    return [int(part) for part in parts]
+
+
+def _version() -> str:
+    from splitload import __version__
+
+    return f"splitload {__version__}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

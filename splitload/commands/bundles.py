@@ -1,0 +1,61 @@
+"""`splitload inspect` and `splitload verify`: what a bundle holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from splitload.bundle import read_manifest
+from splitload.commands.console import Console
+
+
+def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Show the manifest; return what `--json` prints.
+
+    Raises:
+        BundleError: If it is no bundle.
+    """
+    manifest = read_manifest(Path(options.bundle), "sizes")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.created_with.items())
+    console.print(f"{manifest.model} ({manifest.model_bytes / 1e6:.1f} MB, SHA-256 {manifest.model_sha256[:16]}…)")
+    console.print(f"made for {manifest.device} on {manifest.cpu} with {versions}")
+    for what, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
+        for spec in specs:
+            console.print(f"{what} {spec.name}: {spec.type} {_shape(spec.shape)}")
+    for variant in manifest.variants:
+        where = "any machine" if variant.cpu is None else f"{variant.cpu}, onnxruntime {variant.runtime}"
+        console.table(
+            f"{variant.kind} graph for {where}; {variant.threads} loading threads",
+            ("stage", "blocks", "part of the model", "MB", "reads", "gives", "trainable"),
+            [
+                (
+                    str(number),
+                    f"{stage.blocks[0]}-{stage.blocks[1] - 1}",
+                    stage.name,
+                    f"{(stage.graph.bytes + (stage.weights.bytes if stage.weights else 0)) / 1e6:.2f}",
+                    ", ".join(stage.inputs),
+                    ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in stage.outputs),
+                    "yes" if stage.trainable else "",
+                )
+                for number, stage in enumerate(variant.stages, start=1)
+            ],
+        )
+    return manifest.to_json()
+
+
+def verify(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Check every file's size and hash; return what `--json` prints.
+
+    Raises:
+        BundleError: For the first thing that is wrong.
+    """
+    manifest = read_manifest(Path(options.bundle), "hashes")
+    files = list(manifest.files())
+    total = sum(file.bytes for file in files)
+    console.print(f"{options.bundle}: {len(files)} files, {total / 1e6:.1f} MB, every hash is right")
+    return {"bundle": options.bundle, "files": len(files), "files_bytes": total, "verified": True}
+
+
+def _shape(shape: Any) -> str:
+    return "" if shape is None else "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"

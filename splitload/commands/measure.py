@@ -1,0 +1,132 @@
+"""`splitload profile` and `splitload bench`: what loading costs, block by block and beside what else one would do."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from splitload.bench import Arm, run_arms, summarize
+from splitload.bundle import read_manifest
+from splitload.commands.console import Console
+from splitload.commands.search import Search
+from splitload.commands.train import prepare
+from splitload.devices import open_device
+from splitload.devices.host import write_profile
+from splitload.errors import UsageError
+from splitload.frontends.onnx import load_graph
+from splitload.inputs import example_inputs, read_feeds
+from splitload.partition import Partition
+from splitload.provenance import provenance
+
+
+def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Measure or simulate every block; return what `--json` prints, which is the profile.
+
+    Raises:
+        SplitloadError: If the model cannot be read or measured, or the file not written.
+    """
+    device = open_device(options.device, cache, refresh=True)
+    _, _, made = prepare(options, console, cache, device, read_feeds(options.input))
+    whole = made.whole()
+    console.table(
+        f"{made.model} on {made.device}, {made.source}",
+        ("block", "part of the model", "MB", "load ms", "first inference ms", "inference ms"),
+        [
+            (
+                str(number),
+                block.name,
+                f"{block.weights_bytes / 1e6:.2f}",
+                f"{block.cost.load_s * 1e3:.2f}",
+                f"{block.cost.first_inference_s * 1e3:.2f}",
+                f"{block.cost.inference_s * 1e3:.2f}",
+            )
+            for number, block in enumerate(made.blocks)
+        ],
+    )
+    console.print(
+        f"whole model: load {whole.load_s * 1e3:.2f} ms, first inference {whole.first_inference_s * 1e3:.2f} ms, "
+        f"inference {whole.inference_s * 1e3:.2f} ms; each stage pays {made.stage_fixed_s * 1e3:.2f} ms"
+    )
+    if options.output:
+        write_profile(Path(options.output), made)
+        console.print(f"profile: {options.output}")
+    return made.to_json()
+
+
+def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Compare the bundle with a stock and a tuned session; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If the model cannot be read or an arm fails.
+    """
+    if options.runs < 1:
+        raise UsageError(f"--runs must be at least 1, it is {options.runs}")
+    device = open_device("host", cache)
+    feeds = read_feeds(options.input)
+    source, graph, measured = prepare(options, console, cache, device, feeds)
+    bundle = Path(options.bundle) if options.bundle else _bundle(options, console, cache, source, graph, measured)
+    manifest = read_manifest(bundle)
+    if manifest.model_sha256 != source.sha256:
+        raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {options.model}")
+    arms = [Arm("stock", source.path), Arm("tuned", graph.path), Arm("splitload", bundle)]
+    ready = example_inputs([graph.tensors[name] for name in graph.inputs], feeds)
+    with console.progress("benchmark", unit="samples") as show:
+        samples = run_arms(arms, ready, options.runs, show)
+    summary = {name: summarize(rows) for name, rows in samples.items()}
+    split_points = manifest.plan.get("split_points", [])
+    console.table(
+        f"{graph.name}: {options.runs} fresh processes an arm, interleaved, warm page cache; medians (min-max)",
+        ("arm", "TTFO ms", "load ms", "first inference ms", "steady ms", "peak MiB", "TTFO ÷ stock"),
+        [
+            (
+                name,
+                *(_spread(row[key], 1e3) for key in ("ttfo_s", "load_s", "first_inference_s", "steady_inference_s")),
+                _spread(row["peak_memory_bytes"], 1 / (1 << 20)),
+                f"{row['ttfo_s']['median'] / summary['stock']['ttfo_s']['median']:.3f}",
+            )
+            for name, row in summary.items()
+        ],
+    )
+    console.print(f"splitload: {len(split_points) + 1} stages, cut at {split_points or 'nothing'}")
+    return {
+        "model": options.model,
+        "model_sha256": source.sha256,
+        "model_bytes": source.size_bytes,
+        "runs": options.runs,
+        "cold": False,
+        "source": "measured",
+        "plan": {"num_stages": len(split_points) + 1, "split_points": split_points},
+        "arms": summary,
+        "samples": samples,
+        "provenance": provenance(["splitload", *shlex.split(shlex.join(options.words))]),
+    }
+
+
+def _bundle(options: argparse.Namespace, console: Console, cache: Path, source: Any, graph: Any, measured: Any) -> Path:
+    """Make the bundle that `train --device host --objective ttfo` makes, in the cache."""
+    from splitload.deploy.build import Plan, build_bundle
+
+    with console.status("searching a plan"):
+        found = Search(measured, objective="ttfo").run()
+    portable = load_graph(source, "portable", cache, max_blocks=options.max_blocks)
+    target = cache / "bench" / f"{source.sha256[:24]}.splitload"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    plans = [
+        Plan(graph, found.partition, measured.contention.threads),
+        Plan(portable, Partition(len(portable.blocks)), 1),
+    ]
+    with console.progress("writing the bundle", unit="stages") as show:
+        build_bundle(
+            target,
+            plans,
+            device="host",
+            notes={"objective": "ttfo", "split_points": list(found.partition.split_points)},
+            on_progress=show,
+        )
+    return target
+
+
+def _spread(figure: dict[str, float], scale: float) -> str:
+    return f"{figure['median'] * scale:.1f} ({figure['min'] * scale:.1f}-{figure['max'] * scale:.1f})"

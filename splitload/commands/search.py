@@ -1,0 +1,176 @@
+"""The search: a profile and an agent become a partition, beside what other agents would have found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from splitload.agents import baselines, exact
+from splitload.agents.q_learning import Plan, Progress, QLearning
+from splitload.envs.costs import cost_matrices
+from splitload.envs.split import SplitEnv
+from splitload.errors import PartitionError, UsageError
+from splitload.partition import Partition
+from splitload.profile import Profile
+
+AGENTS = ("q-learning", "sarsa", "exact", "uniform", "random")
+OBJECTIVES = ("balance", "ttfo")
+BASELINES = ("exact", "uniform_bytes", "uniform_blocks", "random")
+Objective = Literal["balance", "ttfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        partition: The plan.
+        values_s: The plan's value in seconds under the agent that found it ("learned" for Q-learning and SARSA), and
+            the values of the baselines for the same number of stages; None where one does not apply.
+        episodes: Episodes of the learning agent, 0 for the others.
+        search_s: Seconds the search took, without profiling.
+    """
+
+    partition: Partition
+    values_s: Mapping[str, float | None]
+    episodes: int
+    search_s: float
+
+
+class Search:
+    """Finds a partition on a profile; `best` holds the best plan so far at any time.
+
+    For `balance` the cuts of each number of stages are found by the equal-load reward (eq. 4), and the number of
+    stages whose loads are all done first is taken: equal loads alone would always be had with one stage. For `ttfo`
+    it is the number with the smallest time to first output. Of equals the fewest stages win.
+
+    Args:
+        profile: Costs of the model on the device.
+        agent: One of `AGENTS`.
+        objective: One of `OBJECTIVES`.
+        max_stages: The most stages, at least 1; more than there are blocks is the same as all of them.
+        seed: Seed of the agent, and of the random baseline.
+        episodes: Most episodes in all, or None for the agent's own rule.
+        trainable_from: First trainable block; it and all after it lie in the last stage.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        agent: str = "q-learning",
+        objective: Objective = "balance",
+        max_stages: int = 8,
+        seed: int = 0,
+        episodes: int | None = None,
+        trainable_from: int | None = None,
+    ) -> None:
+        self._profile = profile
+        self._agent = agent
+        self._objective: Objective = objective
+        self._seed = seed
+        self._episodes = episodes
+        self._trainable_from = trainable_from
+        self._matrices = cost_matrices(profile)
+        limit = profile.num_blocks if trainable_from is None else trainable_from + 1
+        self._counts = range(1, min(max_stages, limit) + 1)
+        self._learner: QLearning | None = None
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Found:
+        """Search, and value the baselines for the number of stages that was found.
+
+        Args:
+            on_progress: Called after each episode of a learning agent.
+
+        Raises:
+            KeyboardInterrupt: As it came; `best` then holds what was found.
+        """
+        start = time.perf_counter()
+        if self._agent in ("q-learning", "sarsa"):
+            env = SplitEnv(
+                self._profile,
+                objective=self._objective,
+                max_stages=self._counts[-1],
+                trainable_from=self._trainable_from,
+            )
+            self._learner = QLearning(env, sarsa=self._agent == "sarsa", seed=self._seed)
+            result = self._learner.train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
+            episodes = result.episodes
+            partition = self.best
+        else:
+            episodes = 0
+            partition = self._pick(filter(None, (self._by_rule(self._agent, count) for count in self._counts)))
+        if partition is None:
+            raise UsageError("no plan was found; give more --episodes")
+        search_s = time.perf_counter() - start
+        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._learner else None}
+        for name in BASELINES:
+            other = self._by_rule(name, partition.num_stages)
+            values[name] = None if other is None else self.value_s(other)
+        return Found(partition, values, episodes, search_s)
+
+    @property
+    def best(self) -> Partition | None:
+        """The best plan so far, or None before the first."""
+        plans: Mapping[int, Plan] = self._learner.result().plans if self._learner else {}
+        return self._pick(Partition(self._profile.num_blocks, plan.split_points) for plan in plans.values())
+
+    def value_s(self, partition: Partition) -> float:
+        """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""
+        if self._objective == "balance":
+            return self._profile.largest_stage_load_s(partition)
+        return self._profile.schedule(partition).ttfo_s
+
+    def _pick(self, partitions: Any) -> Partition | None:
+        """Return the partition whose number of stages pays most."""
+
+        def rank(partition: Partition) -> tuple[float, int]:
+            schedule = self._profile.schedule(partition)
+            seconds = schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
+            return seconds, partition.num_stages
+
+        return min(partitions, key=rank, default=None)
+
+    def _by_rule(self, name: str, count: int) -> Partition | None:
+        """Return the partition a baseline gives for `count` stages, or None where it gives none."""
+        blocks = [block.weights_bytes for block in self._profile.blocks]
+        last = self._trainable_from
+        points: Sequence[int]
+        if name == "exact" and self._objective == "balance":
+            points, _ = exact.balance(self._matrices.load_s, count, last)
+        elif name == "exact":
+            contention = self._profile.contention
+            if count > contention.threads:
+                return None  # the order of waiting loads makes it another problem
+            points, _ = exact.ttfo(
+                self._matrices.load_s,
+                self._matrices.first_inference_s,
+                count,
+                contention.threads,
+                contention.slowdown(count),
+                last,
+            )
+        elif name in ("uniform", "uniform_bytes"):
+            points = baselines.uniform_bytes(blocks, count, last)
+        elif name == "uniform_blocks":
+            points = baselines.uniform_blocks(len(blocks), count, last)
+        else:
+            points = baselines.random_partition(len(blocks), count, last, seed=self._seed)
+        return Partition.of(len(blocks), points)
+
+
+def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: int | None) -> Partition:
+    """Return the partition with given split points, checked.
+
+    Raises:
+        PartitionError: If they do not fit the profile's blocks, or cut trainable blocks off the last stage.
+    """
+    partition = Partition.of(profile.num_blocks, split_points)
+    if trainable_from is not None and partition.bounds[-2] > trainable_from:
+        raise PartitionError(
+            f"the last stage would start at block {partition.bounds[-2]}, "
+            f"but block {trainable_from} is trainable; put the last split point at or before it"
+        )
+    return partition

@@ -1,0 +1,256 @@
+"""`splitload train`: search a partition on a device, then write the bundle."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from splitload.bundle import check_target
+from splitload.commands.console import Console, milliseconds
+from splitload.commands.search import BASELINES, Found, Search, fixed_plan
+from splitload.devices import Device, open_device
+from splitload.errors import UsageError
+from splitload.frontends import open_source
+from splitload.frontends.onnx import Source, load_graph
+from splitload.graph import ModelGraph
+from splitload.inputs import read_feeds
+from splitload.partition import Partition
+from splitload.profile import Profile
+
+TTFO_RUNS = 5
+
+
+def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Search, write the bundle, show both; return what `--json` prints.
+
+    Raises:
+        SplitloadError: Whatever went wrong; nothing half-written is left.
+    """
+    from splitload.agents.q_learning import Progress
+
+    target = Path(options.output) if options.output else Path(f"{_stem(options.model)}.splitload")
+    check_target(target)
+    feeds = read_feeds(options.input)
+    device = open_device(options.device, cache)
+    source, graph, profile = prepare(options, console, cache, device, feeds)
+    trainable_from = _trainable_from(options.trainable, graph)
+    if len(graph.blocks) == 1:
+        console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
+    search = Search(
+        profile,
+        agent=options.agent,
+        objective=options.objective,
+        max_stages=options.max_stages,
+        seed=options.seed,
+        episodes=options.episodes,
+        trainable_from=trainable_from,
+    )
+    if options.split_points is not None:
+        partition = fixed_plan(profile, options.split_points, trainable_from)
+        found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0)
+    else:
+        with console.progress("search", unit="episodes") as show:
+
+            def report(now: Progress) -> None:
+                if now.episode % 100 == 0:
+                    points = ",".join(map(str, now.best_split_points)) or "none"
+                    show(
+                        now.episode,
+                        now.episodes,
+                        f"reward {now.reward:g}, exploration {now.epsilon:.0%}, "
+                        f"best of {now.num_stages} stages {milliseconds(now.best_value_s)} (cut at {points})",
+                    )
+
+            try:
+                found = search.run(report)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(_resume_hint(options, search.best)) from None
+    schedule = profile.schedule(found.partition)
+    notes = {
+        "agent": options.agent if options.split_points is None else "given",
+        "objective": options.objective,
+        "seed": options.seed,
+        "episodes": found.episodes,
+        "num_blocks": profile.num_blocks,
+        "split_points": list(found.partition.split_points),
+        "profile_source": profile.source,
+        "predicted_ttfo_s": schedule.ttfo_s,
+    }
+    _write(target, source, graph, found.partition, profile, trainable_from, device, notes, console, cache, options)
+    measured = None
+    if device.name == "host":
+        with console.status("measuring the time to first output in fresh processes"):
+            measured = _measured_ttfo_s(target, graph, feeds)
+    result = {
+        "model": options.model,
+        "device": options.device,
+        "objective": options.objective,
+        "plan": {
+            "num_stages": found.partition.num_stages,
+            "split_points": list(found.partition.split_points),
+        },
+        "value": dict(found.values_s),
+        "ttfo_s": {"predicted": schedule.ttfo_s, "measured": measured},
+        "episodes": found.episodes,
+        "search_s": found.search_s,
+        "bundle": str(target),
+    }
+    _show(console, graph, profile, found, result)
+    return result
+
+
+def prepare(
+    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+) -> tuple[Source, ModelGraph, Profile]:
+    """Return the model, its graph and its profile on the device, with progress shown.
+
+    Raises:
+        SplitloadError: If the model cannot be read or measured.
+    """
+    with console.status(f"reading {options.model}"):
+        source = open_source(options.model, cache)
+    with console.status(f"optimising {source.name}"):
+        graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
+    with console.progress(f"profiling on {device.name}", unit="passes") as show:
+        profile = device.profile(graph, feeds=feeds, on_progress=show)
+    return source, graph, profile
+
+
+def _write(
+    target: Path,
+    source: Source,
+    graph: ModelGraph,
+    partition: Partition,
+    profile: Profile,
+    trainable_from: int | None,
+    device: Device,
+    notes: Mapping[str, Any],
+    console: Console,
+    cache: Path,
+    options: argparse.Namespace,
+) -> None:
+    """Write the bundle: the searched plan, and for a native graph a portable one that runs anywhere."""
+    from splitload.deploy.build import Plan, build_bundle
+
+    plans = [Plan(graph, partition, profile.contention.threads, trainable_from)]
+    if graph.kind == "native":
+        with console.status("adding the portable graph for other machines"):
+            portable = load_graph(source, "portable", cache, max_blocks=options.max_blocks)
+        plans.append(Plan(portable, Partition(len(portable.blocks)), 1))
+    with console.progress("writing the bundle", unit="stages") as show:
+        build_bundle(target, plans, device=device.name, notes=notes, on_progress=show)
+
+
+def _measured_ttfo_s(target: Path, graph: ModelGraph, feeds: Mapping[str, Any]) -> float:
+    """Return the median time to first output of the bundle over fresh processes, in seconds."""
+    from splitload.bench import Arm, run_arms
+    from splitload.inputs import example_inputs
+
+    ready = example_inputs([graph.tensors[name] for name in graph.inputs], feeds)
+    samples = run_arms([Arm("splitload", target)], ready, TTFO_RUNS)["splitload"]
+    return statistics.median(sample["ttfo_s"] for sample in samples)
+
+
+def _trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
+    """Return the first block that must lie in the last stage: of the last COUNT nodes with weights, or of a pattern.
+
+    Raises:
+        UsageError: If the pattern is none, matches nothing, or leaves a frozen layer behind a trainable one.
+    """
+    if spec is None:
+        return None
+    weighted = [index for index, node in enumerate(graph.nodes) if node.weights]
+    if spec.isdecimal():
+        if not 1 <= int(spec) <= len(weighted):
+            raise UsageError(f"--trainable {spec}: the model has {len(weighted)} layers with weights")
+        first = weighted[-int(spec)]
+    else:
+        try:
+            pattern = re.compile(spec)
+        except re.error as error:
+            raise UsageError(f"--trainable '{spec}' is no regular expression: {error}") from error
+        matches = [index for index in weighted if pattern.search(graph.nodes[index].name)]
+        if not matches:
+            names = ", ".join(graph.nodes[index].name for index in weighted[-5:])
+            raise UsageError(f"--trainable '{spec}' matches no layer with weights; the last ones are: {names}")
+        first = matches[0]
+        if frozen := [graph.nodes[index].name for index in weighted if index > first and index not in matches]:
+            raise UsageError(
+                f"--trainable '{spec}': '{graph.nodes[first].name}' is trainable, but '{frozen[0]}' after it is not; "
+                "trainable layers must be the last ones"
+            )
+    return next(number for number, block in enumerate(graph.blocks) if block.end > first)
+
+
+def _resume_hint(options: argparse.Namespace, best: Partition | None) -> str:
+    """Return what to do with the best plan so far after an interrupt."""
+    if best is None:
+        return "interrupted before a first plan was found; nothing was written"
+    points = ",".join(map(str, best.split_points))
+    words = ["splitload", "train", options.model, "--device", options.device, f"--split-points={points}"]
+    if options.output:
+        words += ["-o", options.output]
+    for name, usual in (("max_blocks", 64),):
+        if getattr(options, name) != usual:
+            words.append(f"--{name.replace('_', '-')}={getattr(options, name)}")
+    return (
+        f"interrupted; nothing was written. The best plan so far has {best.num_stages} stages; "
+        f"to build it: {shlex.join(words)}"
+    )
+
+
+def _stem(model: str) -> str:
+    """Return a file name for a MODEL word."""
+    if model.startswith("zoo:"):
+        return model.removeprefix("zoo:")
+    path = Path(model)
+    return path.stem if path.suffix == ".onnx" else re.sub(r"[^A-Za-z0-9._-]", "-", model.rpartition(":")[2])
+
+
+def _show(console: Console, graph: ModelGraph, profile: Profile, found: Found, result: Mapping[str, Any]) -> None:
+    """Print the plan, what other agents would have found, and the schedule."""
+    predicted = "simulated" if profile.source == "simulated" else "predicted"
+    rows = []
+    for number, (start, end) in enumerate(found.partition.stages()):
+        cost = profile.cost(start, end)
+        size = graph.segment_weights_bytes(graph.blocks[start].start, graph.blocks[end - 1].end)
+        first = graph.blocks[start].name.split(" … ")[0]
+        last = graph.blocks[end - 1].name.split(" … ")[-1]
+        rows.append(
+            (
+                str(number + 1),
+                f"{start}-{end - 1}" if end - start > 1 else str(start),
+                first if first == last else f"{first} … {last}",
+                f"{size / 1e6:.1f}",
+                f"{cost.load_s * 1e3:.2f}",
+                f"{cost.first_inference_s * 1e3:.2f}",
+            )
+        )
+    console.table(
+        f"{graph.name} on {profile.device}: {found.partition.num_stages} of at most {profile.num_blocks} blocks' stages",
+        ("stage", "blocks", "part of the model", "MB", "load ms", "first inference ms"),
+        rows,
+    )
+    what = "largest stage load" if result["objective"] == "balance" else "time to first output"
+    values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
+    if values:
+        console.table(
+            f"{what}, {found.partition.num_stages} stages, {predicted}",
+            ("plan", "ms", "÷ exact"),
+            [
+                (name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if (exact := values.get("exact")) else "")
+                for name, value in values.items()
+            ],
+        )
+    console.print(profile.schedule(found.partition).render())
+    measured = result["ttfo_s"]["measured"]
+    line = f"time to first output: {milliseconds(result['ttfo_s']['predicted'])} {predicted}"
+    if measured is not None:
+        line += f", {milliseconds(measured)} measured (median of {TTFO_RUNS} fresh processes, warm page cache)"
+    console.print(line)
+    console.print(f"bundle: {result['bundle']}")
