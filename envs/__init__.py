@@ -1,8 +1,8 @@
 """The search for a partition as a Gymnasium environment, `splitload/Split-v0`.
 
 Importing this package registers the environment, as does naming it in the id:
-`gymnasium.make("splitload.envs:splitload/Split-v0", profile=profile)`. Gymnasium 1.0 dropped its plug-in loader, so
-there is no third way: the entry point `gymnasium.envs` in pyproject.toml is read by other tools only.
+`gymnasium.make("splitload.envs:splitload/Split-v0", profile=profile)`. There is no third way: Gymnasium 1.0 dropped
+the loader that once read packages' entry points.
 """
 
 import gymnasium

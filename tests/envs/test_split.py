@@ -1,10 +1,9 @@
 """SplitEnv: Gymnasium's contract, masks, rewards, options and ends of episodes."""
 
 import itertools
-import pickle
+import json
 import subprocess
 import sys
-from importlib.metadata import entry_points
 
 import gymnasium
 import numpy as np
@@ -50,10 +49,11 @@ def test_check_env_of_a_single_block(make_profile):
 
 
 def test_make_in_a_fresh_process(profile, tmp_path):
-    (tmp_path / "profile").write_bytes(pickle.dumps(profile))
+    (tmp_path / "profile.json").write_text(json.dumps(profile.to_json()))
     code = (
-        "import pickle, pathlib, gymnasium\n"
-        f"profile = pickle.loads(pathlib.Path({str(tmp_path / 'profile')!r}).read_bytes())\n"
+        "import pathlib, gymnasium\n"
+        "from splitload.profile import Profile\n"
+        f"profile = Profile.read(pathlib.Path({str(tmp_path / 'profile.json')!r}))\n"
         f"env = gymnasium.make('splitload.envs:{ENV_ID}', profile=profile)\n"
         "env.reset(seed=0)\n"
         "print(env.step(5)[4]['num_stages'])\n"
@@ -62,9 +62,7 @@ def test_make_in_a_fresh_process(profile, tmp_path):
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_entry_point_registers_once_and_silently():
-    (entry,) = (entry for entry in entry_points(group="gymnasium.envs") if entry.name == "splitload")
-    assert entry.load() is register
+def test_registers_once_and_silently():
     del gymnasium.registry[ENV_ID]
     register()
     spec = gymnasium.registry[ENV_ID]

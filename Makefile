@@ -1,0 +1,54 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set up what they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Pinned: an unpinned torch brings gigabytes of GPU packages along. torchvision fits it, without its own torch.
+TORCH := torch==2.13.0
+TORCHVISION := torchvision==0.28.0
+
+.PHONY: demo test test-all lint format check-cuts clean
+
+demo: $(VENV)/runtime  ## train for two devices, run the bundle, compare with a stock session
+	@mkdir -p demo
+	$(BIN)/splitload train --device s20 -o demo/s20.splitload
+	$(BIN)/splitload train --device host -o demo/host.splitload
+	$(BIN)/splitload run demo/host.splitload
+	$(BIN)/splitload bench zoo:mobilenet_v1 --bundle demo/host.splitload --runs 5
+
+test: $(VENV)/dev  ## the tests that continuous integration runs
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/dev  ## those that need minutes, gigabytes or root as well
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/dev  ## ruff, mypy and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+check-cuts: $(VENV)/dev  ## every cut point of every zoo model and every light model of onnx; about an hour
+	$(BIN)/python -m splitload.deploy.equality --all
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "splitload needs Python 3.10 or newer: make PYTHON=python3.x ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/runtime: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(TORCHVISION) pillow
+	@touch $@ $(VENV)/runtime

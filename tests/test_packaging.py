@@ -1,0 +1,56 @@
+"""What is installed: every module of the tree, under the import names that collide with nothing."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import splitload
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"splitload": ROOT / "splitload"} | {
+    f"splitload/{name}": ROOT / name for name in ("envs", "agents", "deploy")
+}
+
+
+def modules():
+    """Return every module of the tree by its path in a wheel."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            inside = path.relative_to(folder)
+            if package == "splitload" and inside.parts[0] in ("envs", "agents", "deploy"):
+                continue  # the links, for editors
+            found[f"{package}/{inside.as_posix()}"] = path
+    return found
+
+
+def test_wheel_holds_every_module(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert set(modules()) <= names
+    assert "splitload/devices/s20.toml" in names
+    assert "splitload/py.typed" in names
+
+
+def test_every_module_has_a_purpose_and_no_bare_import():
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), f"{name} does not say what it is for"
+        for node in ast.walk(tree):
+            imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {"envs", "agents", "deploy"} & {each.split(".")[0] for each in imported}, name
+
+
+def test_public_names():
+    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__"]
+    for name in splitload.__all__:
+        assert hasattr(splitload, name)
