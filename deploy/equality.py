@@ -1,4 +1,4 @@
-"""Checks that a cut model computes what the whole one does: `python -m splitload.deploy.equality --help`."""
+"""Checks that a cut model computes what the whole one does."""
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ def check_graph(
         num_stages: Numbers of stages of the partitions; those the graph is too small for are left out.
         feeds: Inputs; made up where missing.
         on_progress: Called as `on_progress(done, total)`.
+
+    Raises:
+        ModelError: If the model does not run on the feeds, or numpy has no type for an output (bfloat16).
     """
     import onnxruntime as ort
 
@@ -68,7 +71,10 @@ def check_graph(
     options.log_severity_level = 4
     original = ort.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
     ready = example_inputs(original.get_inputs(), feeds)
-    expected_original = original.run(list(graph.outputs), ready)
+    try:
+        expected_original = original.run(list(graph.outputs), ready)
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(f"'{source.path}' does not run on these inputs: {one_line(error)}") from error
     del original
     unsplit = open_session(graph.path)
     expected = unsplit.run(list(graph.outputs), ready)
@@ -80,8 +86,8 @@ def check_graph(
             different.append(positions)
         if on_progress is not None:
             on_progress(done + 1, len(splits))
-    error = max((relative_error(*pair) for pair in zip(expected, expected_original, strict=True)), default=0.0)
-    return Outcome(len(cuts), len(splits) - len(cuts), tuple(different), error)
+    original_error = max(map(relative_error, expected, expected_original), default=0.0)
+    return Outcome(len(cuts), len(splits) - len(cuts), tuple(different), original_error)
 
 
 def even_splits(cuts: Sequence[int], num_stages: Iterable[int]) -> list[tuple[int, ...]]:
@@ -116,16 +122,14 @@ def run_split(writer: StageWriter, graph: ModelGraph, positions: Sequence[int], 
 
 
 def identical(left: Any, right: Any) -> bool:
-    """Return whether two outputs are the same to the last bit (NaN equals NaN)."""
+    """Return whether two outputs have the same type, shape and values, numbers to the last bit."""
     if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
         if left.dtype != right.dtype or left.shape != right.shape:
             return False
-        if left.dtype.kind in "fc":
-            return bool(np.array_equal(left, right, equal_nan=True))
-        return bool(np.array_equal(left, right))
+        return bool(np.array_equal(left, right)) if left.dtype.hasobject else left.tobytes() == right.tobytes()
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(identical, left, right))
-    return bool(left == right)
+    return type(left) is type(right) and bool(left == right)
 
 
 def relative_error(left: Any, right: Any) -> float:
@@ -137,65 +141,10 @@ def relative_error(left: Any, right: Any) -> float:
     if left.shape != right.shape or not np.array_equal(np.isfinite(left), np.isfinite(right)):
         return float("inf")
     finite = np.isfinite(right)
-    if not identical(left[~finite], right[~finite]):
+    if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
         return float("inf")
-    here, there = left[finite].astype(np.float64), right[finite].astype(np.float64)
+    wide = np.complex128 if left.dtype.kind == "c" else np.float64
+    here, there = left[finite].astype(wide), right[finite].astype(wide)
     if not here.size:
         return 0.0
     return float(np.abs(here - there).max() / max(float(np.abs(there).max()), 1e-30))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the models named on the command line; return the number that failed, at most 1."""
-    import argparse
-    import json
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from splitload.frontends import open_source
-    from splitload.frontends.onnx import load_graph
-    from splitload.machine import cache_folder
-
-    parser = argparse.ArgumentParser(prog="python -m splitload.deploy.equality", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=".onnx file or zoo:NAME")
-    parser.add_argument("--kind", action="append", choices=("native", "portable"), help="graphs (default: both)")
-    parser.add_argument("--json", type=Path, help="write what was found here")
-    options = parser.parse_args(arguments)
-    console = Console(stderr=True)
-    rows = []
-    for model in options.models:
-        source = open_source(model, cache_folder())
-        for kind in options.kind or ("native", "portable"):
-            graph = load_graph(source, kind, cache_folder())
-            with Progress(console=console, transient=True) as progress:
-                bar = progress.add_task(f"{source.name} {kind}", total=None)
-
-                def show(done: int, total: int, progress: Progress = progress, bar: Any = bar) -> None:
-                    progress.update(bar, completed=done, total=total)
-
-                outcome = check_graph(source, graph, on_progress=show)
-            console.print(
-                f"{'passed' if outcome.passed else 'FAILED'}  {source.name:<24} {kind:<8} "
-                f"{outcome.num_cuts:>5} cuts, {outcome.num_partitions} partitions, "
-                f"{len(outcome.different)} differ, error against the original {outcome.original_error:.1e}"
-            )
-            rows.append(
-                {
-                    "model": source.name,
-                    "model_sha256": source.sha256,
-                    "kind": kind,
-                    "passed": outcome.passed,
-                    "num_cuts": outcome.num_cuts,
-                    "num_partitions": outcome.num_partitions,
-                    "different": outcome.different,
-                    "original_error": outcome.original_error,
-                }
-            )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return int(not all(row["passed"] for row in rows))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

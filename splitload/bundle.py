@@ -6,19 +6,17 @@ The README carries the format in prose. `validate` knows the whole of it: everyt
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from splitload.errors import BundleError, OutputError
+from splitload.fields import Reader, is_count
 
 FORMAT = "splitload-bundle"
 VERSION = 1
@@ -27,7 +25,6 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_STAGES = 1024
 Verify = Literal["none", "sizes", "hashes"]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +192,20 @@ def check_files(folder: Path, manifest: Manifest, verify: Verify = "sizes") -> N
         path = folder / file.name
         try:
             size = path.stat().st_size
-        except OSError as error:
+            if size != file.bytes:
+                raise BundleError(f"'{path}' has {size} bytes, the manifest says {file.bytes}; copy the bundle again")
+            if verify == "hashes" and sha256_of(path) != file.sha256:
+                raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); copy the bundle again")
+        except FileNotFoundError as error:
             raise BundleError(f"'{path}' is missing; copy the bundle again") from error
-        if size != file.bytes:
-            raise BundleError(f"'{path}' has {size} bytes, the manifest says {file.bytes}; copy the bundle again")
-        if verify == "hashes" and sha256_of(path) != file.sha256:
-            raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); copy the bundle again")
+        except OSError as error:
+            raise BundleError(f"cannot read '{path}': {error.strerror}") from error
 
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
+    import hashlib
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(8 << 20):
@@ -218,10 +219,10 @@ def validate(data: Any) -> Manifest:
     Raises:
         BundleError: With the first thing that is wrong and where.
     """
-    top = _Reader(data, "manifest")
+    top = Reader(data, "manifest")
     if top.data.get("format") != FORMAT:
         raise BundleError(f"the manifest is not a splitload bundle's: format is {top.data.get('format')!r}")
-    if top.data.get("version") != VERSION:
+    if top.data.get("version") != VERSION or isinstance(top.data["version"], bool):
         raise BundleError(
             f"the bundle has version {top.data.get('version')!r}, this splitload reads version {VERSION}; "
             "make it again or update splitload"
@@ -239,6 +240,9 @@ def validate(data: Any) -> Manifest:
         outputs=tuple(_tensor(item) for item in top.items("outputs", at_least=1)),
         variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
     )
+    for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        if len({spec.name for spec in specs}) < len(specs):
+            raise BundleError(f"manifest.{what} has a name twice: {[spec.name for spec in specs]}")
     for number, variant in enumerate(manifest.variants):
         _check_flow(manifest, variant, f"variants[{number}]")
     last = manifest.variants[-1]
@@ -247,7 +251,7 @@ def validate(data: Any) -> Manifest:
     return manifest
 
 
-def _variant(reader: _Reader) -> Variant:
+def _variant(reader: Reader) -> Variant:
     reader.only(*(field.name for field in fields(Variant)))
     return Variant(
         kind=reader.choice("kind", "native", "portable"),
@@ -259,10 +263,10 @@ def _variant(reader: _Reader) -> Variant:
     )
 
 
-def _stage(reader: _Reader) -> StageEntry:
+def _stage(reader: Reader) -> StageEntry:
     reader.only(*(field.name for field in fields(StageEntry)))
     blocks = reader.sequence("blocks")
-    if len(blocks) != 2 or not all(_is_count(value) for value in blocks) or not blocks[0] < blocks[1]:
+    if len(blocks) != 2 or not all(is_count(value) for value in blocks) or not blocks[0] < blocks[1]:
         raise BundleError(f"{reader.where}.blocks must be two rising counts, it is {blocks!r}")
     inputs = reader.sequence("inputs")
     if not all(isinstance(name, str) for name in inputs):
@@ -280,7 +284,7 @@ def _stage(reader: _Reader) -> StageEntry:
     )
 
 
-def _file(reader: _Reader) -> File:
+def _file(reader: Reader) -> File:
     reader.only("name", "bytes", "sha256")
     name = reader.text("name")
     if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
@@ -288,18 +292,18 @@ def _file(reader: _Reader) -> File:
     return File(name, reader.count("bytes"), reader.sha256("sha256"))
 
 
-def _tensor(reader: _Reader) -> TensorSpec:
+def _tensor(reader: Reader) -> TensorSpec:
     reader.only("name", "type", "shape")
     shape = reader.get("shape")
     if shape is not None and not (
-        isinstance(shape, list) and all(size is None or isinstance(size, str) or _is_count(size) for size in shape)
+        isinstance(shape, list) and all(size is None or isinstance(size, str) or is_count(size) for size in shape)
     ):
         raise BundleError(f"{reader.where}.shape must be a list of sizes, names and nulls, it is {shape!r}")
     return TensorSpec(reader.text("name"), reader.text("type"), None if shape is None else tuple(shape))
 
 
 def _check_flow(manifest: Manifest, variant: Variant, where: str) -> None:
-    """Check that blocks are contiguous and every tensor is made before it is read."""
+    """Check that blocks are contiguous, and that every tensor is made once and before it is read."""
     known = {spec.name for spec in manifest.inputs}
     end = 0
     for number, stage in enumerate(variant.stages):
@@ -308,85 +312,12 @@ def _check_flow(manifest: Manifest, variant: Variant, where: str) -> None:
         end = stage.blocks[1]
         if missing := [name for name in stage.inputs if name not in known]:
             raise BundleError(f"{where}.stages[{number}] reads {missing}, which no earlier stage makes")
-        known.update(spec.name for spec in stage.outputs)
+        for spec in stage.outputs:
+            if spec.name in known:
+                raise BundleError(f"{where}.stages[{number}] makes '{spec.name}', which is there already")
+            known.add(spec.name)
     if missing := [spec.name for spec in manifest.outputs if spec.name not in known]:
         raise BundleError(f"{where}: no stage makes the model's outputs {missing}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Typed access to one JSON object; every error says where."""
-
-    data: Any
-    where: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.data, dict):
-            raise BundleError(f"{self.where} must be an object, it is {type(self.data).__name__}")
-
-    def only(self, *names: str) -> None:
-        if unknown := set(self.data) - set(names):
-            raise BundleError(f"{self.where} has unknown keys {sorted(unknown)}")
-
-    def get(self, key: str) -> Any:
-        if key not in self.data:
-            raise BundleError(f"{self.where}.{key} is missing")
-        return self.data[key]
-
-    def text(self, key: str) -> str:
-        value = self.get(key)
-        if not isinstance(value, str):
-            raise BundleError(f"{self.where}.{key} must be a string, it is {value!r}")
-        return value
-
-    def optional_text(self, key: str) -> str | None:
-        return None if self.get(key) is None else self.text(key)
-
-    def choice(self, key: str, *choices: str) -> Any:
-        value = self.text(key)
-        if value not in choices:
-            raise BundleError(f"{self.where}.{key} must be one of {list(choices)}, it is {value!r}")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self.get(key)
-        if not isinstance(value, bool):
-            raise BundleError(f"{self.where}.{key} must be true or false, it is {value!r}")
-        return value
-
-    def count(self, key: str, at_least: int = 0) -> int:
-        value = self.get(key)
-        if not _is_count(value) or value < at_least:
-            raise BundleError(f"{self.where}.{key} must be a count of at least {at_least}, it is {value!r}")
-        return int(value)
-
-    def sha256(self, key: str) -> str:
-        value = self.text(key)
-        if not _SHA256.fullmatch(value):
-            raise BundleError(f"{self.where}.{key} must be a SHA-256 in hexadecimal, it is {value!r}")
-        return value
-
-    def sequence(self, key: str) -> list[Any]:
-        value = self.get(key)
-        if not isinstance(value, list):
-            raise BundleError(f"{self.where}.{key} must be a list, it is {value!r}")
-        return value
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        return self.child(key).data  # type: ignore[no-any-return]
-
-    def child(self, key: str) -> _Reader:
-        return _Reader(self.get(key), f"{self.where}.{key}")
-
-    def items(self, key: str, at_least: int = 0, at_most: int | None = None) -> Iterator[_Reader]:
-        values = self.sequence(key)
-        if len(values) < at_least or (at_most is not None and len(values) > at_most):
-            raise BundleError(f"{self.where}.{key} has {len(values)} entries, allowed are {at_least} to {at_most}")
-        return (_Reader(value, f"{self.where}.{key}[{number}]") for number, value in enumerate(values))
 
 
 def check_target(target: Path) -> None:
@@ -395,13 +326,25 @@ def check_target(target: Path) -> None:
     Raises:
         OutputError: If something else is there, or its folder cannot be written to.
     """
-    if target.is_symlink() or (target.exists() and not (target / MANIFEST).is_file()):
+    if target.is_symlink():
+        raise OutputError(f"'{target}' is a link; give the place it points to, or choose another -o")
+    if target.exists() and not _is_bundle(target):
         raise OutputError(f"'{target}' exists and is not a bundle; choose another -o, it is left as it is")
     parent = target.parent
     if not parent.is_dir():
         raise OutputError(f"there is no folder '{parent}' to write '{target.name}' into")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"cannot write to '{parent}': permission denied")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Return whether the folder holds a bundle of any version; other things have a manifest.json too."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            data = json.loads(file.read(MAX_MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT
 
 
 @contextlib.contextmanager
@@ -414,6 +357,9 @@ def writing(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: If the folder cannot be made or moved, for example on a full disk.
     """
+    import shutil
+    import tempfile
+
     check_target(target)
     made: Path | None = None
     try:
@@ -435,14 +381,18 @@ def writing(target: Path) -> Iterator[Path]:
 
 
 def _replace(made: Path, target: Path) -> None:
-    """Put the folder `made` at `target`; what was there is left at `made`, or removed."""
+    """Put the folder `made` at `target`; what was there is left at `made`."""
     if not target.exists():
         made.rename(target)
     elif not _exchange(made, target):
         old = made.with_suffix(".old")
         target.rename(old)
-        made.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            made.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        old.rename(made)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -11,18 +11,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from splitload.errors import SplitloadError, UsageError
+from splitload.commands import AGENTS, OBJECTIVES
+from splitload.errors import SplitloadError, UsageError, unknown_name
 from splitload.machine import cache_folder
 
 DEFAULT_MODEL = "zoo:mobilenet_v1"
-AGENTS = ("q-learning", "sarsa", "exact", "uniform", "random")
-OBJECTIVES = ("balance", "ttfo")
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line."""
+    """An argument parser that says what is wrong in one line, with near matches."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse calls it for commands too
+        commands = next((action.choices for action in self._actions if action.dest == "command_name"), None)
+        if commands is not None and args and not args[0].startswith("-") and args[0] not in commands:
+            raise unknown_name("command", args[0], commands)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("required: COMMAND"):
+            message = "no command given"
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
@@ -43,6 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         result = _run(options)
         if options.json:
             print(json.dumps(result))  # noqa: T201
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: so do we
         return 1
@@ -119,7 +127,9 @@ def _devices(options: argparse.Namespace, console: Any, cache: Path) -> Any:
         ("name", "times are", "description"),
         [(each.name, each.source, each.description) for each in devices],
     )
-    return [{"name": each.name, "source": each.source, "description": each.description} for each in devices]
+    return {
+        "devices": [{"name": each.name, "source": each.source, "description": each.description} for each in devices]
+    }
 
 
 def _zoo(options: argparse.Namespace, console: Any, cache: Path) -> Any:
@@ -127,13 +137,13 @@ def _zoo(options: argparse.Namespace, console: Any, cache: Path) -> Any:
 
     models = zoo.names()
     console.table("models", ("name", "description"), [(f"zoo:{name}", text) for name, text in models.items()])
-    return [{"name": f"zoo:{name}", "description": text} for name, text in models.items()]
+    return {"models": [{"name": f"zoo:{name}", "description": text} for name, text in models.items()]}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="splitload", description="Load a neural network in parallel stages, and answer meanwhile.")
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command_name", required=True, parser_class=_Parser)
 
     def add(name: str, command: Callable[..., Any], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -171,12 +181,19 @@ def _parser() -> argparse.ArgumentParser:
     takes_model(train, nargs="?", default=DEFAULT_MODEL)
     takes_device(train)
     train.add_argument("-o", "--output", metavar="BUNDLE", help="where the bundle goes (default: NAME.splitload)")
-    train.add_argument("--agent", choices=AGENTS, default="q-learning", help="who searches (default: %(default)s)")
+    train.add_argument(
+        "--agent",
+        type=_one_of("agent", AGENTS),
+        default="q-learning",
+        metavar="AGENT",
+        help=f"who searches: {', '.join(AGENTS)} (default: %(default)s)",
+    )
     train.add_argument(
         "--objective",
-        choices=OBJECTIVES,
+        type=_one_of("objective", OBJECTIVES),
         default="balance",
-        help="equal load times, or the shortest time to first output (default: %(default)s)",
+        metavar="OBJECTIVE",
+        help="balance: equal load times; ttfo: the shortest time to first output (default: %(default)s)",
     )
     train.add_argument(
         "--episodes", type=_at_least_one, metavar="N", help="most episodes in all (default: agent's rule)"
@@ -224,6 +241,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--bundle", metavar="BUNDLE", help="take this bundle instead of making one for this host")
     return parser
+
+
+def _one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
+    """Return an argument type that takes the known names."""
+
+    def check(word: str) -> str:
+        if word not in known:
+            raise argparse.ArgumentTypeError(str(unknown_name(kind, word, known)))
+        return word
+
+    return check
 
 
 def _at_least_one(word: str) -> int:

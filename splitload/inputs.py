@@ -26,6 +26,14 @@ DTYPES: dict[str, type[np.generic]] = {
     "tensor(string)": np.object_,
 }
 
+_NARROW = {  # types that numpy lacks: TensorProto number, the bits of 1.0, and an integer type of their size
+    "tensor(bfloat16)": (16, 0x3F80, np.uint16),
+    "tensor(float8e4m3fn)": (17, 0x38, np.uint8),
+    "tensor(float8e4m3fnuz)": (18, 0x40, np.uint8),
+    "tensor(float8e5m2)": (19, 0x3C, np.uint8),
+    "tensor(float8e5m2fnuz)": (20, 0x40, np.uint8),
+}
+
 
 class InputSpec(Protocol):
     """What is known of an input; onnxruntime's NodeArg and splitload's TensorSpec both fit."""
@@ -42,7 +50,7 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
     """Return one feed for each input: the given one, or a made-up array of its type and shape.
 
     Open dimensions become 1. Floats are standard normal, everything else is 1, which is a valid index, mask and trip
-    count for most models.
+    count for most models. What numpy has no type for, such as bfloat16, comes as an `onnxruntime.OrtValue`.
 
     Args:
         specs: The model's inputs.
@@ -69,10 +77,15 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
 
 
 def _made_up(spec: InputSpec, rng: np.random.Generator) -> Any:
+    shape = tuple(size if isinstance(size, int) and size >= 0 else 1 for size in spec.shape or ())
+    if spec.type in _NARROW:
+        import onnxruntime as ort
+
+        number, bits, integer = _NARROW[spec.type]
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.full(shape, bits, integer), number)
     dtype = DTYPES.get(spec.type)
     if dtype is None:
         raise ModelError(f"input '{spec.name}' is a {spec.type}; no example of that type can be made up")
-    shape = tuple(size if isinstance(size, int) and size >= 0 else 1 for size in spec.shape or ())
     if dtype is np.object_:
         return np.full(shape, "a", dtype=np.object_)
     if issubclass(dtype, np.floating):

@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from splitload.bundle import Manifest, TensorSpec, Variant, Verify, read_manifest
+from splitload.arguments import checked, to_ort
+from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.schedule import Schedule, Task
 
+_alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
 
-def open_session(graph: Path, *, prepack: bool = False) -> Any:
+
+@atexit.register
+def _close_all() -> None:
+    """Let no thread be inside onnxruntime when the interpreter goes away: that would abort the process."""
+    for loader in list(_alive):
+        loader.close()
+
+
+def open_session(graph: Path, *, prepack: bool = False, alone: bool = False) -> Any:
     """Return an onnxruntime session on an optimised graph file, made as quickly as can be.
 
     The file is taken as it is, and weights stay mapped from their file unless `prepack` asks for rearranged copies.
-    Inference threads sleep while they wait: spinning pools of several stages would fight for the processors. (One
+    Inference threads of several stages sleep while they wait: spinning pools would fight for the processors. (One
     process-wide pool would do as well, but once it exists onnxruntime refuses every session that does not use it,
     those of the caller included.)
 
     Args:
         graph: The ONNX file, already optimised.
         prepack: Whether to rearrange weights for faster inference.
+        alone: Whether it is the model's only stage, whose threads may spin.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if alone else "0")
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True, slots=True)
+class NodeArg:
+    """An input or output of the model, as `onnxruntime.NodeArg` describes it.
+
+    Attributes:
+        name: Its name.
+        type: onnxruntime's word, for example "tensor(float)".
+        shape: One entry a dimension, a name or None where it is open; empty where the rank is unknown.
+    """
+
+    name: str
+    type: str
+    shape: list[int | str | None]
 
 
 class ParallelLoader:
@@ -44,7 +73,7 @@ class ParallelLoader:
     Returns at once. `threads` loading threads take the stages in order; with fewer stages than threads all load at
     the same time, otherwise the rest wait their turn while loaded stages infer (Algorithm 2). `run` waits for each
     stage only when it gets there. May be called from many threads at any time. The first stage that fails cancels
-    the rest, and its error is what every call raises.
+    the rest, and its error is what every call raises. What is still open when the interpreter exits is closed then.
 
     Args:
         bundle: The `NAME.splitload` folder.
@@ -54,7 +83,9 @@ class ParallelLoader:
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
         upgrade: Whether stages are made anew in the background after the first answer, with weights rearranged for
             speed, and swapped in between runs.
-        on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage.
+        on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage, so
+            perhaps from two at once. If it raises, `threading.excepthook` reports that, loading goes on, and it is
+            not called again.
 
     Raises:
         BundleError: If the bundle is incomplete or damaged.
@@ -95,14 +126,17 @@ class ParallelLoader:
         self._closed = False
         self._loads: dict[int, Task] = {}
         self._first_runs: dict[int, Task] = {}
-        self.threads = min(threads or min(self.variant.threads, available_threads()), len(stages))
+        count = min(threads or min(self.variant.threads, available_threads()), len(stages))
         self._workers = [
             threading.Thread(target=self._load_stages, args=(thread,), name=f"splitload-load-{thread}", daemon=True)
-            for thread in range(self.threads)
+            for thread in range(count)
         ]
         self._upgrader: threading.Thread | None = None
-        for worker in self._workers:
-            worker.start()
+        _alive.add(self)
+        self._workers = [worker for worker in self._workers if _started(worker)]
+        if not self._workers:
+            raise StageError(f"cannot load '{self._folder}': the system has no thread left to load it with")
+        self.threads = len(self._workers)
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
@@ -121,13 +155,14 @@ class ParallelLoader:
 
         Raises:
             ValueError: If a required input is missing.
+            TypeError: If names are no strings.
+            onnxruntime's InvalidArgument: If a name is unknown, or a tensor of another type or shape than the model's.
             StageError: If a stage could not be loaded, or the loader is closed.
         """
-        wanted = list(output_names) if output_names else [spec.name for spec in self.manifest.outputs]
-        self._check_call(wanted, input_feed)
+        self._raise_if_failed()
+        wanted, values = checked(self._ort, self.manifest, output_names, input_feed)
         if not self._overlap:
             self.wait()
-        values: dict[str, Any] = dict(input_feed)
         for index, needed, last_reads in self._steps(wanted):
             stage = self.variant.stages[index]
             session = self._session(index)
@@ -143,13 +178,13 @@ class ParallelLoader:
         self._start_upgrade()
         return [to_python(self._ort, values[name]) for name in wanted]
 
-    def get_inputs(self) -> list[TensorSpec]:
-        """Return the model's inputs, each with `name`, `type` and `shape`; needs no stage."""
-        return list(self.manifest.inputs)
+    def get_inputs(self) -> list[NodeArg]:
+        """Return the model's inputs; needs no stage."""
+        return [NodeArg(spec.name, spec.type, list(spec.shape or ())) for spec in self.manifest.inputs]
 
-    def get_outputs(self) -> list[TensorSpec]:
-        """Return the model's outputs, each with `name`, `type` and `shape`; needs no stage."""
-        return list(self.manifest.outputs)
+    def get_outputs(self) -> list[NodeArg]:
+        """Return the model's outputs; needs no stage."""
+        return [NodeArg(spec.name, spec.type, list(spec.shape or ())) for spec in self.manifest.outputs]
 
     def wait(self, until: str | float = "loaded", timeout: float | None = None) -> bool:
         """Wait until all stages are loaded ("loaded") or made anew for speed ("upgraded").
@@ -174,6 +209,9 @@ class ParallelLoader:
         if until == "loaded" or not self._upgrade:
             return True
         self._start_upgrade()
+        if self._upgrader is None:
+            self._raise_if_failed()
+            return True
         reached = self._upgraded.wait(None if deadline is None else max(0.0, deadline - time.perf_counter()))
         self._raise_if_failed()
         return reached
@@ -199,10 +237,12 @@ class ParallelLoader:
                 event.set()
             self._all_loaded.set()
             self._upgraded.set()
-        for worker in [*self._workers, self._upgrader]:
-            if worker is not None and worker is not threading.current_thread():
-                worker.join()
-        self._sessions = [None] * len(self._sessions)
+        threads = [*self._workers, *([self._upgrader] if self._upgrader else [])]
+        if threading.current_thread() not in threads:  # on_progress may close: two such threads would wait forever
+            for thread in threads:
+                thread.join()
+        with self._lock:
+            self._sessions = [None] * len(self._sessions)
 
     def __enter__(self) -> ParallelLoader:
         return self
@@ -223,7 +263,7 @@ class ParallelLoader:
             stage = self.variant.stages[index]
             start = time.perf_counter()
             try:
-                session = open_session(self._folder / stage.graph.name, prepack=stage.prepack)
+                session = self._open(stage, stage.prepack)
             except Exception as error:  # onnxruntime has no common root for its errors
                 self._fail(index, error)
                 return
@@ -238,8 +278,21 @@ class ParallelLoader:
             self._events[index].set()
             if loaded == len(self._sessions):
                 self._all_loaded.set()
-            if self._on_progress is not None:
-                self._on_progress(loaded, len(self._sessions))
+            self._report(loaded)
+
+    def _open(self, stage: StageEntry, prepack: bool) -> Any:
+        return open_session(self._folder / stage.graph.name, prepack=prepack, alone=len(self._sessions) == 1)
+
+    def _report(self, loaded: int) -> None:
+        """Call `on_progress`; it must not be able to stop the loading."""
+        if self._on_progress is None:
+            return
+        try:
+            self._on_progress(loaded, len(self._sessions))
+        except Exception as error:
+            self._on_progress = None
+            thread = threading.current_thread()
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
 
     def _fail(self, index: int, error: Exception) -> None:
         """Keep the first error, hand out no more stages, and wake everyone who waits."""
@@ -280,27 +333,17 @@ class ParallelLoader:
                 alive.update(stage.inputs)
         return steps[::-1]
 
-    def _check_call(self, wanted: Sequence[str], feeds: Mapping[str, Any]) -> None:
-        """Raise what an InferenceSession raises for missing inputs and unknown names."""
-        inputs = self.manifest.inputs
-        missing = [spec.name for spec in inputs if spec.name not in feeds and not spec.type.startswith("optional")]
-        if missing:
-            raise ValueError(f"Required inputs ({missing}) are missing from input feed ({list(feeds)}).")
-        for what, names, known in (("input", feeds, inputs), ("output", wanted, self.manifest.outputs)):
-            for name in names:
-                if all(name != spec.name for spec in known):
-                    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
-                    raise InvalidArgument(f"Invalid {what} name: {name}; the model has {[spec.name for spec in known]}")
-
     def _start_upgrade(self) -> None:
         """Begin to make stages anew for speed, once, when all are loaded."""
         if not self._upgrade or self._upgrader is not None or not self._all_loaded.is_set():
             return
         with self._lock:
             if self._upgrader is None and not self._closed and self._error is None:
-                self._upgrader = threading.Thread(target=self._make_faster, name="splitload-upgrade", daemon=True)
-                self._upgrader.start()
+                upgrader = threading.Thread(target=self._make_faster, name="splitload-upgrade", daemon=True)
+                if _started(upgrader):
+                    self._upgrader = upgrader
+                else:
+                    self._upgrade = False
 
     def _make_faster(self) -> None:
         """Replace each session by one with prepacked weights; a stage that fails keeps the one it has."""
@@ -310,13 +353,22 @@ class ParallelLoader:
             if stage.prepack:
                 continue
             try:
-                session = open_session(self._folder / stage.graph.name, prepack=True)
+                session = self._open(stage, True)
             except Exception:  # noqa: S112 - the stage answers as before
                 continue
             with self._lock:
                 if not self._closed:
                     self._sessions[index] = session
         self._upgraded.set()
+
+
+def _started(thread: threading.Thread) -> bool:
+    """Start a thread; return whether the system had one left."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 class StageIO(Protocol):
@@ -344,24 +396,13 @@ def run_stage(
     Returns:
         One value for each name in `needed`.
     """
-    feeds = {name: values[name] for name in stage.inputs if name in values}
-    specs = {spec.name: spec for spec in stage.outputs}
-    if all(_is_tensor(ort, value) for value in feeds.values()) and all(
-        specs[name].type.startswith("tensor(") for name in needed
+    feeds = {name: to_ort(ort, values[name]) for name in stage.inputs if name in values}
+    types = {spec.name: spec.type for spec in stage.outputs}
+    if all(isinstance(value, ort.OrtValue) for value in feeds.values()) and all(
+        types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed
     ):
-        ready = {name: _to_ort(ort, value) for name, value in feeds.items()}
-        return list(session.run_with_ort_values(needed, ready, run_options))
-    return list(session.run(needed, {name: to_python(ort, value) for name, value in feeds.items()}, run_options))
-
-
-def _is_tensor(ort: Any, value: Any) -> bool:
-    import numpy as np
-
-    return isinstance(value, np.ndarray | ort.OrtValue)
-
-
-def _to_ort(ort: Any, value: Any) -> Any:
-    return value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
+        return list(session.run_with_ort_values(needed, feeds, run_options))
+    return list(session.run(needed, feeds, run_options))
 
 
 def to_python(ort: Any, value: Any) -> Any:

@@ -63,7 +63,7 @@ class Profile:
 
     model: str
     model_sha256: str
-    graph: str
+    graph: Literal["native", "portable"]
     device: str
     source: Literal["measured", "simulated"]
     blocks: tuple[BlockProfile, ...]
@@ -163,19 +163,12 @@ class Profile:
                 device=data["device"],
                 source=data["source"],
                 blocks=tuple(
-                    BlockProfile(
-                        block["name"],
-                        block["weights_bytes"],
-                        Cost(block["load_s"], block["first_inference_s"], block["inference_s"]),
-                    )
+                    BlockProfile(block["name"], block["weights_bytes"], _cost(block, "name", "weights_bytes"))
                     for block in data["blocks"]
                 ),
                 stage_fixed_s=data["stage_fixed_s"],
                 contention=Contention(**data["contention"]),
-                segments={
-                    (row["start"], row["end"]): Cost(row["load_s"], row["first_inference_s"], row["inference_s"])
-                    for row in data["segments"]
-                },
+                segments={(row["start"], row["end"]): _cost(row, "start", "end") for row in data["segments"]},
                 environment=data["environment"],
             )
         except ProfileError as error:
@@ -201,6 +194,13 @@ class Profile:
         return cls.from_json(data, path.name)
 
 
+def _cost(row: dict[str, Any], *others: str) -> Cost:
+    """Return the cost in a row of a profile file that holds nothing else but the keys `others`."""
+    if unknown := set(row) - {"load_s", "first_inference_s", "inference_s", *others}:
+        raise ProfileError(f"unknown keys {sorted(unknown)} in {others[0]} {row[others[0]]!r}")
+    return Cost(row["load_s"], row["first_inference_s"], row["inference_s"])
+
+
 def _check(profile: Profile) -> None:
     """Raise `ProfileError` unless every number of `profile` is usable."""
 
@@ -210,6 +210,8 @@ def _check(profile: Profile) -> None:
 
     if profile.source not in ("measured", "simulated"):
         raise ProfileError(f"source must be 'measured' or 'simulated'; it is {profile.source!r}")
+    if profile.graph not in ("native", "portable"):
+        raise ProfileError(f"graph must be 'native' or 'portable'; it is {profile.graph!r}")
     if not profile.blocks:
         raise ProfileError("a profile needs at least one block")
     seconds(profile.stage_fixed_s, "stage_fixed_s")
@@ -229,8 +231,9 @@ def _check(profile: Profile) -> None:
         if not 0 <= start < end <= profile.num_blocks:
             raise ProfileError(f"segment {start}-{end} lies outside the {profile.num_blocks} blocks")
     contention = profile.contention
-    if not isinstance(contention.threads, int) or contention.threads < 1:
-        raise ProfileError(f"threads must be at least 1, it is {contention.threads!r}")
+    threads = contention.threads
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ProfileError(f"threads must be at least 1, it is {threads!r}")
     for key, share in (("serial_share", contention.serial_share), ("thread_penalty", contention.thread_penalty)):
         if not isinstance(share, int | float) or not math.isfinite(share) or share < 0:
             raise ProfileError(f"{key} must be a finite share, not negative; it is {share!r}")

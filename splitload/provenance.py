@@ -22,7 +22,10 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     Args:
         command: The command line that makes the figures, without machine paths.
     """
-    commit = _git("rev-parse", "HEAD")
+    tracked = _git(
+        "ls-files", "--error-unmatch", Path(__file__).name
+    )  # None when installed into someone else's checkout
+    commit = None if tracked is None else _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "command": " ".join(command),

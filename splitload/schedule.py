@@ -95,7 +95,7 @@ class Schedule:
             f"{'load ' + str(thread) if kind == 'load' else 'infer':>8} |{''.join(rows[kind, thread])}|"
             for kind, thread in order
         ]
-        lines.append(f"{'':8} 0{f'{total_s * 1e3:.1f} ms':>{width}} ({self.source})")
+        lines.append(f"{'':8} 0{f'{total_s * 1e3:.1f} ms, {self.source}':>{width}}")
         return "\n".join(lines)
 
 

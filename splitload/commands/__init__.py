@@ -1,1 +1,4 @@
 """What each command of the command line does; with `splitload.cli` the only place that joins all parts."""
+
+AGENTS = ("q-learning", "sarsa", "exact", "uniform", "random")
+OBJECTIVES = ("balance", "ttfo")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bundle import read_manifest
-from splitload.commands.console import Console
+from splitload.commands.console import Console, count_of, shortened
 
 
 def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -26,16 +26,14 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     for variant in manifest.variants:
         where = "any machine" if variant.cpu is None else f"{variant.cpu}, onnxruntime {variant.runtime}"
         console.table(
-            f"{variant.kind} graph for {where}; {variant.threads} loading threads",
-            ("stage", "blocks", "part of the model", "MB", "reads", "gives", "trainable"),
+            f"{variant.kind} graph for {where}; {count_of(variant.threads, 'loading thread')}",
+            ("stage", "blocks", "part of the model", "MB", "trainable"),
             [
                 (
                     str(number),
                     f"{stage.blocks[0]}-{stage.blocks[1] - 1}",
-                    stage.name,
+                    shortened(stage.name),
                     f"{(stage.graph.bytes + (stage.weights.bytes if stage.weights else 0)) / 1e6:.2f}",
-                    ", ".join(stage.inputs),
-                    ", ".join(f"{spec.name} {_shape(spec.shape)}" for spec in stage.outputs),
                     "yes" if stage.trainable else "",
                 )
                 for number, stage in enumerate(variant.stages, start=1)

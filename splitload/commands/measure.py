@@ -9,12 +9,12 @@ from typing import Any
 
 from splitload.bench import Arm, run_arms, summarize
 from splitload.bundle import read_manifest
-from splitload.commands.console import Console
+from splitload.commands.console import Console, count_of, shortened
 from splitload.commands.search import Search
 from splitload.commands.train import prepare
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
-from splitload.errors import UsageError
+from splitload.errors import OutputError, UsageError
 from splitload.frontends.onnx import load_graph
 from splitload.inputs import example_inputs, read_feeds
 from splitload.partition import Partition
@@ -27,16 +27,21 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     Raises:
         SplitloadError: If the model cannot be read or measured, or the file not written.
     """
+    output = Path(options.output) if options.output else None
+    if output and not output.parent.is_dir():
+        raise OutputError(f"there is no folder '{output.parent}' to write '{output.name}' into")
     device = open_device(options.device, cache, refresh=True)
     _, _, made = prepare(options, console, cache, device, read_feeds(options.input))
+    if output:
+        write_profile(output, made)
     whole = made.whole()
     console.table(
-        f"{made.model} on {made.device}, {made.source}",
-        ("block", "part of the model", "MB", "load ms", "first inference ms", "inference ms"),
+        f"{made.model} on {made.device}, {made.source}: load, first and steady inference of each block",
+        ("block", "part of the model", "MB", "load ms", "first ms", "steady ms"),
         [
             (
                 str(number),
-                block.name,
+                shortened(block.name),
                 f"{block.weights_bytes / 1e6:.2f}",
                 f"{block.cost.load_s * 1e3:.2f}",
                 f"{block.cost.first_inference_s * 1e3:.2f}",
@@ -49,9 +54,8 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
         f"whole model: load {whole.load_s * 1e3:.2f} ms, first inference {whole.first_inference_s * 1e3:.2f} ms, "
         f"inference {whole.inference_s * 1e3:.2f} ms; each stage pays {made.stage_fixed_s * 1e3:.2f} ms"
     )
-    if options.output:
-        write_profile(Path(options.output), made)
-        console.print(f"profile: {options.output}")
+    if output:
+        console.print(f"profile: {output}")
     return made.to_json()
 
 
@@ -61,8 +65,6 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     Raises:
         SplitloadError: If the model cannot be read or an arm fails.
     """
-    if options.runs < 1:
-        raise UsageError(f"--runs must be at least 1, it is {options.runs}")
     device = open_device("host", cache)
     feeds = read_feeds(options.input)
     source, graph, measured = prepare(options, console, cache, device, feeds)
@@ -75,22 +77,24 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     with console.progress("benchmark", unit="samples") as show:
         samples = run_arms(arms, ready, options.runs, show)
     summary = {name: summarize(rows) for name, rows in samples.items()}
+    stock_s = summary["stock"]["ttfo_s"]["median"]
     split_points = manifest.plan.get("split_points", [])
     console.table(
-        f"{graph.name}: {options.runs} fresh processes an arm, interleaved, warm page cache; medians (min-max)",
-        ("arm", "TTFO ms", "load ms", "first inference ms", "steady ms", "peak MiB", "TTFO ÷ stock"),
+        f"{graph.name}: medians (min-max) of {options.runs} fresh process(es) an arm, in turns, warm page cache",
+        ("", *summary),
         [
-            (
-                name,
-                *(_spread(row[key], 1e3) for key in ("ttfo_s", "load_s", "first_inference_s", "steady_inference_s")),
-                _spread(row["peak_memory_bytes"], 1 / (1 << 20)),
-                f"{row['ttfo_s']['median'] / summary['stock']['ttfo_s']['median']:.3f}",
-            )
-            for name, row in summary.items()
+            ("TTFO ms", *(_spread(row["ttfo_s"], 1e3) for row in summary.values())),
+            ("load ms", *(_spread(row["load_s"], 1e3) for row in summary.values())),
+            ("first ms", *(_spread(row["first_inference_s"], 1e3) for row in summary.values())),
+            ("steady ms", *(_spread(row["steady_inference_s"], 1e3) for row in summary.values())),
+            ("peak MiB", *(_spread(row["peak_memory_bytes"], 1 / (1 << 20)) for row in summary.values())),
+            ("÷ stock", *(f"{row['ttfo_s']['median'] / stock_s:.3f}" for row in summary.values())),
         ],
     )
-    console.print(f"splitload: {len(split_points) + 1} stages, cut at {split_points or 'nothing'}")
+    console.print(f"splitload: {count_of(len(split_points) + 1, 'stage')}, split points {split_points}")
     return {
+        "kind": "bench",
+        "schema_version": 1,
         "model": options.model,
         "model_sha256": source.sha256,
         "model_bytes": source.size_bytes,

@@ -1,11 +1,13 @@
-"""`splitload run`: load a bundle in parallel, infer once, show the timeline. Needs neither torch, onnx nor gymnasium."""
+"""`splitload run`: load a bundle in parallel, infer once, show the timeline; without torch, onnx or gymnasium."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from splitload.commands.console import Console, milliseconds
+from splitload.bundle import read_manifest
+from splitload.commands.console import Console, count_of, milliseconds
 from splitload.errors import StageError, UsageError
 from splitload.inputs import example_inputs, read_feeds
 from splitload.loader import ParallelLoader
@@ -20,9 +22,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     import numpy as np
     import onnxruntime  # noqa: F401 - imported before the clock starts, as in every arm of the benchmark
 
-    feeds = read_feeds(options.input)
+    ready = example_inputs(read_manifest(Path(options.bundle)).inputs, read_feeds(options.input))
     with ParallelLoader(options.bundle, threads=options.threads, upgrade=False) as model:
-        ready = example_inputs(model.get_inputs(), feeds)
         try:
             outputs = model.run(None, ready)
         except StageError:
@@ -35,7 +36,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         variant = model.variant
         num_threads = model.threads
     console.print(
-        f"{model.manifest.model}: {len(variant.stages)} stages ({variant.kind} graph) on {num_threads} loading threads"
+        f"{model.manifest.model}: {count_of(len(variant.stages), 'stage')} ({variant.kind} graph) "
+        f"on {count_of(num_threads, 'loading thread')}"
     )
     console.print(timeline.render())
     console.print(f"time to first output: {milliseconds(timeline.ttfo_s)} measured, one run")
@@ -64,7 +66,6 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 def _save(folder: str, name: str, array: Any) -> None:
     """Save an output as FOLDER/NAME.npy."""
     import re
-    from pathlib import Path
 
     import numpy as np
 

@@ -15,8 +15,6 @@ from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
 
-AGENTS = ("q-learning", "sarsa", "exact", "uniform", "random")
-OBJECTIVES = ("balance", "ttfo")
 BASELINES = ("exact", "uniform_bytes", "uniform_blocks", "random")
 Objective = Literal["balance", "ttfo"]
 
@@ -48,8 +46,8 @@ class Search:
 
     Args:
         profile: Costs of the model on the device.
-        agent: One of `AGENTS`.
-        objective: One of `OBJECTIVES`.
+        agent: One of `splitload.commands.AGENTS`.
+        objective: One of `splitload.commands.OBJECTIVES`.
         max_stages: The most stages, at least 1; more than there are blocks is the same as all of them.
         seed: Seed of the agent, and of the random baseline.
         episodes: Most episodes in all, or None for the agent's own rule.

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bundle import check_target
-from splitload.commands.console import Console, milliseconds
+from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.search import BASELINES, Found, Search, fixed_plan
 from splitload.devices import Device, open_device
 from splitload.errors import UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
-from splitload.graph import ModelGraph
+from splitload.graph import DEFAULT_MAX_BLOCKS, ModelGraph
 from splitload.inputs import read_feeds
 from splitload.partition import Partition
 from splitload.profile import Profile
@@ -58,13 +58,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
 
             def report(now: Progress) -> None:
                 if now.episode % 100 == 0:
-                    points = ",".join(map(str, now.best_split_points)) or "none"
-                    show(
-                        now.episode,
-                        now.episodes,
-                        f"reward {now.reward:g}, exploration {now.epsilon:.0%}, "
-                        f"best of {now.num_stages} stages {milliseconds(now.best_value_s)} (cut at {points})",
-                    )
+                    best = f"{now.num_stages} stages: best {milliseconds(now.best_value_s)}"
+                    show(now.episode, now.episodes, f"{best}, reward {now.reward:.2g}, ε {now.epsilon:.0%}")
 
             try:
                 found = search.run(report)
@@ -81,11 +76,17 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "profile_source": profile.source,
         "predicted_ttfo_s": schedule.ttfo_s,
     }
-    _write(target, source, graph, found.partition, profile, trainable_from, device, notes, console, cache, options)
+    try:
+        _write(target, source, graph, found.partition, profile, trainable_from, device, notes, console, cache, options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
     measured = None
     if device.name == "host":
-        with console.status("measuring the time to first output in fresh processes"):
-            measured = _measured_ttfo_s(target, graph, feeds)
+        try:
+            with console.status("measuring the time to first output in fresh processes"):
+                measured = _measured_ttfo_s(target, graph, feeds)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{target}' is complete") from None
     result = {
         "model": options.model,
         "device": options.device,
@@ -193,15 +194,16 @@ def _resume_hint(options: argparse.Namespace, best: Partition | None) -> str:
         return "interrupted before a first plan was found; nothing was written"
     points = ",".join(map(str, best.split_points))
     words = ["splitload", "train", options.model, "--device", options.device, f"--split-points={points}"]
+    words.append(f"--objective={options.objective}")
+    if options.max_blocks != DEFAULT_MAX_BLOCKS:
+        words.append(f"--max-blocks={options.max_blocks}")
+    if options.trainable:
+        words.append(f"--trainable={options.trainable}")
+    words += [f"--input={pair}" for pair in options.input]
     if options.output:
         words += ["-o", options.output]
-    for name, usual in (("max_blocks", 64),):
-        if getattr(options, name) != usual:
-            words.append(f"--{name.replace('_', '-')}={getattr(options, name)}")
-    return (
-        f"interrupted; nothing was written. The best plan so far has {best.num_stages} stages; "
-        f"to build it: {shlex.join(words)}"
-    )
+    plan = f"The best plan so far has {count_of(best.num_stages, 'stage')}"
+    return f"interrupted; nothing was written. {plan}; to build it: {shlex.join(words)}"
 
 
 def _stem(model: str) -> str:
@@ -225,22 +227,23 @@ def _show(console: Console, graph: ModelGraph, profile: Profile, found: Found, r
             (
                 str(number + 1),
                 f"{start}-{end - 1}" if end - start > 1 else str(start),
-                first if first == last else f"{first} … {last}",
+                shortened(first if first == last else f"{first} … {last}"),
                 f"{size / 1e6:.1f}",
                 f"{cost.load_s * 1e3:.2f}",
                 f"{cost.first_inference_s * 1e3:.2f}",
             )
         )
+    stages = count_of(found.partition.num_stages, "stage")
     console.table(
-        f"{graph.name} on {profile.device}: {found.partition.num_stages} of at most {profile.num_blocks} blocks' stages",
-        ("stage", "blocks", "part of the model", "MB", "load ms", "first inference ms"),
+        f"{graph.name} on {profile.device}: {profile.num_blocks} blocks in {stages}; times of each alone, {predicted}",
+        ("stage", "blocks", "part of the model", "MB", "load ms", "infer ms"),
         rows,
     )
     what = "largest stage load" if result["objective"] == "balance" else "time to first output"
     values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
     if values:
         console.table(
-            f"{what}, {found.partition.num_stages} stages, {predicted}",
+            f"{what}, {stages} loading in parallel, {predicted}",
             ("plan", "ms", "÷ exact"),
             [
                 (name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if (exact := values.get("exact")) else "")

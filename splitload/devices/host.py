@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,6 @@ import numpy as np
 from splitload.devices import Progress
 from splitload.errors import ModelError, OutputError, ProfileError
 from splitload.graph import GraphKind, ModelGraph
-from splitload.inputs import example_inputs
 from splitload.machine import available_threads, cpu_architecture, cpu_model
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
@@ -141,7 +140,8 @@ class HostDevice:
                 }
                 job = {
                     "folder": str(folder.resolve()),
-                    "feeds": _write_feeds(graph, feeds, folder),
+                    "inputs": [asdict(graph.tensors[name]) for name in graph.inputs],
+                    "feeds": _write_feeds(feeds or {}, folder),
                     "chain": [written[segment] for segment in chain],
                     "segments": [written[segment] for segment in segments if segment not in chain],
                     "pair": [written[segment] for segment in pair],
@@ -171,7 +171,10 @@ class HostDevice:
     def _cache_file(self, graph: ModelGraph, feeds: Mapping[str, Any] | None) -> Path:
         import onnxruntime as ort
 
-        shapes = {name: (str(array.dtype), array.shape) for name, array in sorted((feeds or {}).items())}
+        shapes = {
+            name: (str(getattr(value, "dtype", "")), getattr(value, "shape", ()))
+            for name, value in sorted((feeds or {}).items())
+        }
         bounds = [block.end for block in graph.blocks]
         machine = (cpu_architecture(), cpu_model(), available_threads(), ort.__version__)
         key = hashlib.sha256(repr((bounds, shapes, machine, self._repeats)).encode()).hexdigest()[:16]
@@ -222,11 +225,12 @@ def _row(writer: Any, graph: ModelGraph, segment: _Segment, folder: Path) -> dic
     }
 
 
-def _write_feeds(graph: ModelGraph, feeds: Mapping[str, Any] | None, folder: Path) -> dict[str, str]:
-    """Save the inputs as .npy files in `folder`; return the file of each."""
+def _write_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Save the given inputs as .npy files in `folder`; return the file of each. The worker makes up the others."""
     files = {}
-    ready = example_inputs([graph.tensors[name] for name in graph.inputs], feeds)
-    for number, (name, array) in enumerate(ready.items()):
+    for number, (name, array) in enumerate(feeds.items()):
+        if not isinstance(array, np.ndarray):
+            raise ModelError(f"input '{name}' is no array; this host can measure models on arrays only")
         files[name] = f"feed-{number}.npy"
         plain = array.astype(str) if array.dtype == object else array
         np.save(folder / files[name], plain, allow_pickle=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,11 @@ from splitload.errors import ProfileError
 from splitload.graph import GraphKind, ModelGraph
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 1 << 20
@@ -95,10 +101,6 @@ class SimulatedDevice:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ProfileError(f"{path.name}: larger than {MAX_FILE_BYTES} bytes, no device file is")
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +123,7 @@ def _checked(data: dict[str, Any], name: str) -> DeviceModel:
     for key in ("name", "description"):
         if not isinstance(data[key], str):
             raise ProfileError(f"{name}: {key} must be a string, it is {data[key]!r}")
-    if not isinstance(data["threads"], int) or data["threads"] < 1:
+    if isinstance(data["threads"], bool) or not isinstance(data["threads"], int) or data["threads"] < 1:
         raise ProfileError(f"{name}: threads must be a whole number of at least 1, it is {data['threads']!r}")
     for key in known[3:]:
         value = data[key]
@@ -130,4 +132,6 @@ def _checked(data: dict[str, Any], name: str) -> DeviceModel:
             raise ProfileError(f"{name}: {key} must be a finite number, it is {value!r}")
         if value < 0 or (positive and value == 0):
             raise ProfileError(f"{name}: {key} must be {'above 0' if positive else 'at least 0'}, it is {value!r}")
+        if key == "serial_share" and value > 1:
+            raise ProfileError(f"{name}: serial_share must be a share of at most 1, it is {value!r}")
     return DeviceModel(**data)

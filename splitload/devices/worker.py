@@ -1,7 +1,7 @@
 """Measures stages in a fresh process: `python -m splitload.devices.worker` reads a job as JSON, answers as JSON.
 
-The job names a folder, the chain of block stages in it, further segments to measure, and a pair of segments to load
-in parallel. Each segment is opened by the same call that the loader uses.
+The job names a folder, the model's inputs and those that are given, the chain of block stages, further segments to
+measure, and a pair of segments to load in parallel. Each segment is opened by the same call that the loader uses.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from splitload.bundle import TensorSpec
+from splitload.inputs import example_inputs
 from splitload.loader import open_session, run_stage
 
 
@@ -39,10 +40,11 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         outputs = tuple(TensorSpec(name, kind, None) for name, kind in row["outputs"])
         return Segment(row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs)
 
-    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name, file in job["feeds"].items():
         array = np.load(folder / file, allow_pickle=False)
-        values[name] = array.astype(object) if array.dtype.kind == "U" else array
+        given[name] = array.astype(object) if array.dtype.kind == "U" else array
+    values = example_inputs([TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]], given)
     chain = [segment(row) for row in job["chain"]]
     others = [segment(row) for row in job["segments"]]
     open_session(chain[0].graph)  # the runtime's own start is not a stage's

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitload.errors import ModelError
+from splitload.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from splitload.frontends.onnx import Source
-
-DEFAULT_MODEL = "zoo:mobilenet_v1"
 
 
 def open_source(model: str, cache: Path) -> Source:
@@ -24,6 +22,7 @@ def open_source(model: str, cache: Path) -> Source:
         ModelError: If there is no such model or it cannot be read.
         UsageError: If a zoo name is unknown.
         MissingPackageError: If an optional package is needed.
+        OutputError: If an export cannot be written.
     """
     from splitload.frontends.onnx import Source
 
@@ -40,7 +39,10 @@ def open_source(model: str, cache: Path) -> Source:
 
         name = model.rpartition(":")[2]
         out = cache / "exports" / f"{model.replace(':', '-')}.onnx"
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder '{out.parent}': {error.strerror}") from error
         torch_frontend.export(model, out)
         return Source.open(out, name)
     return Source.open(path, path.stem)

@@ -5,22 +5,37 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from splitload.errors import ModelError, OutputError
+from splitload.frontends.proto import (
+    all_tensors,
+    bodies,
+    external_files,
+    node_inputs,
+    split_constants,
+    tensor_bytes,
+    with_constants,
+)
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, Tensor, used_names
-from splitload.inputs import example_inputs
+from splitload.inputs import DTYPES, example_inputs
 from splitload.machine import cpu_architecture
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
 _CACHE_VERSION = 1
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+# what onnxruntime puts before the message: its code, the file once more, and a place in its own source
+_NOISE = re.compile(
+    r"^\d+ : [A-Z_]+ : |(?:Load model from \S+ failed: ?)|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? (?=[A-Z])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +65,17 @@ class Source:
             raise ModelError(f"no model file '{path}'; give an .onnx file, zoo:NAME or package.module:factory")
         if path.stat().st_size > MAX_PROTOBUF_BYTES:
             raise ModelError(f"'{path}' is over 2 GB; save its weights as external data")
-        files = [path, *_external_files(_read(path), path)]
+        files = [path, *external_files(_read(path), path)]
         digest = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as stream:
-                while chunk := stream.read(8 << 20):
-                    digest.update(chunk)
-        return cls(name, path, digest.hexdigest(), sum(file.stat().st_size for file in files))
+        try:
+            for file in files:
+                with file.open("rb") as stream:
+                    while chunk := stream.read(8 << 20):
+                        digest.update(chunk)
+            size_bytes = sum(file.stat().st_size for file in files)
+        except OSError as error:
+            raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
+        return cls(name, path, digest.hexdigest(), size_bytes)
 
 
 def load_graph(
@@ -88,12 +107,18 @@ def load_graph(
     path = folder / "model.onnx"
     proto = _read(path)
     graph = proto.graph
-    weights = {tensor.name: _tensor_bytes(tensor) for tensor in graph.initializer}
-    weights |= {sparse.values.name: _tensor_bytes(sparse.values) for sparse in graph.sparse_initializer}
+    weights = {tensor.name: tensor_bytes(tensor) for tensor in graph.initializer}
+    weights |= {sparse.values.name: tensor_bytes(sparse.values) for sparse in graph.sparse_initializer}
+    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     body, constants = split_constants(graph)
     if not body:
         raise ModelError(f"'{source.path}' computes nothing from its inputs: there is nothing to load in stages")
-    uses = {id(node): _with_constants(node_inputs(node), constants) for node in body}
+    uses = {id(node): with_constants(node_inputs(node), constants) for node in body}
+    for index, node in enumerate(body):
+        if own := sum(tensor_bytes(tensor) for inner in bodies(node) for tensor in all_tensors(inner)):
+            name = f"{node.op_type}#{index} bodies"  # what the bodies of a node hold counts as one weight of its own
+            weights[name] = own
+            uses[id(node)] += (name,)
     seen = _observe(path, proto, body, feeds)
     tensors = {name: tensor for name, (tensor, _) in seen.items()}
     sizes = {name: size for name, (_, size) in seen.items()}
@@ -101,10 +126,10 @@ def load_graph(
         Node(
             node.name,
             node.op_type,
-            tuple(name for name in uses[id(node)] if name in tensors),
+            tuple(name for name in uses[id(node)] if name in tensors and name not in weights),
             used_names(node.output),
             tuple(name for name in uses[id(node)] if name in weights),
-            _flops(node, sizes, {tensor.name: tensor.dims for tensor in graph.initializer}),
+            _flops(node, sizes, dims),
         )
         for node in body
     )
@@ -127,69 +152,9 @@ def plain_options() -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error of onnxruntime or protobuf as one line without its code prefix."""
-    text = " ".join(str(error).split())
-    return text.rpartition("[ONNXRuntimeError] : ")[2][:400] or type(error).__name__
-
-
-def node_inputs(node: Any) -> tuple[str, ...]:
-    """Return the names a node reads from the graph it stands in, those its bodies capture included."""
-    return used_names([*node.input, *_captured(node)])
-
-
-def split_constants(graph: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Divide the nodes of a graph into those that depend on its inputs and those that only prepare constants.
-
-    A tensor derived from constants would look alive across every cut; its makers are repeated in each stage instead.
-    Random nodes and makers of a model output are never constants.
-
-    Returns:
-        The nodes to cut, in topological order, and the constant node behind each constant tensor.
-    """
-    fixed = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
-    outputs = {value.name for value in graph.output}
-    body: list[Any] = []
-    constants: dict[str, Any] = {}
-    for node in graph.node:
-        is_constant = (
-            all(name in fixed for name in node_inputs(node))
-            and node.op_type not in _RANDOM
-            and not any(name in outputs for name in node.output)
-            and not any(True for _ in _bodies(node))
-        )
-        if is_constant:
-            fixed.update(name for name in node.output if name)
-            constants.update((name, node) for name in node.output if name)
-        else:
-            body.append(node)
-    return body, constants
-
-
-def all_tensors(graph: Any) -> Iterator[Any]:
-    """Yield every stored tensor of a graph, those in attributes and bodies included."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-        for body in _bodies(node):
-            yield from all_tensors(body)
-
-
-def external_entry(tensor: Any) -> tuple[str, int, int | None]:
-    """Return the location, offset and length (None: to the end of the file) of an external tensor."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    length = entries.get("length")
-    return entries.get("location", ""), int(entries.get("offset") or 0), int(length) if length else None
-
-
-def is_external(tensor: Any) -> bool:
-    """Return whether a tensor's bytes lie in another file."""
-    return bool(tensor.data_location == 1)  # TensorProto.EXTERNAL
+    """Return an error of onnxruntime or protobuf as one line, without its code and place in the source."""
+    text = " ".join(str(error).split()).rpartition("[ONNXRuntimeError] : ")[2]
+    return _NOISE.sub("", text)[:400] or type(error).__name__
 
 
 def _read(path: Path) -> Any:
@@ -206,43 +171,6 @@ def _read(path: Path) -> Any:
     if not model.HasField("graph") or not model.graph.output:
         raise ModelError(f"'{path}' is truncated or not an ONNX model: it holds no graph with outputs")
     return model
-
-
-def _external_files(model: Any, path: Path) -> list[Path]:
-    """Return the external data files of a model, checked to lie beside it and to be long enough."""
-    needed: dict[str, int] = {}
-    for tensor in all_tensors(model.graph):
-        if is_external(tensor):
-            location, offset, length = external_entry(tensor)
-            needed[location] = max(needed.get(location, 0), offset + (length or 0))
-    files = []
-    root = path.parent.resolve()
-    for location, size in sorted(needed.items()):
-        file = (root / location).resolve()
-        if not location or not file.is_relative_to(root):
-            raise ModelError(f"'{path}' wants external data at '{location}', outside its own folder; refused")
-        if not file.is_file():
-            raise ModelError(f"'{path}' wants its weights in '{location}', which is missing beside it")
-        if file.stat().st_size < size:
-            raise ModelError(f"'{location}' is truncated: {file.stat().st_size} bytes, '{path.name}' needs {size}")
-        files.append(file)
-    return files
-
-
-def _tensor_bytes(tensor: Any) -> int:
-    """Return the size of a stored tensor in bytes."""
-    import onnx
-
-    if is_external(tensor):
-        length = external_entry(tensor)[2]
-        if length is not None:
-            return length
-    if tensor.raw_data:
-        return len(tensor.raw_data)
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return sum(len(value) for value in tensor.string_data)
-    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * int(itemsize)
 
 
 def _optimized_folder(source: Source, kind: GraphKind, cache: Path) -> Path:
@@ -290,6 +218,8 @@ def _refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None
     free = shutil.disk_usage(folder).free
     if "No space left" in str(error) or free < needed_bytes // 8:
         raise OutputError(f"no space left for the optimised model in '{folder}': {free >> 20} MiB are free") from error
+    if any(words in str(error) for words in ("Failed to write", "Protobuf serialization failed")):
+        raise OutputError(f"cannot write the optimised model to '{folder}': {one_line(error)}") from error
 
 
 def _optimize(path: Path, level: Any, folder: Path) -> None:
@@ -319,34 +249,6 @@ def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:
         del model.graph.input[:]
         model.graph.input.extend(kept)
         path.write_bytes(model.SerializeToString())
-
-
-def _bodies(node: Any) -> Iterator[Any]:
-    """Yield the graphs in a node's attributes: the bodies of If, Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _captured(node: Any) -> Iterator[str]:
-    """Yield the names that the bodies of a node take from outside."""
-    for body in _bodies(node):
-        known = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-        known |= {sparse.values.name for sparse in body.sparse_initializer}
-        for inner in body.node:
-            yield from (name for name in node_inputs(inner) if name not in known)
-            known.update(inner.output)
-        yield from (value.name for value in body.output if value.name not in known)
-
-
-def _with_constants(names: Iterable[str], constants: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return `names` and all that the constant nodes behind them read."""
-    found = list(used_names(names))
-    for name in found:
-        if name in constants:
-            found.extend(extra for extra in node_inputs(constants[name]) if extra not in found)
-    return tuple(found)
 
 
 def _observe(
@@ -381,17 +283,14 @@ def _observe(
     given_feeds = example_inputs(session.get_inputs(), feeds) if feeds else None
     try:
         ready = given_feeds or example_inputs(session.get_inputs())
-        outputs = [value.name for value in session.get_outputs()]
-        # a feed may be a list or map, which only `run` takes
-        plain = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in ready.items()}
-        values = plain | dict(zip(outputs, session.run_with_ort_values(outputs, plain), strict=True))
+        values = ready | _run(session, ready)
     except Exception as error:  # the made-up inputs may not suit the model; sizes then come from declared shapes
         if given_feeds:
             raise ModelError(f"the model does not run on the given inputs: {one_line(error)}") from error
     for info in [*session.get_inputs(), *session.get_outputs()]:
         value = values.get(info.name)
         shape = None if info.shape is None else tuple(info.shape)
-        seen = tuple(value.shape()) if value is not None and value.is_tensor() else None
+        seen = _shape_of(value)
         known = seen if seen is not None else shape
         itemsize = _itemsize(info.type)
         nbytes = (
@@ -401,6 +300,32 @@ def _observe(
         )
         found[info.name] = (Tensor(info.name, info.type, shape, nbytes), seen)
     return found
+
+
+def _run(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outputs by name, tensors as OrtValues where the feeds allow it: numpy lacks some of their types."""
+    import onnxruntime as ort
+
+    if all(isinstance(value, ort.OrtValue) or _is_numeric(value) for value in feeds.values()):
+        names = [value.name for value in session.get_outputs()]
+        ready = {
+            name: value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
+            for name, value in feeds.items()
+        }
+        return dict(zip(names, session.run_with_ort_values(names, ready), strict=True))
+    # strings, lists and maps cannot be OrtValues
+    names = [value.name for value in session.get_outputs() if value.type in DTYPES]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True)) if names else {}
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    if isinstance(value, np.ndarray):
+        return tuple(value.shape)
+    return tuple(value.shape()) if hasattr(value, "is_tensor") and value.is_tensor() else None
 
 
 def elem_type(type_name: str) -> int:
@@ -426,7 +351,7 @@ def _itemsize(type_name: str) -> int:
     return int(onnx.helper.tensor_dtype_to_np_dtype(elem_type(type_name)).itemsize)
 
 
-def _flops(node: Any, shapes: Mapping[str, tuple[int, ...] | None], weights: Mapping[str, Any]) -> int:
+def _flops(node: Any, shapes: Mapping[str, tuple[int, ...] | None], weights: Mapping[str, tuple[int, ...]]) -> int:
     """Estimate the floating-point operations of a node: 2 x multiply-adds for products, one an element otherwise."""
     out = shapes.get(node.output[0]) if node.output else None
     if out is None:
@@ -434,11 +359,11 @@ def _flops(node: Any, shapes: Mapping[str, tuple[int, ...] | None], weights: Map
     elements = math.prod(out)
     if node.op_type in ("Conv", "FusedConv", "ConvTranspose") and len(node.input) > 1:
         kernel = weights.get(node.input[1])
-        if kernel is not None and kernel[0]:
-            return 2 * elements * math.prod(kernel) // int(kernel[0])
+        if kernel and kernel[0]:
+            return 2 * elements * math.prod(kernel) // kernel[0]
     if "MatMul" in node.op_type or "Gemm" in node.op_type:
-        left = shapes.get(node.input[0]) or tuple(weights.get(node.input[0], ()))
+        left = shapes.get(node.input[0]) or weights.get(node.input[0])
         transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
         if left:
-            return 2 * elements * int(left[-2 if transposed and len(left) > 1 else -1])
+            return 2 * elements * left[-2 if transposed and len(left) > 1 else -1]
     return elements

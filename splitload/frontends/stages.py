@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 from splitload.bundle import File, TensorSpec
 from splitload.errors import OutputError
-from splitload.frontends.onnx import all_tensors, elem_type, external_entry, is_external, node_inputs, split_constants
+from splitload.frontends.onnx import elem_type
+from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, split_constants
 from splitload.graph import ModelGraph
 
 PAGE_BYTES = 4096
@@ -101,12 +102,11 @@ class StageWriter:
         stage.node.extend([*self._constant_nodes(nodes), *nodes])
         stage.input.extend(self._value(name) for name in inputs)
         stage.output.extend(self._value(name) for name in outputs)
-        names = {name for node in stage.node for name in node_inputs(node)} | set(outputs)
         # in the order of first use: the order in which reading ahead pays
         ordered = dict.fromkeys(name for node in stage.node for name in node_inputs(node))
         ordered.update(dict.fromkeys(outputs))
         stage.initializer.extend(self._initializers[name] for name in ordered if name in self._initializers)
-        stage.sparse_initializer.extend(self._sparse[name] for name in names if name in self._sparse)
+        stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
 
         weights = self._write_weights(model, folder, f"{stem}.bin")
         data = model.SerializeToString()
@@ -116,7 +116,7 @@ class StageWriter:
             weights,
             inputs,
             tuple(self._spec(name) for name in outputs),
-            sum(graph.weights_bytes.get(name, 0) for name in ordered),
+            graph.segment_weights_bytes(start, end),
         )
 
     def _constant_nodes(self, nodes: Iterable[Any]) -> list[Any]:

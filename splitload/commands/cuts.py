@@ -1,0 +1,72 @@
+"""Tries every cut point of models: `python -m splitload.commands.cuts --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from splitload.commands.console import Console
+from splitload.deploy.equality import check_graph
+from splitload.frontends import open_source, zoo
+from splitload.frontends.onnx import load_graph
+from splitload.machine import cache_folder
+from splitload.provenance import provenance
+
+
+def light_models() -> list[str]:
+    """Return the real topologies that ship inside the onnx package, with constant weights."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("onnx")
+    if spec is None or spec.origin is None:
+        return []
+    return [str(path) for path in sorted((Path(spec.origin).parent / "backend/test/data/light").glob("*.onnx"))]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Check the models, write a record, and return 1 if an output differed."""
+    words = list(sys.argv[1:] if words is None else words)
+    parser = argparse.ArgumentParser(prog="python -m splitload.commands.cuts", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo and every light model")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    options = parser.parse_args(words)
+    console = Console(json=False)
+    cache = cache_folder()
+    rows: list[dict[str, Any]] = []
+    for model in options.models or [*(f"zoo:{name}" for name in zoo.names()), *light_models()]:
+        source = open_source(model, cache)
+        for kind in ("native", "portable"):
+            graph = load_graph(source, kind, cache)
+            with console.progress(f"{source.name} {kind}", unit="cuts") as show:
+                outcome = check_graph(source, graph, on_progress=show)
+            console.print(
+                f"{'passed' if outcome.passed else 'FAILED'}  {source.name:<22} {kind:<8} "
+                f"{outcome.num_cuts:>4} cuts, {outcome.num_partitions} partitions, "
+                f"{len(outcome.different)} differ, error against the original {outcome.original_error:.1e}"
+            )
+            rows.append(
+                {
+                    "model": source.name,
+                    "model_sha256": source.sha256,
+                    "graph": kind,
+                    "passed": outcome.passed,
+                    "num_cuts": outcome.num_cuts,
+                    "num_partitions": outcome.num_partitions,
+                    "different": outcome.different,
+                    "original_error": outcome.original_error,
+                }
+            )
+    if options.output:
+        command = ["python", "-m", "splitload.commands.cuts", *shlex.split(shlex.join(words))]
+        record = {"kind": "cuts", "schema_version": 1, "provenance": provenance(command), "rows": rows}
+        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return int(not all(row["passed"] for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,160 @@
+"""What an ONNX file says, read from its protobuf: what nodes read, what is constant, where stored tensors lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from splitload.errors import ModelError
+from splitload.graph import used_names
+
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+
+
+def node_inputs(node: Any) -> tuple[str, ...]:
+    """Return the names a node reads from the graph it stands in, those its bodies capture included."""
+    return used_names([*node.input, *_captured(node)])
+
+
+def bodies(node: Any) -> Iterator[Any]:
+    """Yield the graphs in a node's attributes: the bodies of If, Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _captured(node: Any) -> Iterator[str]:
+    """Yield the names that the bodies of a node take from outside."""
+    for body in bodies(node):
+        known = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        known |= {sparse.values.name for sparse in body.sparse_initializer}
+        for inner in body.node:
+            yield from (name for name in node_inputs(inner) if name not in known)
+            known.update(inner.output)
+        yield from (value.name for value in body.output if value.name not in known)
+
+
+def split_constants(graph: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Divide the nodes of a graph into those that depend on its inputs and those that only prepare constants.
+
+    A tensor derived from constants would look alive across every cut; its makers are repeated in each stage instead.
+    Random nodes and makers of a model output are never constants. Nodes that no output depends on are left out: a
+    stage of nothing else would have nothing to give.
+
+    Returns:
+        The nodes to cut, in topological order, and the constant node behind each constant tensor.
+    """
+    fixed = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
+    outputs = {value.name for value in graph.output}
+    body: list[Any] = []
+    constants: dict[str, Any] = {}
+    for node in graph.node:
+        is_constant = (
+            all(name in fixed for name in node_inputs(node))
+            and node.op_type not in _RANDOM
+            and not any(name in outputs for name in node.output)
+            and not any(True for _ in bodies(node))
+        )
+        if is_constant:
+            fixed.update(name for name in node.output if name)
+            constants.update((name, node) for name in node.output if name)
+        else:
+            body.append(node)
+    needed = set(outputs)
+    alive = []
+    for node in reversed(body):
+        if not needed.isdisjoint(node.output):
+            alive.append(node)
+            needed.update(node_inputs(node))
+    return alive[::-1], constants
+
+
+def with_constants(names: Iterable[str], constants: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return `names` and all that the constant nodes behind them read."""
+    found = dict.fromkeys(used_names(names))
+    queue = list(found)
+    for name in queue:
+        if name in constants:
+            new = [extra for extra in node_inputs(constants[name]) if extra not in found]
+            found.update(dict.fromkeys(new))
+            queue.extend(new)
+    return tuple(found)
+
+
+def all_tensors(graph: Any) -> Iterator[Any]:
+    """Yield every stored tensor of a graph, those in attributes and bodies included."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+        for body in bodies(node):
+            yield from all_tensors(body)
+
+
+def is_external(tensor: Any) -> bool:
+    """Return whether a tensor's bytes lie in another file."""
+    return bool(tensor.data_location == 1)  # TensorProto.EXTERNAL
+
+
+def external_entry(tensor: Any) -> tuple[str, int, int | None]:
+    """Return the location, offset and length (None: to the end of the file) of an external tensor.
+
+    Raises:
+        ModelError: If offset or length is no count.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = entries.get("offset") or "0", entries.get("length") or None
+    for count in (offset, length or "0"):
+        if not (count.isascii() and count.isdigit()):
+            raise ModelError(f"the external data of '{tensor.name}' has '{count}' for an offset or length")
+    return entries.get("location", ""), int(offset), int(length) if length else None
+
+
+def external_files(model: Any, path: Path) -> list[Path]:
+    """Return the external data files of a model, checked to lie beside it and to be long enough."""
+    needed: dict[str, int] = {}
+    in_functions = (tensor for function in model.functions for tensor in _node_tensors(function.node))
+    for tensor in (*all_tensors(model.graph), *in_functions):
+        if is_external(tensor):
+            location, offset, length = external_entry(tensor)
+            needed[location] = max(needed.get(location, 0), offset + (length or 0))
+    files = []
+    root = path.parent.resolve()
+    for location, size in sorted(needed.items()):
+        file = (root / location.replace("\0", "")).resolve()
+        if not location or "\0" in location or not file.is_relative_to(root):
+            raise ModelError(f"'{path}' wants external data at '{location}', outside its own folder; refused")
+        if not file.is_file():
+            raise ModelError(f"'{path}' wants its weights in '{location}', which is missing beside it")
+        if file.stat().st_size < size:
+            raise ModelError(f"'{location}' is truncated: {file.stat().st_size} bytes, '{path.name}' needs {size}")
+        files.append(file)
+    return files
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Return the size of a stored tensor in bytes."""
+    import onnx
+
+    if is_external(tensor):
+        length = external_entry(tensor)[2]
+        if length is not None:
+            return length
+    if tensor.raw_data:
+        return len(tensor.raw_data)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(value) for value in tensor.string_data)
+    itemsize: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(math.prod(tensor.dims)) * itemsize

@@ -1,0 +1,407 @@
+"""The bundle: one error for each way to be wrong, written whole or not at all, and version 1 pinned by a golden one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runtime_models import feeds
+
+import splitload.bundle
+from splitload import ParallelLoader
+from splitload.bundle import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MAX_STAGES,
+    check_target,
+    read_manifest,
+    validate,
+    write_manifest,
+    writing,
+)
+from splitload.errors import BundleError, OutputError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def data(chain_bundle: Path) -> Any:
+    return json.loads((chain_bundle / MANIFEST).read_text())
+
+
+def test_round_trip(chain_bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(chain_bundle, "hashes")
+    assert validate(json.loads(json.dumps(manifest.to_json()))) == manifest
+    write_manifest(tmp_path, manifest)
+    assert (tmp_path / MANIFEST).read_bytes() == (chain_bundle / MANIFEST).read_bytes()
+
+
+def edit(*path: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """Return a function that walks to the container of the last key."""
+
+    def walk(data: Any) -> tuple[Any, Any]:
+        for key in path[:-1]:
+            data = data[key]
+        return data, path[-1]
+
+    return walk
+
+
+STAGE = ("variants", 0, "stages", 1)
+MISSING: list[tuple[Any, ...]] = [
+    *((key,) for key in ("model", "model_sha256", "model_bytes", "created_with", "cpu", "device", "plan")),
+    *((key,) for key in ("inputs", "outputs", "variants")),
+    *(("variants", 0, key) for key in ("kind", "cpu", "runtime", "threads", "overlap", "stages")),
+    *((*STAGE, key) for key in ("name", "blocks", "graph", "weights", "weights_bytes", "inputs", "outputs")),
+    *((*STAGE, key) for key in ("prepack", "trainable")),
+    *((*STAGE, "graph", key) for key in ("name", "bytes", "sha256")),
+    *(("inputs", 0, key) for key in ("name", "type", "shape")),
+]
+
+
+@pytest.mark.parametrize("path", MISSING, ids=lambda path: ".".join(map(str, path)))
+def test_missing_key(data: Any, path: tuple[Any, ...]) -> None:
+    place, key = edit(*path)(data)
+    del place[key]
+    with pytest.raises(BundleError, match=rf"\.{key} is missing"):
+        validate(data)
+
+
+@pytest.mark.parametrize(
+    "path", [(), ("variants", 0), STAGE, (*STAGE, "graph"), ("inputs", 0)], ids=lambda path: ".".join(map(str, path))
+)
+def test_unknown_key(data: Any, path: tuple[Any, ...]) -> None:
+    place, key = edit(*path, "surprise")(data)
+    place[key] = 1
+    with pytest.raises(BundleError, match=r"unknown keys \['surprise'\]"):
+        validate(data)
+
+
+WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("format",), "zip", "not a splitload bundle's: format is 'zip'"),
+    (("version",), 2, "has version 2, this splitload reads version 1"),
+    (("version",), True, "has version True"),
+    (("model",), 3, "model must be a string"),
+    (("model_sha256",), "A" * 64, "must be a SHA-256"),
+    (("model_bytes",), -1, "count of at least 0"),
+    (("model_bytes",), 1.5, "count of at least 0"),
+    (("model_bytes",), True, "count of at least 0"),
+    (("created_with",), [], "must be an object"),
+    (("plan",), "none", "must be an object"),
+    (("inputs",), {}, "must be a list"),
+    (("inputs", 0), "x", r"inputs\[0\] must be an object"),
+    (("inputs", 0, "shape"), "x", "shape must be a list"),
+    (("inputs", 0, "shape"), [-1], "shape must be a list of sizes"),
+    (("inputs", 0, "shape"), [1.5], "shape must be a list of sizes"),
+    (("inputs", 1, "name"), "x", "inputs has a name twice"),
+    (("outputs", 1, "name"), "y", "outputs has a name twice"),
+    (("outputs",), [], "outputs has 0 entries"),
+    (("variants",), [], "variants has 0 entries"),
+    (("variants", 0, "kind"), "fast", "kind must be one of"),
+    (("variants", 0, "cpu"), 1, "cpu must be a string"),
+    (("variants", 0, "threads"), 0, "threads must be a count of at least 1"),
+    (("variants", 0, "overlap"), 1, "overlap must be true or false"),
+    (("variants", 0, "stages"), [], "stages has 0 entries"),
+    (("variants", 0, "stages"), [{}] * (MAX_STAGES + 1), f"allowed are 1 to {MAX_STAGES}"),
+    (("variants", 0, "cpu"), "x86_64", "the last one must fit every processor"),
+    (("variants", 0, "runtime"), "1.0", "the last one must fit every processor"),
+    ((*STAGE, "blocks"), [3], "two rising counts"),
+    ((*STAGE, "blocks"), [3, 3], "two rising counts"),
+    ((*STAGE, "blocks"), [-1, 3], "two rising counts"),
+    ((*STAGE, "blocks"), [100, 101], "starts at block 100, expected"),
+    ((*STAGE, "inputs"), "t", "inputs must be a list"),
+    ((*STAGE, "inputs"), [1], "inputs must be names"),
+    ((*STAGE, "inputs"), ["nowhere"], r"reads \['nowhere'\], which no earlier stage makes"),
+    ((*STAGE, "outputs", 0, "name"), "x", "makes 'x', which is there already"),
+    (("outputs", 0, "name"), "nowhere", r"no stage makes the model's outputs \['nowhere'\]"),
+    ((*STAGE, "weights"), "none", "weights must be an object"),
+    ((*STAGE, "prepack"), None, "prepack must be true or false"),
+    *(
+        ((*STAGE, "graph", "name"), name, "not a plain file name")
+        for name in (
+            "../x.onnx",
+            "/etc/passwd",
+            "a/b.onnx",
+            "a\\b",
+            "..",
+            ".hidden",
+            "",
+            "a\n",
+            "manifest.json",
+            "n" * 129,
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG)
+def test_wrong_value(data: Any, path: tuple[Any, ...], value: Any, message: str) -> None:
+    place, key = edit(*path)(data)
+    place[key] = value
+    with pytest.raises(BundleError, match=message):
+        validate(data)
+
+
+@pytest.mark.parametrize("data", [None, [], "bundle", 1])
+def test_not_an_object(data: Any) -> None:
+    with pytest.raises(BundleError, match="must be an object"):
+        validate(data)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"9" * 10_000], ids=["empty", "cut", "deep", "binary", "digits"]
+)
+def test_manifest_that_is_no_json(own_bundle: Path, content: bytes) -> None:
+    (own_bundle / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match=r"not JSON"):
+        read_manifest(own_bundle)
+
+
+def test_oversize_manifest_is_not_even_read(own_bundle: Path) -> None:
+    with (own_bundle / MANIFEST).open("r+b") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(BundleError, match="is larger than"):
+        read_manifest(own_bundle)
+
+
+def test_what_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"there is no such folder"):
+        read_manifest(tmp_path / "nothing")
+    with pytest.raises(BundleError, match=r"it has no manifest\.json"):
+        read_manifest(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"it has no manifest\.json"):
+        read_manifest(tmp_path / "file")
+
+
+def test_missing_file(own_bundle: Path) -> None:
+    next(own_bundle.glob("*-02.onnx")).unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        read_manifest(own_bundle)
+    read_manifest(own_bundle, "none")
+
+
+def test_wrong_size(own_bundle: Path) -> None:
+    with next(own_bundle.glob("*-02.onnx")).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match="bytes, the manifest says"):
+        read_manifest(own_bundle)
+
+
+def test_wrong_hash(own_bundle: Path) -> None:
+    path = next(own_bundle.glob("*-02.onnx"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    read_manifest(own_bundle, "sizes")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        read_manifest(own_bundle, "hashes")
+
+
+def test_unreadable_file(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(splitload.bundle, "sha256_of", fail)
+    with pytest.raises(BundleError, match="cannot read .*: Input/output error"):  # noqa: RUF043
+        read_manifest(own_bundle, "hashes")
+
+
+def test_unknown_verify(chain_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="verify is 'none', 'sizes' or 'hashes'"):
+        read_manifest(chain_bundle, "all")  # type: ignore[arg-type]
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def fill(folder: Path, source: Path, mark: str) -> None:
+    for file in source.iterdir():
+        shutil.copy(file, folder)
+    write_manifest(folder, replace(read_manifest(folder), device=mark))
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two renames"])
+def test_writing_makes_and_replaces(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(splitload.bundle, "_exchange", lambda first, second: False)
+    target = tmp_path / "new.splitload"
+    for mark in ("first", "second"):
+        with writing(target) as folder:
+            fill(folder, chain_bundle, mark)
+        assert read_manifest(target, "hashes").device == mark
+        assert names(tmp_path) == ["new.splitload"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no"), KeyboardInterrupt(), BundleError("no")], ids=repr)
+@pytest.mark.parametrize("old", [True, False])
+def test_writing_that_fails_changes_nothing(
+    chain_bundle: Path, tmp_path: Path, fault: BaseException, old: bool
+) -> None:
+    target = tmp_path / "new.splitload"
+    if old:
+        shutil.copytree(chain_bundle, target)
+    with pytest.raises(type(fault)), writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+        raise fault
+    assert names(tmp_path) == ([target.name] if old else [])
+    if old:
+        assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
+
+
+@pytest.mark.parametrize("call", ["_sync", "_replace", "write"])
+def test_full_disk(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    target = tmp_path / "new.splitload"
+    shutil.copytree(chain_bundle, target)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if call != "write":
+        monkeypatch.setattr(splitload.bundle, call, fail)
+    with pytest.raises(OutputError, match="No space left on device; nothing was changed"), writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+        if call == "write":
+            fail()
+    assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
+    assert names(tmp_path) == [target.name]
+
+
+def test_second_rename_that_fails_brings_the_old_bundle_back(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "new.splitload"
+    shutil.copytree(chain_bundle, target)
+    real = Path.rename
+
+    def rename(self: Path, to: Path) -> Path:
+        if self.suffix == ".making":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, to)
+
+    monkeypatch.setattr(splitload.bundle, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OutputError, match="Input/output error"), writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+    assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
+    assert names(tmp_path) == [target.name]
+
+
+def test_killed_in_the_middle_leaves_the_old_bundle(own_bundle: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from splitload.bundle import writing
+with writing(Path(sys.argv[1])) as folder:
+    (folder / "portable-00.onnx").write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(own_bundle)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(signal.SIGKILL)
+    read_manifest(own_bundle, "hashes")
+    with writing(own_bundle) as folder:  # what the killed one left behind is not in the way
+        fill(folder, own_bundle, "again")
+    assert read_manifest(own_bundle, "hashes").device == "again"
+
+
+@pytest.mark.parametrize("make", ["file", "folder", "other manifest", "damaged manifest"])
+def test_target_that_is_no_bundle_is_left_alone(tmp_path: Path, make: str) -> None:
+    target = tmp_path / "precious"
+    if make == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "mine.txt").write_text("mine")
+    if make == "other manifest":
+        (target / MANIFEST).write_text('{"name": "a web page"}')
+    if make == "damaged manifest":
+        (target / MANIFEST).write_text("{")
+    with pytest.raises(OutputError, match="exists and is not a bundle"):
+        check_target(target)
+    with pytest.raises(OutputError), writing(target):
+        raise AssertionError("not reached")
+    assert target.exists()
+
+
+def test_a_bundle_of_a_later_version_may_be_replaced(own_bundle: Path, data: Any) -> None:
+    (own_bundle / MANIFEST).write_text(json.dumps({**data, "version": 2}))
+    check_target(own_bundle)
+
+
+def test_target_that_is_a_link(own_bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    for place in (own_bundle, tmp_path / "nowhere"):
+        link.symlink_to(place)
+        with pytest.raises(OutputError, match="is a link"):
+            check_target(link)
+        link.unlink()
+
+
+def test_target_without_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="there is no folder"):
+        check_target(tmp_path / "no" / "new.splitload")
+
+
+def test_target_in_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(OutputError, match="permission denied"):
+        check_target(tmp_path / "new.splitload")
+
+
+@pytest.mark.root
+def test_really_full_disk(chain_bundle: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)], check=True)
+    try:
+        with (
+            pytest.raises(OutputError, match="No space left on device"),
+            writing(disk / "new.splitload") as folder,
+        ):
+            (folder / "weights.bin").write_bytes(b"x" * (1 << 16))
+        assert names(disk) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("change", [{"cpu": "pdp11"}, {"runtime": "0.1.0"}])
+def test_made_for_another_machine_falls_back_to_the_portable_variant(
+    native_bundle: Path, tmp_path: Path, change: dict[str, str]
+) -> None:
+    other = Path(shutil.copytree(native_bundle, tmp_path / "other.splitload"))
+    manifest = read_manifest(native_bundle)
+    first, last = manifest.variants
+    write_manifest(other, replace(manifest, variants=(replace(first, **change), last)))  # type: ignore[arg-type]
+    with ParallelLoader(native_bundle) as here, ParallelLoader(other) as there:
+        assert here.variant.kind == "native"
+        assert there.variant.kind == "portable"
+        for mine, theirs in zip(here.run(None, feeds()), there.run(None, feeds()), strict=True):
+            assert np.allclose(mine, theirs, atol=1e-5)
+
+
+def test_golden_bundle_of_version_1() -> None:
+    """Made by `golden/make.py` when version 1 was fixed; never made anew."""
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    given = {name: np.array(value, np.float32) for name, value in expected["feeds"].items()}
+    with ParallelLoader(GOLDEN / "v1.splitload", verify="hashes") as model:
+        assert len(model.variant.stages) == 3
+        outputs = dict(zip([arg.name for arg in model.get_outputs()], model.run(None, given), strict=True))
+    assert outputs.keys() == expected["outputs"].keys()
+    for name, got in outputs.items():
+        assert np.allclose(got, np.array(expected["outputs"][name], np.float32), atol=1e-5)

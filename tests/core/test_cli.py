@@ -1,0 +1,382 @@
+"""The command line: every command with good input, one clear line for bad input, and interrupts that leave nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import runtime_models
+from onnx import TensorProto, helper
+
+import splitload.envs.split
+from splitload import commands
+from splitload.bundle import MANIFEST, read_manifest
+from splitload.cli import main
+from splitload.commands.console import shortened
+
+WAIT_S = 120
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cli(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process, in an empty folder; return exit code, stdout and stderr."""
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(cache))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def process(cache: Path, folder: Path, *words: str | Path, code: str | None = None) -> Any:
+    """Run a command line in a process of its own; `code` stands in for `-m splitload`."""
+    start = ["-m", "splitload"] if code is None else ["-c", code]
+    environment = {**os.environ, "SPLITLOAD_CACHE": str(cache)}
+    return subprocess.run(
+        [sys.executable, *start, *map(str, words)], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=WAIT_S,
+    )  # fmt: skip
+
+
+def json_of(result: tuple[int, str, str]) -> Any:
+    code, out, err = result
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+    value = json.loads(out)
+    assert isinstance(value, dict)
+    return value
+
+
+def one_line(result: tuple[int, str, str], code: int) -> str:
+    got, out, err = result
+    assert (got, out) == (code, ""), err
+    assert err.startswith("splitload: ")
+    assert err.count("\n") == 1
+    assert "this should not happen" not in err
+    return err
+
+
+@pytest.mark.parametrize("objective", commands.OBJECTIVES)
+@pytest.mark.parametrize("agent", commands.AGENTS)
+def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
+    words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
+    found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
+    assert list(found) == ["model", "device", "objective", "plan", "value", "ttfo_s", "episodes", "search_s", "bundle"]
+    assert list(found["plan"]) == ["num_stages", "split_points"]
+    assert list(found["value"]) == ["learned", "exact", "uniform_bytes", "uniform_blocks", "random"]
+    assert list(found["ttfo_s"]) == ["predicted", "measured"]
+    assert (found["model"], found["device"], found["objective"]) == (str(chain_model), "s20", objective)
+    assert found["ttfo_s"]["measured"] is None
+    learns = agent in ("q-learning", "sarsa")
+    assert (found["value"]["learned"] is not None) == learns == (found["episodes"] > 0)
+    manifest = read_manifest(Path(found["bundle"]), "hashes")
+    assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == len(found["plan"]["split_points"]) + 1
+
+
+def test_train_shows_plan_baselines_schedule_and_bundle(cli: Run) -> None:
+    code, out, _ = cli("train", "--device", "s20", "--agent", "exact", "--max-stages", "4")
+    assert code == 0
+    for text in ("mobilenet_v1 on s20: ", " blocks in 4 stages", "uniform bytes", "load 0 |", "infer |", "simulated"):
+        assert text in out
+    assert out.endswith("bundle: mobilenet_v1.splitload\n")
+    assert max(map(len, out.splitlines())) <= 80
+    assert read_manifest(Path("mobilenet_v1.splitload"), "hashes").device == "s20"
+
+
+def test_train_profile_and_bench_on_this_host(cli: Run, chain_model: Path) -> None:
+    profile = json_of(cli("profile", chain_model, "--device", "host", "-o", "host.json", "--json"))
+    assert profile["source"] == "measured"
+    found = json_of(cli("train", chain_model, "--device", "host", "-o", "out.splitload", "--json"))
+    assert found["ttfo_s"]["measured"] > 0
+    assert [variant.kind for variant in read_manifest(Path("out.splitload")).variants] == ["native", "portable"]
+    same = json_of(cli("train", chain_model, "--device", "host.json", "-o", "out.splitload", "--json"))
+    assert same["value"]["exact"] > 0
+    bench = json_of(cli("bench", chain_model, "--bundle", "out.splitload", "--runs", "1", "--json"))
+    assert list(bench["arms"]) == ["stock", "tuned", "splitload"]
+    for arm in bench["arms"].values():
+        assert list(arm["ttfo_s"]) == ["median", "min", "max"]
+    assert bench["provenance"]["command"].startswith("splitload bench")
+    code, out, _ = cli("bench", chain_model, "--runs", "1")
+    assert code == 0
+    assert "÷ stock" in out
+
+
+def test_profile(cli: Run, chain_model: Path) -> None:
+    profile = json_of(cli("profile", chain_model, "--device", "s20", "-o", "s20.json", "--json"))
+    assert json.loads(Path("s20.json").read_text())["model"] == profile["model"] == "chain"
+    assert cli("train", chain_model, "--device", "s20.json", "--agent", "exact")[0] == 0
+    code, out, _ = cli("profile", chain_model, "--device", "s20")
+    assert code == 0
+    assert "whole model: load" in out
+
+
+def test_inspect_verify_and_run(cli: Run, chain_bundle: Path) -> None:
+    assert json_of(cli("inspect", chain_bundle, "--json")) == json.loads((chain_bundle / MANIFEST).read_text())
+    assert json_of(cli("verify", chain_bundle, "--json"))["verified"] is True
+    np.save("x.npy", runtime_models.feeds(rows=5)["x"])
+    found = json_of(cli("run", chain_bundle, "--input", "x=x.npy", "--threads", "3", "-o", "saved", "--json"))
+    assert found["outputs"]["y"] == {"type": "float32", "shape": [5, runtime_models.WIDTH]}
+    assert found["threads"] == 3
+    assert np.load("saved/y.npy").shape == (5, runtime_models.WIDTH)
+    for command, text in (("inspect", "part of the model"), ("verify", "every hash is right"), ("run", "load 0 |")):
+        code, out, err = cli(command, chain_bundle)
+        assert (code, err) == (0, "")
+        assert text in out
+
+
+def test_devices_and_zoo(cli: Run) -> None:
+    assert [device["name"] for device in json_of(cli("devices", "--json"))["devices"]] == ["host", "s20"]
+    assert "zoo:mobilenet_v1" in [model["name"] for model in json_of(cli("zoo", "--json"))["models"]]
+    assert "s20" in cli("devices")[1]
+    assert "zoo:mobilenet_v1" in cli("zoo")[1]
+
+
+TRAIN = ["train", "model.onnx", "--device", "s20"]
+USAGE: dict[str, tuple[list[str], str]] = {
+    "nothing": ([], "no command given (see 'splitload --help')"),
+    "command": (["trian"], "unknown command 'trian'. Did you mean train"),
+    "nonsense": (["nonsense"], "unknown command 'nonsense'. Known: bench, devices"),
+    "option": ([*TRAIN, "--speed"], "unrecognized arguments: --speed"),
+    "no device": (["train", "model.onnx"], "required: --device"),
+    "device": (["train", "model.onnx", "--device", "s21"], "unknown device 's21'. Did you mean s20?"),
+    "agent": ([*TRAIN, "--agent", "qlearning"], "unknown agent 'qlearning'. Did you mean q-learning?"),
+    "objective": ([*TRAIN, "--objective", "tffo"], "unknown objective 'tffo'. Did you mean ttfo?"),
+    "zoo": (["train", "zoo:mobilenet", "--device", "s20"], "unknown zoo model 'mobilenet'. Did you mean mobilenet_v1?"),
+    **{
+        f"{option} {word}": ([*TRAIN, f"{option}={word}"], "whole number of at least 1")
+        for option in ("--max-stages", "--episodes", "--max-blocks")
+        for word in ("0", "-1", "x", "1.5", "")
+    },
+    "seed": ([*TRAIN, "--seed", "x"], "--seed"),
+    "split points": ([*TRAIN, "--split-points", "1,x"], "block numbers with commas between"),
+    "input pair": ([*TRAIN, "--input", "x"], "--input takes NAME=FILE.npy"),
+    "input file": ([*TRAIN, "--input", "x=no.npy"], "cannot read 'no.npy'"),
+    "input that is none": ([*TRAIN, "--input", "x=text.npy"], "cannot read 'text.npy' as a .npy array"),
+    "input name": (["run", "BUNDLE", "--input", "q=good.npy"], "the model has no input ['q']"),
+    "input shape": (["run", "BUNDLE", "--input", "x=good.npy"], "the model does not run on these inputs"),
+    "threads": (["run", "BUNDLE", "--threads", "0"], "whole number of at least 1"),
+    "runs": (["bench", "model.onnx", "--runs", "0"], "whole number of at least 1"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), USAGE.values(), ids=USAGE)
+def test_usage(cli: Run, chain_bundle: Path, words: list[str], message: str) -> None:
+    Path("text.npy").write_text("text")
+    np.save("good.npy", np.zeros(3, np.float32))
+    assert message in one_line(cli(*(chain_bundle if word == "BUNDLE" else word for word in words)), 2)
+
+
+def newer_opset() -> bytes:
+    model = runtime_models.chain()
+    model.opset_import[0].version = 99
+    return bytes(model.SerializeToString())
+
+
+FAILS: dict[str, tuple[list[str], str]] = {
+    "no model": (["train", "no.onnx", "--device", "s20"], "no model file 'no.onnx'; give an .onnx file, zoo:NAME"),
+    "truncated": (["train", "cut.onnx", "--device", "s20"], "'cut.onnx' is truncated or not an ONNX model"),
+    "not ONNX": (["train", "text.onnx", "--device", "s20"], "'text.onnx' is truncated or not an ONNX model"),
+    "empty": (["profile", "empty.onnx", "--device", "s20"], "'empty.onnx' is truncated or not an ONNX model"),
+    "folder": (["bench", "folder"], "'folder' is a folder; give an .onnx file"),
+    "opset": (["train", "opset.onnx", "--device", "s20"], "cannot load 'opset.onnx'"),
+    "no bundle": (["run", "folder"], "'folder' is not a bundle: it has no manifest.json"),
+    "no such bundle": (["inspect", "nothing"], "'nothing' is not a bundle: there is no such folder"),
+    "model as a bundle": (["verify", "text.onnx"], "'text.onnx' is not a bundle"),
+    "other profile": (
+        ["train", "MODEL", "--device", "other.json", "-o", "o"],
+        "other.json is a profile of 'other' (",
+    ),
+    "no profile": (["train", "MODEL", "--device", "text.json"], "text.json"),
+    "split points": (["train", "MODEL", "--device", "s20", "--split-points=99"], "99"),
+    "output parent": (["train", "MODEL", "--device", "s20", "-o", "no/b.splitload"], "there is no folder 'no'"),
+    "output file": (["train", "MODEL", "--device", "s20", "-o", "text.onnx"], "exists and is not a bundle"),
+    "profile parent": (["profile", "MODEL", "--device", "s20", "-o", "no/p.json"], "there is no folder 'no'"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), FAILS.values(), ids=FAILS)
+def test_failures(cli: Run, chain_model: Path, words: list[str], message: str) -> None:
+    Path("folder").mkdir()
+    for name in ("text.onnx", "text.json"):
+        Path(name).write_text("this is no model")
+    Path("empty.onnx").write_bytes(b"")
+    Path("cut.onnx").write_bytes(chain_model.read_bytes()[:-100])
+    Path("opset.onnx").write_bytes(newer_opset())
+    if "other.json" in words:
+        node = helper.make_node("Tanh", ["x"], ["y"])
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+        graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "other.onnx")
+        assert cli("profile", "other.onnx", "--device", "s20", "-o", "other.json")[0] == 0
+    before = sorted(Path().rglob("*"))
+    assert message in one_line(cli(*(chain_model if word == "MODEL" else word for word in words)), 1)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_output_that_is_no_bundle_is_refused_before_any_work(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitload.commands.train.open_source", lambda *_: pytest.fail("worked"))
+    Path("precious").mkdir()
+    Path("precious/manifest.json").write_text("{}")
+    assert "exists and is not a bundle" in one_line(cli("train", "--device", "s20", "-o", "precious"), 1)
+
+
+def test_full_disk(cli: Run, chain_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("splitload.deploy.build.write_manifest", fail)
+    line = one_line(cli("train", chain_model, "--device", "s20", "--agent", "exact", "-o", "b.splitload"), 1)
+    assert "cannot write 'b.splitload': No space left on device; nothing was changed" in line
+    assert not list(Path().iterdir())
+
+
+def test_unexpected_errors_say_how_to_see_more(cli: Run, chain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("splitload.commands.bundles.read_manifest", fail)
+    code, _, err = cli("verify", chain_bundle)
+    assert (code, err) == (
+        1,
+        "splitload: ZeroDivisionError: two lines (this should not happen; --debug shows where)\n",
+    )
+    code, _, err = cli("verify", chain_bundle, "--debug")
+    assert code == 1
+    assert "Traceback" in err
+
+
+INTERRUPTED = {
+    "search": ("splitload.agents.q_learning:QLearning._play", 50, "The best plan so far has"),
+    "building": ("splitload.frontends.stages:StageWriter.write", 1, "The best plan so far has"),
+    "zoo": ("splitload.frontends.zoo:_write_mobilenet", 1, "interrupted; nothing was written"),
+    "profile": ("splitload.devices.simulated:SimulatedDevice.profile", 1, "interrupted; nothing was written"),
+}
+
+
+@pytest.mark.parametrize(("place", "count", "message"), INTERRUPTED.values(), ids=INTERRUPTED)
+def test_interrupt(
+    cli: Run, cache: Path, chain_model: Path, tmp_path: Path, place: str, count: int, message: str
+) -> None:
+    """A real signal, at the moment that the count-th call of a function begins."""
+    code = f"""
+import importlib, operator, os, signal, sys
+from splitload.cli import main
+module, _, path = {place!r}.partition(":")
+owner, _, name = path.rpartition(".")
+module = importlib.import_module(module)
+owner = operator.attrgetter(owner)(module) if owner else module
+real, calls = getattr(owner, name), []
+def interrupted(*arguments, **options):
+    calls.append(1)
+    if len(calls) == {count}:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(*arguments, **options)
+setattr(owner, name, interrupted)
+raise SystemExit(main())
+"""
+    if place.endswith("mobilenet"):
+        words, cache = ["zoo:mobilenet_v1"], tmp_path / "fresh"
+    else:
+        words = [str(chain_model)]
+    out = tmp_path / "a folder"
+    out.mkdir()
+    bundle = out / "b.splitload"
+    done = process(
+        cache,
+        tmp_path,
+        "train",
+        *words,
+        "--device",
+        "s20",
+        "-o",
+        bundle,
+        "--max-blocks=9",
+        "--objective=ttfo",
+        code=code,
+    )
+    line = one_line((done.returncode, done.stdout, done.stderr), 1)
+    assert message in line
+    assert not list(out.iterdir())
+    assert not [path for path in cache.rglob("*") if path.suffix == ".making" or path.name.startswith(".making")]
+    if "to build it: " in line:
+        command = shlex.split(line.partition("to build it: ")[2])
+        found = json_of(cli(*command[1:], "--json"))
+        assert found["bundle"] == str(bundle)
+        assert found["objective"] == "ttfo"
+        assert f"has {found['plan']['num_stages']} stage" in line
+
+
+def test_interrupt_while_measuring_says_that_the_bundle_is_there(
+    cli: Run, chain_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitload.commands.train._measured_ttfo_s", interrupt)
+    line = one_line(cli("train", chain_model, "--device", "host", "--agent", "exact", "-o", "b.splitload"), 1)
+    assert "the bundle 'b.splitload' is complete" in line
+    read_manifest(Path("b.splitload"), "hashes")
+
+
+@pytest.mark.parametrize("words", [["zoo"], ["zoo", "--json"], ["--help"]])
+def test_reader_that_goes_away(cache: Path, words: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "splitload", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(WAIT_S) in (0, 1)
+
+
+def test_python_m_splitload(cache: Path, tmp_path: Path) -> None:
+    done = process(cache, tmp_path, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("splitload ")
+    done = process(cache, tmp_path, "run", ".")
+    one_line((done.returncode, done.stdout, done.stderr), 1)
+
+
+def test_no_messages_of_onnxruntime(cache: Path, own_bundle: Path, tmp_path: Path) -> None:
+    graph = next(own_bundle.glob("*-01.onnx"))
+    graph.write_bytes(b"\xff" * graph.stat().st_size)
+    done = process(cache, tmp_path, "run", own_bundle)
+    assert "stage 2 of" in one_line((done.returncode, done.stdout, done.stderr), 1)
+
+
+def test_environment_and_command_line_know_the_same_objectives() -> None:
+    assert commands.OBJECTIVES == splitload.envs.split.OBJECTIVES
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("fc", "fc"),
+        ("conv1/conv … fc", "conv1/conv … fc"),
+        ("block10/depthwise/conv … block12/pointwise/relu", "block10/…/conv … block12/…/relu"),
+        ("/block10/depthwise/a/conv … flatten", "block10/…/conv … flatten"),
+        ("one_long_name_without_any_parts_in_it", "one_long_name_wi…any_parts_in_it"),
+    ],
+)
+def test_shortened(name: str, short: str) -> None:
+    assert shortened(name) == short
+    assert len(short) <= 32

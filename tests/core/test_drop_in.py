@@ -1,0 +1,141 @@
+"""ParallelLoader is a drop-in for `onnxruntime.InferenceSession`: same results, and same errors for same mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import runtime_models
+from runtime_models import feeds
+
+from splitload import ParallelLoader
+
+
+@pytest.fixture(scope="module")
+def session(chain_model: Path) -> Any:
+    return ort.InferenceSession(chain_model, providers=["CPUExecutionProvider"])
+
+
+def ortvalues(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()}
+
+
+X, Z = feeds()["x"], feeds()["z"]
+CALLS: dict[str, tuple[Any, ...]] = {
+    "all outputs": (None, feeds()),
+    "empty names": ([], feeds()),
+    "subset": (["early"], feeds()),
+    "other order": (["early", "y"], feeds()),
+    "repeated": (["y", "y"], feeds()),
+    "tuple of names": (("y",), feeds()),
+    "run options": (None, feeds(), ort.RunOptions()),
+    "OrtValues": (None, ortvalues(feeds())),
+    "OrtValue and array": (None, {"x": X, **ortvalues({"z": Z})}),
+    "lists": (None, {"x": X.tolist(), "z": Z}),
+    "Fortran order": (None, {"x": np.asfortranarray(X), "z": Z}),
+    "strided": (None, {"x": np.repeat(X, 2, axis=1)[:, ::2], "z": Z[::-1]}),
+    "big endian": (None, {"x": X.astype(">f4"), "z": Z}),
+    "read only": (None, {"x": np.frombuffer(X.tobytes(), np.float32).reshape(X.shape), "z": Z}),
+    "empty batch": (None, {"x": X[:0], "z": Z}),
+    "missing input": (None, {"x": X}),
+    "unknown input": (None, {**feeds(), "q": Z}),
+    "inner tensor as input": (None, {**feeds(), "t0": X}),
+    "output as input": (None, {**feeds(), "y": X}),
+    "unknown output": (["nope"], feeds()),
+    "inner tensor as output": (["t0"], feeds()),
+    "wrong type": (None, {"x": X.astype(np.float64), "z": Z}),
+    "wrong type, late": (None, {"x": X, "z": Z.astype(np.int64)}),
+    "wrong type, unneeded": (["early"], {"x": X, "z": Z.astype(np.int64)}),
+    "wrong rank": (None, {"x": X[0], "z": Z}),
+    "wrong dimension": (None, {"x": X[:, :5], "z": Z}),
+    "wrong dimension, late": (None, {"x": X, "z": Z[:3]}),
+    "wrong type in OrtValue": (None, ortvalues({"x": X.astype(np.float64), "z": Z})),
+    "wrong dimension in OrtValue": (None, ortvalues({"x": X[:, :5].copy(), "z": Z})),
+    "objects": (None, {"x": X.astype(object), "z": Z}),
+    "words": (None, {"x": np.array([["a"]]), "z": Z}),
+    "a number": (None, {"x": 3, "z": Z}),
+    "a numpy scalar": (None, {"x": np.float32(3), "z": Z}),
+    "a word": (None, {"x": "a", "z": Z}),
+    "a dict": (None, {"x": {"a": 1}, "z": Z}),
+    "no feeds": (None, None),
+    "list of feeds": (None, [X]),
+    "names as one string": ("y", feeds()),
+    "names that are no strings": ([3], feeds()),
+    "names that are no list": (3, feeds()),
+    "input name that is no string": (None, {**feeds(), 1: X}),
+    "wrong run options": (None, feeds(), "fast"),
+}
+
+
+@pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS)
+def test_drop_in(chain_bundle: Path, session: Any, arguments: tuple[Any, ...]) -> None:
+    def outcome(run: Callable[..., Any]) -> Any:
+        try:
+            return run(*arguments)
+        except Exception as error:
+            return type(error)
+
+    expected = outcome(session.run)
+    with ParallelLoader(chain_bundle) as model:
+        got = outcome(model.run)
+    if not isinstance(expected, list):
+        assert got == expected
+        return
+    assert isinstance(got, list)
+    for mine, stock in zip(got, expected, strict=True):
+        assert (type(mine), mine.dtype, mine.shape) == (type(stock), stock.dtype, stock.shape)
+        assert np.allclose(mine, stock, atol=1e-5)
+
+
+def small(build: Callable[[], onnx.ModelProto], folder: Path) -> tuple[Any, Path]:
+    path = folder / "model.onnx"
+    onnx.save(build(), path)
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"]), runtime_models.bundle(
+        path, folder / "model.splitload", num_stages=2
+    )
+
+
+@pytest.mark.parametrize("build", [runtime_models.chain, runtime_models.strings, runtime_models.shapeless])
+def test_inputs_and_outputs_are_described_as_by_a_session(build: Any, tmp_path: Path) -> None:
+    stock, bundle = small(build, tmp_path)
+    with ParallelLoader(bundle) as model:
+        for mine, theirs in ((model.get_inputs(), stock.get_inputs()), (model.get_outputs(), stock.get_outputs())):
+            assert [(arg.name, arg.type, arg.shape) for arg in mine] == [
+                (arg.name, arg.type, arg.shape) for arg in theirs
+            ]
+
+
+@pytest.mark.parametrize(
+    "words", [np.array(["a", "Bc"]), np.array(["a", "Bc"], dtype=object), ["a", "Bc"]], ids=["str", "object", "list"]
+)
+def test_string_tensors(words: Any, tmp_path: Path) -> None:
+    stock, bundle = small(runtime_models.strings, tmp_path)
+    with ParallelLoader(bundle) as model:
+        (got,), (expected,) = model.run(None, {"words": words}), stock.run(None, {"words": words})
+        assert got.dtype == expected.dtype
+        assert got.tolist() == expected.tolist()
+        with pytest.raises(Exception, match="data type") as caught:
+            model.run(None, {"words": np.ones(2, np.float32)})
+        with pytest.raises(type(caught.value)):
+            stock.run(None, {"words": np.ones(2, np.float32)})
+
+
+def test_sequence_outputs(tmp_path: Path) -> None:
+    stock, bundle = small(runtime_models.sequences, tmp_path)
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    with ParallelLoader(bundle) as model:
+        (got,), (expected,) = model.run(None, {"x": x}), stock.run(None, {"x": x})
+    assert isinstance(got, list)
+    assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_outputs_of_unknown_rank(tmp_path: Path) -> None:
+    _, bundle = small(runtime_models.shapeless, tmp_path)
+    with ParallelLoader(bundle) as model:
+        (got,) = model.run(None, {"x": np.ones(4, np.float32), "shape": np.array([2, 1, 2])})
+    assert got.shape == (2, 1, 2)

@@ -1,0 +1,26 @@
+"""Provenance: what a record says of its origin, and that it never names someone else's commit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from splitload import provenance
+
+
+def test_keys() -> None:
+    found = provenance.provenance(["splitload", "bench"])
+    assert list(found) == ["command", "date", "git_commit", "git_dirty", "python", "packages", "machine"]
+    assert found["command"] == "splitload bench"
+    assert found["machine"]["threads"] >= 1
+
+
+def test_installed_inside_another_checkout_names_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    found = provenance.provenance([])
+    assert (found["git_commit"], found["git_dirty"]) == (None, None)

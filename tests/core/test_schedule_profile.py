@@ -1,0 +1,156 @@
+"""Schedules and contention computed by hand, and profiles as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitload.errors import ProfileError
+from splitload.partition import Partition
+from splitload.profile import BlockProfile, Cost, Profile
+from splitload.schedule import Contention, Schedule, Task, simulate
+
+
+def make() -> Profile:
+    blocks = tuple(BlockProfile(f"b{i}", 100 * i, Cost(1.0 + i, 0.5, 0.25)) for i in range(3))
+    return Profile(
+        "m", "a" * 64, "portable", "dev", "measured", blocks, 0.5, Contention(4, 0.2, 0.5),
+        {(0, 2): Cost(2.0, 0.75, 0.5)}, {"onnxruntime": "1"},
+    )  # fmt: skip
+
+
+def test_slowdown_follows_the_formula_of_table_1() -> None:
+    contention = Contention(threads=8, serial_share=0.2)
+    assert contention.slowdown(1) == 1.0
+    for stages in (2, 4, 7):
+        whole_s = 0.96
+        each_s = whole_s / stages * contention.slowdown(stages)
+        assert each_s == pytest.approx(whole_s * (0.2 + 0.8 / stages))
+    assert contention.slowdown(100) == pytest.approx(1 + 0.2 * 7)  # no more than 8 at a time
+
+
+def test_the_penalty_comes_with_as_many_stages_as_threads() -> None:
+    contention = Contention(threads=4, serial_share=0.1, thread_penalty=0.25)
+    assert contention.slowdown(3) == pytest.approx(1.2)
+    assert contention.slowdown(4) == pytest.approx(1.3 * 1.25)
+    assert Contention(1, 0.1, 0.25).slowdown(1) == 1.0  # nothing is parallel
+
+
+def test_case_1_all_loads_start_at_once() -> None:
+    schedule = simulate([2.0, 1.0], [0.5, 0.25], Contention(4))
+    assert schedule.tasks == (
+        Task(1, "load", 1, 0.0, 1.0),
+        Task(0, "load", 0, 0.0, 2.0),
+        Task(0, "infer", 0, 2.0, 2.5),
+        Task(1, "infer", 0, 2.5, 2.75),
+    )
+    assert (schedule.load_makespan_s, schedule.ttfo_s) == (2.0, 2.75)
+
+
+def test_case_2_further_loads_wait_for_a_thread_while_loaded_stages_infer() -> None:
+    schedule = simulate([1.0, 2.0, 3.0], [0.5, 0.5, 0.5], Contention(2), "predicted")
+    assert set(schedule.tasks) == {
+        Task(0, "load", 0, 0.0, 1.0),
+        Task(1, "load", 1, 0.0, 2.0),
+        Task(2, "load", 0, 1.0, 4.0),
+        Task(0, "infer", 0, 1.0, 1.5),
+        Task(1, "infer", 0, 2.0, 2.5),
+        Task(2, "infer", 0, 4.0, 4.5),
+    }
+    assert (schedule.source, schedule.load_makespan_s, schedule.ttfo_s) == ("predicted", 4.0, 4.5)
+
+
+def test_contention_stretches_every_load() -> None:
+    schedule = simulate([1.0, 1.0], [0.0, 0.0], Contention(2, 0.5, 0.1))
+    assert schedule.load_makespan_s == pytest.approx(1.5 * 1.1)
+
+
+def test_a_schedule_draws_itself() -> None:
+    lines = simulate([1.0, 1.0], [1.0, 1.0], Contention(2)).render(width=30).splitlines()
+    assert lines[0] == "  load 0 |" + "1" * 10 + " " * 20 + "|"
+    assert lines[1] == "  load 1 |" + "2" * 10 + " " * 20 + "|"
+    assert lines[2] == "   infer |" + " " * 10 + "a" * 10 + "b" * 10 + "|"
+    assert lines[3].endswith("3000.0 ms, simulated")
+    assert Schedule((), "measured").render() == "(nothing ran)"
+
+
+def test_costs_are_measured_where_they_were_and_predicted_otherwise() -> None:
+    profile = make()
+    assert profile.cost(0, 2) == Cost(2.0, 0.75, 0.5)
+    assert profile.cost(1, 3) == Cost(2.0 + 3.0 - 0.5, 1.0, 0.5)
+    assert profile.whole() == Cost(1.0 + 2.0 + 3.0 - 2 * 0.5, 1.5, 0.75)
+    two = Partition(3, (2,))
+    assert profile.largest_stage_load_s(two) == pytest.approx(3.0 * 1.2)
+    assert profile.schedule(two).ttfo_s == pytest.approx(3.0 * 1.2 + 0.5)
+    assert profile.schedule(two).source == "predicted"
+
+
+def test_a_profile_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(make().to_json()), encoding="utf-8")
+    assert Profile.read(path) == make()
+
+
+BAD: list[tuple[str, Any, str]] = [
+    ("schema_version", 2, "schema version 2, expected 1"),
+    ("extra", 1, "unknown keys ['extra']"),
+    ("source", "guessed", "'measured' or 'simulated'"),
+    ("graph", "onnx", "'native' or 'portable'"),
+    ("blocks", [], "at least one block"),
+    ("blocks", 3, "not a splitload profile"),
+    ("stage_fixed_s", -1.0, "not negative"),
+    ("stage_fixed_s", math.nan, "finite"),
+    ("stage_fixed_s", True, "finite number of seconds"),
+    ("stage_fixed_s", 1.5, "below stage_fixed_s"),
+    ("contention", {"threads": 0}, "threads must be at least 1"),
+    ("contention", {"threads": True}, "threads must be at least 1"),
+    ("contention", {"threads": 2, "serial_share": math.inf}, "serial_share"),
+    ("contention", {"threads": 2, "thread_penalty": -0.5}, "thread_penalty"),
+    ("contention", {"threads": 2, "cores": 3}, "cores"),
+    ("segments", [{"start": 2, "end": 9, "load_s": 1, "first_inference_s": 1, "inference_s": 1}], "outside the 3"),
+    ("segments", [{"start": 0, "end": 1}], "load_s"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD)
+def test_bad_profiles_are_refused_with_one_line(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(make().to_json() | {key: value}), encoding="utf-8")
+    with pytest.raises(ProfileError) as caught:
+        Profile.read(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("p.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("load_s", -1), ("load_s", math.nan), ("inference_s", "1"), ("weights_bytes", -1), ("colour", 1)]
+)
+def test_bad_blocks_are_refused(key: str, value: Any) -> None:
+    data = make().to_json()
+    data["blocks"][1][key] = value
+    with pytest.raises(ProfileError, match=key):
+        Profile.from_json(data)
+
+
+def test_a_missing_key_is_named() -> None:
+    data = make().to_json()
+    del data["contention"]
+    with pytest.raises(ProfileError, match="contention"):
+        Profile.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[]", "not a splitload profile")]
+)
+def test_files_that_are_no_profile(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=message):
+        Profile.read(path)
+    with pytest.raises(ProfileError, match="cannot read profile"):
+        Profile.read(tmp_path / "none.json")
