@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 # Pinned: an unpinned torch brings gigabytes of GPU packages along. torchvision fits it, without its own torch.
 TORCH := torch==2.13.0
 TORCHVISION := torchvision==0.28.0

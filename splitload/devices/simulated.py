@@ -103,7 +103,8 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ProfileError(f"{path.name}: larger than {MAX_FILE_BYTES} bytes, no device file is")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return data
     except OSError as error:
         raise ProfileError(f"cannot read device file {path}: {error.strerror}") from error
     except ValueError as error:
