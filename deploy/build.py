@@ -125,11 +125,10 @@ def _check(plan: Plan) -> None:
 
 
 def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: int, folder: Path) -> StageEntry:
-    blocks = plan.graph.blocks
-    files = writer.write(blocks[start].start, blocks[end - 1].end, folder, f"{plan.graph.kind}-{number:02}")
-    first, last = blocks[start].name.split(" … ")[0], blocks[end - 1].name.split(" … ")[-1]
+    nodes = plan.graph.node_range(start, end)
+    files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
     return StageEntry(
-        name=first if first == last else f"{first} … {last}",
+        name=plan.graph.segment_name(*nodes),
         blocks=(start, end),
         graph=files.graph,
         weights=files.weights,
@@ -137,7 +136,7 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
         inputs=files.inputs,
         outputs=files.outputs,
         prepack=False,
-        trainable=plan.trainable_from is not None and end == len(blocks),
+        trainable=plan.trainable_from is not None and end == plan.partition.num_blocks,
     )
 
 
@@ -149,7 +148,6 @@ def _spec(graph: ModelGraph, name: str) -> TensorSpec:
 def _size_bytes(plan: Plan) -> int:
     """Estimate what a variant takes on disk: weights with their padding, and a little for each node."""
     weights = sum(
-        plan.graph.segment_weights_bytes(plan.graph.blocks[start].start, plan.graph.blocks[end - 1].end)
-        for start, end in plan.partition.stages()
+        plan.graph.segment_weights_bytes(*plan.graph.node_range(start, end)) for start, end in plan.partition.stages()
     )
     return weights + 4096 * len(plan.graph.weights_bytes) + 1024 * len(plan.graph.nodes)

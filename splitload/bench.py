@@ -13,14 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from splitload.bundle import TensorSpec
 from splitload.errors import StageError
+from splitload.inputs import InputSpec, example_inputs, load_feeds, save_feeds
 
 FIGURES = ("ttfo_s", "load_s", "first_inference_s", "steady_inference_s", "peak_memory_bytes")
 STEADY_RUNS = 5
@@ -44,7 +44,8 @@ class Arm:
 
 def run_arms(
     arms: Sequence[Arm],
-    feeds: Mapping[str, np.ndarray[Any, Any]],
+    inputs: Iterable[InputSpec],
+    feeds: Mapping[str, Any],
     runs: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[dict[str, float]]]:
@@ -52,7 +53,8 @@ def run_arms(
 
     Args:
         arms: What to compare.
-        feeds: The model's inputs.
+        inputs: The model's inputs.
+        feeds: Values of inputs; made up, the same in every arm, where they are missing.
         runs: Samples for each arm, at least 1.
         on_progress: Called as `on_progress(done, total)`.
 
@@ -64,14 +66,14 @@ def run_arms(
     """
     samples: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
     with tempfile.TemporaryDirectory(prefix="splitload-bench-") as made:
-        files = {}
-        for number, (name, array) in enumerate(feeds.items()):
-            files[name] = str(Path(made) / f"feed-{number}.npy")
-            np.save(files[name], array.astype(str) if array.dtype == object else array, allow_pickle=False)
+        job = {
+            "inputs": [{"name": each.name, "type": each.type, "shape": each.shape} for each in inputs],
+            "feeds": save_feeds(feeds, Path(made)),
+        }
         for turn in range(runs):
             for place in range(len(arms)):
                 arm = arms[(turn + place) % len(arms)]
-                samples[arm.name].append(_sample(arm, files))
+                samples[arm.name].append(_sample(arm, job))
                 if on_progress is not None:
                     on_progress(turn * len(arms) + place + 1, runs * len(arms))
     return samples
@@ -89,9 +91,9 @@ def summarize(samples: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
     }
 
 
-def _sample(arm: Arm, files: Mapping[str, str]) -> dict[str, float]:
+def _sample(arm: Arm, job: Mapping[str, Any]) -> dict[str, float]:
     """Measure one arm in a fresh process."""
-    job = {"arm": arm.name, "path": str(arm.path.resolve()), "threads": arm.threads, "feeds": dict(files)}
+    job = {"arm": arm.name, "path": str(arm.path.resolve()), "threads": arm.threads, **job}
     done = subprocess.run(
         [sys.executable, "-m", "splitload.bench"], input=json.dumps(job), capture_output=True, text=True, check=False
     )
@@ -108,10 +110,8 @@ def _measure(job: Mapping[str, Any]) -> dict[str, float]:
 
     from splitload.loader import ParallelLoader
 
-    feeds = {}
-    for name, file in job["feeds"].items():
-        array = np.load(file, allow_pickle=False)
-        feeds[name] = array.astype(object) if array.dtype.kind == "U" else array
+    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
+    feeds = example_inputs(specs, load_feeds(job["feeds"]))
     if job["arm"] == "tuned":
         ort.set_global_thread_pool_sizes(0, 1)
     start = time.perf_counter()

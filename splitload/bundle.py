@@ -370,7 +370,8 @@ def writing(target: Path) -> Iterator[Path]:
             _sync(path)
         _sync(made)
         _replace(made, target)
-        _sync(target.parent)
+        with contextlib.suppress(OSError):  # the bundle is in place
+            _sync(target.parent)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -389,7 +390,7 @@ def _replace(made: Path, target: Path) -> None:
         target.rename(old)
         try:
             made.rename(target)
-        except OSError:
+        except BaseException:  # an interrupt as well
             old.rename(target)
             raise
         old.rename(made)

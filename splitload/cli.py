@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from splitload.commands import AGENTS, OBJECTIVES
 from splitload.errors import SplitloadError, UsageError, unknown_name
-from splitload.machine import cache_folder
+from splitload.graph import DEFAULT_MAX_BLOCKS
 
 DEFAULT_MODEL = "zoo:mobilenet_v1"
 
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         options = _parser().parse_args(words)
-        options.words = [word for word in words if word != "--json"]
+        options.words = words
         result = _run(options)
         if options.json:
             print(json.dumps(result))  # noqa: T201
@@ -68,6 +68,14 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+def user_cache() -> Path:
+    """Return the user's cache folder: `SPLITLOAD_CACHE`, or splitload's place among the user's caches."""
+    if chosen := os.environ.get("SPLITLOAD_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "splitload"
+
+
 def _failed(message: str, code: int) -> int:
     print(f"splitload: {message}", file=sys.stderr)  # noqa: T201
     return code
@@ -79,7 +87,7 @@ def _run(options: argparse.Namespace) -> Any:
 
     console = Console(json=options.json)
     command: Callable[[argparse.Namespace, Console, Path], Any] = options.command
-    return command(options, console, cache_folder(os.environ.get("SPLITLOAD_CACHE")))
+    return command(options, console, user_cache())
 
 
 def _train(options: argparse.Namespace, console: Any, cache: Path) -> Any:
@@ -157,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--max-blocks",
             type=_at_least_one,
-            default=64,
+            default=DEFAULT_MAX_BLOCKS,
             metavar="N",
             help="divide the model into at most this many blocks (default: %(default)s)",
         )

@@ -144,11 +144,11 @@ class ModelGraph:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The model divided at its best cut points into at most `max_blocks` blocks."""
-        cuts = choose_cuts(self.cut_points, self._cumulative_cost(), self.max_blocks)
+        cuts = choose_cuts(self.cut_points, self.cumulative_cost(), self.max_blocks)
         bounds = [0, *(cut.position for cut in cuts), len(self.nodes)]
         return tuple(
             Block(
-                self._segment_name(start, end),
+                self.segment_name(start, end),
                 start,
                 end,
                 self.segment_weights_bytes(start, end),
@@ -156,6 +156,14 @@ class ModelGraph:
             )
             for start, end in pairwise(bounds)
         )
+
+    def input_tensors(self) -> list[Tensor]:
+        """Return the model's inputs as tensors."""
+        return [self.tensors[name] for name in self.inputs]
+
+    def node_range(self, start: int, end: int) -> tuple[int, int]:
+        """Return the half-open node range of the blocks `[start, end)`."""
+        return self.blocks[start].start, self.blocks[end - 1].end
 
     def segment_weights_bytes(self, start: int, end: int) -> int:
         """Return the bytes of all weights that nodes `[start, end)` read, each counted once."""
@@ -170,7 +178,7 @@ class ModelGraph:
     def _boundaries(self) -> dict[int, tuple[str, ...]]:
         return {cut.position: cut.boundary for cut in self.cut_points}
 
-    def _cumulative_cost(self) -> list[float]:
+    def cumulative_cost(self) -> list[float]:
         """Return the share of loading work before each position: half by weight bytes, half by nodes."""
         total_bytes = sum(self.weights_bytes.values()) or 1
         seen: set[str] = set()
@@ -182,7 +190,8 @@ class ModelGraph:
             costs.append(0.5 * own / total_bytes + 0.5 / len(self.nodes))
         return [0.0, *accumulate(costs)]
 
-    def _segment_name(self, start: int, end: int) -> str:
+    def segment_name(self, start: int, end: int) -> str:
+        """Return the first and last of the nodes `[start, end)` as one name, for people."""
         first, last = (node.name or node.op_type for node in (self.nodes[start], self.nodes[end - 1]))
         return first if end - start == 1 else f"{first} … {last}"
 

@@ -112,3 +112,27 @@ def read_feeds(pairs: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
             raise UsageError(f"'{file}' holds several arrays; --input takes one .npy array for each input")
         feeds[name] = array
     return feeds
+
+
+def save_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Save given inputs as .npy files in `folder`, for another process; return the path of each.
+
+    Raises:
+        ModelError: If one is no array.
+    """
+    files = {}
+    for number, (name, array) in enumerate(feeds.items()):
+        if not isinstance(array, np.ndarray):
+            raise ModelError(f"input '{name}' is no array; only models on arrays can be measured on this host")
+        files[name] = str(folder / f"feed-{number}.npy")
+        np.save(files[name], array.astype(str) if array.dtype == object else array, allow_pickle=False)
+    return files
+
+
+def load_feeds(files: Mapping[str, str]) -> dict[str, Any]:
+    """Read what `save_feeds` wrote."""
+    feeds = {}
+    for name, file in files.items():
+        array = np.load(file, allow_pickle=False)
+        feeds[name] = array.astype(object) if array.dtype.kind == "U" else array
+    return feeds

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from splitload.arguments import checked, to_ort
-from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, Verify, read_manifest
+from splitload.bundle import Manifest, TensorSpec, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.schedule import Schedule, Task
@@ -28,25 +28,24 @@ def _close_all() -> None:
         loader.close()
 
 
-def open_session(graph: Path, *, prepack: bool = False, alone: bool = False) -> Any:
+def open_session(graph: Path, *, prepack: bool = False) -> Any:
     """Return an onnxruntime session on an optimised graph file, made as quickly as can be.
 
     The file is taken as it is, and weights stay mapped from their file unless `prepack` asks for rearranged copies.
-    Inference threads of several stages sleep while they wait: spinning pools would fight for the processors. (One
+    Inference threads sleep while they wait: spinning pools of several stages would fight for the processors. (One
     process-wide pool would do as well, but once it exists onnxruntime refuses every session that does not use it,
     those of the caller included.)
 
     Args:
         graph: The ONNX file, already optimised.
         prepack: Whether to rearrange weights for faster inference.
-        alone: Whether it is the model's only stage, whose threads may spin.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if alone else "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -82,10 +81,11 @@ class ParallelLoader:
         overlap: Whether inference may start before all stages are loaded; False waits for all.
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
         upgrade: Whether stages are made anew in the background after the first answer, with weights rearranged for
-            speed, and swapped in between runs.
+            speed, and swapped in one by one; a run under way may use some of both.
         on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage, so
-            perhaps from two at once. If it raises, `threading.excepthook` reports that, loading goes on, and it is
-            not called again.
+        on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage, so
+            perhaps from two at once; it must not wait for the model. If it raises, `threading.excepthook` reports
+            that, loading goes on, and it is not called again.
 
     Raises:
         BundleError: If the bundle is incomplete or damaged.
@@ -105,7 +105,7 @@ class ParallelLoader:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
         self._start = time.perf_counter()
-        self._folder = Path(bundle)
+        self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
         self.manifest: Manifest = read_manifest(self._folder, verify)
         import onnxruntime as ort
 
@@ -124,6 +124,7 @@ class ParallelLoader:
         self._loaded = 0
         self._error: Exception | None = None
         self._closed = False
+        self._answered = False
         self._loads: dict[int, Task] = {}
         self._first_runs: dict[int, Task] = {}
         count = min(threads or min(self.variant.threads, available_threads()), len(stages))
@@ -175,6 +176,7 @@ class ParallelLoader:
             for name in last_reads:
                 values.pop(name, None)
             values.update(zip(needed, results, strict=True))
+        self._answered = True
         self._start_upgrade()
         return [to_python(self._ort, values[name]) for name in wanted]
 
@@ -263,7 +265,7 @@ class ParallelLoader:
             stage = self.variant.stages[index]
             start = time.perf_counter()
             try:
-                session = self._open(stage, stage.prepack)
+                session = open_session(self._folder / stage.graph.name, prepack=stage.prepack)
             except Exception as error:  # onnxruntime has no common root for its errors
                 self._fail(index, error)
                 return
@@ -275,13 +277,12 @@ class ParallelLoader:
                 self._loads[index] = Task(index, "load", thread, start - self._start, end - self._start)
                 self._loaded += 1
                 loaded = self._loaded
-            self._events[index].set()
-            if loaded == len(self._sessions):
-                self._all_loaded.set()
+                if loaded == len(self._sessions):
+                    self._all_loaded.set()
+                self._events[index].set()
+            if self._answered:
+                self._start_upgrade()
             self._report(loaded)
-
-    def _open(self, stage: StageEntry, prepack: bool) -> Any:
-        return open_session(self._folder / stage.graph.name, prepack=prepack, alone=len(self._sessions) == 1)
 
     def _report(self, loaded: int) -> None:
         """Call `on_progress`; it must not be able to stop the loading."""
@@ -289,7 +290,7 @@ class ParallelLoader:
             return
         try:
             self._on_progress(loaded, len(self._sessions))
-        except Exception as error:
+        except BaseException as error:  # not even SystemExit: others wait for this thread
             self._on_progress = None
             thread = threading.current_thread()
             threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
@@ -353,7 +354,7 @@ class ParallelLoader:
             if stage.prepack:
                 continue
             try:
-                session = self._open(stage, True)
+                session = open_session(self._folder / stage.graph.name, prepack=True)
             except Exception:  # noqa: S112 - the stage answers as before
                 continue
             with self._lock:

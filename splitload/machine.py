@@ -25,8 +25,8 @@ def cpu_architecture() -> str:
                 if line.startswith(("flags", "Features")):
                     flags.update(line.partition(":")[2].split())
                     break
-    except OSError:
-        return machine
+    except OSError:  # macOS, Windows: there the processor's name stands in for its level
+        return f"{machine}+{platform.processor()}" if machine.startswith("x86") else machine
     level = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
     return f"{machine}+{level}" if level else machine
 
@@ -49,15 +49,3 @@ def available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cache_folder(configured: str | None = None) -> Path:
-    """Return the user's cache folder for splitload; it need not exist.
-
-    Args:
-        configured: A folder that the user chose, or None for the platform's place.
-    """
-    if configured:
-        return Path(configured).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "splitload"

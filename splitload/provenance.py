@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     commit = None if tracked is None else _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "git_commit": commit,
         "git_dirty": None if commit is None else bool(changes),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "core"))
+# A shell that starts this in the background has SIGINT ignored, and so would every process that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)

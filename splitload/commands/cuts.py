@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.deploy.equality import check_graph
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import load_graph
-from splitload.machine import cache_folder
 from splitload.provenance import provenance
 
 
@@ -36,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
-    cache = cache_folder()
+    cache = user_cache()
     rows: list[dict[str, Any]] = []
     for model in options.models or [*(f"zoo:{name}" for name in zoo.names()), *light_models()]:
         source = open_source(model, cache)
@@ -62,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 }
             )
     if options.output:
-        command = ["python", "-m", "splitload.commands.cuts", *shlex.split(shlex.join(words))]
+        command = ["python", "-m", "splitload.commands.cuts", *words]
         record = {"kind": "cuts", "schema_version": 1, "provenance": provenance(command), "rows": rows}
         options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return int(not all(row["passed"] for row in rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -13,13 +12,13 @@ from typing import Any
 
 from splitload.agents import exact
 from splitload.agents.q_learning import QLearning
+from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.devices import open_device
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import load_graph
-from splitload.machine import cache_folder
 from splitload.profile import Profile
 from splitload.provenance import provenance
 
@@ -69,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
-    cache = cache_folder()
+    cache = user_cache()
     rows = []
     for model in options.models or [f"zoo:{name}" for name in zoo.names()]:
         for name in options.device or ["s20", "host"]:
@@ -96,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 }
             )
     if options.output:
-        command = ["python", "-m", "splitload.commands.evaluate", *shlex.split(shlex.join(words))]
+        command = ["python", "-m", "splitload.commands.evaluate", *words]
         record = {"kind": "search", "schema_version": 1, "provenance": provenance(command), "rows": rows}
         options.output.write_text(json.dumps(record) + "\n", encoding="utf-8")
     return int(any(row["worst_ratio"] > 1.05 for row in rows))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
 from splitload.bench import Arm, run_arms, summarize
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
+from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import Search
-from splitload.commands.train import prepare
+from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
 from splitload.errors import OutputError, UsageError
-from splitload.frontends.onnx import load_graph
-from splitload.inputs import example_inputs, read_feeds
-from splitload.partition import Partition
+from splitload.frontends.onnx import Source
+from splitload.graph import ModelGraph
+from splitload.inputs import read_feeds
+from splitload.profile import Profile
 from splitload.provenance import provenance
 
 
@@ -73,9 +74,8 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     if manifest.model_sha256 != source.sha256:
         raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {options.model}")
     arms = [Arm("stock", source.path), Arm("tuned", graph.path), Arm("splitload", bundle)]
-    ready = example_inputs([graph.tensors[name] for name in graph.inputs], feeds)
     with console.progress("benchmark", unit="samples") as show:
-        samples = run_arms(arms, ready, options.runs, show)
+        samples = run_arms(arms, graph.input_tensors(), feeds, options.runs, show)
     summary = {name: summarize(rows) for name, rows in samples.items()}
     stock_s = summary["stock"]["ttfo_s"]["median"]
     split_points = manifest.plan.get("split_points", [])
@@ -99,36 +99,26 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "model_sha256": source.sha256,
         "model_bytes": source.size_bytes,
         "runs": options.runs,
-        "cold": False,
+        "page_cache": "warm",
         "source": "measured",
         "plan": {"num_stages": len(split_points) + 1, "split_points": split_points},
         "arms": summary,
         "samples": samples,
-        "provenance": provenance(["splitload", *shlex.split(shlex.join(options.words))]),
+        "provenance": provenance(["splitload", *options.words]),
     }
 
 
-def _bundle(options: argparse.Namespace, console: Console, cache: Path, source: Any, graph: Any, measured: Any) -> Path:
+def _bundle(
+    options: argparse.Namespace, console: Console, cache: Path, source: Source, graph: ModelGraph, measured: Profile
+) -> Path:
     """Make the bundle that `train --device host --objective ttfo` makes, in the cache."""
-    from splitload.deploy.build import Plan, build_bundle
-
     with console.status("searching a plan"):
         found = Search(measured, objective="ttfo").run()
-    portable = load_graph(source, "portable", cache, max_blocks=options.max_blocks)
     target = cache / "bench" / f"{source.sha256[:24]}.splitload"
     target.parent.mkdir(parents=True, exist_ok=True)
-    plans = [
-        Plan(graph, found.partition, measured.contention.threads),
-        Plan(portable, Partition(len(portable.blocks)), 1),
-    ]
-    with console.progress("writing the bundle", unit="stages") as show:
-        build_bundle(
-            target,
-            plans,
-            device="host",
-            notes={"objective": "ttfo", "split_points": list(found.partition.split_points)},
-            on_progress=show,
-        )
+    notes = {"objective": "ttfo", "split_points": list(found.partition.split_points)}
+    plan = Plan(graph, found.partition, measured.contention.threads)
+    write_bundle(target, source, plan, console, cache, device="host", notes=notes)
     return target
 
 

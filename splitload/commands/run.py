@@ -8,7 +8,7 @@ from typing import Any
 
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, milliseconds
-from splitload.errors import StageError, UsageError
+from splitload.errors import ModelError, StageError, UsageError
 from splitload.inputs import example_inputs, read_feeds
 from splitload.loader import ParallelLoader
 
@@ -29,7 +29,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         except StageError:
             raise
         except Exception as error:  # onnxruntime has no common root for its errors
-            raise UsageError(f"the model does not run on these inputs: {' '.join(str(error).split())}") from error
+            kind = UsageError if options.input else ModelError
+            raise kind(f"the model does not run on these inputs: {' '.join(str(error).split())}") from error
         model.wait()
         timeline = model.timeline
         names = [spec.name for spec in model.get_outputs()]

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from splitload.bench import Arm, run_arms
 from splitload.bundle import check_target
 from splitload.commands.console import Console, count_of, milliseconds, shortened
+from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import BASELINES, Found, Search, fixed_plan
-from splitload.devices import Device, open_device
+from splitload.deploy.build import Plan
+from splitload.devices import open_device
+from splitload.devices.host import HostDevice
 from splitload.errors import UsageError
-from splitload.frontends import open_source
-from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import DEFAULT_MAX_BLOCKS, ModelGraph
 from splitload.inputs import read_feeds
 from splitload.partition import Partition
@@ -66,6 +68,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(_resume_hint(options, search.best)) from None
     schedule = profile.schedule(found.partition)
+    stages = profile
     notes = {
         "agent": options.agent if options.split_points is None else "given",
         "objective": options.objective,
@@ -77,13 +80,15 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "predicted_ttfo_s": schedule.ttfo_s,
     }
     try:
-        _write(target, source, graph, found.partition, profile, trainable_from, device, notes, console, cache, options)
+        plan = Plan(graph, found.partition, profile.contention.threads, trainable_from)
+        write_bundle(target, source, plan, console, cache, device=device.name, notes=notes)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
     measured = None
-    if device.name == "host":
+    if isinstance(device, HostDevice):
         try:
-            with console.status("measuring the time to first output in fresh processes"):
+            with console.status("measuring the stages and the time to first output in fresh processes"):
+                stages = device.measure(graph, found.partition.stages(), feeds=feeds)
                 measured = _measured_ttfo_s(target, graph, feeds)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{target}' is complete") from None
@@ -101,59 +106,13 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "search_s": found.search_s,
         "bundle": str(target),
     }
-    _show(console, graph, profile, found, result)
+    _show(console, graph, profile, stages, found, result)
     return result
-
-
-def prepare(
-    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
-) -> tuple[Source, ModelGraph, Profile]:
-    """Return the model, its graph and its profile on the device, with progress shown.
-
-    Raises:
-        SplitloadError: If the model cannot be read or measured.
-    """
-    with console.status(f"reading {options.model}"):
-        source = open_source(options.model, cache)
-    with console.status(f"optimising {source.name}"):
-        graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
-    with console.progress(f"profiling on {device.name}", unit="passes") as show:
-        profile = device.profile(graph, feeds=feeds, on_progress=show)
-    return source, graph, profile
-
-
-def _write(
-    target: Path,
-    source: Source,
-    graph: ModelGraph,
-    partition: Partition,
-    profile: Profile,
-    trainable_from: int | None,
-    device: Device,
-    notes: Mapping[str, Any],
-    console: Console,
-    cache: Path,
-    options: argparse.Namespace,
-) -> None:
-    """Write the bundle: the searched plan, and for a native graph a portable one that runs anywhere."""
-    from splitload.deploy.build import Plan, build_bundle
-
-    plans = [Plan(graph, partition, profile.contention.threads, trainable_from)]
-    if graph.kind == "native":
-        with console.status("adding the portable graph for other machines"):
-            portable = load_graph(source, "portable", cache, max_blocks=options.max_blocks)
-        plans.append(Plan(portable, Partition(len(portable.blocks)), 1))
-    with console.progress("writing the bundle", unit="stages") as show:
-        build_bundle(target, plans, device=device.name, notes=notes, on_progress=show)
 
 
 def _measured_ttfo_s(target: Path, graph: ModelGraph, feeds: Mapping[str, Any]) -> float:
     """Return the median time to first output of the bundle over fresh processes, in seconds."""
-    from splitload.bench import Arm, run_arms
-    from splitload.inputs import example_inputs
-
-    ready = example_inputs([graph.tensors[name] for name in graph.inputs], feeds)
-    samples = run_arms([Arm("splitload", target)], ready, TTFO_RUNS)["splitload"]
+    samples = run_arms([Arm("splitload", target)], graph.input_tensors(), feeds, TTFO_RUNS)["splitload"]
     return statistics.median(sample["ttfo_s"] for sample in samples)
 
 
@@ -214,28 +173,33 @@ def _stem(model: str) -> str:
     return path.stem if path.suffix == ".onnx" else re.sub(r"[^A-Za-z0-9._-]", "-", model.rpartition(":")[2])
 
 
-def _show(console: Console, graph: ModelGraph, profile: Profile, found: Found, result: Mapping[str, Any]) -> None:
-    """Print the plan, what other agents would have found, and the schedule."""
+def _show(
+    console: Console,
+    graph: ModelGraph,
+    profile: Profile,
+    stages: Profile,
+    found: Found,
+    result: Mapping[str, Any],
+) -> None:
+    """Print the plan with the costs in `stages`, what other agents would have found, and the schedule."""
     predicted = "simulated" if profile.source == "simulated" else "predicted"
     rows = []
     for number, (start, end) in enumerate(found.partition.stages()):
-        cost = profile.cost(start, end)
-        size = graph.segment_weights_bytes(graph.blocks[start].start, graph.blocks[end - 1].end)
-        first = graph.blocks[start].name.split(" … ")[0]
-        last = graph.blocks[end - 1].name.split(" … ")[-1]
+        cost = stages.cost(start, end)
+        nodes = graph.node_range(start, end)
         rows.append(
             (
                 str(number + 1),
                 f"{start}-{end - 1}" if end - start > 1 else str(start),
-                shortened(first if first == last else f"{first} … {last}"),
-                f"{size / 1e6:.1f}",
+                shortened(graph.segment_name(*nodes)),
+                f"{graph.segment_weights_bytes(*nodes) / 1e6:.1f}",
                 f"{cost.load_s * 1e3:.2f}",
                 f"{cost.first_inference_s * 1e3:.2f}",
             )
         )
-    stages = count_of(found.partition.num_stages, "stage")
+    count = count_of(found.partition.num_stages, "stage")
     console.table(
-        f"{graph.name} on {profile.device}: {profile.num_blocks} blocks in {stages}; times of each alone, {predicted}",
+        f"{graph.name} on {profile.device}: {profile.num_blocks} blocks in {count}; each alone, {profile.source}",
         ("stage", "blocks", "part of the model", "MB", "load ms", "infer ms"),
         rows,
     )
@@ -243,7 +207,7 @@ def _show(console: Console, graph: ModelGraph, profile: Profile, found: Found, r
     values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
     if values:
         console.table(
-            f"{what}, {stages} loading in parallel, {predicted}",
+            f"{what}, {count} loading in parallel, {predicted}",
             ("plan", "ms", "÷ exact"),
             [
                 (name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if (exact := values.get("exact")) else "")

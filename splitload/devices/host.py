@@ -14,11 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from splitload.devices import Progress
 from splitload.errors import ModelError, OutputError, ProfileError
 from splitload.graph import GraphKind, ModelGraph
+from splitload.inputs import save_feeds
 from splitload.machine import available_threads, cpu_architecture, cpu_model
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
@@ -58,17 +57,21 @@ class HostDevice:
     ) -> Profile:
         """Measure every block, the whole model, and how two loads slow each other down; see `Device.profile`.
 
+        Segments that `measure` was asked for before are left out, so that a search does not depend on them.
+
         Raises:
             ModelError: If the model does not run on the feeds.
         """
         path = self._cache_file(graph, feeds)
         if path.is_file() and not self._refresh:
             try:
-                return Profile.read(path)
-            except ProfileError:
+                stored = Profile.read(path)
+                everything = (0, stored.num_blocks)
+                return replace(stored, segments={everything: stored.segments[everything]})
+            except (ProfileError, KeyError):
                 path.unlink()  # of an older version
         num_blocks = len(graph.blocks)
-        costs, slowdown = self._measure(graph, [(0, num_blocks)], feeds, on_progress)
+        costs, serial_share = self._measure(graph, [(0, num_blocks)], feeds, on_progress)
         loads = [costs[number, number + 1].load_s for number in range(num_blocks)]
         whole = costs[0, num_blocks]
         fixed = (sum(loads) - whole.load_s) / (num_blocks - 1) if num_blocks > 1 else 0.0
@@ -83,7 +86,7 @@ class HostDevice:
                 for number, block in enumerate(graph.blocks)
             ),
             stage_fixed_s=min(max(fixed, 0.0), min(loads)),
-            contention=Contention(available_threads(), min(max(slowdown - 1.0, 0.0), 1.0)),
+            contention=Contention(available_threads(), min(max(serial_share, 0.0), 1.0)),
             segments={(0, num_blocks): whole},
             environment=_environment(self._repeats),
         )
@@ -105,6 +108,8 @@ class HostDevice:
             ModelError: If the model does not run on the feeds.
         """
         profile = self.profile(graph, feeds=feeds)
+        path = self._cache_file(graph, feeds)
+        profile = Profile.read(path)  # with the segments that were measured before
         known = {(number, number + 1) for number in range(profile.num_blocks)} | set(profile.segments)
         missing = [segment for segment in dict.fromkeys(segments) if segment not in known]
         if not missing:
@@ -112,7 +117,7 @@ class HostDevice:
         costs, _ = self._measure(graph, missing, feeds, on_progress)
         added = {segment: costs[segment] for segment in missing}
         profile = replace(profile, segments={**profile.segments, **added})
-        self._store(self._cache_file(graph, feeds), profile)
+        self._store(path, profile)
         return profile
 
     def _measure(
@@ -122,7 +127,7 @@ class HostDevice:
         feeds: Mapping[str, Any] | None,
         on_progress: Progress | None,
     ) -> tuple[dict[_Segment, Cost], float]:
-        """Return the median cost of each block and segment, and the slow-down of two parallel loads."""
+        """Return the median cost of each block and segment, and the serial share of two parallel loads."""
         from splitload.frontends.stages import StageWriter
 
         writer = StageWriter(graph, copy_weights=False)
@@ -131,7 +136,7 @@ class HostDevice:
         half = _half(graph)
         pair = [(0, half), (half, num_blocks)] if num_blocks > 1 else []
         samples: dict[_Segment, list[dict[str, float]]] = {}
-        slowdowns = []
+        shares = []
         try:
             with tempfile.TemporaryDirectory(dir=graph.path.parent, prefix=".measure-") as made:
                 folder = Path(made)
@@ -140,8 +145,8 @@ class HostDevice:
                 }
                 job = {
                     "folder": str(folder.resolve()),
-                    "inputs": [asdict(graph.tensors[name]) for name in graph.inputs],
-                    "feeds": _write_feeds(feeds or {}, folder),
+                    "inputs": [asdict(tensor) for tensor in graph.input_tensors()],
+                    "feeds": save_feeds(feeds or {}, folder),
                     "chain": [written[segment] for segment in chain],
                     "segments": [written[segment] for segment in segments if segment not in chain],
                     "pair": [written[segment] for segment in pair],
@@ -150,8 +155,8 @@ class HostDevice:
                     answer = _run_worker(job)
                     for row in answer["rows"]:
                         samples.setdefault((row["start"], row["end"]), []).append(row)
-                    if answer["slowdown"] is not None:
-                        slowdowns.append(answer["slowdown"])
+                    if answer["serial_share"] is not None:
+                        shares.append(answer["serial_share"])
                     if on_progress is not None:
                         on_progress(done + 1, self._repeats)
         except OSError as error:
@@ -166,7 +171,7 @@ class HostDevice:
             )
             for segment, rows in samples.items()
         }
-        return costs, statistics.median(slowdowns) if slowdowns else 1.0
+        return costs, statistics.median(shares) if shares else 0.0
 
     def _cache_file(self, graph: ModelGraph, feeds: Mapping[str, Any] | None) -> Path:
         import onnxruntime as ort
@@ -206,16 +211,16 @@ def write_profile(path: Path, profile: Profile, *, make_folder: bool = False) ->
 
 
 def _half(graph: ModelGraph) -> int:
-    """Return the block where half of the nodes lie on either side."""
-    middle = len(graph.nodes) / 2
+    """Return the block with about half of the loading work on either side, or 0 for a single block."""
+    cost = graph.cumulative_cost()
     inner = range(1, len(graph.blocks))
-    return min(inner, key=lambda number: abs(graph.blocks[number].start - middle), default=0)
+    return min(inner, key=lambda number: abs(cost[graph.blocks[number].start] - cost[-1] / 2), default=0)
 
 
 def _row(writer: Any, graph: ModelGraph, segment: _Segment, folder: Path) -> dict[str, Any]:
     """Write a segment's stage file, and describe it for the worker."""
     start, end = segment
-    stage = writer.write(graph.blocks[start].start, graph.blocks[end - 1].end, folder, f"blocks-{start}-{end}")
+    stage = writer.write(*graph.node_range(start, end), folder, f"blocks-{start}-{end}")
     return {
         "start": start,
         "end": end,
@@ -223,18 +228,6 @@ def _row(writer: Any, graph: ModelGraph, segment: _Segment, folder: Path) -> dic
         "inputs": stage.inputs,
         "outputs": [(spec.name, spec.type) for spec in stage.outputs],
     }
-
-
-def _write_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Save the given inputs as .npy files in `folder`; return the file of each. The worker makes up the others."""
-    files = {}
-    for number, (name, array) in enumerate(feeds.items()):
-        if not isinstance(array, np.ndarray):
-            raise ModelError(f"input '{name}' is no array; this host can measure models on arrays only")
-        files[name] = f"feed-{number}.npy"
-        plain = array.astype(str) if array.dtype == object else array
-        np.save(folder / files[name], plain, allow_pickle=False)
-    return files
 
 
 def _run_worker(job: dict[str, Any]) -> dict[str, Any]:

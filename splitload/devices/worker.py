@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from splitload.bundle import TensorSpec
-from splitload.inputs import example_inputs
+from splitload.inputs import example_inputs, load_feeds
 from splitload.loader import open_session, run_stage
 
 
@@ -40,11 +38,8 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         outputs = tuple(TensorSpec(name, kind, None) for name, kind in row["outputs"])
         return Segment(row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs)
 
-    given: dict[str, Any] = {}
-    for name, file in job["feeds"].items():
-        array = np.load(folder / file, allow_pickle=False)
-        given[name] = array.astype(object) if array.dtype.kind == "U" else array
-    values = example_inputs([TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]], given)
+    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
+    values = example_inputs(specs, load_feeds(job["feeds"]))
     chain = [segment(row) for row in job["chain"]]
     others = [segment(row) for row in job["segments"]]
     open_session(chain[0].graph)  # the runtime's own start is not a stage's
@@ -69,14 +64,16 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
                 }
             )
         values.update(zip(names, results, strict=True))
-    slowdown = None
-    if job["pair"]:
-        slowdown = _parallel_slowdown([segment(row) for row in job["pair"]])
-    return {"rows": rows, "slowdown": slowdown}
+    return {"rows": rows, "serial_share": _serial_share([segment(row) for row in job["pair"]])}
 
 
-def _parallel_slowdown(pair: list[Segment]) -> float:
-    """Return how many times longer two loads take together than the longer of them alone."""
+def _serial_share(pair: list[Segment]) -> float | None:
+    """Return the share of the shorter of two loads that the longer one waits for when they run in parallel.
+
+    With σ of `Contention`, loads of a ≥ b seconds take `a + σ b` together.
+    """
+    if not pair:
+        return None
     alone = []
     for each in pair:
         start = time.perf_counter()
@@ -90,7 +87,7 @@ def _parallel_slowdown(pair: list[Segment]) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return (time.perf_counter() - start) / max(alone)
+    return (time.perf_counter() - start - max(alone)) / min(alone)
 
 
 def main() -> None:

@@ -359,6 +359,8 @@ def _flops(node: Any, shapes: Mapping[str, tuple[int, ...] | None], weights: Map
     elements = math.prod(out)
     if node.op_type in ("Conv", "FusedConv", "ConvTranspose") and len(node.input) > 1:
         kernel = weights.get(node.input[1])
+        if node.op_type == "ConvTranspose":  # each input element meets the whole kernel of its channel
+            elements = math.prod(shapes.get(node.input[0]) or (0,))
         if kernel and kernel[0]:
             return 2 * elements * math.prod(kernel) // kernel[0]
     if "MatMul" in node.op_type or "Gemm" in node.op_type:

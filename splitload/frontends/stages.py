@@ -65,7 +65,10 @@ class StageWriter:
             self._last_use.update(dict.fromkeys(node.inputs, index))
 
     def write(self, start: int, end: int, folder: Path, stem: str) -> StageFiles:
-        """Write the stage of the nodes `[start, end)` as `stem.onnx` and, where it has weights, `stem.bin`.
+        """Write the stage of the nodes `[start, end)`: an .onnx file and, where it has weights, a .bin file.
+
+        Their names are `stem` and the start of their SHA-256: whoever still reads a bundle that was replaced meanwhile
+        finds a file of its own bundle or none, never one of the new bundle.
 
         Raises:
             OutputError: If a file cannot be written.
@@ -108,11 +111,13 @@ class StageWriter:
         stage.initializer.extend(self._initializers[name] for name in ordered if name in self._initializers)
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
 
-        weights = self._write_weights(model, folder, f"{stem}.bin")
+        weights = self._write_weights(model, folder, stem)
         data = model.SerializeToString()
-        (folder / f"{stem}.onnx").write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = f"{stem}-{sha256[:12]}.onnx"
+        (folder / name).write_bytes(data)
         return StageFiles(
-            File(f"{stem}.onnx", len(data), hashlib.sha256(data).hexdigest()),
+            File(name, len(data), sha256),
             weights,
             inputs,
             tuple(self._spec(name) for name in outputs),
@@ -150,7 +155,7 @@ class StageWriter:
         shape = tensor.shape if self._graph.kind == "portable" else None
         return onnx.helper.make_tensor_value_info(name, elem_type(tensor.type), shape)
 
-    def _write_weights(self, model: Any, folder: Path, name: str) -> File | None:
+    def _write_weights(self, model: Any, folder: Path, stem: str) -> File | None:
         """Copy all external tensors of `model` into one file, each on a page of its own, and point `model` at it."""
         tensors = [tensor for tensor in all_tensors(model.graph) if is_external(tensor)]
         if not tensors:
@@ -162,9 +167,11 @@ class StageWriter:
             return None
         digest = hashlib.sha256()
         sources: dict[str, BinaryIO] = {}
+        places: list[tuple[int, int]] = []
         position = 0
+        unnamed = folder / f"{stem}.part"
         try:
-            with (folder / name).open("wb") as out:
+            with unnamed.open("wb") as out:
                 for tensor in tensors:
                     location, offset, length = external_entry(tensor)
                     if location not in sources:
@@ -180,14 +187,19 @@ class StageWriter:
                     for chunk in _chunks(source, length):
                         out.write(chunk)
                         digest.update(chunk)
-                    del tensor.external_data[:]
-                    for key, value in (("location", name), ("offset", str(position)), ("length", str(length))):
-                        tensor.external_data.add(key=key, value=value)
+                    places.append((position, length))
                     position += length
         finally:
             for source in sources.values():
                 source.close()
-        return File(name, position, digest.hexdigest())
+        sha256 = digest.hexdigest()
+        name = f"{stem}-{sha256[:12]}.bin"
+        unnamed.rename(folder / name)
+        for tensor, (offset, length) in zip(tensors, places, strict=True):
+            del tensor.external_data[:]
+            for key, value in (("location", name), ("offset", str(offset)), ("length", str(length))):
+                tensor.external_data.add(key=key, value=value)
+        return File(name, position, sha256)
 
 
 def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:

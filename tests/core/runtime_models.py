@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import splitload.loader
+from splitload.bundle import TensorSpec
 from splitload.deploy.build import Plan, build_bundle
 from splitload.frontends.onnx import Source, load_graph
 from splitload.partition import Partition
@@ -78,6 +79,9 @@ def _model(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: Seq
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+INPUTS = (TensorSpec("x", "tensor(float)", (2, WIDTH)), TensorSpec("z", "tensor(float)", (WIDTH,)))
+
+
 def feeds(rows: int = 2, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Inputs of `chain`."""
     rng = np.random.default_rng(seed)
@@ -124,8 +128,8 @@ class Script:
             for gate in self.gates:
                 gate.set()
 
-    def __call__(self, graph: Path, *, prepack: bool = False, alone: bool = False) -> Any:
-        stage = int(graph.stem.rpartition("-")[2])
+    def __call__(self, graph: Path, *, prepack: bool = False) -> Any:
+        stage = int(graph.stem.split("-")[1])
         if prepack:
             assert self.upgrade_gate.wait(60)
             self.upgrades.append(stage)
@@ -134,4 +138,4 @@ class Script:
             assert self.gates[stage].wait(60)
         if stage in self.failures:
             raise self.failures[stage]
-        return REAL_OPEN_SESSION(graph, prepack=prepack, alone=alone)
+        return REAL_OPEN_SESSION(graph, prepack=prepack)

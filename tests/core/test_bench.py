@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime_models import feeds
+from runtime_models import INPUTS, feeds
 
 from splitload import bench
-from splitload.bench import FIGURES, STEADY_RUNS, Arm, run_arms, summarize
+from splitload.bench import FIGURES, Arm, run_arms, summarize
 from splitload.errors import StageError
 
 
 def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def sample(arm: Arm, files: Any) -> dict[str, float]:
+    def sample(arm: Arm, job: Any) -> dict[str, float]:
         order.append(arm.name)
         return {"ttfo_s": len(order)}
 
     monkeypatch.setattr(bench, "_sample", sample)
     seen: list[tuple[int, int]] = []
     arms = [Arm(name, Path("none")) for name in "abc"]
-    samples = run_arms(arms, {}, 3, lambda *step: seen.append(step))
+    samples = run_arms(arms, (), {}, 3, lambda *step: seen.append(step))
     assert order == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
     assert seen == [(done, 9) for done in range(1, 10)]
     assert samples["a"] == [{"ttfo_s": 1}, {"ttfo_s": 6}, {"ttfo_s": 8}]
@@ -42,7 +42,7 @@ def test_every_sample_is_a_fresh_process(
 
     monkeypatch.setattr(bench.subprocess, "run", run)
     arms = [Arm("stock", chain_model), Arm("splitload", chain_bundle, threads=2)]
-    samples = run_arms(arms, feeds(), 1)
+    samples = run_arms(arms, INPUTS, feeds(), 1)
     assert len(commands) == 2
     for rows in samples.values():
         assert tuple(rows[0]) == FIGURES
@@ -50,15 +50,14 @@ def test_every_sample_is_a_fresh_process(
 
 
 def test_the_tuned_arm_takes_an_optimised_file(chain_bundle: Path) -> None:
-    stage = chain_bundle / "portable-00.onnx"
-    row = run_arms([Arm("tuned", stage)], {"x": feeds()["x"]}, 1)["tuned"][0]
+    stage = next(chain_bundle.glob("portable-00-*.onnx"))
+    row = run_arms([Arm("tuned", stage)], INPUTS[:1], {}, 1)["tuned"][0]  # the stage reads x, made up here
     assert row["ttfo_s"] >= row["load_s"]
-    assert STEADY_RUNS >= 3
 
 
 def test_peak_memory_is_that_of_the_process_itself(chain_model: Path) -> None:
     ballast = np.ones(60_000_000)  # 480 MB, which a child must not count
-    row = run_arms([Arm("stock", chain_model)], feeds(), 1)["stock"][0]
+    row = run_arms([Arm("stock", chain_model)], INPUTS, feeds(), 1)["stock"][0]
     assert row["peak_memory_bytes"] < ballast.nbytes
 
 
@@ -67,13 +66,13 @@ def test_an_arm_that_fails(tmp_path: Path, name: str) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(StageError, match=rf"benchmark arm '{name}' failed: .*broken\.onnx"):
-        run_arms([Arm(name, broken)], feeds(), 1)
+        run_arms([Arm(name, broken)], INPUTS, feeds(), 1)
 
 
 def test_an_arm_that_dies(chain_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.sys, "executable", "/bin/false")
     with pytest.raises(StageError, match="the process ended with 1"):
-        run_arms([Arm("stock", chain_model)], feeds(), 1)
+        run_arms([Arm("stock", chain_model)], INPUTS, feeds(), 1)
 
 
 def test_summary() -> None:

@@ -186,21 +186,21 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_missing_file(own_bundle: Path) -> None:
-    next(own_bundle.glob("*-02.onnx")).unlink()
+    next(own_bundle.glob("*-02-*.onnx")).unlink()
     with pytest.raises(BundleError, match="is missing"):
         read_manifest(own_bundle)
     read_manifest(own_bundle, "none")
 
 
 def test_wrong_size(own_bundle: Path) -> None:
-    with next(own_bundle.glob("*-02.onnx")).open("ab") as file:
+    with next(own_bundle.glob("*-02-*.onnx")).open("ab") as file:
         file.write(b"x")
     with pytest.raises(BundleError, match="bytes, the manifest says"):
         read_manifest(own_bundle)
 
 
 def test_wrong_hash(own_bundle: Path) -> None:
-    path = next(own_bundle.glob("*-02.onnx"))
+    path = next(own_bundle.glob("*-02-*.onnx"))
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     read_manifest(own_bundle, "sizes")
     with pytest.raises(BundleError, match="SHA-256 differs"):

@@ -232,7 +232,7 @@ def test_failures(cli: Run, chain_model: Path, words: list[str], message: str) -
 
 
 def test_output_that_is_no_bundle_is_refused_before_any_work(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitload.commands.train.open_source", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("splitload.commands.plans.open_source", lambda *_: pytest.fail("worked"))
     Path("precious").mkdir()
     Path("precious/manifest.json").write_text("{}")
     assert "exists and is not a bundle" in one_line(cli("train", "--device", "s20", "-o", "precious"), 1)
@@ -357,7 +357,7 @@ def test_python_m_splitload(cache: Path, tmp_path: Path) -> None:
 
 
 def test_no_messages_of_onnxruntime(cache: Path, own_bundle: Path, tmp_path: Path) -> None:
-    graph = next(own_bundle.glob("*-01.onnx"))
+    graph = next(own_bundle.glob("*-01-*.onnx"))
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     done = process(cache, tmp_path, "run", own_bundle)
     assert "stage 2 of" in one_line((done.returncode, done.stdout, done.stderr), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import onnx
 import pytest
 
 from splitload import devices
+from splitload.devices import worker
 from splitload.devices.host import HostDevice, write_profile
 from splitload.devices.simulated import SimulatedDevice
 from splitload.devices.stored import StoredDevice
@@ -264,3 +266,18 @@ def test_an_old_profile_stays_where_a_new_one_cannot_be_written(
         write_profile(path, profile)
     assert Profile.read(path) == profile
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    lock = threading.Lock()
+
+    def load(graph: Path) -> None:  # one after the other, whoever asks: all of loading is serial
+        with lock:
+            clock[0] += float(graph.name)
+
+    monkeypatch.setattr(worker, "open_session", load)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock[0])
+    pair = [worker.Segment(0, 1, Path("0.5"), (), ()), worker.Segment(1, 2, Path("8.0"), (), ())]
+    assert worker._serial_share(pair) == pytest.approx(1.0)
+    assert worker._serial_share([]) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import runtime_models
@@ -193,12 +194,57 @@ def test_first_failure_cancels_the_rest_and_every_call_raises_it(chain_bundle: P
 
 
 def test_a_corrupt_stage_file_is_an_error(own_bundle: Path) -> None:
-    graph = next(path for path in sorted(own_bundle.glob("*-01.onnx")))
+    graph = next(path for path in sorted(own_bundle.glob("*-01-*.onnx")))
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     with ParallelLoader(own_bundle) as model, pytest.raises(StageError, match=r"stage 2 of .*cannot be loaded"):
         model.run(None, feeds())
     with pytest.raises(BundleError, match="SHA-256"):
         ParallelLoader(own_bundle, verify="hashes")
+
+
+def test_a_bundle_replaced_meanwhile_is_never_mixed_in(chain_model: Path, own_bundle: Path, script: Script) -> None:
+    other = onnx.load(chain_model)
+    for tensor in other.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
+    onnx.save(other, own_bundle.with_name("other.onnx"))
+    with ParallelLoader(own_bundle, threads=1) as model:
+        script.gates[0].set()
+        assert script.started[1].wait(WAIT_S)  # the first stage is open, the others are not
+        runtime_models.bundle(own_bundle.with_name("other.onnx"), own_bundle)
+        release(script)
+        with pytest.raises(StageError, match=r"stage 2 of .*cannot be loaded"):
+            model.run(None, feeds())
+
+
+def test_an_upgrade_never_takes_stages_of_another_bundle(chain_model: Path, own_bundle: Path) -> None:
+    other = onnx.load(chain_model)
+    for tensor in other.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
+    onnx.save(other, own_bundle.with_name("other.onnx"))
+    with ParallelLoader(own_bundle) as model:
+        before = model.run(["early"], feeds())[0]
+        model.wait()
+        runtime_models.bundle(own_bundle.with_name("other.onnx"), own_bundle)
+        assert model.wait("upgraded", WAIT_S)
+        assert np.allclose(model.run(["early"], feeds())[0], before, atol=1e-5)
+
+
+def test_the_caller_may_change_folder(own_bundle: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own_bundle.parent)
+    with ParallelLoader(own_bundle.name) as model:
+        monkeypatch.chdir("/")
+        release(script)
+        assert model.wait("loaded", WAIT_S)
+
+
+def test_a_progress_callback_that_exits_stops_nothing(
+    chain_bundle: Path, open_script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda report: seen.append(report.exc_type))
+    with ParallelLoader(chain_bundle, threads=1, on_progress=lambda *_: sys.exit(3)) as model:
+        assert model.wait("loaded", WAIT_S)
+    assert seen == [SystemExit]
 
 
 def test_wait(chain_bundle: Path, script: Script) -> None:
@@ -362,11 +408,11 @@ EXIT = """
 import sys, threading, numpy as np
 import splitload.loader as loader
 real = loader.open_session
-def slow(graph, *, prepack=False, alone=False):  # is inside onnxruntime for as long as the interpreter takes to exit
+def slow(graph, *, prepack=False):  # is inside onnxruntime for as long as the interpreter takes to exit
     print("loading", flush=True)
     session = None
     for _ in range(50):
-        session = real(graph, prepack=prepack, alone=alone)
+        session = real(graph, prepack=prepack)
     return session
 loader.open_session = slow
 model = loader.ParallelLoader(sys.argv[1], threads=4)
@@ -387,7 +433,7 @@ def test_interrupt_while_waiting_does_not_hang_at_exit(chain_bundle: Path, call:
 import sys, threading, numpy as np
 import splitload.loader as loader
 gate = threading.Event()
-def stuck(graph, *, prepack=False, alone=False):
+def stuck(graph, *, prepack=False):
     print("loading", flush=True)
     gate.wait()
     raise RuntimeError("woken")

@@ -1,0 +1,59 @@
+"""What commands share: a model profiled on a device, and a plan written as a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from splitload.commands.console import Console
+from splitload.deploy.build import Plan, build_bundle
+from splitload.devices import Device
+from splitload.frontends import open_source
+from splitload.frontends.onnx import Source, load_graph
+from splitload.graph import ModelGraph
+from splitload.partition import Partition
+from splitload.profile import Profile
+
+
+def prepare(
+    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+) -> tuple[Source, ModelGraph, Profile]:
+    """Return the model, its graph and its profile on the device, with progress shown.
+
+    Raises:
+        SplitloadError: If the model cannot be read or measured.
+    """
+    with console.status(f"reading {options.model}"):
+        source = open_source(options.model, cache)
+    with console.status(f"optimising {source.name}"):
+        graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
+    with console.progress(f"profiling on {device.name}", unit="passes") as show:
+        profile = device.profile(graph, feeds=feeds, on_progress=show)
+    return source, graph, profile
+
+
+def write_bundle(
+    target: Path,
+    source: Source,
+    plan: Plan,
+    console: Console,
+    cache: Path,
+    *,
+    device: str,
+    notes: Mapping[str, Any],
+) -> None:
+    """Write the bundle: the plan, and where its graph is native a portable one-stage plan that runs anywhere.
+
+    Raises:
+        SplitloadError: If it cannot be written.
+    """
+    plans = [plan]
+    if plan.graph.kind == "native":
+        with console.status("adding the portable graph for other machines"):
+            portable = load_graph(source, "portable", cache, max_blocks=plan.graph.max_blocks)
+        trainable_from = None if plan.trainable_from is None else 0
+        plans.append(Plan(portable, Partition(len(portable.blocks)), 1, trainable_from))
+    with console.progress("writing the bundle", unit="stages") as show:
+        build_bundle(target, plans, device=device, notes=notes, on_progress=show)
