@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, write_manifest, writing
-from splitload.errors import OutputError, PartitionError
+from splitload.errors import ModelError, OutputError, PartitionError
+from splitload.frontends.onnx import one_line
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
+from splitload.loader import open_session
 from splitload.machine import cpu_architecture
 from splitload.partition import Partition
 
@@ -54,6 +56,7 @@ def build_bundle(
         The manifest that was written.
 
     Raises:
+        ModelError: If a stage cannot be loaded.
         OutputError: If it cannot be written.
         PartitionError: If a partition does not fit its graph, or cuts trainable blocks off the last stage.
     """
@@ -127,6 +130,13 @@ def _check(plan: Plan) -> None:
 def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: int, folder: Path) -> StageEntry:
     nodes = plan.graph.node_range(start, end)
     files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
+    try:
+        open_session(folder / files.graph.name)
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(
+            f"stage {number + 1} of '{plan.graph.name}' does not load ({one_line(error)}); cut elsewhere, for example "
+            "with --split-points"
+        ) from error
     return StageEntry(
         name=plan.graph.segment_name(*nodes),
         blocks=(start, end),

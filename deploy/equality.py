@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.inputs import example_inputs
 from splitload.loader import open_session, run_stage, to_python
+from splitload.scratch import scratch_folder
 
 TOLERANCE = 1e-4
 
@@ -109,12 +108,12 @@ def run_split(writer: StageWriter, graph: ModelGraph, positions: Sequence[int], 
 
     bounds = [0, *positions, len(graph.nodes)]
     values: dict[str, Any] = dict(feeds)
-    with tempfile.TemporaryDirectory(dir=graph.path.parent, prefix=".cut-") as folder:
+    with scratch_folder(graph.path.parent, ".cut-") as folder:
         for start, end in pairwise(bounds):
-            stage = writer.write(start, end, Path(folder), f"stage-{start}")
+            stage = writer.write(start, end, folder, f"stage-{start}")
             names = [spec.name for spec in stage.outputs]
             try:
-                session = open_session(Path(folder) / stage.graph.name)
+                session = open_session(folder / stage.graph.name)
                 values.update(zip(names, run_stage(ort, session, stage, names, values, None), strict=True))
             except Exception as error:  # onnxruntime has no common root for its errors
                 raise ModelError(f"{graph.name}: nodes {start} to {end} do not run alone: {one_line(error)}") from error

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from splitload.errors import BundleError, OutputError
 from splitload.fields import Reader, is_count
+from splitload.scratch import scratch_folder
 
 FORMAT = "splitload-bundle"
 VERSION = 1
@@ -161,13 +162,15 @@ def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():
+            raise BundleError(f"'{path}' is no file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES} bytes; no manifest is")
         data = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
         raise BundleError(
-            f"'{folder}' is not a bundle: {what}; 'splitload train -o {folder.name}' makes one"
+            f"'{folder}' is not a bundle: {what}; 'splitload train MODEL --device host -o NAME.splitload' makes one"
         ) from error
     except OSError as error:
         raise BundleError(f"cannot read '{path}': {error.strerror}") from error
@@ -357,28 +360,21 @@ def writing(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: If the folder cannot be made or moved, for example on a full disk.
     """
-    import shutil
-    import tempfile
-
     check_target(target)
-    made: Path | None = None
     try:
-        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".making"))
-        made.chmod(0o755)
-        yield made
-        for path in made.iterdir():
-            _sync(path)
-        _sync(made)
-        _replace(made, target)
-        with contextlib.suppress(OSError):  # the bundle is in place
-            _sync(target.parent)
+        with scratch_folder(target.parent, f".{target.name}.") as made:
+            made.chmod(0o755)
+            yield made
+            for path in made.iterdir():
+                _sync(path)
+            _sync(made)
+            _replace(made, target)
+            with contextlib.suppress(OSError):  # the bundle is in place
+                _sync(target.parent)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write '{target}': {error.strerror or error}; nothing was changed") from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
 
 
 def _replace(made: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -45,7 +46,11 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     try:
-        options = _parser().parse_args(words)
+        try:
+            options = _parser().parse_args(words)
+        except SystemExit:  # --help and --version
+            sys.stdout.flush()
+            raise
         options.words = words
         result = _run(options)
         if options.json:
@@ -60,6 +65,13 @@ def main(words: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return _failed(str(error), 2 if isinstance(error, UsageError) else 1)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        with contextlib.suppress(OSError):  # what is left of the output goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = f" '{error.filename}'" if error.filename else " the output"
+        return _failed(f"cannot read or write{where}: {error.strerror or error}", 1)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -77,7 +89,7 @@ def user_cache() -> Path:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"splitload: {message}", file=sys.stderr)  # noqa: T201
+    print(f"splitload: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return code
 
 
@@ -206,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--episodes", type=_at_least_one, metavar="N", help="most episodes in all (default: agent's rule)"
     )
-    train.add_argument("--seed", type=int, default=0, help="seed of the search (default: %(default)s)")
+    train.add_argument("--seed", type=_count, default=0, help="seed of the search (default: %(default)s)")
     train.add_argument(
         "--max-stages", type=_at_least_one, default=8, metavar="K", help="the most stages (default: %(default)s)"
     )
@@ -265,6 +277,12 @@ def _one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
 def _at_least_one(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not '{word}'")
+    return int(word)
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 0, not '{word}'")
     return int(word)
 
 

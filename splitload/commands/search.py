@@ -29,12 +29,15 @@ class Found:
             the values of the baselines for the same number of stages; None where one does not apply.
         episodes: Episodes of the learning agent, 0 for the others.
         search_s: Seconds the search took, without profiling.
+        two_stages_s: For a plan of one stage what the number of stages was chosen by, of the best two; None where
+            there are no two.
     """
 
     partition: Partition
     values_s: Mapping[str, float | None]
     episodes: int
     search_s: float
+    two_stages_s: float | None
 
 
 class Search:
@@ -107,7 +110,8 @@ class Search:
         for name in BASELINES:
             other = self._by_rule(name, partition.num_stages)
             values[name] = None if other is None else self.value_s(other)
-        return Found(partition, values, episodes, search_s)
+        two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
+        return Found(partition, values, episodes, search_s, None if two is None else self._seconds(two))
 
     @property
     def best(self) -> Partition | None:
@@ -123,13 +127,12 @@ class Search:
 
     def _pick(self, partitions: Any) -> Partition | None:
         """Return the partition whose number of stages pays most."""
+        return min(partitions, key=lambda partition: (self._seconds(partition), partition.num_stages), default=None)
 
-        def rank(partition: Partition) -> tuple[float, int]:
-            schedule = self._profile.schedule(partition)
-            seconds = schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
-            return seconds, partition.num_stages
-
-        return min(partitions, key=rank, default=None)
+    def _seconds(self, partition: Partition) -> float:
+        """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds."""
+        schedule = self._profile.schedule(partition)
+        return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
 
     def _by_rule(self, name: str, count: int) -> Partition | None:
         """Return the partition a baseline gives for `count` stages, or None where it gives none."""
@@ -163,11 +166,14 @@ def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: in
     """Return the partition with given split points, checked.
 
     Raises:
-        PartitionError: If they do not fit the profile's blocks, or cut trainable blocks off the last stage.
+        UsageError: If they do not fit the profile's blocks, or cut trainable blocks off the last stage.
     """
-    partition = Partition.of(profile.num_blocks, split_points)
+    try:
+        partition = Partition.of(profile.num_blocks, split_points)
+    except PartitionError as error:
+        raise UsageError(str(error)) from error
     if trainable_from is not None and partition.bounds[-2] > trainable_from:
-        raise PartitionError(
+        raise UsageError(
             f"the last stage would start at block {partition.bounds[-2]}, "
             f"but block {trainable_from} is trainable; put the last split point at or before it"
         )

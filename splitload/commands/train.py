@@ -35,7 +35,9 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     """
     from splitload.agents.q_learning import Progress
 
-    target = Path(options.output) if options.output else Path(f"{_stem(options.model)}.splitload")
+    if options.output == "":
+        raise UsageError("-o needs a name, for example -o model.splitload")
+    target = Path(options.output or f"{_stem(options.model)}.splitload")
     check_target(target)
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
@@ -54,7 +56,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     )
     if options.split_points is not None:
         partition = fixed_plan(profile, options.split_points, trainable_from)
-        found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0)
+        found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
     else:
         with console.progress("search", unit="episodes") as show:
 
@@ -214,6 +216,10 @@ def _show(
                 for name, value in values.items()
             ],
         )
+    if found.two_stages_s is not None:
+        what = "have loaded" if result["objective"] == "balance" else "answer"
+        two = milliseconds(found.two_stages_s)
+        console.print(f"one stage, as splitting would not pay: the best two would {what} after {two} ({predicted})")
     console.print(profile.schedule(found.partition).render())
     measured = result["ttfo_s"]["measured"]
     line = f"time to first output: {milliseconds(result['ttfo_s']['predicted'])} {predicted}"

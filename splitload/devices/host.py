@@ -21,6 +21,7 @@ from splitload.inputs import save_feeds
 from splitload.machine import available_threads, cpu_architecture, cpu_model
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
+from splitload.scratch import scratch_folder
 
 REPEATS = 5
 _Segment = tuple[int, int]
@@ -138,8 +139,7 @@ class HostDevice:
         samples: dict[_Segment, list[dict[str, float]]] = {}
         shares = []
         try:
-            with tempfile.TemporaryDirectory(dir=graph.path.parent, prefix=".measure-") as made:
-                folder = Path(made)
+            with scratch_folder(graph.path.parent, ".measure-") as folder:
                 written = {
                     segment: _row(writer, graph, segment, folder) for segment in dict.fromkeys(chain + segments + pair)
                 }
@@ -241,7 +241,9 @@ def _run_worker(job: dict[str, Any]) -> dict[str, Any]:
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
-        raise ModelError(f"the model cannot be measured on this host: {lines[-1][:300]}")
+        names = ", ".join(row["name"] for row in job["inputs"] if row["name"] not in job["feeds"])
+        cure = f"; give fitting inputs with --input NAME=FILE.npy (made up: {names})" if names else ""
+        raise ModelError(f"the model cannot be measured on this host{cure}: {lines[-1][:300]}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

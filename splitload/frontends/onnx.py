@@ -28,6 +28,7 @@ from splitload.frontends.proto import (
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, Tensor, used_names
 from splitload.inputs import DTYPES, example_inputs
 from splitload.machine import cpu_architecture
+from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
@@ -188,9 +189,9 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for level in wanted:
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as made:
+            with scratch_folder(folder.parent, f".{folder.name}.") as made:
                 try:
-                    _optimize(source.path, level, Path(made))
+                    _optimize(source.path, level, made)
                 except OSError:
                     raise
                 except Exception as error:  # onnxruntime has no common root for its errors
@@ -198,12 +199,10 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path) -> Path:
                     _refuse_full_disk(folder.parent, source.size_bytes, error)
                     continue
                 try:
-                    Path(made).rename(folder)
+                    made.rename(folder)
                 except OSError:
                     if not (folder / "model.onnx").is_file():  # not made by someone else meanwhile
                         raise
-                else:
-                    Path(made).mkdir()  # for TemporaryDirectory to remove
                 return folder
     except OSError as error:
         raise OutputError(
@@ -289,8 +288,9 @@ def _observe(
             raise ModelError(f"the model does not run on the given inputs: {one_line(error)}") from error
     for info in [*session.get_inputs(), *session.get_outputs()]:
         value = values.get(info.name)
-        shape = None if info.shape is None else tuple(info.shape)
         seen = _shape_of(value)
+        # onnxruntime gives [] for an unknown rank as well as for a scalar
+        shape = tuple(info.shape) if info.shape or seen == () else None
         known = seen if seen is not None else shape
         itemsize = _itemsize(info.type)
         nbytes = (

@@ -143,17 +143,15 @@ class StageWriter:
     def _value(self, name: str) -> Any:
         """Return the declaration of a stage's input or output.
 
-        Inputs and outputs of the model keep theirs. Boundary tensors get a type; in a native graph no shape, for
-        the layouts of onnxruntime's own operators have none that the file format could tell.
+        Inputs and outputs of the model keep theirs. Boundary tensors get a type and no shape: the rank may be unknown,
+        and the layouts of onnxruntime's own operators have no shape that the file format could tell.
         """
         import onnx
 
         for value in (*self._model.graph.input, *self._model.graph.output):
             if value.name == name:
                 return value
-        tensor = self._graph.tensors[name]
-        shape = tensor.shape if self._graph.kind == "portable" else None
-        return onnx.helper.make_tensor_value_info(name, elem_type(tensor.type), shape)
+        return onnx.helper.make_tensor_value_info(name, elem_type(self._graph.tensors[name].type), None)
 
     def _write_weights(self, model: Any, folder: Path, stem: str) -> File | None:
         """Copy all external tensors of `model` into one file, each on a page of its own, and point `model` at it."""

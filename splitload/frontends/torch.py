@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
+import logging
+import re
 import sys
 import tempfile
 import warnings
@@ -43,10 +46,22 @@ def require(*packages: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the warnings of torch and its exporter from the user; errors pass."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep what torch and its exporter warn and print from the user; errors pass."""
+    sink = io.StringIO()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the type and the first line of an error, without terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def declare_torchvision_ops() -> None:
@@ -147,7 +162,7 @@ def export_module(
                 output_names=output_names,
             )
     except Exception as e:  # whatever the module's own code raises
-        raise ModelError(f"{name} cannot be exported to ONNX: {type(e).__name__}: {e}") from e
+        raise ModelError(f"{name} cannot be exported to ONNX: {_first_line(e)}") from e
     if program is None:
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
     for node in program.model.graph.all_nodes():
@@ -196,8 +211,8 @@ def _find(spec: str, module_name: str, factory_name: str) -> Any:
         if e.name and f"{module_name}.".startswith(f"{e.name}."):
             raise ModelError(f"{spec}: there is no module '{e.name}' here or among the installed packages") from e
         raise ModelError(f"{spec}: importing {module_name} failed: {e}") from e
-    except Exception as e:  # whatever the user's module raises
-        raise ModelError(f"{spec}: importing {module_name} failed: {type(e).__name__}: {e}") from e
+    except (Exception, SystemExit) as e:  # whatever the user's module raises
+        raise ModelError(f"{spec}: importing {module_name} failed: {_first_line(e)}") from e
     try:
         return getattr(module, factory_name)
     except AttributeError as e:
@@ -209,8 +224,8 @@ def _call(spec: str, factory: Any) -> Any:
         raise ModelError(f"{spec}: expected a function without arguments, got {type(factory).__name__}")
     try:
         return factory()
-    except Exception as e:  # whatever the user's function raises
-        raise ModelError(f"{spec}: calling it failed: {type(e).__name__}: {e}") from e
+    except (Exception, SystemExit) as e:  # whatever the user's function raises
+        raise ModelError(f"{spec}: calling it failed: {_first_line(e)}") from e
 
 
 def _checked(spec: str, value: Any) -> tuple[torch.nn.Module, Example]:
@@ -226,8 +241,9 @@ def _checked(spec: str, value: Any) -> tuple[torch.nn.Module, Example]:
         list(example.values()) if isinstance(example, dict) else list(example) if isinstance(example, tuple) else []
     )
     if not inputs or not all(torch.is_tensor(value) for value in inputs):
-        holds = ", ".join(type(value).__name__ for value in inputs) or "no tensors"
-        raise ModelError(f"{spec}: expected {wanted}, but the second is {type(example).__name__} with {holds}")
+        holds = " with " + (", ".join(type(value).__name__ for value in inputs) or "nothing in it")
+        kind = type(example).__name__ + (holds if isinstance(example, tuple | dict) else "")
+        raise ModelError(f"{spec}: expected {wanted}, but the second is {kind}")
     return module, example
 
 

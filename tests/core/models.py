@@ -76,6 +76,19 @@ def several() -> onnx.ModelProto:
     }""")
 
 
+@construct("boundaries of unknown rank", {"x": floats(2, 3), "to": np.array([3, 2], np.int64)})
+def unknown_rank() -> onnx.ModelProto:
+    return text(
+        """g (float[2,3] x, int64[r] to) => (float[a,b] y) {
+            p = Reshape(x, to)
+            q = MatMul(p, w)
+            t = Tanh(q)
+            y = MatMul(t, w)
+        }""",
+        w=floats(2, 2),
+    )
+
+
 @construct("dynamic axes", {"x": floats(3, 5, 4)})
 def dynamic() -> onnx.ModelProto:
     return text(

@@ -166,6 +166,10 @@ USAGE: dict[str, tuple[list[str], str]] = {
         for word in ("0", "-1", "x", "1.5", "")
     },
     "seed": ([*TRAIN, "--seed", "x"], "--seed"),
+    "seed below 0": ([*TRAIN, "--seed=-5"], "whole number of at least 0"),
+    "no name": ([*TRAIN, "-o", ""], "-o needs a name"),
+    "split points that do not fit": (["train", "MODEL", "--device", "s20", "--split-points=99"], "split points [99]"),
+    "case": (["train", "model.onnx", "--device", "S20"], "unknown device 'S20'. Did you mean s20?"),
     "split points": ([*TRAIN, "--split-points", "1,x"], "block numbers with commas between"),
     "input pair": ([*TRAIN, "--input", "x"], "--input takes NAME=FILE.npy"),
     "input file": ([*TRAIN, "--input", "x=no.npy"], "cannot read 'no.npy'"),
@@ -178,10 +182,11 @@ USAGE: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("words", "message"), USAGE.values(), ids=USAGE)
-def test_usage(cli: Run, chain_bundle: Path, words: list[str], message: str) -> None:
+def test_usage(cli: Run, chain_model: Path, chain_bundle: Path, words: list[str], message: str) -> None:
     Path("text.npy").write_text("text")
     np.save("good.npy", np.zeros(3, np.float32))
-    assert message in one_line(cli(*(chain_bundle if word == "BUNDLE" else word for word in words)), 2)
+    paths = {"BUNDLE": chain_bundle, "MODEL": chain_model}
+    assert message in one_line(cli(*(paths.get(word, word) for word in words)), 2)
 
 
 def newer_opset() -> bytes:
@@ -205,7 +210,6 @@ FAILS: dict[str, tuple[list[str], str]] = {
         "other.json is a profile of 'other' (",
     ),
     "no profile": (["train", "MODEL", "--device", "text.json"], "text.json"),
-    "split points": (["train", "MODEL", "--device", "s20", "--split-points=99"], "99"),
     "output parent": (["train", "MODEL", "--device", "s20", "-o", "no/b.splitload"], "there is no folder 'no'"),
     "output file": (["train", "MODEL", "--device", "s20", "-o", "text.onnx"], "exists and is not a bundle"),
     "profile parent": (["profile", "MODEL", "--device", "s20", "-o", "no/p.json"], "there is no folder 'no'"),
@@ -346,6 +350,14 @@ def test_reader_that_goes_away(cache: Path, words: list[str]) -> None:
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait(WAIT_S) in (0, 1)
+
+
+def test_output_that_cannot_be_written(cache: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "splitload", "zoo"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cannot read or write the output: No space left on device" in done.stderr
 
 
 def test_python_m_splitload(cache: Path, tmp_path: Path) -> None:

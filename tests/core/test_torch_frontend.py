@@ -45,6 +45,12 @@ def no_tensors():
 def fails():
     raise RuntimeError("out of weights")
 
+def fails_at_length():
+    raise RuntimeError("\\x1b[31mfirst\\x1b[0m\\nsecond")
+
+def exits():
+    raise SystemExit(5)
+
 def wrong_shape():
     return Net(), (torch.ones(1, 5), torch.ones(1, 5))
 
@@ -91,9 +97,11 @@ def test_export_computes_the_same_in_evaluation_mode(folder: Path, factory: str)
         ("own_factories:nothing", "module 'own_factories' has no 'nothing'"),
         ("own_factories:number", "expected a function without arguments, got int"),
         ("own_factories:fails", "calling it failed: RuntimeError: out of weights"),
+        ("own_factories:fails_at_length", "calling it failed: RuntimeError: first$"),
+        ("own_factories:exits", "calling it failed: SystemExit: 5"),
         ("own_factories:no_pair", "expected a pair .*got Net"),
         ("own_factories:no_module", "expected a pair .*the first is str"),
-        ("own_factories:no_tuple", "expected a pair .*the second is Tensor"),
+        ("own_factories:no_tuple", "expected a pair .*the second is Tensor$"),
         ("own_factories:no_tensors", "expected a pair .*the second is tuple with int, int"),
         ("own_factories:wrong_shape", "cannot be exported to ONNX: RuntimeError"),
     ],
