@@ -32,12 +32,15 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="python -m splitload.commands.cuts", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo and every light model")
+    parser.add_argument("--set", choices=("zoo", "light"), help="only these of the default models")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()
     rows: list[dict[str, Any]] = []
-    for model in options.models or [*(f"zoo:{name}" for name in zoo.names()), *light_models()]:
+    sets = {"zoo": [f"zoo:{name}" for name in zoo.names()], "light": light_models()}
+    chosen = sets[options.set] if options.set else [*sets["zoo"], *sets["light"]]
+    for model in options.models or chosen:
         source = open_source(model, cache)
         for kind in ("native", "portable"):
             graph = load_graph(source, kind, cache)
