@@ -33,14 +33,21 @@ def cost_matrices(profile: Profile) -> CostMatrices:
     """
     size = profile.num_blocks + 1
     legal = np.triu(np.ones((size, size), dtype=bool), k=1)
-    loads = np.array([block.cost.load_s for block in profile.blocks]) - profile.stage_fixed_s
+    loads = np.array([block.cost.load_s for block in profile.blocks])
     infers = np.array([block.cost.first_inference_s for block in profile.blocks])
+    infers *= profile.inference_scale("first_inference_s")
 
-    def segments(values: NDArray[np.float64], fixed: float) -> NDArray[np.float64]:
-        sums = np.concatenate(([0.0], np.cumsum(values)))
-        return np.where(legal, np.maximum(sums[None, :] - sums[:, None], 0.0) + fixed, np.inf)
+    def sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        upto = np.concatenate(([0.0], np.cumsum(values)))
+        between: NDArray[np.float64] = np.maximum(upto[None, :] - upto[:, None], 0.0)
+        return between
 
-    load_s, first_inference_s = segments(loads, profile.stage_fixed_s), segments(infers, 0.0)
+    slowest = np.zeros((size, size))
+    for start in range(profile.num_blocks):
+        slowest[start, start + 1 :] = np.maximum.accumulate(loads[start:])
+    counts = np.arange(size)[None, :] - np.arange(size)[:, None]
+    load_s = np.maximum(sums(loads) - (counts - 1) * profile.stage_fixed_s, slowest)
+    load_s, first_inference_s = np.where(legal, load_s, np.inf), np.where(legal, sums(infers), np.inf)
     for (start, end), cost in profile.segments.items():
         load_s[start, end] = cost.load_s
         first_inference_s[start, end] = cost.first_inference_s

@@ -45,8 +45,9 @@ class BlockProfile:
 class Profile:
     """Measured or simulated costs of one model on one device.
 
-    The cost of a segment of several blocks is its measured cost where `segments` holds it; otherwise it is
-    predicted as `fixed + Σ (block - fixed)`: what every stage pays once, plus what each block adds.
+    The cost of a segment is its measured cost where `segments` holds it; otherwise it is predicted. Loading takes
+    `fixed + Σ (block - fixed)`, what every stage pays once plus what each block adds, and at least as long as its
+    slowest block alone. Inference takes the sum over the blocks, scaled so that all of them take what the whole does.
 
     Attributes:
         model: Name of the model, for people.
@@ -55,7 +56,7 @@ class Profile:
         device: Name of the device.
         source: "measured" or "simulated".
         blocks: In topological order, at least one.
-        stage_fixed_s: Load seconds every stage pays once, contained in each block's `load_s`.
+        stage_fixed_s: Load seconds every stage pays once, contained in the blocks' `load_s`.
         contention: How parallel loads interfere.
         segments: Costs of segments that were measured, by half-open block range.
         environment: Runtime version, machine and the like, for provenance.
@@ -86,12 +87,21 @@ class Profile:
         if measured is not None:
             return measured
         blocks = self.blocks[start:end]
-        load_s = sum(block.cost.load_s for block in blocks) - (len(blocks) - 1) * self.stage_fixed_s
+        loads = [block.cost.load_s for block in blocks]
         return Cost(
-            load_s,
-            sum(block.cost.first_inference_s for block in blocks),
-            sum(block.cost.inference_s for block in blocks),
+            max(sum(loads) - (len(blocks) - 1) * self.stage_fixed_s, *loads),
+            sum(block.cost.first_inference_s for block in blocks) * self.inference_scale("first_inference_s"),
+            sum(block.cost.inference_s for block in blocks) * self.inference_scale("inference_s"),
         )
+
+    def inference_scale(self, part: Literal["first_inference_s", "inference_s"]) -> float:
+        """Return what the whole model takes for each second of its blocks alone: 1 where it was not measured.
+
+        Blocks that run alone pay for starting and ending a run each.
+        """
+        measured = self.segments.get((0, self.num_blocks))
+        total = sum(getattr(block.cost, part) for block in self.blocks)
+        return getattr(measured, part) / total if measured is not None and total > 0 else 1.0
 
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""
@@ -223,10 +233,6 @@ def _check(profile: Profile) -> None:
     for block in profile.blocks:
         if not isinstance(block.weights_bytes, int) or block.weights_bytes < 0:
             raise ProfileError(f"block {block.name!r}: weights_bytes must be a count, it is {block.weights_bytes!r}")
-        if block.cost.load_s < profile.stage_fixed_s:
-            raise ProfileError(
-                f"block {block.name!r}: load_s {block.cost.load_s} is below stage_fixed_s {profile.stage_fixed_s}"
-            )
     for start, end in profile.segments:
         if not 0 <= start < end <= profile.num_blocks:
             raise ProfileError(f"segment {start}-{end} lies outside the {profile.num_blocks} blocks")

@@ -64,7 +64,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 }
             )
     if options.output:
-        command = ["python", "-m", "splitload.commands.cuts", *words]
+        command = [
+            "python",
+            "-m",
+            "splitload.commands.cuts",
+            *(word for word in words if word not in ("-o", str(options.output))),
+        ]
         record = {"kind": "cuts", "schema_version": 1, "provenance": provenance(command), "rows": rows}
         options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return int(not all(row["passed"] for row in rows))

@@ -95,7 +95,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 }
             )
     if options.output:
-        command = ["python", "-m", "splitload.commands.evaluate", *words]
+        command = [
+            "python",
+            "-m",
+            "splitload.commands.evaluate",
+            *(word for word in words if word not in ("-o", str(options.output))),
+        ]
         record = {"kind": "search", "schema_version": 1, "provenance": provenance(command), "rows": rows}
         options.output.write_text(json.dumps(record) + "\n", encoding="utf-8")
     return int(any(row["worst_ratio"] > 1.05 for row in rows))

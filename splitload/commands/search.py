@@ -15,6 +15,7 @@ from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
 
+WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason for more stages
 BASELINES = ("exact", "uniform_bytes", "uniform_blocks", "random")
 Objective = Literal["balance", "ttfo"]
 
@@ -29,7 +30,7 @@ class Found:
             the values of the baselines for the same number of stages; None where one does not apply.
         episodes: Episodes of the learning agent, 0 for the others.
         search_s: Seconds the search took, without profiling.
-        two_stages_s: For a plan of one stage what the number of stages was chosen by, of the best two; None where
+        two_stages_s: For a plan of one stage what the number of stages is chosen by, of the best two; None where
             there are no two.
     """
 
@@ -45,7 +46,7 @@ class Search:
 
     For `balance` the cuts of each number of stages are found by the equal-load reward (eq. 4), and the number of
     stages whose loads are all done first is taken: equal loads alone would always be had with one stage. For `ttfo`
-    it is the number with the smallest time to first output. Of equals the fewest stages win.
+    it is the number with the smallest time to first output. More stages are taken only where a tenth or more is gained.
 
     Args:
         profile: Costs of the model on the device.
@@ -126,8 +127,12 @@ class Search:
         return self._profile.schedule(partition).ttfo_s
 
     def _pick(self, partitions: Any) -> Partition | None:
-        """Return the partition whose number of stages pays most."""
-        return min(partitions, key=lambda partition: (self._seconds(partition), partition.num_stages), default=None)
+        """Return the partition whose number of stages pays: each more must promise `WORTHWHILE` over the one picked."""
+        picked: Partition | None = None
+        for partition in sorted(partitions, key=lambda each: each.num_stages):
+            if picked is None or self._seconds(partition) < (1 - WORTHWHILE) * self._seconds(picked):
+                picked = partition
+        return picked
 
     def _seconds(self, partition: Partition) -> float:
         """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds."""

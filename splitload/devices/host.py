@@ -24,6 +24,7 @@ from splitload.schedule import Contention
 from splitload.scratch import scratch_folder
 
 REPEATS = 5
+_CACHE_VERSION = 2  # of what a profile in the cache means
 _Segment = tuple[int, int]
 
 
@@ -86,7 +87,7 @@ class HostDevice:
                 BlockProfile(block.name, block.weights_bytes, costs[number, number + 1])
                 for number, block in enumerate(graph.blocks)
             ),
-            stage_fixed_s=min(max(fixed, 0.0), min(loads)),
+            stage_fixed_s=max(fixed, 0.0),
             contention=Contention(available_threads(), min(max(serial_share, 0.0), 1.0)),
             segments={(0, num_blocks): whole},
             environment=_environment(self._repeats),
@@ -182,7 +183,7 @@ class HostDevice:
         }
         bounds = [block.end for block in graph.blocks]
         machine = (cpu_architecture(), cpu_model(), available_threads(), ort.__version__)
-        key = hashlib.sha256(repr((bounds, shapes, machine, self._repeats)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((_CACHE_VERSION, bounds, shapes, machine, self._repeats)).encode()).hexdigest()[:16]
         return self._cache / "profiles" / f"{graph.source_sha256[:24]}-{graph.kind}-{key}.json"
 
     def _store(self, path: Path, profile: Profile) -> None:

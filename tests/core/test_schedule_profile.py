@@ -105,7 +105,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("stage_fixed_s", -1.0, "not negative"),
     ("stage_fixed_s", math.nan, "finite"),
     ("stage_fixed_s", True, "finite number of seconds"),
-    ("stage_fixed_s", 1.5, "below stage_fixed_s"),
     ("contention", {"threads": 0}, "threads must be at least 1"),
     ("contention", {"threads": True}, "threads must be at least 1"),
     ("contention", {"threads": 2, "serial_share": math.inf}, "serial_share"),
