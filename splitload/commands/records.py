@@ -33,7 +33,7 @@ def bench_table(records: Iterable[tuple[str, Any]]) -> str:
             rows.append(
                 (
                     f"{record['model'].removeprefix('zoo:')} ({record['model_bytes'] / 1e6:.0f} MB)",
-                    f"{arm} ({record['plan']['num_stages']} stages)" if arm == "splitload" else arm,
+                    f"{arm}, k = {record['plan']['num_stages']}" if arm == "splitload" else arm,
                     f"{ttfo['median'] * 1e3:.0f} ({ttfo['min'] * 1e3:.0f}–{ttfo['max'] * 1e3:.0f})",
                     f"{ttfo['median'] / stock_s:.2f}",
                     f"{figures['load_s']['median'] * 1e3:.0f}",
