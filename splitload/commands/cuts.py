@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 from splitload.cli import user_cache
 from splitload.commands.console import Console
+from splitload.commands.records import write_record
 from splitload.deploy.equality import check_graph
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import load_graph
-from splitload.provenance import provenance
 
 
 def light_models() -> list[str]:
@@ -64,14 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 }
             )
     if options.output:
-        command = [
-            "python",
-            "-m",
-            "splitload.commands.cuts",
-            *(word for word in words if word not in ("-o", str(options.output))),
-        ]
-        record = {"kind": "cuts", "schema_version": 1, "provenance": provenance(command), "rows": rows}
-        options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(options.output, "cuts", "splitload.commands.cuts", words, rows)
     return int(not all(row["passed"] for row in rows))
 
 

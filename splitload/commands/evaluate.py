@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,13 +13,13 @@ from splitload.agents import exact
 from splitload.agents.q_learning import QLearning
 from splitload.cli import user_cache
 from splitload.commands.console import Console
+from splitload.commands.records import write_record
 from splitload.devices import open_device
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import load_graph
 from splitload.profile import Profile
-from splitload.provenance import provenance
 
 
 def evaluate(profile: Profile, max_stages: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -95,14 +94,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 }
             )
     if options.output:
-        command = [
-            "python",
-            "-m",
-            "splitload.commands.evaluate",
-            *(word for word in words if word not in ("-o", str(options.output))),
-        ]
-        record = {"kind": "search", "schema_version": 1, "provenance": provenance(command), "rows": rows}
-        options.output.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        write_record(options.output, "search", "splitload.commands.evaluate", words, rows)
     return int(any(row["worst_ratio"] > 1.05 for row in rows))
 
 

@@ -9,9 +9,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.provenance import provenance
+
 ROOT = Path(__file__).resolve().parents[2]
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MIB = 1 << 20
+
+
+def write_record(output: Path, kind: str, module: str, words: Sequence[str], rows: Sequence[Any]) -> None:
+    """Write the record of a command `python -m module words`, without the path it is written to."""
+    kept = [word for word in words if word not in ("-o", "--output", str(output))]
+    made_by = provenance(["python", "-m", module, *kept])
+    record = {"kind": kind, "schema_version": 1, "provenance": made_by, "rows": rows}
+    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def read_records(folder: Path) -> dict[str, list[tuple[str, Any]]]:
