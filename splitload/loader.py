@@ -18,6 +18,7 @@ from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.schedule import Schedule, Task
 
+SPIN_US = 100
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
 
 
@@ -28,26 +29,38 @@ def _close_all() -> None:
         loader.close()
 
 
-def open_session(graph: Path, *, prepack: bool = False) -> Any:
-    """Return an onnxruntime session on an optimised graph file, made as quickly as can be.
+def open_session(graph: Path, *, prepack: bool = False, mapped: bool = True, optimize: bool = False) -> Any:
+    """Return an onnxruntime session on a stage's graph file, made as quickly as can be.
 
-    The file is taken as it is, and weights stay mapped from their file unless `prepack` asks for rearranged copies.
-    Inference threads sleep while they wait: spinning pools of several stages would fight for the processors. (One
-    process-wide pool would do as well, but once it exists onnxruntime refuses every session that does not use it,
-    those of the caller included.)
+    A graph that was optimised already is taken as it is, and its weights stay mapped from the file. Nothing is planned
+    ahead that the first run finds out by itself: planning which buffers may be reused takes onnxruntime time that grows
+    with the square of the graph (DenseNet-201: 54 ms of 67), and the memory pattern of the first run would cost the
+    second one all its memory again. Inference threads spin for 100 µs, long enough to stay awake from one operator to
+    the next, too short to take the processors from a stage that still loads.
+
+    There is no process-wide thread pool: once onnxruntime has one it refuses every session that does not use it, those
+    of the caller included.
 
     Args:
-        graph: The ONNX file, already optimised.
+        graph: The .onnx or .ort file.
         prepack: Whether to rearrange weights for faster inference.
+        mapped: Whether the weights of an .ort file stay mapped, or are read into memory.
+        optimize: Whether onnxruntime optimises the graph first.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_mem_reuse = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if mapped and graph.suffix == ".ort":
+        options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
+        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
@@ -82,7 +95,6 @@ class ParallelLoader:
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
         upgrade: Whether stages are made anew in the background after the first answer, with weights rearranged for
             speed, and swapped in one by one; a run under way may use some of both.
-        on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage, so
         on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage, so
             perhaps from two at once; it must not wait for the model. If it raises, `threading.excepthook` reports
             that, loading goes on, and it is not called again.

@@ -24,7 +24,7 @@ from splitload.schedule import Contention
 from splitload.scratch import scratch_folder
 
 REPEATS = 5
-_CACHE_VERSION = 2  # of what a profile in the cache means
+_CACHE_VERSION = 3  # of what a profile in the cache means
 _Segment = tuple[int, int]
 
 
@@ -132,7 +132,7 @@ class HostDevice:
         """Return the median cost of each block and segment, and the serial share of two parallel loads."""
         from splitload.frontends.stages import StageWriter
 
-        writer = StageWriter(graph, copy_weights=False)
+        writer = StageWriter(graph)
         num_blocks = len(graph.blocks)
         chain = [(number, number + 1) for number in range(num_blocks)]
         half = _half(graph)

@@ -196,7 +196,7 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path) -> Path:
                     raise
                 except Exception as error:  # onnxruntime has no common root for its errors
                     first_error = first_error or error
-                    _refuse_full_disk(folder.parent, source.size_bytes, error)
+                    refuse_full_disk(folder.parent, source.size_bytes, error)
                     continue
                 try:
                     made.rename(folder)
@@ -212,7 +212,7 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path) -> Path:
     raise ModelError(f"onnxruntime {ort.__version__} cannot load '{source.path}': {one_line(first_error)}")
 
 
-def _refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
+def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
     """Raise `OutputError` if `error` came from a disk with no room for the optimised model."""
     free = shutil.disk_usage(folder).free
     if "No space left" in str(error) or free < needed_bytes // 8:

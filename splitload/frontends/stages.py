@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from splitload.bundle import File, TensorSpec
+from splitload.bundle import File, TensorSpec, sha256_of
 from splitload.errors import OutputError
-from splitload.frontends.onnx import elem_type
+from splitload.frontends.onnx import elem_type, plain_options, refuse_full_disk
 from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, split_constants
 from splitload.graph import ModelGraph
 
 PAGE_BYTES = 4096
+MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
 _CHUNK_BYTES = 8 << 20
 
 
@@ -24,8 +26,8 @@ class StageFiles:
     """A stage on disk.
 
     Attributes:
-        graph: The ONNX file.
-        weights: The file its weights are mapped from, or None where it has none of their size.
+        graph: The .ort file, or the .onnx file where the stage has to be readable everywhere.
+        weights: The file an .onnx file's weights are mapped from, or None where they are in the graph file.
         inputs: Names of what it reads: model inputs and outputs of earlier stages.
         outputs: What it gives: boundary tensors and model outputs.
         weights_bytes: Bytes of its weights.
@@ -43,15 +45,14 @@ class StageWriter:
 
     Args:
         graph: The model to cut.
-        copy_weights: Whether each stage gets its own weights file. Without, stages map the optimised model's file,
-            linked into their folder: for stages that are measured or checked and thrown away.
+        copy_weights: Whether stages get their own weights. Without, they map the optimised model's file, linked into
+            their folder: for stages that are checked and thrown away.
     """
 
     def __init__(self, graph: ModelGraph, *, copy_weights: bool = True) -> None:
         import onnx
 
         self._copy_weights = copy_weights
-
         self._graph = graph
         self._model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
         for node in self._model.graph.node:
@@ -65,7 +66,11 @@ class StageWriter:
             self._last_use.update(dict.fromkeys(node.inputs, index))
 
     def write(self, start: int, end: int, folder: Path, stem: str) -> StageFiles:
-        """Write the stage of the nodes `[start, end)`: an .onnx file and, where it has weights, a .bin file.
+        """Write the stage of the nodes `[start, end)`.
+
+        A stage of a native graph becomes one .ort file: onnxruntime maps it as a whole, and neither parses nor checks
+        it, nor looks up the path of every weight. Other stages become an .onnx file and, where they have weights, a
+        .bin file, which any version reads; so do stages too large for the .ort format.
 
         Their names are `stem` and the start of their SHA-256: whoever still reads a bundle that was replaced meanwhile
         finds a file of its own bundle or none, never one of the new bundle.
@@ -111,18 +116,45 @@ class StageWriter:
         stage.initializer.extend(self._initializers[name] for name in ordered if name in self._initializers)
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
 
-        weights = self._write_weights(model, folder, stem)
-        data = model.SerializeToString()
-        sha256 = hashlib.sha256(data).hexdigest()
-        name = f"{stem}-{sha256[:12]}.onnx"
-        (folder / name).write_bytes(data)
-        return StageFiles(
-            File(name, len(data), sha256),
-            weights,
-            inputs,
-            tuple(self._spec(name) for name in outputs),
-            graph.segment_weights_bytes(start, end),
-        )
+        written = None
+        weights_bytes = graph.segment_weights_bytes(start, end)
+        if self._copy_weights and graph.kind == "native" and weights_bytes < MAX_ORT_BYTES:
+            written = self._convert(model, folder, stem)
+        weights = None
+        if written is None:
+            weights = self._write_weights(model, folder, stem)
+            data = model.SerializeToString()
+            sha256 = hashlib.sha256(data).hexdigest()
+            written = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
+            (folder / written.name).write_bytes(data)
+        return StageFiles(written, weights, inputs, tuple(self._spec(name) for name in outputs), weights_bytes)
+
+    def _convert(self, model: Any, folder: Path, stem: str) -> File | None:
+        """Write the stage as an .ort file; None where the format cannot hold it."""
+        import onnxruntime as ort
+
+        unnamed = folder / f"{stem}.part.ort"
+        handle, made = tempfile.mkstemp(dir=self._graph.path.parent, prefix=".stage-", suffix=".onnx")
+        with os.fdopen(handle, "wb") as stream:  # beside the weights it names
+            stream.write(model.SerializeToString())
+        options = plain_options()
+        options.optimized_model_filepath = str(unnamed)
+        options.add_session_config_entry("session.save_model_format", "ORT")
+        try:
+            ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+            file = unnamed.stat()
+            sha256 = sha256_of(unnamed)
+            name = f"{stem}-{sha256[:12]}.ort"
+            unnamed.rename(folder / name)
+            return File(name, file.st_size, sha256)
+        except OSError:
+            raise
+        except Exception as error:  # onnxruntime has no common root for its errors
+            refuse_full_disk(folder, self._graph.source_bytes, error)
+            unnamed.unlink(missing_ok=True)
+            return None
+        finally:
+            Path(made).unlink()
 
     def _constant_nodes(self, nodes: Iterable[Any]) -> list[Any]:
         """Return the constant nodes that `nodes` need, in topological order."""
