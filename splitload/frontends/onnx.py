@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError, OutputError
+from splitload.frontends.layout import block_products
 from splitload.frontends.proto import (
     all_tensors,
     bodies,
@@ -32,7 +33,7 @@ from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 # what onnxruntime puts before the message: its code, the file once more, and a place in its own source
 _NOISE = re.compile(
     r"^\d+ : [A-Z_]+ : |(?:Load model from \S+ failed: ?)|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? (?=[A-Z])"
@@ -104,7 +105,7 @@ def load_graph(
         ModelError: If onnxruntime cannot load the model.
         OutputError: If the optimised file cannot be written.
     """
-    folder = _optimized_folder(source, kind, cache)
+    folder = _optimized_folder(source, kind, cache, feeds)
     path = folder / "model.onnx"
     proto = _read(path)
     graph = proto.graph
@@ -174,7 +175,7 @@ def _read(path: Path) -> Any:
     return model
 
 
-def _optimized_folder(source: Source, kind: GraphKind, cache: Path) -> Path:
+def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mapping[str, Any] | None) -> Path:
     """Return the folder with the optimised model, made now unless the cache has it."""
     import onnxruntime as ort
 
@@ -198,6 +199,8 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path) -> Path:
                     first_error = first_error or error
                     refuse_full_disk(folder.parent, source.size_bytes, error)
                     continue
+                if level == levels.ORT_ENABLE_ALL:
+                    _block_products(made / "model.onnx", feeds)
                 try:
                     made.rename(folder)
                 except OSError:
@@ -238,6 +241,21 @@ def _optimize(path: Path, level: Any, folder: Path) -> None:
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
     ort.InferenceSession(str(folder / "model.onnx"), plain_options(), providers=["CPUExecutionProvider"])
+
+
+def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
+    """Store matrix products in blocks where that is faster; see `layout`. A model that does not run stays as it is."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(path), plain_options(), providers=["CPUExecutionProvider"])
+    try:
+        ready = example_inputs(session.get_inputs(), feeds)
+        del session
+        proto = _read(path)
+        seen = _observe(path, proto, split_constants(proto.graph)[0], ready)
+    except Exception:  # onnxruntime has no common root for its errors
+        return
+    block_products(path, {name: shape for name, (_, shape) in seen.items()}, ready)
 
 
 def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:
