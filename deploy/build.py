@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, write_manifest, writing
+from splitload.bundle import File, Manifest, StageEntry, TensorSpec, Variant, write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
 from splitload.frontends.onnx import one_line
+from splitload.frontends.shared import StoredWeights
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.loader import open_session
@@ -69,17 +70,20 @@ def build_bundle(
     total = sum(plan.partition.num_stages for plan in plans)
     graph = plans[0].graph
     with writing(target) as folder:
-        needed = sum(_size_bytes(plan) for plan in plans)
+        needed = _size_bytes(plans[0])  # the others share most of its weights
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise OutputError(
                 f"'{target.name}' needs {needed >> 20} MiB and {free >> 20} MiB are free in '{target.parent}'; "
                 "make room or choose another -o"
             )
-        variants = []
+        variants: list[Variant] = []
         done = 0
         for plan in plans:
-            writer = StageWriter(plan.graph)
+            stored = None
+            if variants and plans[0].graph.kind == "native":
+                stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
+            writer = StageWriter(plan.graph, stored=stored)
             stages = []
             for number, (start, end) in enumerate(plan.partition.stages()):
                 stages.append(_write_stage(writer, plan, number, start, end, folder))
@@ -131,7 +135,7 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
     nodes = plan.graph.node_range(start, end)
     files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
     try:
-        open_session(folder / files.graph.name)
+        open_session(folder / files.graph.name, optimize=not files.optimized)
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(
             f"stage {number + 1} of '{plan.graph.name}' does not load ({one_line(error)}); cut elsewhere, for example "
@@ -147,7 +151,16 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
         outputs=files.outputs,
         prepack=False,
         trainable=plan.trainable_from is not None and end == plan.partition.num_blocks,
+        shares=files.shares,
+        optimized=files.optimized,
+        upgrade=True,
     )
+
+
+def _files(variant: Variant) -> Iterator[File]:
+    """Yield the files that hold the weights of a variant."""
+    for stage in variant.stages:
+        yield stage.weights or stage.graph
 
 
 def _spec(graph: ModelGraph, name: str) -> TensorSpec:

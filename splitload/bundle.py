@@ -59,13 +59,18 @@ class StageEntry:
     Attributes:
         name: Which part of the model it is, for people.
         blocks: Half-open range of blocks.
-        graph: The ONNX file.
-        weights: The file its weights are mapped from, or None.
+        graph: The .onnx or .ort file.
+        weights: The file its weights are mapped from, or None where they are in the graph file.
         weights_bytes: Bytes of its weights.
         inputs: Names of model inputs and of outputs of earlier stages.
         outputs: What it gives.
         prepack: Whether the first session rearranges weights for speed, at the price of a slower load.
         trainable: Whether it holds all trainable layers.
+        shares: Names of files of other stages that it reads weights from.
+        optimized: Whether the graph is taken as it is, or optimised by the runtime when it is loaded.
+        mapped: Whether weights stay mapped from the file, or are read into memory.
+        prefetch: Whether the file is read ahead by a thread of its own while the runtime makes the session.
+        upgrade: Whether a session with rearranged weights takes over after the first answer.
     """
 
     name: str
@@ -77,6 +82,11 @@ class StageEntry:
     outputs: tuple[TensorSpec, ...]
     prepack: bool
     trainable: bool
+    shares: tuple[str, ...] = ()
+    optimized: bool = True
+    mapped: bool = True
+    prefetch: bool = False
+    upgrade: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +258,11 @@ def validate(data: Any) -> Manifest:
             raise BundleError(f"manifest.{what} has a name twice: {[spec.name for spec in specs]}")
     for number, variant in enumerate(manifest.variants):
         _check_flow(manifest, variant, f"variants[{number}]")
+    files = {file.name for file in manifest.files()}
+    for variant in manifest.variants:
+        for stage in variant.stages:
+            if missing := [name for name in stage.shares if name not in files]:
+                raise BundleError(f"stage '{stage.name}' shares weights of {missing}, which is no file of the bundle")
     last = manifest.variants[-1]
     if last.cpu is not None or last.runtime is not None:
         raise BundleError("manifest.variants: the last one must fit every processor and runtime version")
@@ -271,20 +286,29 @@ def _stage(reader: Reader) -> StageEntry:
     blocks = reader.sequence("blocks")
     if len(blocks) != 2 or not all(is_count(value) for value in blocks) or not blocks[0] < blocks[1]:
         raise BundleError(f"{reader.where}.blocks must be two rising counts, it is {blocks!r}")
-    inputs = reader.sequence("inputs")
-    if not all(isinstance(name, str) for name in inputs):
-        raise BundleError(f"{reader.where}.inputs must be names, it is {inputs!r}")
     return StageEntry(
         name=reader.text("name"),
         blocks=(blocks[0], blocks[1]),
         graph=_file(reader.child("graph")),
         weights=None if reader.get("weights") is None else _file(reader.child("weights")),
         weights_bytes=reader.count("weights_bytes"),
-        inputs=tuple(inputs),
+        inputs=_names(reader, "inputs"),
         outputs=tuple(_tensor(item) for item in reader.items("outputs", at_least=1)),
         prepack=reader.flag("prepack"),
         trainable=reader.flag("trainable"),
+        shares=_names(reader, "shares") if "shares" in reader.data else (),
+        optimized=reader.flag("optimized", default=True),
+        mapped=reader.flag("mapped", default=True),
+        prefetch=reader.flag("prefetch", default=False),
+        upgrade=reader.flag("upgrade", default=not reader.flag("prepack")),
     )
+
+
+def _names(reader: Reader, key: str) -> tuple[str, ...]:
+    names = reader.sequence(key)
+    if not all(isinstance(name, str) for name in names):
+        raise BundleError(f"{reader.where}.{key} must be names, it is {names!r}")
+    return tuple(names)
 
 
 def _file(reader: Reader) -> File:

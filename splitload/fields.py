@@ -62,9 +62,9 @@ class Reader:
             raise BundleError(f"{self.where}.{key} must be one of {list(choices)}, it is {value!r}")
         return value
 
-    def flag(self, key: str) -> bool:
-        """Return true or false."""
-        value = self.get(key)
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """Return true or false; `default` if there is one and the key is not there."""
+        value = self.get(key) if default is None else self.data.get(key, default)
         if not isinstance(value, bool):
             raise BundleError(f"{self.where}.{key} must be true or false, it is {value!r}")
         return value

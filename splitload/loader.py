@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
+import os
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from splitload.arguments import checked, to_ort
-from splitload.bundle import Manifest, TensorSpec, Variant, Verify, read_manifest
+from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
+from splitload.pool import LoadingPool, low_priority
 from splitload.schedule import Schedule, Task
 
 SPIN_US = 100
+_READ_BYTES = 1 << 20
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
+
+
+_pool = LoadingPool(available_threads())
+
+
+def _renew_pool() -> None:
+    """Give a forked child a pool of its own: the threads of the parent's stayed there."""
+    global _pool
+    _pool = LoadingPool(available_threads())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_pool)
 
 
 @atexit.register
@@ -29,7 +48,9 @@ def _close_all() -> None:
         loader.close()
 
 
-def open_session(graph: Path, *, prepack: bool = False, mapped: bool = True, optimize: bool = False) -> Any:
+def open_session(
+    graph: Path, *, prepack: bool = False, mapped: bool = True, optimize: bool = False, background: bool = False
+) -> Any:
     """Return an onnxruntime session on a stage's graph file, made as quickly as can be.
 
     A graph that was optimised already is taken as it is, and its weights stay mapped from the file. Nothing is planned
@@ -46,6 +67,7 @@ def open_session(graph: Path, *, prepack: bool = False, mapped: bool = True, opt
         prepack: Whether to rearrange weights for faster inference.
         mapped: Whether the weights of an .ort file stay mapped, or are read into memory.
         optimize: Whether onnxruntime optimises the graph first.
+        background: Whether to do the work at low priority; the calling thread keeps it.
     """
     import onnxruntime as ort
 
@@ -61,7 +83,26 @@ def open_session(graph: Path, *, prepack: bool = False, mapped: bool = True, opt
     if mapped and graph.suffix == ".ort":
         options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
         options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    later = {"disabled_optimizers": _nothing_at_low_priority()} if background else {}
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], **later)
+
+
+def _nothing_at_low_priority() -> Iterator[str]:
+    """Yield no optimiser to disable, but lower the priority of the thread that asks.
+
+    onnxruntime asks after it has started the session's inference threads, which take over the priority of the thread
+    that starts them and must keep the usual one, and before it rearranges weights.
+    """
+    low_priority()
+    yield from ()
+
+
+def _read_ahead(path: Path) -> None:
+    """Read a file, so that it is in memory and, as far as it fits, in the processor's cache; errors are for the load."""
+    buffer = bytearray(_READ_BYTES)
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +123,21 @@ class NodeArg:
 class ParallelLoader:
     """A model that answers while it loads; a drop-in for `onnxruntime.InferenceSession`.
 
-    Returns at once. `threads` loading threads take the stages in order; with fewer stages than threads all load at
-    the same time, otherwise the rest wait their turn while loaded stages infer (Algorithm 2). `run` waits for each
+    Returns at once. `threads` stages load at a time, in order; with fewer stages than threads all load at
+    the same time, otherwise the rest wait their turn while loaded stages infer (Algorithm 2). They load on one pool of
+    threads for all models of the process, which take turns there. `run` waits for each
     stage only when it gets there. May be called from many threads at any time. The first stage that fails cancels
     the rest, and its error is what every call raises. What is still open when the interpreter exits is closed then.
 
     Args:
         bundle: The `NAME.splitload` folder.
-        threads: Loading threads, at least 1; None takes the bundle's execution scheme, but no more threads than the
-            process has processors.
+        threads: How many stages load at a time, at least 1; None takes the bundle's execution scheme, but no more than
+            the process has processors.
         overlap: Whether inference may start before all stages are loaded; False waits for all.
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
-        upgrade: Whether stages are made anew in the background after the first answer, with weights rearranged for
-            speed, and swapped in one by one; a run under way may use some of both.
+        upgrade: Whether stages whose entry says that it pays are made anew after the first answer, in the background
+            and at low priority, with weights rearranged for speed, and swapped in one by one; a run under way may use
+            some of both. Nothing of the old ones stays in memory.
         on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage, so
             perhaps from two at once; it must not wait for the model. If it raises, `threading.excepthook` reports
             that, loading goes on, and it is not called again.
@@ -119,13 +162,15 @@ class ParallelLoader:
         self._start = time.perf_counter()
         self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
         self.manifest: Manifest = read_manifest(self._folder, verify)
+        if "onnxruntime" not in sys.modules:
+            self._prefetch_early()
         import onnxruntime as ort
 
         self._ort = ort
         self.variant: Variant = self.manifest.variant_for(cpu_architecture(), ort.__version__)
         stages = self.variant.stages
         self._overlap = overlap and self.variant.overlap
-        self._upgrade = upgrade and not all(stage.prepack for stage in stages)
+        self._upgrade = upgrade and any(stage.upgrade for stage in stages)
         self._on_progress = on_progress
         self._sessions: list[Any] = [None] * len(stages)
         self._events = [threading.Event() for _ in stages]
@@ -139,17 +184,19 @@ class ParallelLoader:
         self._answered = False
         self._loads: dict[int, Task] = {}
         self._first_runs: dict[int, Task] = {}
-        count = min(threads or min(self.variant.threads, available_threads()), len(stages))
-        self._workers = [
-            threading.Thread(target=self._load_stages, args=(thread,), name=f"splitload-load-{thread}", daemon=True)
-            for thread in range(count)
-        ]
+        self._busy: dict[int, int] = {}  # thread that loads, by lane
+        self._lanes = threading.Condition(self._lock)
         self._upgrader: threading.Thread | None = None
         _alive.add(self)
-        self._workers = [worker for worker in self._workers if _started(worker)]
-        if not self._workers:
+        self.threads = 0
+        wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
+        for lane in range(wanted):
+            if _pool.submit(functools.partial(self._load_next, lane), wanted):
+                self.threads += 1
+                if stages[lane].prefetch:
+                    _pool.submit(functools.partial(self._prefetch, lane), wanted)
+        if not self.threads:
             raise StageError(f"cannot load '{self._folder}': the system has no thread left to load it with")
-        self.threads = len(self._workers)
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
@@ -251,10 +298,12 @@ class ParallelLoader:
                 event.set()
             self._all_loaded.set()
             self._upgraded.set()
-        threads = [*self._workers, *([self._upgrader] if self._upgrader else [])]
-        if threading.current_thread() not in threads:  # on_progress may close: two such threads would wait forever
-            for thread in threads:
-                thread.join()
+            here = threading.get_ident()
+            if here not in self._busy.values():  # on_progress may close: two such threads would wait forever
+                self._lanes.wait_for(lambda: not self._busy)
+        upgrader = self._upgrader
+        if upgrader is not None and upgrader is not threading.current_thread():
+            upgrader.join()
         with self._lock:
             self._sessions = [None] * len(self._sessions)
 
@@ -266,35 +315,71 @@ class ParallelLoader:
     ) -> None:
         self.close()
 
-    def _load_stages(self, thread: int) -> None:
-        """Load stages until none is left; the body of a loading thread."""
-        while True:
-            with self._lock:
-                index = self._next
-                if index >= len(self._sessions):
-                    return
-                self._next += 1
-            stage = self.variant.stages[index]
-            start = time.perf_counter()
-            try:
-                session = open_session(self._folder / stage.graph.name, prepack=stage.prepack)
-            except Exception as error:  # onnxruntime has no common root for its errors
-                self._fail(index, error)
+    def _load_next(self, lane: int) -> None:
+        """Load the next stage, then make room for other models; one turn on a thread of the pool."""
+        with self._lock:
+            index = self._next
+            if index >= len(self._sessions):
                 return
-            end = time.perf_counter()
+            self._next += 1
+            self._busy[lane] = threading.get_ident()
+        try:
+            more = self._load(index, lane)
+        finally:
             with self._lock:
-                if self._closed:
-                    return
-                self._sessions[index] = session
-                self._loads[index] = Task(index, "load", thread, start - self._start, end - self._start)
-                self._loaded += 1
-                loaded = self._loaded
-                if loaded == len(self._sessions):
-                    self._all_loaded.set()
-                self._events[index].set()
-            if self._answered:
-                self._start_upgrade()
-            self._report(loaded)
+                del self._busy[lane]
+                self._lanes.notify_all()
+        if more:
+            _pool.submit(functools.partial(self._load_next, lane), self.threads)
+
+    def _load(self, index: int, lane: int) -> bool:
+        """Load a stage; return whether there may be another to load."""
+        stage = self.variant.stages[index]
+        start = time.perf_counter()
+        try:
+            session = self._open(stage, prepack=stage.prepack)
+        except Exception as error:  # onnxruntime has no common root for its errors
+            self._fail(index, error)
+            return False
+        end = time.perf_counter()
+        with self._lock:
+            if self._closed:
+                return False
+            self._sessions[index] = session
+            self._loads[index] = Task(index, "load", lane, start - self._start, end - self._start)
+            self._loaded += 1
+            loaded = self._loaded
+            if loaded == len(self._sessions):
+                self._all_loaded.set()
+            self._events[index].set()
+        if self._answered:
+            self._start_upgrade()
+        self._report(loaded)
+        return True
+
+    def _prefetch(self, index: int) -> None:
+        """Read a stage's file ahead, unless it is loaded already."""
+        if self._sessions[index] is None and not self._closed:
+            _read_ahead(self._folder / self.variant.stages[index].graph.name)
+
+    def _prefetch_early(self) -> None:
+        """Read ahead what is likely to be loaded, while onnxruntime is imported."""
+        for variant in self.manifest.variants:
+            if variant.cpu in (None, cpu_architecture()):
+                for stage in variant.stages:
+                    if stage.prefetch:
+                        _pool.submit(functools.partial(_read_ahead, self._folder / stage.graph.name))
+                return
+
+    def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
+        """Return a session on a stage, in the way its entry says."""
+        return open_session(
+            self._folder / stage.graph.name,
+            prepack=prepack,
+            mapped=stage.mapped,
+            optimize=not stage.optimized,
+            background=background,
+        )
 
     def _report(self, loaded: int) -> None:
         """Call `on_progress`; it must not be able to stop the loading."""
@@ -359,20 +444,24 @@ class ParallelLoader:
                     self._upgrade = False
 
     def _make_faster(self) -> None:
-        """Replace each session by one with prepacked weights; a stage that fails keeps the one it has."""
+        """Replace sessions by such with prepacked weights; a stage that fails keeps the one it has."""
         for index, stage in enumerate(self.variant.stages):
             if self._closed:
                 break
-            if stage.prepack:
-                continue
-            try:
-                session = open_session(self._folder / stage.graph.name, prepack=True)
-            except Exception:  # noqa: S112 - the stage answers as before
-                continue
+            if stage.upgrade:
+                # a thread for each: the priority it lowers for its work cannot be raised again
+                worker = threading.Thread(target=self._upgrade_stage, args=(index, stage), daemon=True)
+                if _started(worker):
+                    worker.join()
+        _return_memory()
+        self._upgraded.set()
+
+    def _upgrade_stage(self, index: int, stage: StageEntry) -> None:
+        with contextlib.suppress(Exception):  # the stage answers as before
+            session = self._open(stage, prepack=True, background=True)
             with self._lock:
                 if not self._closed:
                     self._sessions[index] = session
-        self._upgraded.set()
 
 
 def _started(thread: threading.Thread) -> bool:
@@ -382,6 +471,14 @@ def _started(thread: threading.Thread) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _return_memory() -> None:
+    """Give what was freed back to the system, where the C library keeps it otherwise (glibc)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class StageIO(Protocol):

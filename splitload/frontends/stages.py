@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from splitload.bundle import File, TensorSpec, sha256_of
 from splitload.errors import OutputError
 from splitload.frontends.onnx import elem_type, plain_options, refuse_full_disk
 from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, split_constants
+from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
 
 PAGE_BYTES = 4096
@@ -31,6 +35,8 @@ class StageFiles:
         inputs: Names of what it reads: model inputs and outputs of earlier stages.
         outputs: What it gives: boundary tensors and model outputs.
         weights_bytes: Bytes of its weights.
+        shares: Names of other stages' files that it reads weights from.
+        optimized: Whether the graph is to be taken as it is; otherwise weights are restored when it is optimised.
     """
 
     graph: File
@@ -38,6 +44,8 @@ class StageFiles:
     inputs: tuple[str, ...]
     outputs: tuple[TensorSpec, ...]
     weights_bytes: int
+    shares: tuple[str, ...] = ()
+    optimized: bool = True
 
 
 class StageWriter:
@@ -47,12 +55,16 @@ class StageWriter:
         graph: The model to cut.
         copy_weights: Whether stages get their own weights. Without, they map the optimised model's file, linked into
             their folder: for stages that are checked and thrown away.
+        stored: Weights that the folder already holds, which stages in .onnx files then read from there.
     """
 
-    def __init__(self, graph: ModelGraph, *, copy_weights: bool = True) -> None:
+    def __init__(
+        self, graph: ModelGraph, *, copy_weights: bool = True, stored: StoredWeights | None = None
+    ) -> None:
         import onnx
 
         self._copy_weights = copy_weights
+        self._stored = stored
         self._graph = graph
         self._model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
         for node in self._model.graph.node:
@@ -121,13 +133,46 @@ class StageWriter:
         if self._copy_weights and graph.kind == "native" and weights_bytes < MAX_ORT_BYTES:
             written = self._convert(model, folder, stem)
         weights = None
+        shares: tuple[str, ...] = ()
+        restored = False
         if written is None:
-            weights = self._write_weights(model, folder, stem)
+            if self._stored is not None:
+                shares, restored = self._share_weights(model, self._stored)
+            weights = self._write_weights(model, folder, stem, shares)
             data = model.SerializeToString()
             sha256 = hashlib.sha256(data).hexdigest()
             written = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
             (folder / written.name).write_bytes(data)
-        return StageFiles(written, weights, inputs, tuple(self._spec(name) for name in outputs), weights_bytes)
+        specs = tuple(self._spec(name) for name in outputs)
+        return StageFiles(written, weights, inputs, specs, weights_bytes, shares, not restored)
+
+    def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:
+        """Point weights of `model` at their places in other files; return these, and whether any must be restored."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        files: dict[str, None] = {}
+        makers = []
+        for tensor in list(model.graph.initializer):
+            place = stored.find(read_external(tensor, self._graph.path.parent)) if is_external(tensor) else None
+            if place is None:
+                continue
+            files[place.file] = None
+            _, _, length = external_entry(tensor)
+            if place.order is not None:
+                name, dims = tensor.name, tuple(tensor.dims)
+                tensor.name = f"{name}/stored"
+                tensor.dims[:] = place.dims
+                size = numpy_helper.from_array(np.array(dims, np.int64), f"{name}/shape")
+                model.graph.initializer.append(size)
+                makers.append(helper.make_node("Transpose", [tensor.name], [f"{name}/ordered"], perm=place.order))
+                makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [name]))
+            length = length or math.prod(tensor.dims) * 4
+            tensor.data_location = TensorProto.EXTERNAL
+            _point(tensor, place.file, place.offset, length)
+        body = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend([*makers, *body])
+        return tuple(files), bool(makers)
 
     def _convert(self, model: Any, folder: Path, stem: str) -> File | None:
         """Write the stage as an .ort file; None where the format cannot hold it."""
@@ -185,9 +230,16 @@ class StageWriter:
                 return value
         return onnx.helper.make_tensor_value_info(name, elem_type(self._graph.tensors[name].type), None)
 
-    def _write_weights(self, model: Any, folder: Path, stem: str) -> File | None:
-        """Copy all external tensors of `model` into one file, each on a page of its own, and point `model` at it."""
-        tensors = [tensor for tensor in all_tensors(model.graph) if is_external(tensor)]
+    def _write_weights(self, model: Any, folder: Path, stem: str, shares: tuple[str, ...]) -> File | None:
+        """Copy the external tensors of `model` into one file, each on a page of its own, and point `model` at it.
+
+        Those that lie in a file of `shares` stay there.
+        """
+        tensors = [
+            tensor
+            for tensor in all_tensors(model.graph)
+            if is_external(tensor) and external_entry(tensor)[0] not in shares
+        ]
         if not tensors:
             return None
         if not self._copy_weights:
@@ -226,10 +278,15 @@ class StageWriter:
         name = f"{stem}-{sha256[:12]}.bin"
         unnamed.rename(folder / name)
         for tensor, (offset, length) in zip(tensors, places, strict=True):
-            del tensor.external_data[:]
-            for key, value in (("location", name), ("offset", str(offset)), ("length", str(length))):
-                tensor.external_data.add(key=key, value=value)
+            _point(tensor, name, offset, length)
         return File(name, position, sha256)
+
+
+def _point(tensor: Any, location: str, offset: int, length: int) -> None:
+    """Say where the bytes of an external tensor lie."""
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
 
 
 def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:

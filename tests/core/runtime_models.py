@@ -128,7 +128,7 @@ class Script:
             for gate in self.gates:
                 gate.set()
 
-    def __call__(self, graph: Path, *, prepack: bool = False) -> Any:
+    def __call__(self, graph: Path, *, prepack: bool = False, **options: Any) -> Any:
         stage = int(graph.stem.split("-")[1])
         if prepack:
             assert self.upgrade_gate.wait(60)
@@ -138,4 +138,4 @@ class Script:
             assert self.gates[stage].wait(60)
         if stage in self.failures:
             raise self.failures[stage]
-        return REAL_OPEN_SESSION(graph, prepack=prepack)
+        return REAL_OPEN_SESSION(graph, prepack=prepack, **options)

@@ -1,0 +1,135 @@
+"""Weights that two variants of a bundle share: the portable graph reads them out of the native stages' files.
+
+A native graph holds the same numbers as the portable one, most filters in another order. The portable graph names the
+place of each weight in a native file, and where the order differs restores it with a Transpose and a Reshape, which
+onnxruntime folds away when it loads the graph. So a bundle holds every weight once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.frontends.layout import channel_block
+from splitload.frontends.proto import external_entry, is_external
+from splitload.graph import ModelGraph
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a weight lie, and how its order is restored.
+
+    Attributes:
+        file: Name of the file in the bundle.
+        offset: First byte.
+        dims: Shape it is stored with.
+        order: Axes of the Transpose that comes before a Reshape to the weight's own shape; None if it is as it is.
+    """
+
+    file: str
+    offset: int
+    dims: tuple[int, ...]
+    order: tuple[int, ...] | None
+
+
+class StoredWeights:
+    """Finds weights of a model in the stage files of its native graph.
+
+    Args:
+        graph: The native graph.
+        folder: The bundle.
+        files: Names of the native stages' files there.
+    """
+
+    def __init__(self, graph: ModelGraph, folder: Path, files: Sequence[str]) -> None:
+        import onnx
+
+        self._graph = graph
+        self._folder = folder
+        self._files = files
+        self._model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
+        self._by_digest: dict[tuple[bytes, tuple[int, ...]], tuple[Any, tuple[int, ...], tuple[int, ...] | None]] = {}
+        self._next: dict[str, int] = {}
+        block = channel_block()
+        for tensor in self._model.graph.initializer:
+            if is_external(tensor):
+                stored = self._read(tensor)
+                self._by_digest.setdefault(_key(stored), (tensor, stored.shape, None))
+                for dims, order in _orders(stored.shape, block) if stored.dtype == np.float32 else ():
+                    restored = stored.reshape(dims).transpose(order)
+                    for shape in _shapes(stored.shape, dims, order):
+                        self._by_digest.setdefault(_key(restored.reshape(shape)), (tensor, dims, order))
+
+    def find(self, weights: Any) -> Place | None:
+        """Return where an array of that shape and content lies in the bundle, or None."""
+        found = self._by_digest.get(_key(weights))
+        if found is None:
+            return None
+        tensor, dims, order = found
+        data = self._read(tensor).tobytes()
+        for name in self._files:
+            with (self._folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+                after = self._next.get(name, 0)  # they mostly lie in the order they are asked for
+                offset = content.find(data, after)
+                if offset < 0:
+                    offset = content.find(data, 0, after + len(data))
+                if offset >= 0:
+                    self._next[name] = offset + len(data)
+                    return Place(name, offset, dims, order)
+        return None
+
+    def _read(self, tensor: Any) -> Any:
+        """Return a stored tensor, mapped."""
+        return read_external(tensor, self._graph.path.parent)
+
+
+def read_external(tensor: Any, folder: Path) -> Any:
+    """Return a tensor stored outside its graph file as an array, mapped; bytes for types that numpy lacks."""
+    import onnx
+
+    location, offset, length = external_entry(tensor)
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    if dtype.kind not in "biuf":
+        return np.memmap(folder / location, np.uint8, "r", offset, None if length is None else (length,))
+    return np.memmap(folder / location, dtype, "r", offset, tuple(tensor.dims))
+
+
+def _key(array: Any) -> tuple[bytes, tuple[int, ...]]:
+    """Return what identifies an array: a digest of its type and bytes in its own order, and its shape."""
+    digest = hashlib.blake2b(np.ascontiguousarray(array).data, key=str(array.dtype).encode(), digest_size=16)
+    return digest.digest(), tuple(array.shape)
+
+
+def _orders(shape: tuple[int, ...], block: int | None) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield the shapes a filter may have been stored with, and the axes that restore it.
+
+    In blocks of output channels, or of output and input channels; matrices stored as 1 x 1 filters also the other way.
+    """
+    if block is None or len(shape) != 4 or shape[0] % block:
+        return
+    outputs, inputs, height, width = shape
+    yield (outputs // block, inputs, height, width, block), (0, 4, 1, 2, 3)
+    if inputs % block == 0:
+        dims = (outputs // block, inputs // block, height, width, block, block)
+        yield dims, (0, 5, 1, 4, 2, 3)
+        if height == width == 1:
+            yield dims, (1, 4, 0, 5, 2, 3)
+
+
+def _shapes(
+    shape: tuple[int, ...], dims: tuple[int, ...], order: tuple[int, ...]
+) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes a restored weight may have: of a filter, and of a matrix if it could be one."""
+    outputs, inputs, height, width = shape
+    if order[0] == 1:
+        yield (inputs, outputs)
+        return
+    yield shape
+    if height == width == 1 and len(dims) == 6:
+        yield (outputs, inputs)

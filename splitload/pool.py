@@ -1,0 +1,76 @@
+"""The threads that load: one pool for all models of the process, sized once by its processors."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+
+IDLE_S = 5.0
+
+
+class LoadingPool:
+    """Runs jobs in the order they come, on daemon threads that end when there is nothing to do.
+
+    Loaders hand in one stage at a time, so that models that load at once take turns.
+
+    Args:
+        size: The most threads, unless a job asks for more.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._ready = threading.Condition()
+        self._threads = 0
+        self._idle = 0
+
+    def submit(self, job: Callable[[], None], at_least: int = 1) -> bool:
+        """Run `job` on a thread of the pool; it must not raise.
+
+        Args:
+            job: What to do.
+            at_least: Threads that the pool may have for it, if it is smaller.
+
+        Returns:
+            False if the system has no thread left to run it, and it never will be.
+        """
+        with self._ready:
+            self._jobs.append(job)
+            if self._idle >= len(self._jobs):
+                self._ready.notify()
+                return True
+            if self._threads < max(self._size, at_least):
+                self._threads += 1
+                try:
+                    threading.Thread(target=self._work, name="splitload-load", daemon=True).start()
+                except RuntimeError:  # the system has none left: those that there are will do
+                    self._threads -= 1
+                    if self._threads == 0:
+                        self._jobs.remove(job)
+                        return False
+            return True
+
+    def _work(self) -> None:
+        """Run jobs until none came for a while; the body of a thread."""
+        while True:
+            with self._ready:
+                self._idle += 1
+                while not self._jobs:
+                    if not self._ready.wait(IDLE_S) and not self._jobs:
+                        self._idle -= 1
+                        self._threads -= 1
+                        return
+                self._idle -= 1
+                job = self._jobs.popleft()
+            job()
+            del job  # what it holds must not live until the next one comes
+
+
+def low_priority() -> None:
+    """Let the calling thread run only when no other wants the processor; for good, and only on Linux."""
+    import sys
+
+    if sys.platform.startswith("linux"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # here a thread has a niceness of its own
