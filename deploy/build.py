@@ -43,6 +43,7 @@ def build_bundle(
     device: str,
     notes: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    choose: Callable[[Path, Variant], Variant] | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -52,6 +53,7 @@ def build_bundle(
         device: Name of the device the partition was found for.
         notes: How it was found, kept in the manifest's `plan`.
         on_progress: Called as `on_progress(stages_written, num_stages)`.
+        choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
 
     Returns:
         The manifest that was written.
@@ -101,6 +103,8 @@ def build_bundle(
                     stages=tuple(stages),
                 )
             )
+        if choose is not None:
+            variants[0] = choose(folder, variants[0])
         manifest = Manifest(
             model=graph.name,
             model_sha256=graph.source_sha256,

@@ -47,6 +47,7 @@ def cost_matrices(profile: Profile) -> CostMatrices:
         slowest[start, start + 1 :] = np.maximum.accumulate(loads[start:])
     counts = np.arange(size)[None, :] - np.arange(size)[:, None]
     load_s = np.maximum(sums(loads) - (counts - 1) * profile.stage_fixed_s, slowest)
+    load_s += profile.load_growth * np.maximum(sums(loads) ** 2 - sums(loads**2), 0.0)
     load_s, first_inference_s = np.where(legal, load_s, np.inf), np.where(legal, sums(infers), np.inf)
     for (start, end), cost in profile.segments.items():
         load_s[start, end] = cost.load_s

@@ -97,7 +97,7 @@ def _nothing_at_low_priority() -> Iterator[str]:
     yield from ()
 
 
-def _read_ahead(path: Path) -> None:
+def read_ahead(path: Path) -> None:
     """Read a file, so that it is in memory and, as far as it fits, in the processor's cache; errors are for the load."""
     buffer = bytearray(_READ_BYTES)
     with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
@@ -360,7 +360,7 @@ class ParallelLoader:
     def _prefetch(self, index: int) -> None:
         """Read a stage's file ahead, unless it is loaded already."""
         if self._sessions[index] is None and not self._closed:
-            _read_ahead(self._folder / self.variant.stages[index].graph.name)
+            read_ahead(self._folder / self.variant.stages[index].graph.name)
 
     def _prefetch_early(self) -> None:
         """Read ahead what is likely to be loaded, while onnxruntime is imported."""
@@ -368,7 +368,7 @@ class ParallelLoader:
             if variant.cpu in (None, cpu_architecture()):
                 for stage in variant.stages:
                     if stage.prefetch:
-                        _pool.submit(functools.partial(_read_ahead, self._folder / stage.graph.name))
+                        _pool.submit(functools.partial(read_ahead, self._folder / stage.graph.name))
                 return
 
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:

@@ -88,8 +88,9 @@ class Profile:
             return measured
         blocks = self.blocks[start:end]
         loads = [block.cost.load_s for block in blocks]
+        pairs = sum(loads) ** 2 - sum(load**2 for load in loads)
         return Cost(
-            max(sum(loads) - (len(blocks) - 1) * self.stage_fixed_s, *loads),
+            max(sum(loads) - (len(blocks) - 1) * self.stage_fixed_s, *loads) + self.load_growth * pairs,
             sum(block.cost.first_inference_s for block in blocks) * self.inference_scale("first_inference_s"),
             sum(block.cost.inference_s for block in blocks) * self.inference_scale("inference_s"),
         )
@@ -102,6 +103,20 @@ class Profile:
         measured = self.segments.get((0, self.num_blocks))
         total = sum(getattr(block.cost, part) for block in self.blocks)
         return getattr(measured, part) / total if measured is not None and total > 0 else 1.0
+
+    @property
+    def load_growth(self) -> float:
+        """Seconds that each two blocks in one stage add to its load, for every squared second of their own loads.
+
+        Making a session takes longer than in proportion to its nodes. What the whole model was measured to take
+        beyond its blocks is laid on pairs of blocks: 0 where it took no more, or was not measured.
+        """
+        measured = self.segments.get((0, self.num_blocks))
+        loads = [block.cost.load_s for block in self.blocks]
+        pairs = sum(loads) ** 2 - sum(load**2 for load in loads)
+        if measured is None or pairs <= 0:
+            return 0.0
+        return max(measured.load_s - max(sum(loads) - (len(loads) - 1) * self.stage_fixed_s, *loads, 0.0), 0.0) / pairs
 
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from splitload.bundle import Manifest, TensorSpec, Variant
 from splitload.commands.console import Console
 from splitload.deploy.build import Plan, build_bundle
+from splitload.deploy.tune import tune
 from splitload.devices import Device
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
@@ -43,8 +46,13 @@ def write_bundle(
     *,
     device: str,
     notes: Mapping[str, Any],
+    feeds: Mapping[str, Any] | None = None,
+    of: Manifest | None = None,
 ) -> None:
     """Write the bundle: the plan, and where its graph is native a portable one-stage plan that runs anywhere.
+
+    A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
+    With `of` the source is that bundle, and the new one names the same model.
 
     Raises:
         SplitloadError: If it cannot be written.
@@ -55,5 +63,26 @@ def write_bundle(
             portable = load_graph(source, "portable", cache, max_blocks=plan.graph.max_blocks)
         trainable_from = None if plan.trainable_from is None else 0
         plans.append(Plan(portable, Partition(len(portable.blocks)), 1, trainable_from))
+    if of is not None:
+        identity = {"source_sha256": of.model_sha256, "source_bytes": of.model_bytes}
+        plans = [replace(each, graph=replace(each.graph, **identity)) for each in plans]
     with console.progress("writing the bundle", unit="stages") as show:
-        build_bundle(target, plans, device=device, notes=notes, on_progress=show)
+
+        def choose(folder: Path, variant: Variant) -> Variant:
+            inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
+            return tune(
+                folder,
+                variant,
+                inputs,
+                feeds or {},
+                lambda done, total: show(done, total, "measuring how to load them"),
+            )
+
+        build_bundle(
+            target,
+            plans,
+            device=device,
+            notes=notes,
+            on_progress=show,
+            choose=choose if plan.graph.kind == "native" else None,
+        )

@@ -42,7 +42,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
     source, graph, profile = prepare(options, console, cache, device, feeds)
-    trainable_from = _trainable_from(options.trainable, graph)
+    first_trainable = trainable_from(options.trainable, graph)
     if len(graph.blocks) == 1:
         console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
     search = Search(
@@ -52,10 +52,10 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         max_stages=options.max_stages,
         seed=options.seed,
         episodes=options.episodes,
-        trainable_from=trainable_from,
+        trainable_from=first_trainable,
     )
     if options.split_points is not None:
-        partition = fixed_plan(profile, options.split_points, trainable_from)
+        partition = fixed_plan(profile, options.split_points, first_trainable)
         found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
     else:
         with console.progress("search", unit="episodes") as show:
@@ -74,6 +74,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     notes = {
         "agent": options.agent if options.split_points is None else "given",
         "objective": options.objective,
+        "trainable": options.trainable,
         "seed": options.seed,
         "episodes": found.episodes,
         "num_blocks": profile.num_blocks,
@@ -82,8 +83,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "predicted_ttfo_s": schedule.ttfo_s,
     }
     try:
-        plan = Plan(graph, found.partition, profile.contention.threads, trainable_from)
-        write_bundle(target, source, plan, console, cache, device=device.name, notes=notes)
+        plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
+        write_bundle(target, source, plan, console, cache, device=device.name, notes=notes, feeds=feeds)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
     measured = None
@@ -118,7 +119,7 @@ def _measured_ttfo_s(target: Path, graph: ModelGraph, feeds: Mapping[str, Any]) 
     return statistics.median(sample["ttfo_s"] for sample in samples)
 
 
-def _trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
+def trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
     """Return the first block that must lie in the last stage: of the last COUNT nodes with weights, or of a pattern.
 
     Raises:

@@ -153,7 +153,7 @@ class HostDevice:
                     "pair": [written[segment] for segment in pair],
                 }
                 for done in range(self._repeats):
-                    answer = _run_worker(job)
+                    answer = run_worker(job)
                     for row in answer["rows"]:
                         samples.setdefault((row["start"], row["end"]), []).append(row)
                     if answer["serial_share"] is not None:
@@ -231,8 +231,12 @@ def _row(writer: Any, graph: ModelGraph, segment: _Segment, folder: Path) -> dic
     }
 
 
-def _run_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one fresh measuring process."""
+def run_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one fresh measuring process on a job that `devices.worker` understands.
+
+    Raises:
+        ModelError: If it fails.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "splitload.devices.worker"],
         input=json.dumps(job),

@@ -1,7 +1,8 @@
 """Measures stages in a fresh process: `python -m splitload.devices.worker` reads a job as JSON, answers as JSON.
 
-The job names a folder, the model's inputs and those that are given, the chain of block stages, further segments to
-measure, and a pair of segments to load in parallel. Each segment is opened by the same call that the loader uses.
+The job names a folder, the model's inputs and those that are given. A profile's job names also the chain of block
+stages, further segments to measure, and a pair of segments to load in parallel; a scheme's job the stages of a bundle
+and the way to load them. All are opened by the same call that the loader uses.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 
 from splitload.bundle import TensorSpec
 from splitload.inputs import example_inputs, load_feeds
-from splitload.loader import open_session, run_stage
+from splitload.loader import open_session, read_ahead, run_stage
+
+STEADY_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,35 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows, "serial_share": _serial_share([segment(row) for row in job["pair"]])}
 
 
+def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Load and run stage after stage in one way; return seconds to the first result, and of a run in the long run."""
+    import onnxruntime as ort
+
+    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
+    values = example_inputs(specs, load_feeds(job["feeds"]))
+    scheme = job["scheme"]
+    rows = []
+    for row in job["stages"]:
+        outputs = tuple(TensorSpec(each["name"], each["type"], each["shape"]) for each in row["outputs"])
+        stage = Segment(0, 0, folder / row["graph"], tuple(row["inputs"]), outputs)
+        names = [spec.name for spec in outputs]
+        start = time.perf_counter()
+        reading = threading.Thread(target=read_ahead, args=(stage.graph,))
+        if scheme["prefetch"]:
+            reading.start()
+        session = open_session(stage.graph, prepack=scheme["prepack"], mapped=scheme["mapped"])
+        results = run_stage(ort, session, stage, names, values, None)
+        first_s = time.perf_counter() - start
+        steady = []
+        for _ in range(STEADY_RUNS):
+            start = time.perf_counter()
+            run_stage(ort, session, stage, names, values, None)
+            steady.append(time.perf_counter() - start)
+        rows.append({"first_s": first_s, "steady_s": min(steady)})
+        values.update(zip(names, results, strict=True))
+    return {"rows": rows}
+
+
 def _serial_share(pair: list[Segment]) -> float | None:
     """Return the share of the shorter of two loads that the longer one waits for when they run in parallel.
 
@@ -93,7 +125,8 @@ def _serial_share(pair: list[Segment]) -> float | None:
 def main() -> None:
     """Answer one job."""
     job = json.load(sys.stdin)
-    json.dump(measure(Path(job["folder"]), job), sys.stdout)
+    answer = measure_scheme if "scheme" in job else measure
+    json.dump(answer(Path(job["folder"]), job), sys.stdout)
 
 
 if __name__ == "__main__":

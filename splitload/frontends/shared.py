@@ -122,9 +122,7 @@ def _orders(shape: tuple[int, ...], block: int | None) -> Iterator[tuple[tuple[i
             yield dims, (1, 4, 0, 5, 2, 3)
 
 
-def _shapes(
-    shape: tuple[int, ...], dims: tuple[int, ...], order: tuple[int, ...]
-) -> Iterator[tuple[int, ...]]:
+def _shapes(shape: tuple[int, ...], dims: tuple[int, ...], order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Yield the shapes a restored weight may have: of a filter, and of a matrix if it could be one."""
     outputs, inputs, height, width = shape
     if order[0] == 1:

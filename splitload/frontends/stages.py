@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from splitload.bundle import File, TensorSpec, sha256_of
+from splitload.bundle import File, Manifest, TensorSpec, sha256_of
 from splitload.errors import OutputError
 from splitload.frontends.onnx import elem_type, plain_options, refuse_full_disk
 from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, split_constants
@@ -58,9 +58,7 @@ class StageWriter:
         stored: Weights that the folder already holds, which stages in .onnx files then read from there.
     """
 
-    def __init__(
-        self, graph: ModelGraph, *, copy_weights: bool = True, stored: StoredWeights | None = None
-    ) -> None:
+    def __init__(self, graph: ModelGraph, *, copy_weights: bool = True, stored: StoredWeights | None = None) -> None:
         import onnx
 
         self._copy_weights = copy_weights
@@ -280,6 +278,42 @@ class StageWriter:
         for tensor, (offset, length) in zip(tensors, places, strict=True):
             _point(tensor, name, offset, length)
         return File(name, position, sha256)
+
+
+def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
+    """Return the model that consecutive .onnx stages make together; their weights stay where they are.
+
+    Args:
+        paths: The stages' files, in order.
+        manifest: Names the inputs and outputs of the model.
+    """
+    import onnx
+
+    stages = [onnx.load_model(str(path), format="protobuf", load_external_data=False) for path in paths]
+    model = onnx.ModelProto(ir_version=stages[0].ir_version, producer_name="splitload")
+    model.opset_import.extend(stages[0].opset_import)
+    model.functions.extend(stages[0].functions)
+    model.graph.name = manifest.model
+    declared: dict[str, Any] = {}
+    seen: set[str] = set()  # constants are repeated in every stage that needs them
+    for stage in stages:
+        for value in (*stage.graph.input, *stage.graph.output):
+            declared.setdefault(value.name, value)
+        for node in stage.graph.node:
+            if not seen.intersection(node.output):
+                model.graph.node.append(node)
+                seen.update(name for name in node.output if name)
+        for tensor in stage.graph.initializer:
+            if tensor.name not in seen:
+                model.graph.initializer.append(tensor)
+                seen.add(tensor.name)
+        for sparse in stage.graph.sparse_initializer:
+            if sparse.values.name not in seen:
+                model.graph.sparse_initializer.append(sparse)
+                seen.add(sparse.values.name)
+    model.graph.input.extend(declared[spec.name] for spec in manifest.inputs if spec.name in declared)
+    model.graph.output.extend(declared[spec.name] for spec in manifest.outputs)
+    return model
 
 
 def _point(tensor: Any, location: str, offset: int, length: int) -> None:

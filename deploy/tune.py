@@ -1,0 +1,94 @@
+"""Chooses how each stage is loaded, by measuring the stage files of a new bundle on this machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from splitload.bundle import StageEntry, TensorSpec, Variant
+from splitload.devices.host import run_worker
+from splitload.inputs import save_feeds
+from splitload.scratch import scratch_folder
+
+REPEATS = 5
+WORTHWHILE = 0.05  # what another way than the plain one must gain
+WORTHWHILE_S = 0.0005
+MIN_WEIGHTS_BYTES = 1 << 20  # with fewer there is nothing to map or rearrange
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """A way to load a stage; the fields are those of `StageEntry`."""
+
+    mapped: bool = True
+    prefetch: bool = False
+    prepack: bool = False
+
+
+PLAIN = Scheme()
+SCHEMES = (PLAIN, Scheme(prefetch=True), Scheme(mapped=False), Scheme(prepack=True))
+
+
+def tune(
+    folder: Path,
+    variant: Variant,
+    inputs: Sequence[TensorSpec],
+    feeds: Mapping[str, Any],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Variant:
+    """Return the variant with the measured choices in its stages.
+
+    Every scheme is measured `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in which
+    the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the scheme with the earliest first result, and is made
+    anew in the background (`upgrade`) if rearranged weights make it faster in the long run.
+
+    Args:
+        folder: Where the stage files lie.
+        variant: Their entries.
+        inputs: The model's inputs.
+        feeds: Values for them; made up where missing.
+        on_progress: Called as `on_progress(processes_done, processes)`.
+
+    Raises:
+        ModelError: If a stage does not run on the feeds.
+    """
+    if sum(stage.weights_bytes for stage in variant.stages) < MIN_WEIGHTS_BYTES:
+        return replace(variant, stages=tuple(replace(stage, upgrade=False) for stage in variant.stages))
+    samples: dict[tuple[int, Scheme], list[dict[str, float]]] = {}
+    with scratch_folder(folder, ".tune-") as made:
+        job = {
+            "folder": str(folder.resolve()),
+            "inputs": [asdict(spec) for spec in inputs],
+            "feeds": save_feeds(feeds, made),
+            "stages": [
+                {"graph": stage.graph.name, "inputs": stage.inputs, "outputs": [asdict(spec) for spec in stage.outputs]}
+                for stage in variant.stages
+            ],
+        }
+        for turn in range(REPEATS):
+            for place in range(len(SCHEMES)):
+                scheme = SCHEMES[(turn + place) % len(SCHEMES)]
+                for number, row in enumerate(run_worker(job | {"scheme": asdict(scheme)})["rows"]):
+                    samples.setdefault((number, scheme), []).append(row)
+                if on_progress is not None:
+                    on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
+    stages = [
+        _choose(stage, {scheme: samples[number, scheme] for scheme in SCHEMES})
+        for number, stage in enumerate(variant.stages)
+    ]
+    return replace(variant, stages=tuple(stages))
+
+
+def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, float]]]) -> StageEntry:
+    """Return the stage's entry with the best of the measured schemes."""
+    first_s = {scheme: statistics.median(row["first_s"] for row in rows) for scheme, rows in samples.items()}
+    steady_s = {scheme: min(row["steady_s"] for row in rows) for scheme, rows in samples.items()}
+    best = min(SCHEMES, key=first_s.__getitem__)
+    if first_s[PLAIN] - first_s[best] < max(WORTHWHILE * first_s[PLAIN], WORTHWHILE_S):
+        best = PLAIN
+    packed = Scheme(prepack=True)
+    pays = not best.prepack and steady_s[packed] < (1 - WORTHWHILE) * steady_s[best]
+    return replace(stage, **asdict(best), upgrade=pays)

@@ -1,0 +1,89 @@
+"""`splitload specialize`: derive the architecture-specific part of a bundle anew, on the device it landed on."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from splitload.bundle import Manifest, check_target, read_manifest
+from splitload.commands.console import Console, count_of
+from splitload.commands.plans import write_bundle
+from splitload.commands.search import Search
+from splitload.commands.train import trainable_from
+from splitload.deploy.build import Plan
+from splitload.devices.host import HostDevice
+from splitload.frontends.onnx import Source, load_graph
+from splitload.frontends.stages import join_stages
+from splitload.inputs import read_feeds
+from splitload.machine import cpu_architecture
+from splitload.scratch import scratch_folder
+
+
+def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
+
+    The bundle is replaced as a whole or not at all. It keeps its portable graph, so it still loads elsewhere.
+
+    Raises:
+        SplitloadError: If the bundle is damaged, cannot be run here, or not be written.
+    """
+    target = Path(options.bundle)
+    manifest = read_manifest(target, "hashes")
+    check_target(target)
+    feeds = read_feeds(options.input)
+    device = HostDevice(cache)
+    with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
+        source = _source(target, manifest, folder)
+        with console.status(f"optimising {source.name}"):
+            graph = load_graph(source, "native", cache, feeds=feeds)
+        with console.progress("profiling on host", unit="passes") as show:
+            profile = device.profile(graph, feeds=feeds, on_progress=show)
+        objective = manifest.plan.get("objective", "balance")
+        spec = manifest.plan.get("trainable")
+        first_trainable = trainable_from(spec, graph)
+        with console.status("searching a plan"):
+            found = Search(profile, objective=objective, trainable_from=first_trainable).run()
+        notes = {
+            "agent": "q-learning",
+            "objective": objective,
+            "trainable": spec,
+            "num_blocks": profile.num_blocks,
+            "split_points": list(found.partition.split_points),
+            "profile_source": profile.source,
+            "predicted_ttfo_s": profile.schedule(found.partition).ttfo_s,
+        }
+        plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
+        write_bundle(target, source, plan, console, cache, device=device.name, notes=notes, feeds=feeds, of=manifest)
+    files_bytes = sum(file.bytes for file in read_manifest(target).files())
+    count = count_of(found.partition.num_stages, "stage")
+    console.print(
+        f"{target}: {count} for {cpu_architecture()}, {files_bytes / 1e6:.1f} MB "
+        f"({files_bytes / manifest.model_bytes:.2f} of the model)"
+    )
+    return {
+        "bundle": options.bundle,
+        "num_stages": found.partition.num_stages,
+        "split_points": list(found.partition.split_points),
+        "files_bytes": files_bytes,
+        "model_bytes": manifest.model_bytes,
+    }
+
+
+def _source(bundle: Path, manifest: Manifest, folder: Path) -> Source:
+    """Write the bundle's portable graph as one .onnx file, its weights linked beside it.
+
+    Its identity is that of the files it is made of, not the one the manifest claims: what is optimised from it is
+    kept in the user's cache.
+    """
+    stages = manifest.variants[-1].stages
+    names = {file.name for stage in stages for file in (stage.graph, stage.weights) if file is not None}
+    names.update(name for stage in stages for name in stage.shares)
+    hashes = {file.name: file.sha256 for file in manifest.files()}
+    for name in names:
+        (folder / name).hardlink_to(bundle / name)
+    path = folder / "portable.onnx"
+    path.write_bytes(join_stages([folder / stage.graph.name for stage in stages], manifest).SerializeToString())
+    identity = hashlib.sha256(repr(sorted((name, hashes[name]) for name in names)).encode()).hexdigest()
+    return Source(manifest.model, path, identity, manifest.model_bytes)
