@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import StageEntry, TensorSpec, Variant
+from splitload.bundle import StageEntry, TensorSpec, Variant, to_json
 from splitload.devices.host import run_worker
 from splitload.inputs import save_feeds
 from splitload.scratch import scratch_folder
@@ -42,7 +42,8 @@ def tune(
     """Return the variant with the measured choices in its stages.
 
     Every scheme is measured `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in which
-    the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the scheme with the earliest first result, and is made
+    the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the
+    scheme with the earliest first result, and is made
     anew in the background (`upgrade`) if rearranged weights make it faster in the long run.
 
     Args:
@@ -56,15 +57,19 @@ def tune(
         ModelError: If a stage does not run on the feeds.
     """
     if sum(stage.weights_bytes for stage in variant.stages) < MIN_WEIGHTS_BYTES:
-        return replace(variant, stages=tuple(replace(stage, upgrade=False) for stage in variant.stages))
+        return variant._replace(stages=tuple(stage._replace(upgrade=False) for stage in variant.stages))
     samples: dict[tuple[int, Scheme], list[dict[str, float]]] = {}
     with scratch_folder(folder, ".tune-") as made:
         job = {
             "folder": str(folder.resolve()),
-            "inputs": [asdict(spec) for spec in inputs],
+            "inputs": [to_json(spec) for spec in inputs],
             "feeds": save_feeds(feeds, made),
             "stages": [
-                {"graph": stage.graph.name, "inputs": stage.inputs, "outputs": [asdict(spec) for spec in stage.outputs]}
+                {
+                    "graph": stage.graph.name,
+                    "inputs": stage.inputs,
+                    "outputs": [to_json(spec) for spec in stage.outputs],
+                }
                 for stage in variant.stages
             ],
         }
@@ -79,7 +84,7 @@ def tune(
         _choose(stage, {scheme: samples[number, scheme] for scheme in SCHEMES})
         for number, stage in enumerate(variant.stages)
     ]
-    return replace(variant, stages=tuple(stages))
+    return variant._replace(stages=tuple(stages))
 
 
 def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, float]]]) -> StageEntry:
@@ -91,4 +96,4 @@ def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, fl
         best = PLAIN
     packed = Scheme(prepack=True)
     pays = not best.prepack and steady_s[packed] < (1 - WORTHWHILE) * steady_s[best]
-    return replace(stage, **asdict(best), upgrade=pays)
+    return stage._replace(**asdict(best), upgrade=pays)

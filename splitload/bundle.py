@@ -11,13 +11,11 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from splitload.errors import BundleError, OutputError
 from splitload.fields import Reader, is_count
-from splitload.scratch import scratch_folder
 
 FORMAT = "splitload-bundle"
 VERSION = 1
@@ -28,8 +26,7 @@ Verify = Literal["none", "sizes", "hashes"]
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file of the bundle: its name in the folder, its size and its SHA-256."""
 
     name: str
@@ -37,8 +34,7 @@ class File:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """A tensor that enters or leaves a stage or the model.
 
     Attributes:
@@ -52,8 +48,7 @@ class TensorSpec:
     shape: tuple[int | str | None, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class StageEntry:
+class StageEntry(NamedTuple):
     """One stage of a variant.
 
     Attributes:
@@ -89,8 +84,7 @@ class StageEntry:
     upgrade: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(NamedTuple):
     """One way to run the model: its stages, and where they run.
 
     Attributes:
@@ -114,8 +108,7 @@ class Variant:
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """What `manifest.json` says.
 
     Attributes:
@@ -144,7 +137,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {"format": FORMAT, "version": VERSION, **to_json(self)}
 
     def files(self) -> Iterator[File]:
         """Yield every file of every variant."""
@@ -157,6 +150,15 @@ class Manifest:
     def variant_for(self, cpu: str, runtime: str) -> Variant:
         """Return the first variant that runs on this processor and runtime version."""
         return next(variant for variant in self.variants if variant.fits(cpu, runtime))
+
+
+def to_json(value: Any) -> Any:
+    """Return an entry of the manifest, and whatever it holds, as plain JSON values."""
+    if hasattr(value, "_asdict"):
+        return {key: to_json(each) for key, each in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [to_json(each) for each in value]
+    return value
 
 
 def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:
@@ -240,7 +242,7 @@ def validate(data: Any) -> Manifest:
             f"the bundle has version {top.data.get('version')!r}, this splitload reads version {VERSION}; "
             "make it again or update splitload"
         )
-    top.only("format", "version", *(field.name for field in fields(Manifest)))
+    top.only("format", "version", *Manifest._fields)
     manifest = Manifest(
         model=top.text("model"),
         model_sha256=top.sha256("model_sha256"),
@@ -270,7 +272,7 @@ def validate(data: Any) -> Manifest:
 
 
 def _variant(reader: Reader) -> Variant:
-    reader.only(*(field.name for field in fields(Variant)))
+    reader.only(*Variant._fields)
     return Variant(
         kind=reader.choice("kind", "native", "portable"),
         cpu=reader.optional_text("cpu"),
@@ -282,7 +284,7 @@ def _variant(reader: Reader) -> Variant:
 
 
 def _stage(reader: Reader) -> StageEntry:
-    reader.only(*(field.name for field in fields(StageEntry)))
+    reader.only(*StageEntry._fields)
     blocks = reader.sequence("blocks")
     if len(blocks) != 2 or not all(is_count(value) for value in blocks) or not blocks[0] < blocks[1]:
         raise BundleError(f"{reader.where}.blocks must be two rising counts, it is {blocks!r}")
@@ -384,6 +386,8 @@ def writing(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: If the folder cannot be made or moved, for example on a full disk.
     """
+    from splitload.scratch import scratch_folder
+
     check_target(target)
     try:
         with scratch_folder(target.parent, f".{target.name}.") as made:

@@ -13,7 +13,6 @@ SplitloadError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -62,6 +61,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
         known: The names that exist.
     """
     names = sorted(known)
+    import difflib
+
     near = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return UsageError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from splitload.errors import BundleError
@@ -17,7 +16,6 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-@dataclass(frozen=True, slots=True)
 class Reader:
     """Typed access to one JSON object.
 
@@ -26,12 +24,13 @@ class Reader:
         where: What it is, for messages.
     """
 
-    data: Any
-    where: str
+    __slots__ = ("data", "where")
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.data, dict):
-            raise BundleError(f"{self.where} must be an object, it is {type(self.data).__name__}")
+    def __init__(self, data: Any, where: str) -> None:
+        if not isinstance(data, dict):
+            raise BundleError(f"{where} must be an object, it is {type(data).__name__}")
+        self.data: dict[str, Any] = data
+        self.where = where
 
     def only(self, *names: str) -> None:
         """Raise if there are other keys than these."""
@@ -92,7 +91,7 @@ class Reader:
 
     def mapping(self, key: str) -> dict[str, Any]:
         """Return an object."""
-        return self.child(key).data  # type: ignore[no-any-return]
+        return self.child(key).data
 
     def child(self, key: str) -> Reader:
         """Return a reader of an object."""

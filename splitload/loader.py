@@ -11,10 +11,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from splitload.arguments import checked, to_ort
 from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, Verify, read_manifest
@@ -98,15 +97,14 @@ def _nothing_at_low_priority() -> Iterator[str]:
 
 
 def read_ahead(path: Path) -> None:
-    """Read a file, so that it is in memory and, as far as it fits, in the processor's cache; errors are for the load."""
+    """Read a file, so that it is in memory and, as far as it fits, in the processor's cache; errors the load meets."""
     buffer = bytearray(_READ_BYTES)
     with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
 
 
-@dataclass(frozen=True, slots=True)
-class NodeArg:
+class NodeArg(NamedTuple):
     """An input or output of the model, as `onnxruntime.NodeArg` describes it.
 
     Attributes:

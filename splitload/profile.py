@@ -147,7 +147,7 @@ class Profile:
             "device": self.device,
             "source": self.source,
             "stage_fixed_s": self.stage_fixed_s,
-            "contention": asdict(self.contention),
+            "contention": self.contention._asdict(),
             "blocks": [
                 {"name": block.name, "weights_bytes": block.weights_bytes, **asdict(block.cost)}
                 for block in self.blocks

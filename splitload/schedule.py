@@ -1,19 +1,17 @@
 """Which stage loads on which thread when, and when it runs: a printable value, apart from what executes it.
 
 The same value is produced by the simulator (`simulate`) and by the loader (its timeline), so that a predicted and
-a measured schedule can be laid side by side.
+a measured schedule can be laid side by side. What the loader imports is made of named tuples: a dataclass takes
+several times as long to import.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Contention:
+class Contention(NamedTuple):
     """How parallel loads slow each other down.
 
     Attributes:
@@ -35,8 +33,7 @@ class Contention:
         return factor * (1.0 + self.thread_penalty) if num_stages >= self.threads > 1 else factor
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """One load or one inference of one stage; times in seconds from the load call."""
 
     stage: int
@@ -46,8 +43,7 @@ class Task:
     end_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     """Loads and inferences of all stages on one clock.
 
     Attributes:
@@ -73,7 +69,7 @@ class Schedule:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schedule as plain JSON values."""
-        return {"source": self.source, "tasks": [asdict(task) for task in self.tasks]}
+        return {"source": self.source, "tasks": [task._asdict() for task in self.tasks]}
 
     def render(self, width: int = 60) -> str:
         """Draw the schedule as text, a row for each thread: digits while a stage loads, letters while it infers.
@@ -117,6 +113,8 @@ def simulate(
         contention: Threads and their interference.
         source: What the durations are.
     """
+    import heapq
+
     slowdown = contention.slowdown(len(load_s))
     free = [(0.0, thread) for thread in range(contention.threads)]
     tasks: list[Task] = []

@@ -64,8 +64,10 @@ def write_bundle(
         trainable_from = None if plan.trainable_from is None else 0
         plans.append(Plan(portable, Partition(len(portable.blocks)), 1, trainable_from))
     if of is not None:
-        identity = {"source_sha256": of.model_sha256, "source_bytes": of.model_bytes}
-        plans = [replace(each, graph=replace(each.graph, **identity)) for each in plans]
+        plans = [
+            replace(each, graph=replace(each.graph, source_sha256=of.model_sha256, source_bytes=of.model_bytes))
+            for each in plans
+        ]
     with console.progress("writing the bundle", unit="stages") as show:
 
         def choose(folder: Path, variant: Variant) -> Variant:

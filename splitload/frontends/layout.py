@@ -57,7 +57,7 @@ def channel_block() -> int | None:
 
 
 def to_blocks(weights: Any, block: int) -> Any:
-    """Return `weights[N, K]` as `[N / block, K / block, block of K, block of N]`, the order 1 x 1 filters are stored in."""
+    """Return `weights[N, K]` as `[N / block, K / block, K in a block, N in a block]`, as 1 x 1 filters are stored."""
     rows, columns = weights.shape
     return weights.reshape(rows // block, block, columns // block, block).transpose(0, 2, 3, 1)
 
@@ -214,7 +214,10 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
 
 
 def _is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any]) -> bool:
-    """Return whether the changed graph computes the same, within rounding, in about the same time or less: the least of runs in turns."""
+    """Return whether the changed graph computes the same within rounding, in about the same time or less.
+
+    The time is the least of runs in turns.
+    """
     from splitload.loader import open_session
 
     sessions = [open_session(path) for path in (changed, original)]

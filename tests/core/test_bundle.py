@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +227,7 @@ def names(folder: Path) -> list[str]:
 def fill(folder: Path, source: Path, mark: str) -> None:
     for file in source.iterdir():
         shutil.copy(file, folder)
-    write_manifest(folder, replace(read_manifest(folder), device=mark))
+    write_manifest(folder, read_manifest(folder)._replace(device=mark))
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two renames"])
@@ -387,7 +386,7 @@ def test_made_for_another_machine_falls_back_to_the_portable_variant(
     other = Path(shutil.copytree(native_bundle, tmp_path / "other.splitload"))
     manifest = read_manifest(native_bundle)
     first, last = manifest.variants
-    write_manifest(other, replace(manifest, variants=(replace(first, **change), last)))  # type: ignore[arg-type]
+    write_manifest(other, manifest._replace(variants=(first._replace(**change), last)))  # type: ignore[arg-type]
     with ParallelLoader(native_bundle) as here, ParallelLoader(other) as there:
         assert here.variant.kind == "native"
         assert there.variant.kind == "portable"

@@ -198,8 +198,8 @@ def test_host_measures_once_and_again_only_when_asked(
 
     first = HostDevice(host_cache, repeats=1).profile(graphs["native"])
     runs = []
-    run = host._run_worker
-    monkeypatch.setattr(host, "_run_worker", lambda job: runs.append(job) or run(job))
+    run = host.run_worker
+    monkeypatch.setattr(host, "run_worker", lambda job: runs.append(job) or run(job))
     assert HostDevice(host_cache, repeats=1).profile(graphs["native"]) == first
     assert runs == []
     refreshing = HostDevice(host_cache, repeats=1, refresh=True)
