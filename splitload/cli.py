@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from splitload.commands import AGENTS, OBJECTIVES
+from splitload.commands import AGENTS, ARMS, OBJECTIVES
 from splitload.errors import SplitloadError, UsageError, unknown_name
 from splitload.graph import DEFAULT_MAX_BLOCKS
 
@@ -138,6 +138,12 @@ def _verify(options: argparse.Namespace, console: Any, cache: Path) -> Any:
     return verify(options, console)
 
 
+def _specialize(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.specialize import specialize
+
+    return specialize(options, console, cache)
+
+
 def _devices(options: argparse.Namespace, console: Any, cache: Path) -> Any:
     from splitload.devices import names, open_device
 
@@ -248,6 +254,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(name, command, text).add_argument("bundle", metavar="BUNDLE")
 
+    specialize = add("specialize", _specialize, "make the part of a bundle that is for one machine anew, for this one")
+    specialize.add_argument("bundle", metavar="BUNDLE")
+    takes_input(specialize)
+
     run = add("run", _run_bundle, "load a bundle in parallel, infer once, show the timeline")
     run.add_argument("bundle", metavar="BUNDLE")
     takes_input(run)
@@ -255,9 +265,25 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", metavar="FOLDER", help="save each output as FOLDER/NAME.npy")
 
     bench = add("bench", _bench, "compare with what a user would do otherwise, in fresh processes")
-    takes_model(bench)
+    takes_model(bench, nargs="?")
+    bench.add_argument(
+        "--deep", type=_at_least_one, metavar="N", help="instead of MODEL: a synthetic chain of N small nodes"
+    )
     bench.add_argument(
         "--runs", type=_at_least_one, default=9, metavar="N", help="samples of each arm (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--arms",
+        type=_some_of("arm", ARMS),
+        metavar="A,B,…",
+        help=f"what is compared, of {', '.join(ARMS)} (default: all that apply and are installed)",
+    )
+    bench.add_argument("--cold", action="store_true", help="evict the files an arm reads before each of its samples")
+    bench.add_argument(
+        "--storage-mbps",
+        type=_above_zero,
+        metavar="X",
+        help="cap what is read from storage at X million bytes per second; needs --cold, root and cgroups",
     )
     bench.add_argument("--bundle", metavar="BUNDLE", help="take this bundle instead of making one for this host")
     return parser
@@ -272,6 +298,22 @@ def _one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
         return word
 
     return check
+
+
+def _some_of(kind: str, known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return an argument type that takes known names with commas between."""
+    one = _one_of(kind, known)
+    return lambda word: [one(part) for part in word.split(",")]
+
+
+def _above_zero(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"it must be a number above 0, not '{word}'")
+    return value
 
 
 def _at_least_one(word: str) -> int:

@@ -14,7 +14,10 @@ from typing import Any
 
 from splitload.machine import available_threads, cpu_architecture, cpu_model
 
-_PACKAGES = ("splitload", "numpy", "onnx", "onnxruntime", "gymnasium", "torch", "torchvision", "transformers")
+_PACKAGES = (
+    "splitload", "numpy", "onnx", "onnxruntime", "gymnasium", "torch", "torchvision", "transformers", "safetensors",
+    "openvino", "ncnn", "pnnx",
+)  # fmt: skip
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:

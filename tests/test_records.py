@@ -18,3 +18,56 @@ def test_a_changed_record_is_noticed(tmp_path):
     assert records.fill(filled, {"search": [("a.json", record)]}) == filled
     record["rows"][0]["worst_ratio"] = 1.5
     assert records.fill(filled, {"search": [("a.json", record)]}) != filled
+
+
+def figures(**seconds):
+    """Return the figures of an arm; a time is its median, half of it the minimum, and so on."""
+    values = {f"{name}_s": value for name, value in seconds.items()} | {"peak_memory_bytes": 2 << 20}
+    return {name: {"median": value, "min": value / 2, "max": value * 2} for name, value in values.items()}
+
+
+def bench_record(model, mega_bytes, arms, **more):
+    record = {"model": model, "model_bytes": mega_bytes * 1_000_000, "runs": 9, "page_cache": "warm", "arms": arms}
+    plan = {"num_stages": 2, "split_points": [1]} if "splitload" in arms else None
+    return record | {"plan": plan, "provenance": {"command": f"bench {model}"}} | more
+
+
+def test_bench_tables_take_old_and_new_records():
+    times = {"load": 0.1, "first_inference": 0.1, "steady_inference": 0.2}
+    old = bench_record("zoo:a", 10, {"stock": figures(ttfo=0.4, **times), "splitload": figures(ttfo=0.2, **times)})
+    arms = {
+        "stock": figures(ttfo=0.8, process=1.0, **times),
+        "torch": figures(ttfo=2, process=4.0, **times),
+        "splitload": figures(ttfo=0.1, process=0.5, **times)
+        | {"settled_memory_bytes": {"median": 1 << 20, "min": 0, "max": 0}},
+    }
+    new = bench_record("zoo:b", 100, arms, schema_version=2)
+    deep = bench_record("deep:9", 1, {"tuned": figures(ttfo=0.1, **times)})
+    every = {"bench": [("a.json", old), ("b.json", new), ("d.json", deep)]}
+
+    bench = records.fill("<!-- results:bench -->\n<!-- end -->", every)
+    assert "| a (10 MB) | splitload, k = 2 | 200 (100–400) | 0.50 | 100 | 100 | 200 | – | 2 | – | 9 |" in bench
+    assert "| b (100 MB) | splitload, k = 2 | 100 (50–200) | 0.12 | 100 | 100 | 200 | 500 | 2 | 1 | 9 |" in bench
+    assert "| deep:9 (1 MB) | tuned | 100 (50–200) | – |" in bench
+
+    ttfo = records.fill("<!-- results:ttfo -->\n<!-- end -->", every)
+    assert "| model | stock | tuned | torch | splitload | k | n |" in ttfo
+    assert "| a (10 MB) | 400 (200–800) | – | – | 200 (100–400) | 2 | 9 |" in ttfo
+
+    targets = records.fill("<!-- results:targets -->\n<!-- end -->", every)
+    assert "| TTFO, stock ÷ splitload | 4.00 | 2.00 | a (10 MB) | 2 |" in targets
+    assert "| whole process, torch ÷ splitload | 8.00 | 8.00 | b (100 MB) | 1 |" in targets
+    assert "| TTFO ÷ steady inference of splitload, 79 MB and more | 0.50 | 0.50 | b (100 MB) | 1 |" in targets
+    assert "tuned" not in targets
+    assert "a.json" not in targets
+
+
+def test_cold_records_have_a_table_of_their_own():
+    arms = {"stock": figures(ttfo=0.4, limit=0.3, process=1) | {"touched_bytes": {"median": 5e6, "min": 0, "max": 0}}}
+    cold = bench_record("zoo:a", 10, arms, page_cache="cold", storage_bytes_per_s=50e6)
+    every = {"bench": [("c.json", cold)]}
+    assert "| a (10 MB) | 50 | stock | 400 (200–800) | 300 | 5 | 1000 | 9 |" in records.fill(
+        "<!-- results:cold -->\n<!-- end -->", every
+    )
+    assert "No record yet" in records.fill("<!-- results:bench -->\n<!-- end -->", every)
+    assert "No record yet" in records.fill("<!-- results:cold -->\n<!-- end -->", {})

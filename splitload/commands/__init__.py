@@ -2,3 +2,4 @@
 
 AGENTS = ("q-learning", "sarsa", "exact", "uniform", "random")
 OBJECTIVES = ("balance", "ttfo")
+ARMS = ("stock", "tuned", "ort-format", "torch", "torch-mmap", "openvino", "ncnn", "splitload")

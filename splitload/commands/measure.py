@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from splitload.bench import Arm, run_arms, summarize
+from splitload.bench import Arm, compare, deep, first_outputs, pagecache, run_arms, summarize
+from splitload.bench.arms import ARMS, Subject, make_arm
+from splitload.bench.storage import Controller, read_bytes_per_s
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
 from splitload.commands.plans import prepare, write_bundle
@@ -14,12 +19,24 @@ from splitload.commands.search import Search
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
-from splitload.errors import OutputError, UsageError
-from splitload.frontends.onnx import Source
+from splitload.errors import OutputError, SplitloadError, StageError, UsageError
+from splitload.frontends import open_source
+from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
 from splitload.profile import Profile
 from splitload.provenance import provenance
+
+_ESSENTIAL = ("stock", "tuned", "splitload")  # an arm that fails is left out, but not these
+_FOLDERS = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+)+/(?=[\w.])")
+_MIB = 1 << 20
+_NARROW = {  # so that all arms fit into 80 columns
+    "ort-format": "ort-\nformat",
+    "torch-mmap": "torch-\nmmap",
+    "openvino": "open-\nvino",
+    "splitload": "split-\nload",
+}
+_T = TypeVar("_T")
 
 
 def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
@@ -61,51 +78,134 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
 
 
 def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
-    """Compare the bundle with a stock and a tuned session; return what `--json` prints.
+    """Compare the bundle with what a user would do otherwise; return what `--json` prints.
 
     Raises:
-        SplitloadError: If the model cannot be read or an arm fails.
+        SplitloadError: If the model cannot be read, an arm that was asked for does not apply, or an arm fails.
     """
-    device = open_device("host", cache)
+    controller = _checked(options)
     feeds = read_feeds(options.input)
-    source, graph, measured = prepare(options, console, cache, device, feeds)
-    bundle = Path(options.bundle) if options.bundle else _bundle(options, console, cache, source, graph, measured)
-    manifest = read_manifest(bundle)
-    if manifest.model_sha256 != source.sha256:
-        raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {options.model}")
-    arms = [Arm("stock", source.path), Arm("tuned", graph.path), Arm("splitload", bundle)]
-    with console.progress("benchmark", unit="samples") as show:
-        samples = run_arms(arms, graph.input_tensors(), feeds, options.runs, show)
+    model = options.model if options.deep is None else f"deep:{options.deep}"
+    names = [name for name in ARMS if name in (options.arms or ARMS)]
+    subject, plan = _subject(options, model, names, feeds, console, cache)
+    arms, differences, left_out = _arms(names, bool(options.arms), subject, console)
+    bytes_per_s = None
+    with contextlib.ExitStack() as stack:
+        if controller is not None:
+            files = [file for arm in arms for file in arm.all_files()]
+            stack.enter_context(controller.capped([cache, *files], round(options.storage_mbps * 1e6)))
+            bytes_per_s = read_bytes_per_s(cache)
+        show = stack.enter_context(console.progress("benchmark", unit="samples"))
+        samples = run_arms(
+            arms, subject.graph.input_tensors(), feeds, options.runs, show, cold=options.cold, bytes_per_s=bytes_per_s
+        )
     summary = {name: summarize(rows) for name, rows in samples.items()}
-    stock_s = summary["stock"]["ttfo_s"]["median"]
-    split_points = manifest.plan.get("split_points", [])
-    console.table(
-        f"{graph.name}: medians (min-max) of {options.runs} fresh process(es) an arm, in turns, warm page cache",
-        ("", *summary),
-        [
-            ("TTFO ms", *(_spread(row["ttfo_s"], 1e3) for row in summary.values())),
-            ("load ms", *(_spread(row["load_s"], 1e3) for row in summary.values())),
-            ("first ms", *(_spread(row["first_inference_s"], 1e3) for row in summary.values())),
-            ("steady ms", *(_spread(row["steady_inference_s"], 1e3) for row in summary.values())),
-            ("peak MiB", *(_spread(row["peak_memory_bytes"], 1 / (1 << 20)) for row in summary.values())),
-            ("÷ stock", *(f"{row['ttfo_s']['median'] / stock_s:.3f}" for row in summary.values())),
-        ],
-    )
-    console.print(f"splitload: {count_of(len(split_points) + 1, 'stage')}, split points {split_points}")
+    _show(console, options, subject, summary, bytes_per_s)
+    if plan is not None:
+        console.print(f"splitload: {count_of(plan['num_stages'], 'stage')}, split points {plan['split_points']}")
+    for reason in dict.fromkeys(left_out.values()):
+        console.print(f"left out: {', '.join(name for name in left_out if left_out[name] == reason)}: {reason}")
     return {
         "kind": "bench",
-        "schema_version": 1,
-        "model": options.model,
-        "model_sha256": source.sha256,
-        "model_bytes": source.size_bytes,
+        "schema_version": 2,
+        "model": _without_folders(model),
+        "model_sha256": subject.source.sha256,
+        "model_bytes": subject.source.size_bytes,
         "runs": options.runs,
-        "page_cache": "warm",
+        "page_cache": "cold" if options.cold else "warm",
+        "evicted_by": "posix_fadvise, verified with mincore" if options.cold else None,
+        "storage_capped_by": f"cgroup version {controller.version}" if controller else None,
+        "storage_bytes_per_s": options.storage_mbps * 1e6 if controller else None,
+        "storage_bytes_per_s_measured": bytes_per_s,
         "source": "measured",
-        "plan": {"num_stages": len(split_points) + 1, "split_points": split_points},
+        "plan": plan,
         "arms": summary,
+        "left_out": left_out,
+        "max_abs_difference": differences,
+        "files_bytes": {arm.name: sum(file.stat().st_size for file in arm.all_files()) for arm in arms},
         "samples": samples,
-        "provenance": provenance(["splitload", *options.words]),
+        "provenance": provenance(["splitload", *map(_without_folders, options.words)]),
     }
+
+
+def _checked(options: argparse.Namespace) -> Controller | None:
+    """Check what can be checked before any work; return what caps the storage, where that is asked for."""
+    if (options.model is None) == (options.deep is None):
+        raise UsageError("bench takes either a MODEL or --deep N (see 'splitload bench --help')")
+    if options.cold:
+        pagecache.check()
+    if options.storage_mbps is None:
+        return None
+    if not options.cold:
+        raise UsageError("--storage-mbps needs --cold: what is cached is not read from storage")
+    return Controller.find()
+
+
+def _subject(
+    options: argparse.Namespace,
+    model: str,
+    names: Sequence[str],
+    feeds: Mapping[str, Any],
+    console: Console,
+    cache: Path,
+) -> tuple[Subject, dict[str, Any] | None]:
+    """Return the model, with a bundle where the splitload arm is among the names, and the plan of that bundle."""
+    word = options.model if options.deep is None else str(deep.path(options.deep, cache))
+    bundle, plan = None, None
+    if "splitload" in names:
+        same = argparse.Namespace(**{**vars(options), "model": word})
+        source, graph, measured = prepare(same, console, cache, open_device("host", cache), feeds)
+        bundle = Path(options.bundle) if options.bundle else _bundle(options, console, cache, source, graph, measured)
+        manifest = read_manifest(bundle)
+        if manifest.model_sha256 != source.sha256:
+            raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {model}")
+        split_points = manifest.plan.get("split_points", [])
+        plan = {"num_stages": len(split_points) + 1, "split_points": split_points}
+    else:
+        with console.status(f"reading {model}"):
+            source = open_source(word, cache)
+            graph = load_graph(source, "native", cache, max_blocks=options.max_blocks, feeds=feeds)
+    return Subject(model, source, graph, bundle, feeds, cache, synthetic=options.deep is not None), plan
+
+
+def _arms(
+    names: Sequence[str], asked_for: bool, subject: Subject, console: Console
+) -> tuple[list[Arm], dict[str, float], dict[str, str]]:
+    """Return the arms that compute what stock computes, how far they are from it, and why others are left out.
+
+    Each is run once, unmeasured. An arm that was asked for by name, or is essential, is not left out but an error.
+    """
+    inputs = subject.graph.input_tensors()
+    left_out: dict[str, str] = {}
+
+    def attempt(name: str, step: Callable[..., _T], *arguments: Any) -> _T | None:
+        try:
+            with console.status(f"preparing {name}"):
+                return step(*arguments)
+        except SplitloadError as error:
+            if name in _ESSENTIAL:
+                raise
+            reason = re.sub(rf"^(benchmark )?arm '{name}' ", "", " ".join(str(error).split()))
+            if asked_for:
+                kind = UsageError if isinstance(error, UsageError) else StageError
+                raise kind(f"arm '{name}' cannot be compared: {reason}") from error
+            left_out[name] = _without_folders(reason)
+            return None
+
+    def difference(arm: Arm) -> float:
+        return compare(arm.name, expected, first_outputs(arm, inputs, subject.feeds))
+
+    stock = make_arm("stock", subject)
+    with console.status("preparing stock"):
+        expected = first_outputs(stock, inputs, subject.feeds)
+    arms, differences = [], {}
+    for name in names:
+        arm = stock if name == "stock" else attempt(name, make_arm, name, subject)
+        distance = attempt(name, difference, arm) if arm is not None else None
+        if arm is not None and distance is not None:
+            arms.append(arm)
+            differences[name] = distance
+    return arms, differences, left_out
 
 
 def _bundle(
@@ -118,9 +218,53 @@ def _bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     notes = {"objective": "ttfo", "split_points": list(found.partition.split_points)}
     plan = Plan(graph, found.partition, measured.contention.threads)
-    write_bundle(target, source, plan, console, cache, device="host", notes=notes)
+    write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=read_feeds(options.input))
     return target
 
 
-def _spread(figure: dict[str, float], scale: float) -> str:
-    return f"{figure['median'] * scale:.1f} ({figure['min'] * scale:.1f}-{figure['max'] * scale:.1f})"
+def _show(
+    console: Console,
+    options: argparse.Namespace,
+    subject: Subject,
+    summary: Mapping[str, Mapping[str, Mapping[str, float]]],
+    bytes_per_s: float | None,
+) -> None:
+    """Print the medians, one column an arm."""
+
+    def row(title: str, key: str, scale: float, what: str = "median") -> tuple[str, ...]:
+        found = [figures.get(key) for figures in summary.values()]
+        return title, *("" if figure is None else _short(figure[what] * scale) for figure in found)
+
+    rows = [
+        row("TTFO ms", "ttfo_s", 1e3),
+        row("  min", "ttfo_s", 1e3, "min"),
+        row("  max", "ttfo_s", 1e3, "max"),
+        row("load ms", "load_s", 1e3),
+        row("first ms", "first_inference_s", 1e3),
+        row("steady ms", "steady_inference_s", 1e3),
+        row("process ms", "process_s", 1e3),
+        row("peak MiB", "peak_memory_bytes", 1 / _MIB),
+        row("  settled", "settled_memory_bytes", 1 / _MIB),
+    ]
+    if options.cold:
+        rows.append(row("touched MB", "touched_bytes", 1e-6))
+    if bytes_per_s is not None:
+        rows.append(row("limit ms", "limit_s", 1e3))
+    medians = {name: figures["ttfo_s"]["median"] for name, figures in summary.items()}
+    if "stock" in medians:
+        rows.append(("stock÷arm", *(f"{medians['stock'] / median:.2f}" for median in medians.values())))
+    cache = "cold files" if options.cold else "warm page cache"
+    if bytes_per_s is not None:
+        cache += f", storage capped at {options.storage_mbps:g} MB/s ({bytes_per_s / 1e6:.0f} measured)"
+    title = f"{subject.graph.name}: medians of {options.runs} fresh process(es) an arm, in turns, {cache}"
+    broken = _NARROW if len(summary) > 5 else {}
+    console.table(title, ("", *(broken.get(name, name) for name in summary)), rows)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _without_folders(text: str) -> str:
+    """Return a text without the folders of absolute paths, for records that others read."""
+    return _FOLDERS.sub("", text)

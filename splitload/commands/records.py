@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.commands import ARMS
 from splitload.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MIB = 1 << 20
+_LARGE_BYTES = 79_000_000
+Named = tuple[str, Any]  # a record and the name of its file
 
 
 def write_record(output: Path, kind: str, module: str, words: Sequence[str], rows: Sequence[Any]) -> None:
@@ -24,40 +28,95 @@ def write_record(output: Path, kind: str, module: str, words: Sequence[str], row
     output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def read_records(folder: Path) -> dict[str, list[tuple[str, Any]]]:
+def read_records(folder: Path) -> dict[str, list[Named]]:
     """Return the records in a folder by kind, each with its file name, in order of the names."""
-    records: dict[str, list[tuple[str, Any]]] = {}
+    records: dict[str, list[Named]] = {}
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text(encoding="utf-8"))
         records.setdefault(data["kind"], []).append((path.name, data))
     return records
 
 
-def bench_table(records: Iterable[tuple[str, Any]]) -> str:
+def bench_table(records: Iterable[Named]) -> str:
     """Return medians of every model and arm, with the spread of the time to first output."""
+    head = ("model", "arm", "TTFO ms", "÷ stock", "load ms", "first inference ms", "steady ms", "process ms")
+    rows = [
+        (
+            _model(record),
+            f"{arm}, k = {record['plan']['num_stages']}" if arm == "splitload" else arm,
+            _spread(figures["ttfo_s"]),
+            _ratio(record, arm, "stock", "ttfo_s"),
+            *(_figure(figures, f"{key}_s", 1e3) for key in ("load", "first_inference", "steady_inference", "process")),
+            _figure(figures, "peak_memory_bytes", 1 / _MIB),
+            _figure(figures, "settled_memory_bytes", 1 / _MIB),
+            str(record["runs"]),
+        )
+        for _, record in records
+        for arm, figures in record["arms"].items()
+    ]
+    return _table((*head, "peak MiB", "settled MiB", "n"), rows)
+
+
+def cold_table(records: Iterable[Named]) -> str:
+    """Return what arms take where their files must be read from storage first."""
+    rows = [
+        (
+            _model(record),
+            "as it is" if record["storage_bytes_per_s"] is None else f"{record['storage_bytes_per_s'] / 1e6:.0f}",
+            arm,
+            _spread(figures["ttfo_s"]),
+            _figure(figures, "limit_s", 1e3),
+            _figure(figures, "touched_bytes", 1e-6),
+            _figure(figures, "process_s", 1e3),
+            str(record["runs"]),
+        )
+        for _, record in records
+        for arm, figures in record["arms"].items()
+    ]
+    return _table(("model", "storage MB/s", "arm", "TTFO ms", "limit ms", "in cache MB", "process ms", "n"), rows)
+
+
+def ttfo_table(records: Iterable[Named]) -> str:
+    """Return the time to first output, one row a model and one column an arm."""
+    found = [record for _, record in records]
+    present = [arm for arm in ARMS if any(arm in record["arms"] for record in found)]
+    rows = [
+        (
+            _model(record),
+            *(_spread(record["arms"][arm]["ttfo_s"]) if arm in record["arms"] else "–" for arm in present),
+            str(record["plan"]["num_stages"]) if record["plan"] else "–",
+            str(record["runs"]),
+        )
+        for record in found
+    ]
+    return _table(("model", *present, "k", "n"), rows)
+
+
+def targets_table(records: Iterable[Named]) -> str:
+    """Return ratios of medians over the models: their geometric mean, and the worst with its model."""
+    found = [record for _, record in records if not record["model"].startswith("deep:")]
+    large = [record for record in found if record["model_bytes"] >= _LARGE_BYTES]
     rows = []
-    for _, record in records:
-        stock_s = record["arms"]["stock"]["ttfo_s"]["median"]
-        for arm, figures in record["arms"].items():
-            ttfo = figures["ttfo_s"]
-            rows.append(
-                (
-                    f"{record['model'].removeprefix('zoo:')} ({record['model_bytes'] / 1e6:.0f} MB)",
-                    f"{arm}, k = {record['plan']['num_stages']}" if arm == "splitload" else arm,
-                    f"{ttfo['median'] * 1e3:.0f} ({ttfo['min'] * 1e3:.0f}–{ttfo['max'] * 1e3:.0f})",
-                    f"{ttfo['median'] / stock_s:.2f}",
-                    f"{figures['load_s']['median'] * 1e3:.0f}",
-                    f"{figures['first_inference_s']['median'] * 1e3:.0f}",
-                    f"{figures['steady_inference_s']['median'] * 1e3:.0f}",
-                    f"{figures['peak_memory_bytes']['median'] / _MIB:.0f}",
-                    str(record["runs"]),
-                )
-            )
-    head = ("model", "arm", "TTFO ms", "÷ stock", "load ms", "first inference ms", "steady ms", "peak MiB", "n")
-    return _table(head, rows)
+    for title, arm, of, key, models, worst in (
+        ("TTFO, stock ÷ splitload", "stock", "splitload", "ttfo_s", found, min),
+        ("TTFO, tuned ÷ splitload", "tuned", "splitload", "ttfo_s", found, min),
+        ("TTFO, openvino ÷ splitload", "openvino", "splitload", "ttfo_s", found, min),
+        ("whole process, torch ÷ splitload", "torch", "splitload", "process_s", found, min),
+        ("TTFO ÷ steady inference of splitload, 79 MB and more", "splitload", "splitload", "ttfo_s", large, max),
+        ("steady inference, splitload ÷ stock", "splitload", "stock", "steady_inference_s", found, max),
+        ("settled memory, splitload ÷ stock", "splitload", "stock", "settled_memory_bytes", found, max),
+    ):
+        over = "steady_inference_s" if arm == of else key
+        pairs = [(_median(each, arm, key), _median(each, of, over), _model(each)) for each in models]
+        ratios = [(above / below, model) for above, below, model in pairs if above is not None and below]
+        if ratios:
+            mean = statistics.geometric_mean(ratio for ratio, _ in ratios)
+            ratio, model = worst(ratios)
+            rows.append((title, f"{mean:.2f}", f"{ratio:.2f}", model, str(len(ratios))))
+    return _table(("ratio of medians", "geometric mean", "worst", "model", "models"), rows)
 
 
-def search_table(records: Iterable[tuple[str, Any]]) -> str:
+def search_table(records: Iterable[Named]) -> str:
     """Return how near learned plans came to the exact optimum."""
     rows = [
         (
@@ -74,7 +133,7 @@ def search_table(records: Iterable[tuple[str, Any]]) -> str:
     return _table(("model", "device", "blocks", "plans", "worst learned ÷ exact", "slowest search s"), rows)
 
 
-def cuts_table(records: Iterable[tuple[str, Any]]) -> str:
+def cuts_table(records: Iterable[Named]) -> str:
     """Return what the check of every cut point found."""
     rows = [
         (
@@ -91,17 +150,35 @@ def cuts_table(records: Iterable[tuple[str, Any]]) -> str:
     return _table(("model", "graph", "cuts", "partitions", "differ from unsplit", "error against original"), rows)
 
 
-_TABLES = {"bench": bench_table, "search": search_table, "cuts": cuts_table}
+def _warm(record: Mapping[str, Any]) -> bool:
+    return bool(record["page_cache"] == "warm")
 
 
-def fill(text: str, records: dict[str, list[tuple[str, Any]]]) -> str:
-    """Return a document with the table between each `<!-- results:KIND -->` and `<!-- end -->` made anew."""
+def _every(record: Mapping[str, Any]) -> bool:
+    return True
+
+
+# By the word in a document: the kind of its records, which of them it takes, and how the table is made.
+_TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Iterable[Named]], str]]] = {
+    "bench": ("bench", _warm, bench_table),
+    "ttfo": ("bench", _warm, ttfo_table),
+    "targets": ("bench", _warm, targets_table),
+    "cold": ("bench", lambda record: not _warm(record), cold_table),
+    "search": ("search", _every, search_table),
+    "cuts": ("cuts", _every, cuts_table),
+}
+
+
+def fill(text: str, records: Mapping[str, Sequence[Named]]) -> str:
+    """Return a document with the table between each `<!-- results:WORD -->` and `<!-- end -->` made anew."""
 
     def replace(match: re.Match[str]) -> str:
-        found = records.get(match[2], [])
-        commands = "".join(f"- `{name}`: `{data['provenance']['command']}`\n" for name, data in found)
-        table = _TABLES[match[2]](found)
-        return f"{match[1]}\n{table}\n{commands}\n{match[3]}"
+        kind, takes, make = _TABLES[match[2]]
+        found = [named for named in records.get(kind, []) if takes(named[1])]
+        listed = found if make is not targets_table else []  # the other tables list them
+        commands = "".join(f"- `{name}`: `{data['provenance']['command']}`\n" for name, data in listed)
+        table = make(found) if found else "No record yet.\n"
+        return "\n".join(part for part in (match[1], table, commands, match[3]) if part)
 
     return _MARK.sub(replace, text)
 
@@ -121,6 +198,30 @@ def main(words: Sequence[str] | None = None) -> int:
             if not options.check:
                 path.write_text(filled, encoding="utf-8")
     return int(options.check and bool(stale))
+
+
+def _model(record: Mapping[str, Any]) -> str:
+    return f"{record['model'].removeprefix('zoo:')} ({record['model_bytes'] / 1e6:.0f} MB)"
+
+
+def _median(record: Mapping[str, Any], arm: str, key: str) -> float | None:
+    """Return a median, or None where the record lacks the arm or the figure."""
+    figure = record["arms"].get(arm, {}).get(key)
+    return None if figure is None else float(figure["median"])
+
+
+def _ratio(record: Mapping[str, Any], arm: str, of: str, key: str) -> str:
+    above, below = _median(record, arm, key), _median(record, of, key)
+    return "–" if above is None or not below else f"{above / below:.2f}"
+
+
+def _figure(figures: Mapping[str, Any], key: str, scale: float) -> str:
+    """Return a median; older records lack some figures, and some systems do not tell all."""
+    return "–" if (figure := figures.get(key)) is None else f"{figure['median'] * scale:.0f}"
+
+
+def _spread(figure: Mapping[str, float]) -> str:
+    return f"{figure['median'] * 1e3:.0f} ({figure['min'] * 1e3:.0f}–{figure['max'] * 1e3:.0f})"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

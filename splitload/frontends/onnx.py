@@ -192,7 +192,7 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mappi
         for level in wanted:
             with scratch_folder(folder.parent, f".{folder.name}.") as made:
                 try:
-                    _optimize(source.path, level, made)
+                    optimize(source.path, level, made)
                 except OSError:
                     raise
                 except Exception as error:  # onnxruntime has no common root for its errors
@@ -224,7 +224,7 @@ def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
         raise OutputError(f"cannot write the optimised model to '{folder}': {one_line(error)}") from error
 
 
-def _optimize(path: Path, level: Any, folder: Path) -> None:
+def optimize(path: Path, level: Any, folder: Path) -> None:
     """Have onnxruntime optimise `path` into `folder`, and make sure that what it wrote loads."""
     import onnxruntime as ort
 

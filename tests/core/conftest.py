@@ -9,6 +9,9 @@ import onnx
 import pytest
 import runtime_models
 
+from splitload.bench import pagecache
+from splitload.errors import StageError
+
 
 @pytest.fixture(scope="session")
 def runtime_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,3 +42,16 @@ def native_bundle(chain_model: Path) -> Path:
 def own_bundle(chain_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `chain_bundle` to damage."""
     return Path(shutil.copytree(chain_bundle, tmp_path / "own.splitload"))
+
+
+@pytest.fixture
+def evictable(tmp_path: Path) -> Path:
+    """A file of 2 MB on a file system that lets go of it."""
+    try:
+        pagecache.check()
+        file = tmp_path / "file.bin"
+        file.write_bytes(bytes(2_000_000))
+        pagecache.evict([file])
+    except StageError as error:
+        pytest.skip(str(error))
+    return file
