@@ -31,9 +31,10 @@ _pool = LoadingPool(available_threads())
 
 
 def _renew_pool() -> None:
-    """Give a forked child a pool of its own: the threads of the parent's stayed there."""
+    """Give a forked child a pool of its own: the parent's threads stayed there, and with them what they load."""
     global _pool
     _pool = LoadingPool(available_threads())
+    _alive.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -137,7 +138,7 @@ class ParallelLoader:
             and at low priority, with weights rearranged for speed, and swapped in one by one; a run under way may use
             some of both. Nothing of the old ones stays in memory.
         on_progress: Called as `on_progress(stages_loaded, num_stages)` from a loading thread after each stage, so
-            perhaps from two at once; it must not wait for the model. If it raises, `threading.excepthook` reports
+            perhaps from two at once; it must not wait for a model. If it raises, `threading.excepthook` reports
             that, loading goes on, and it is not called again.
 
     Raises:

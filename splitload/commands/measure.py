@@ -19,7 +19,7 @@ from splitload.commands.search import Search
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
-from splitload.errors import OutputError, SplitloadError, StageError, UsageError
+from splitload.errors import BundleError, OutputError, SplitloadError, StageError, UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
@@ -211,12 +211,16 @@ def _arms(
 def _bundle(
     options: argparse.Namespace, console: Console, cache: Path, source: Source, graph: ModelGraph, measured: Profile
 ) -> Path:
-    """Make the bundle that `train --device host --objective ttfo` makes, in the cache."""
+    """Make the bundle that `train --device host --objective ttfo` makes, in the cache, unless it is there."""
     with console.status("searching a plan"):
         found = Search(measured, objective="ttfo").run()
     target = cache / "bench" / f"{source.sha256[:24]}.splitload"
     target.parent.mkdir(parents=True, exist_ok=True)
-    notes = {"objective": "ttfo", "split_points": list(found.partition.split_points)}
+    points = list(found.partition.split_points)
+    notes = {"objective": "ttfo", "split_points": points, "graph": graph.path.parent.name}
+    with contextlib.suppress(BundleError):
+        if read_manifest(target).plan == notes:
+            return target
     plan = Plan(graph, found.partition, measured.contention.threads)
     write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=read_feeds(options.input))
     return target

@@ -255,7 +255,14 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
         seen = _observe(path, proto, split_constants(proto.graph)[0], ready)
     except Exception:  # onnxruntime has no common root for its errors
         return
-    block_products(path, {name: shape for name, (_, shape) in seen.items()}, ready)
+    sizes = {size for name in ready for size in seen[name][0].shape or ()}
+    shapes = {
+        name: shape
+        for name, (tensor, shape) in seen.items()
+        # sizes that only a run can tell may be 0; those of inputs are the caller's
+        if tensor.shape is not None and all(isinstance(size, int) or size in sizes for size in tensor.shape[:-1])
+    }
+    block_products(path, shapes, ready)
 
 
 def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:

@@ -74,7 +74,10 @@ class StoredWeights:
         tensor, dims, order = found
         data = self._read(tensor).tobytes()
         for name in self._files:
-            with (self._folder / name).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+            with (
+                (self._folder / name).open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
                 after = self._next.get(name, 0)  # they mostly lie in the order they are asked for
                 offset = content.find(data, after)
                 if offset < 0:

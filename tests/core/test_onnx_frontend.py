@@ -238,7 +238,7 @@ def test_where_optimising_fails_the_model_is_taken_as_it_is(tmp_path: Path, monk
     from splitload.frontends import onnx as frontend
 
     levels = []
-    optimize = frontend._optimize
+    optimize = frontend.optimize
 
     def fail_unless_disabled(path: Path, level: Any, folder: Path) -> None:
         levels.append(level)
@@ -246,7 +246,7 @@ def test_where_optimising_fails_the_model_is_taken_as_it_is(tmp_path: Path, monk
             raise RuntimeError("Attempt to replace the existing tensor")
         optimize(path, level, folder)
 
-    monkeypatch.setattr(frontend, "_optimize", fail_unless_disabled)
+    monkeypatch.setattr(frontend, "optimize", fail_unless_disabled)
     source = Source.open(models.save(models.several(), tmp_path), "model")
     assert check_graph(source, load_graph(source, "native", tmp_path / "cache")).passed
     assert len(levels) == 3
