@@ -60,9 +60,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
         name: What was given.
         known: The names that exist.
     """
-    names = sorted(known)
     import difflib
 
+    names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return UsageError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")

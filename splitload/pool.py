@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +26,7 @@ class LoadingPool:
         self._idle = 0
 
     def submit(self, job: Callable[[], None], at_least: int = 1) -> bool:
-        """Run `job` on a thread of the pool; it must not raise.
+        """Run `job` on a thread of the pool; what it raises goes to `threading.excepthook`.
 
         Args:
             job: What to do.
@@ -48,7 +47,7 @@ class LoadingPool:
                 except RuntimeError:  # the system has none left: those that there are will do
                     self._threads -= 1
                     if self._threads == 0:
-                        self._jobs.remove(job)
+                        self._jobs.pop()
                         return False
             return True
 
@@ -64,13 +63,9 @@ class LoadingPool:
                         return
                 self._idle -= 1
                 job = self._jobs.popleft()
-            job()
+            try:
+                job()
+            except BaseException as error:  # the pool outlives its jobs
+                thread = threading.current_thread()
+                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
             del job  # what it holds must not live until the next one comes
-
-
-def low_priority() -> None:
-    """Let the calling thread run only when no other wants the processor; for good, and only on Linux."""
-    import sys
-
-    if sys.platform.startswith("linux"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # here a thread has a niceness of its own

@@ -47,7 +47,8 @@ class Profile:
 
     The cost of a segment is its measured cost where `segments` holds it; otherwise it is predicted. Loading takes
     `fixed + Σ (block - fixed)`, what every stage pays once plus what each block adds, and at least as long as its
-    slowest block alone. Inference takes the sum over the blocks, scaled so that all of them take what the whole does.
+    slowest block alone; for each two blocks comes `load_growth` besides. Inference takes the sum over the blocks,
+    scaled so that all of them take what the whole does.
 
     Attributes:
         model: Name of the model, for people.
@@ -88,9 +89,8 @@ class Profile:
             return measured
         blocks = self.blocks[start:end]
         loads = [block.cost.load_s for block in blocks]
-        pairs = sum(loads) ** 2 - sum(load**2 for load in loads)
         return Cost(
-            max(sum(loads) - (len(blocks) - 1) * self.stage_fixed_s, *loads) + self.load_growth * pairs,
+            self._additive_load_s(loads) + self.load_growth * _pairs(loads),
             sum(block.cost.first_inference_s for block in blocks) * self.inference_scale("first_inference_s"),
             sum(block.cost.inference_s for block in blocks) * self.inference_scale("inference_s"),
         )
@@ -113,10 +113,13 @@ class Profile:
         """
         measured = self.segments.get((0, self.num_blocks))
         loads = [block.cost.load_s for block in self.blocks]
-        pairs = sum(loads) ** 2 - sum(load**2 for load in loads)
-        if measured is None or pairs <= 0:
+        if measured is None or _pairs(loads) <= 0:
             return 0.0
-        return max(measured.load_s - max(sum(loads) - (len(loads) - 1) * self.stage_fixed_s, *loads, 0.0), 0.0) / pairs
+        return max(measured.load_s - self._additive_load_s(loads), 0.0) / _pairs(loads)
+
+    def _additive_load_s(self, loads: list[float]) -> float:
+        """Return the load of a stage of these blocks, were it no more than their sum without what each pays anew."""
+        return max(sum(loads) - (len(loads) - 1) * self.stage_fixed_s, *loads)
 
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""
@@ -217,6 +220,11 @@ class Profile:
         except ValueError as error:
             raise ProfileError(f"{path.name}: not JSON ({error})") from error
         return cls.from_json(data, path.name)
+
+
+def _pairs(loads: list[float]) -> float:
+    """Return the sum of the products of each two."""
+    return sum(loads) ** 2 - sum(load**2 for load in loads)
 
 
 def _cost(row: dict[str, Any], *others: str) -> Cost:

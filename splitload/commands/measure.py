@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import splitload
 from splitload.bench import Arm, compare, deep, first_outputs, pagecache, run_arms, summarize
 from splitload.bench.arms import ARMS, Subject, make_arm
 from splitload.bench.storage import Controller, read_bytes_per_s
@@ -155,7 +156,7 @@ def _subject(
     if "splitload" in names:
         same = argparse.Namespace(**{**vars(options), "model": word})
         source, graph, measured = prepare(same, console, cache, open_device("host", cache), feeds)
-        bundle = Path(options.bundle) if options.bundle else _bundle(options, console, cache, source, graph, measured)
+        bundle = Path(options.bundle) if options.bundle else _bundle(console, cache, source, graph, measured, feeds)
         manifest = read_manifest(bundle)
         if manifest.model_sha256 != source.sha256:
             raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {model}")
@@ -209,7 +210,7 @@ def _arms(
 
 
 def _bundle(
-    options: argparse.Namespace, console: Console, cache: Path, source: Source, graph: ModelGraph, measured: Profile
+    console: Console, cache: Path, source: Source, graph: ModelGraph, measured: Profile, feeds: Mapping[str, Any]
 ) -> Path:
     """Make the bundle that `train --device host --objective ttfo` makes, in the cache, unless it is there."""
     with console.status("searching a plan"):
@@ -217,12 +218,14 @@ def _bundle(
     target = cache / "bench" / f"{source.sha256[:24]}.splitload"
     target.parent.mkdir(parents=True, exist_ok=True)
     points = list(found.partition.split_points)
-    notes = {"objective": "ttfo", "split_points": points, "graph": graph.path.parent.name}
+    given = [f"{name}: {value.dtype}{list(value.shape)}" for name, value in sorted(feeds.items())]
+    made_with = f"{graph.path.parent.name} {provenance([])['git_commit']} {splitload.__version__}"
+    notes = {"objective": "ttfo", "split_points": points, "inputs": given, "made_with": made_with}
     with contextlib.suppress(BundleError):
         if read_manifest(target).plan == notes:
             return target
     plan = Plan(graph, found.partition, measured.contention.threads)
-    write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=read_feeds(options.input))
+    write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=feeds)
     return target
 
 

@@ -47,12 +47,12 @@ def write_bundle(
     device: str,
     notes: Mapping[str, Any],
     feeds: Mapping[str, Any] | None = None,
-    of: Manifest | None = None,
+    specialized_from: Manifest | None = None,
 ) -> None:
     """Write the bundle: the plan, and where its graph is native a portable one-stage plan that runs anywhere.
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
-    With `of` the source is that bundle, and the new one names the same model.
+    With `specialized_from` the source is that bundle, and the new one names the same model.
 
     Raises:
         SplitloadError: If it cannot be written.
@@ -63,10 +63,10 @@ def write_bundle(
             portable = load_graph(source, "portable", cache, max_blocks=plan.graph.max_blocks)
         trainable_from = None if plan.trainable_from is None else 0
         plans.append(Plan(portable, Partition(len(portable.blocks)), 1, trainable_from))
-    if of is not None:
+    if specialized_from is not None:
+        sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
-            replace(each, graph=replace(each.graph, source_sha256=of.model_sha256, source_bytes=of.model_bytes))
-            for each in plans
+            replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
         ]
     with console.progress("writing the bundle", unit="stages") as show:
 

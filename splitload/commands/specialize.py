@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from splitload.bundle import Manifest, check_target, read_manifest
 from splitload.commands.console import Console, count_of
 from splitload.commands.plans import write_bundle
-from splitload.commands.search import Search
+from splitload.commands.search import Objective, Search
 from splitload.commands.train import trainable_from
 from splitload.deploy.build import Plan
 from splitload.devices.host import HostDevice
+from splitload.errors import BundleError, ModelError
 from splitload.frontends.onnx import Source, load_graph
+from splitload.frontends.proto import external_files
 from splitload.frontends.stages import join_stages
 from splitload.inputs import read_feeds
 from splitload.machine import cpu_architecture
@@ -24,7 +29,9 @@ from splitload.scratch import scratch_folder
 def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
     """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
 
-    The bundle is replaced as a whole or not at all. It keeps its portable graph, so it still loads elsewhere.
+    The bundle is replaced as a whole or not at all. Native parts for other processors are dropped; the portable graph
+    is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The search is the one
+    of `train` with its defaults, by the objective the bundle was made with.
 
     Raises:
         SplitloadError: If the bundle is damaged, cannot be run here, or not be written.
@@ -40,8 +47,10 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             graph = load_graph(source, "native", cache, feeds=feeds)
         with console.progress("profiling on host", unit="passes") as show:
             profile = device.profile(graph, feeds=feeds, on_progress=show)
-        objective = manifest.plan.get("objective", "balance")
+        objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
         spec = manifest.plan.get("trainable")
+        if spec is not None and not isinstance(spec, str):
+            raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
         first_trainable = trainable_from(spec, graph)
         with console.status("searching a plan"):
             found = Search(profile, objective=objective, trainable_from=first_trainable).run()
@@ -55,12 +64,22 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             "predicted_ttfo_s": profile.schedule(found.partition).ttfo_s,
         }
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
-        write_bundle(target, source, plan, console, cache, device=device.name, notes=notes, feeds=feeds, of=manifest)
+        write_bundle(
+            target,
+            source,
+            plan,
+            console,
+            cache,
+            device=device.name,
+            notes=notes,
+            feeds=feeds,
+            specialized_from=manifest,
+        )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     count = count_of(found.partition.num_stages, "stage")
     console.print(
         f"{target}: {count} for {cpu_architecture()}, {files_bytes / 1e6:.1f} MB "
-        f"({files_bytes / manifest.model_bytes:.2f} of the model)"
+        f"({files_bytes / max(manifest.model_bytes, 1):.2f} of the model)"
     )
     return {
         "bundle": options.bundle,
@@ -80,10 +99,20 @@ def _source(bundle: Path, manifest: Manifest, folder: Path) -> Source:
     stages = manifest.variants[-1].stages
     names = {file.name for stage in stages for file in (stage.graph, stage.weights) if file is not None}
     names.update(name for stage in stages for name in stage.shares)
-    hashes = {file.name: file.sha256 for file in manifest.files()}
     for name in names:
-        (folder / name).hardlink_to(bundle / name)
-    path = folder / "portable.onnx"
-    path.write_bytes(join_stages([folder / stage.graph.name for stage in stages], manifest).SerializeToString())
-    identity = hashlib.sha256(repr(sorted((name, hashes[name]) for name in names)).encode()).hexdigest()
+        file = (bundle / name).resolve()
+        try:
+            (folder / name).hardlink_to(file)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, folder / name)
+    path = folder / ".joined.onnx"  # no name that a bundle's file may have
+    try:
+        model = join_stages([folder / stage.graph.name for stage in stages], manifest)
+        data = model.SerializeToString(deterministic=True)
+        path.write_bytes(data)
+        external_files(model, path)  # refuses weights outside the folder
+    except (DecodeError, ModelError) as error:
+        raise BundleError(f"the portable graph of '{bundle}' cannot be read: {error}") from error
+    hashes = sorted((file.name, file.sha256) for file in manifest.files() if file.name in names)
+    identity = hashlib.sha256(data + repr(hashes).encode()).hexdigest()
     return Source(manifest.model, path, identity, manifest.model_bytes)

@@ -89,6 +89,8 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         session = open_session(stage.graph, prepack=scheme["prepack"], mapped=scheme["mapped"])
         results = run_stage(ort, session, stage, names, values, None)
         first_s = time.perf_counter() - start
+        if scheme["prefetch"]:
+            reading.join()
         steady = []
         for _ in range(STEADY_RUNS):
             start = time.perf_counter()

@@ -230,6 +230,8 @@ def _is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any]) -> bool
 
     sessions = [open_session(original)]
     names = [value.name for value in sessions[0].get_outputs() if value.type in DTYPES]
+    if not names:
+        return False
     try:
         sessions.insert(0, open_session(changed))
         answers = [session.run(names, dict(feeds)) for session in sessions]

@@ -90,7 +90,8 @@ def load_graph(
 ) -> ModelGraph:
     """Optimise the whole model once, and return what can be cut.
 
-    The optimised file is kept in `cache`, by the hash of the model, the runtime version and the processor. "native"
+    The optimised file is kept in `cache`, by the hash of the model, the runtime version and the processor; where
+    matrix products are stored in blocks, the first feeds decide. "native"
     takes every optimisation of onnxruntime, "portable" only those that leave standard operators. A model that
     onnxruntime cannot optimise, because it already was, is taken as it is.
 
@@ -254,6 +255,8 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
         proto = _read(path)
         seen = _observe(path, proto, split_constants(proto.graph)[0], ready)
     except Exception:  # onnxruntime has no common root for its errors
+        if feeds:
+            raise
         return
     sizes = {size for name in ready for size in seen[name][0].shape or ()}
     shapes = {

@@ -178,12 +178,12 @@ class StageWriter:
 
         unnamed = folder / f"{stem}.part.ort"
         handle, made = tempfile.mkstemp(dir=self._graph.path.parent, prefix=".stage-", suffix=".onnx")
-        with os.fdopen(handle, "wb") as stream:  # beside the weights it names
-            stream.write(model.SerializeToString())
         options = plain_options()
         options.optimized_model_filepath = str(unnamed)
         options.add_session_config_entry("session.save_model_format", "ORT")
         try:
+            with os.fdopen(handle, "wb") as stream:  # beside the weights it names
+                stream.write(model.SerializeToString())
             ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
             file = unnamed.stat()
             sha256 = sha256_of(unnamed)
@@ -197,7 +197,7 @@ class StageWriter:
             unnamed.unlink(missing_ok=True)
             return None
         finally:
-            Path(made).unlink()
+            Path(made).unlink(missing_ok=True)
 
     def _constant_nodes(self, nodes: Iterable[Any]) -> list[Any]:
         """Return the constant nodes that `nodes` need, in topological order."""
@@ -311,8 +311,11 @@ def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
             if sparse.values.name not in seen:
                 model.graph.sparse_initializer.append(sparse)
                 seen.add(sparse.values.name)
-    model.graph.input.extend(declared[spec.name] for spec in manifest.inputs if spec.name in declared)
-    model.graph.output.extend(declared[spec.name] for spec in manifest.outputs)
+    for values, specs in ((model.graph.input, manifest.inputs), (model.graph.output, manifest.outputs)):
+        values.extend(
+            declared.get(spec.name) or onnx.helper.make_tensor_value_info(spec.name, elem_type(spec.type), spec.shape)
+            for spec in specs
+        )
     return model
 
 
