@@ -177,6 +177,12 @@ class ParallelLoader:
         self.variant: Variant = self.manifest.variant_for(cpu_architecture(), ort.__version__)
         stages = self.variant.stages
         self._overlap = overlap and self.variant.overlap
+        self._outputs = [spec.name for spec in self.manifest.outputs]
+        self._is_model = (
+            len(stages) == 1
+            and set(stages[0].inputs) == {spec.name for spec in self.manifest.inputs}
+            and {spec.name for spec in stages[0].outputs} == set(self._outputs)
+        )
         self._upgrade = upgrade and any(stage.upgrade for stage in stages)
         self._on_progress = on_progress
         self._sessions: list[Any] = [None] * len(stages)
@@ -227,6 +233,8 @@ class ParallelLoader:
             StageError: If a stage could not be loaded, or the loader is closed.
         """
         self._raise_if_failed()
+        if self._is_model:
+            return self._run_whole(output_names, input_feed, run_options)
         wanted, values = checked(self._ort, self.manifest, output_names, input_feed)
         if not self._overlap:
             self.wait()
@@ -245,6 +253,20 @@ class ParallelLoader:
         self._answered = True
         self._start_upgrade()
         return [to_python(self._ort, values[name]) for name in wanted]
+
+    def _run_whole(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any
+    ) -> list[Any]:
+        """Run the only stage, whose inputs and outputs are the model's: the runtime checks them itself."""
+        session = self._session(0)
+        start = time.perf_counter()
+        results: list[Any] = session.run(output_names or self._outputs, input_feed, run_options)
+        if not self._answered:
+            task = Task(0, "infer", 0, start - self._start, time.perf_counter() - self._start)
+            self._first_runs.setdefault(0, task)
+            self._answered = True
+            self._start_upgrade()
+        return results
 
     def get_inputs(self) -> list[NodeArg]:
         """Return the model's inputs; needs no stage."""
