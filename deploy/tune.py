@@ -14,7 +14,7 @@ from splitload.inputs import save_feeds
 from splitload.scratch import scratch_folder
 
 REPEATS = 5
-WORTHWHILE = 0.1  # what another way than the plain one must gain; measurements are not better than that
+WORTHWHILE = 0.15  # what another way than the plain one must gain; measurements are not better than that
 WORTHWHILE_S = 0.001
 MIN_WEIGHTS_BYTES = 1 << 20  # with fewer there is nothing to map or rearrange
 

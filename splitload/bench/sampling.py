@@ -29,6 +29,7 @@ FIGURES = (
     "settled_memory_bytes",
     "major_faults",
 )
+PAUSE_S = 0.2  # for the system to clear away the process before, which would run beside the next one
 _CHILD = Path(__file__).with_name("__main__.py")
 _TOLERANCE = 1e-3  # of the largest magnitude in an output; arms that compute in float32 stay far below
 _ENGINE_TOLERANCE = {"openvino": 5e-2, "ncnn": 5e-2}  # which may take half precision on their own account
@@ -106,6 +107,7 @@ def run_arms(
         for turn in range(runs):
             for place in range(len(arms)):
                 arm = arms[(turn + place) % len(arms)]
+                time.sleep(PAUSE_S)
                 samples[arm.name].append(_sample(arm, rows, cold, bytes_per_s))
                 if on_progress is not None:
                     on_progress(turn * len(arms) + place + 1, runs * len(arms))
