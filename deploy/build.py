@@ -14,9 +14,9 @@ from splitload.frontends.onnx import one_line
 from splitload.frontends.shared import StoredWeights
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
-from splitload.loader import open_session
 from splitload.machine import cpu_architecture
 from splitload.partition import Partition
+from splitload.session import open_session
 
 
 @dataclass(frozen=True, slots=True)

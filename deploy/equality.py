@@ -14,8 +14,8 @@ from splitload.frontends.onnx import Source, one_line
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.inputs import example_inputs
-from splitload.loader import open_session, run_stage, to_python
 from splitload.scratch import scratch_folder
+from splitload.session import open_session, run_stage, to_python
 
 TOLERANCE = 1e-4
 

@@ -10,21 +10,20 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from splitload.arguments import checked, to_ort
-from splitload.bundle import Manifest, StageEntry, TensorSpec, Variant, Verify, read_manifest
+from splitload.arguments import checked
+from splitload.bundle import Manifest, StageEntry, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.pool import LoadingPool
 from splitload.schedule import Schedule, Task
+from splitload.session import open_session, read_ahead, run_stage, to_python
 
-SPIN_US = 100
 HAND_OVER_S = 0.001
-_READ_BYTES = 1 << 20
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
 
 
@@ -49,68 +48,6 @@ def _close_all() -> None:
     """Let no thread be inside onnxruntime when the interpreter goes away: that would abort the process."""
     for loader in list(_alive):
         loader.close()
-
-
-def open_session(
-    graph: Path, *, prepack: bool = False, mapped: bool = True, optimize: bool = False, background: bool = False
-) -> Any:
-    """Return an onnxruntime session on a stage's graph file, made as quickly as can be.
-
-    A graph that was optimised already is taken as it is, and its weights stay mapped from the file. Nothing is planned
-    ahead that the first run finds out by itself: planning which buffers may be reused takes onnxruntime time that grows
-    with the square of the graph (DenseNet-201: 54 ms of 67), and the memory pattern of the first run would cost the
-    second one all its memory again. Inference threads spin for 100 µs, long enough to stay awake from one operator to
-    the next, too short to take the processors from a stage that still loads.
-
-    There is no process-wide thread pool: once onnxruntime has one it refuses every session that does not use it, those
-    of the caller included.
-
-    Args:
-        graph: The .onnx or .ort file.
-        prepack: Whether to rearrange weights for faster inference.
-        mapped: Whether the weights of an .ort file stay mapped, or are read into memory.
-        optimize: Whether onnxruntime optimises the graph first.
-        background: Whether to do the work at low priority; the calling thread keeps it.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.enable_mem_reuse = False
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if mapped and graph.suffix == ".ort":
-        options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
-        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-    later = {"disabled_optimizers": _nothing_at_low_priority()} if background else {}
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], **later)
-
-
-def _nothing_at_low_priority() -> Iterator[str]:
-    """Yield no optimiser to disable, but lower the priority of the thread that asks.
-
-    onnxruntime asks after it has started the session's inference threads, which take over the priority of the thread
-    that starts them and must keep the usual one, and before it rearranges weights.
-    """
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # here a thread has a niceness of its own
-    yield from ()
-
-
-def read_ahead(path: Path) -> None:
-    """Read a file, so that it is in memory and, as far as it fits, in the processor's cache.
-
-    Errors are left for the load to meet.
-    """
-    buffer = bytearray(_READ_BYTES)
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
 
 
 class NodeArg(NamedTuple):
@@ -541,42 +478,3 @@ def _return_memory() -> None:
         import ctypes
 
         ctypes.CDLL(None).malloc_trim(0)
-
-
-class StageIO(Protocol):
-    """What a stage reads and gives; manifest entries and freshly written stages both fit."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...  # noqa: D102
-
-
-def run_stage(
-    ort: Any, session: Any, stage: StageIO, needed: list[str], values: Mapping[str, Any], run_options: Any
-) -> list[Any]:
-    """Run one stage; plain tensors stay in the runtime, so that nothing is copied between stages.
-
-    Args:
-        ort: The onnxruntime module.
-        session: The stage's session.
-        stage: Its inputs and outputs.
-        needed: Names of the outputs wanted.
-        values: At least the stage's inputs, as arrays or OrtValues.
-        run_options: An `onnxruntime.RunOptions` or None.
-
-    Returns:
-        One value for each name in `needed`.
-    """
-    feeds = {name: to_ort(ort, values[name]) for name in stage.inputs if name in values}
-    types = {spec.name: spec.type for spec in stage.outputs}
-    if all(isinstance(value, ort.OrtValue) for value in feeds.values()) and all(
-        types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed
-    ):
-        return list(session.run_with_ort_values(needed, feeds, run_options))
-    return list(session.run(needed, feeds, run_options))
-
-
-def to_python(ort: Any, value: Any) -> Any:
-    """Return a tensor as a numpy array, anything else as it is."""
-    return value.numpy() if isinstance(value, ort.OrtValue) and value.is_tensor() else value

@@ -17,7 +17,7 @@ from typing import Any
 
 from splitload.bundle import TensorSpec
 from splitload.inputs import example_inputs, load_feeds
-from splitload.loader import open_session, read_ahead, run_stage
+from splitload.session import open_session, read_ahead, run_stage
 
 STEADY_RUNS = 5
 

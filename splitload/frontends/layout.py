@@ -83,28 +83,18 @@ def block_products(path: Path, shapes: Mapping[str, tuple[int, ...] | None], fee
     if block is None or not products:
         return 0
     [location] = {external_entry(tensor)[0] for tensor in all_tensors(model.graph) if is_external(tensor)}
-    data, blocked_data = path.with_name(location), path.with_name("blocked.bin")
-    shutil.copyfile(data, blocked_data)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name in dict.fromkeys(node.input[1] for node in products):
-        node = next(node for node in products if node.input[1] == name)
-        _rewrite_weights(initializers[name], _is_transposed(node), block, blocked_data)
-    _rewrite_nodes(model, products, shapes)
-    for tensor in all_tensors(model.graph):
-        if is_external(tensor):
-            next(entry for entry in tensor.external_data if entry.key == "location").value = blocked_data.name
-    blocked = path.with_name("blocked.onnx")
-    blocked.write_bytes(model.SerializeToString())
-    if not _is_as_fast(blocked, path, feeds):
-        blocked.unlink()
-        blocked_data.unlink()
-        return 0
-    for tensor in all_tensors(model.graph):
-        if is_external(tensor):
-            next(entry for entry in tensor.external_data if entry.key == "location").value = location
-    blocked.write_bytes(model.SerializeToString())
-    blocked_data.replace(data)
-    blocked.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".blocked-") as made:
+        changed = Path(made) / path.name
+        shutil.copyfile(path.with_name(location), changed.with_name(location))
+        for name, node in {node.input[1]: node for node in products}.items():
+            _rewrite_weights(initializers[name], _is_transposed(node), block, changed.with_name(location))
+        _rewrite_nodes(model, products, shapes)
+        changed.write_bytes(model.SerializeToString())
+        if not _is_as_fast(changed, path, feeds):
+            return 0
+        changed.with_name(location).replace(path.with_name(location))
+        changed.replace(path)
     return len(products)
 
 
@@ -226,7 +216,7 @@ def _is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any]) -> bool
 
     The time is the least of runs in turns.
     """
-    from splitload.loader import open_session
+    from splitload.session import open_session
 
     sessions = [open_session(original)]
     names = [value.name for value in sessions[0].get_outputs() if value.type in DTYPES]

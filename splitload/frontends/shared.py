@@ -28,12 +28,14 @@ class Place:
     Attributes:
         file: Name of the file in the bundle.
         offset: First byte.
+        length: How many bytes.
         dims: Shape it is stored with.
         order: Axes of the Transpose that comes before a Reshape to the weight's own shape; None if it is as it is.
     """
 
     file: str
     offset: int
+    length: int
     dims: tuple[int, ...]
     order: tuple[int, ...] | None
 
@@ -84,7 +86,7 @@ class StoredWeights:
                     offset = content.find(data, 0, after + len(data))
                 if offset >= 0:
                     self._next[name] = offset + len(data)
-                    return Place(name, offset, dims, order)
+                    return Place(name, offset, len(data), dims, order)
         return None
 
     def _read(self, tensor: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -146,7 +145,7 @@ class StageWriter:
 
     def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:
         """Point weights of `model` at their places in other files; return these, and whether any must be restored."""
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import helper, numpy_helper
 
         files: dict[str, None] = {}
         makers = []
@@ -155,7 +154,6 @@ class StageWriter:
             if place is None:
                 continue
             files[place.file] = None
-            _, _, length = external_entry(tensor)
             if place.order is not None:
                 name, dims = tensor.name, tuple(tensor.dims)
                 tensor.name = f"{name}/stored"
@@ -164,9 +162,7 @@ class StageWriter:
                 model.graph.initializer.append(size)
                 makers.append(helper.make_node("Transpose", [tensor.name], [f"{name}/ordered"], perm=place.order))
                 makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [name]))
-            length = length or math.prod(tensor.dims) * 4
-            tensor.data_location = TensorProto.EXTERNAL
-            _point(tensor, place.file, place.offset, length)
+            _point(tensor, place.file, place.offset, place.length)
         body = list(model.graph.node)
         del model.graph.node[:]
         model.graph.node.extend([*makers, *body])

@@ -370,7 +370,8 @@ def test_progress_is_reported(chain_bundle: Path) -> None:
     seen: list[tuple[int, int]] = []
     with ParallelLoader(chain_bundle, threads=1, on_progress=lambda *step: seen.append(step)) as model:
         model.wait()
-        while len(seen) < 4:
+        deadline = time.monotonic() + WAIT_S
+        while len(seen) < 4 and time.monotonic() < deadline:
             time.sleep(0.001)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
