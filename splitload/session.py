@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from splitload.arguments import to_ort
 from splitload.bundle import TensorSpec
 
-SPIN_US = 100
+SPIN_US = 1000
 _READ_BYTES = 1 << 20
 
 
@@ -25,8 +25,9 @@ def open_session(
     A graph that was optimised already is taken as it is, and its weights stay mapped from the file. Nothing is planned
     ahead that the first run finds out by itself: planning which buffers may be reused takes onnxruntime time that grows
     with the square of the graph (DenseNet-201: 54 ms of 67), and the memory pattern of the first run would cost the
-    second one all its memory again. Inference threads spin for 100 µs, long enough to stay awake from one operator to
-    the next, too short to take the processors from a stage that still loads.
+    second one all its memory again. Inference threads spin for a millisecond: long enough to stay awake from one
+    operator to the next, too short to take the processors from a stage that still loads. They do not spin between runs,
+    when another stage's threads have the processors.
 
     There is no process-wide thread pool: once onnxruntime has one it refuses every session that does not use it, those
     of the caller included.
@@ -47,6 +48,7 @@ def open_session(
     options.enable_mem_reuse = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if mapped and graph.suffix == ".ort":

@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 
 from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs
+from splitload.frontends.tidy import ROWS, tidy
 from splitload.inputs import DTYPES
 
 DOMAIN = "com.microsoft.nchwc"
 MIN_ROWS = 16  # with fewer rows the product reads its weights once anyway
 ROUNDS = 11
+# what both FusedGemm and the blocked Conv can do after the product, and its parameters
+_ACTIVATIONS = {"Relu": (), "Sigmoid": (), "Tanh": (), "LeakyRelu": ("activation_alpha",)}
 TOLERATED = 1.05  # what the blocked graph may lose in a run: it never needs a second copy of its weights
 
 
@@ -90,6 +93,7 @@ def block_products(path: Path, shapes: Mapping[str, tuple[int, ...] | None], fee
         for name, node in {node.input[1]: node for node in products}.items():
             _rewrite_weights(initializers[name], _is_transposed(node), block, changed.with_name(location))
         _rewrite_nodes(model, products, shapes)
+        tidy(model.graph, DOMAIN)
         changed.write_bytes(model.SerializeToString())
         if not _is_as_fast(changed, path, feeds):
             return 0
@@ -99,7 +103,7 @@ def block_products(path: Path, shapes: Mapping[str, tuple[int, ...] | None], fee
 
 
 def _products(graph: Any, shapes: Mapping[str, tuple[int, ...] | None], block: int) -> list[Any]:
-    """Return the MatMul and Gemm nodes that can be rewritten."""
+    """Return the MatMul, Gemm and FusedGemm nodes that can be rewritten."""
     weights = {
         tensor.name: tensor
         for tensor in graph.initializer
@@ -124,15 +128,20 @@ def _products(graph: Any, shapes: Mapping[str, tuple[int, ...] | None], block: i
 
 
 def _is_plain(node: Any, initializers: Mapping[str, tuple[int, ...]]) -> bool:
-    """Return whether the node is a MatMul, or a Gemm that only multiplies and adds one constant to each column."""
-    if node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type == "MatMul":
+    """Return whether the node is a MatMul, or a Gemm that only multiplies and adds one constant to each column.
+
+    An activation that onnxruntime has fused with the Gemm may follow.
+    """
+    kind = (node.domain, node.op_type)
+    if kind in (("", "MatMul"), ("ai.onnx", "MatMul")):
         return True
+    if kind not in (("", "Gemm"), ("ai.onnx", "Gemm"), ("com.microsoft", "FusedGemm")):
+        return False
     values = {attribute.name: attribute.f or attribute.i for attribute in node.attribute}
+    if node.op_type == "FusedGemm" and _activation(node)[0] not in _ACTIVATIONS:
+        return False
     return (
-        node.op_type == "Gemm"
-        and not values.get("transA", 0)
+        not values.get("transA", 0)
         and values.get("alpha", 1.0) == 1.0
         and (
             not any(node.input[2:])
@@ -142,6 +151,15 @@ def _is_plain(node: Any, initializers: Mapping[str, tuple[int, ...]]) -> bool:
             )
         )
     )
+
+
+def _activation(node: Any) -> tuple[str, list[float]]:
+    """Return the activation fused with a node, "" for none, and its parameters."""
+    values = {attribute.name: attribute for attribute in node.attribute}
+    if "activation" not in values:
+        return "", []
+    kind = values["activation"].s.decode()
+    return kind, [values[name].f for name in _ACTIVATIONS.get(kind, ()) if name in values]
 
 
 def _is_transposed(node: Any) -> bool:
@@ -163,48 +181,57 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
     """Replace each product by a convolution between two changes of layout."""
     from onnx import helper, numpy_helper
 
+    model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input as well
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     graph = model.graph
     chosen = {id(node) for node in products}
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     nodes = []
+
+    def constant(name: str, *values: int) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+    def with_axis(kind: str, value: str, made: str) -> Any:
+        if opset < 13:
+            return helper.make_node(kind, [value], [made], axes=[2])
+        return helper.make_node(kind, [value, constant(f"{made}/axes", 2)], [made])
+
     for node in graph.node:
         if id(node) not in chosen:
             nodes.append(node)
             continue
         name, source, result = node.name or node.output[0], node.input[0], node.output[0]
         stem = f"{result}/blocked"
-        shape = shapes[source]
-        axes = {2: [0, 2], 3: [2], 4: []}[len(shape or ())]
-
-        def reshape(kind: str, value: str, made: str, axes: list[int] = axes, stem: str = stem) -> Any:
-            if opset < 13:
-                return helper.make_node(kind, [value], [made], axes=axes)
-            if f"{stem}/axes" not in dims:
-                dims[f"{stem}/axes"] = (len(axes),)
-                graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), f"{stem}/axes"))
-            return helper.make_node(kind, [value, f"{stem}/axes"], [made])
-
-        pixels = source
-        if axes:
-            pixels = f"{stem}/pixels"
-            nodes.append(reshape("Unsqueeze", source, pixels))
+        rank = len(shapes[source] or ())
+        channels, columns, *_ = dims[node.input[1]]
+        pixels, last = (source, result) if rank == 4 else (f"{stem}/pixels", f"{stem}/rows")
+        if rank == 2:
+            nodes.append(
+                helper.make_node("Reshape", [source, constant(f"{stem}/pixels/shape", *ROWS, columns)], [pixels])
+            )
+        elif rank == 3:
+            nodes.append(with_axis("Unsqueeze", source, pixels))
         blocks, filtered = f"{stem}/in", f"{stem}/out"
         bias = [name for name in node.input[2:3] if name]
+        kind, parameters = _activation(node)
+        activation: dict[str, Any] = {"activation": kind} if kind else {}
+        if parameters:
+            activation["activation_params"] = parameters
         nodes.append(helper.make_node("ReorderInput", [pixels], [blocks], domain=DOMAIN, channels_last=1))
         nodes.append(
             helper.make_node(
                 "Conv", [blocks, node.input[1], *bias], [filtered], name, domain=DOMAIN, kernel_shape=[1, 1],
-                strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1], group=1,
+                strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1], group=1, **activation,
             )
         )  # fmt: skip
-        last = f"{stem}/rows" if axes else result
-        channels = dims[node.input[1]][0]
         nodes.append(
             helper.make_node("ReorderOutput", [filtered], [last], domain=DOMAIN, channels=channels, channels_last=1)
         )
-        if axes:
-            nodes.append(reshape("Squeeze", last, result))
+        if rank == 2:
+            nodes.append(helper.make_node("Reshape", [last, constant(f"{stem}/rows/shape", -1, channels)], [result]))
+        elif rank == 3:
+            nodes.append(with_axis("Squeeze", last, result))
     del graph.node[:]
     graph.node.extend(nodes)
     if not any(entry.domain == DOMAIN for entry in model.opset_import):

@@ -33,7 +33,7 @@ from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 # what onnxruntime puts before the message: its code, the file once more, and a place in its own source
 _NOISE = re.compile(
     r"^\d+ : [A-Z_]+ : |(?:Load model from \S+ failed: ?)|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? (?=[A-Z])"
