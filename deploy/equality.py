@@ -52,6 +52,8 @@ def check_graph(
 ) -> Outcome:
     """Try every cut point alone, and one even partition for each number of stages.
 
+    Partitions are tried as bundles hold them; stages between single cuts map the optimised model's file instead.
+
     Args:
         source: The original model.
         graph: Its optimised graph.
@@ -65,7 +67,8 @@ def check_graph(
     import onnxruntime as ort
 
     cuts = [cut.position for cut in graph.cut_points]
-    splits = [(cut,) for cut in cuts] + even_splits(cuts, num_stages)
+    quick, shipped = StageWriter(graph, copy_weights=False), StageWriter(graph)
+    splits = [(quick, (cut,)) for cut in cuts] + [(shipped, split) for split in even_splits(cuts, num_stages)]
     options = ort.SessionOptions()
     options.log_severity_level = 4
     original = ort.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
@@ -78,9 +81,8 @@ def check_graph(
     unsplit = open_session(graph.path)
     expected = unsplit.run(list(graph.outputs), ready)
     del unsplit
-    writer = StageWriter(graph, copy_weights=False)
     different = []
-    for done, positions in enumerate(splits):
+    for done, (writer, positions) in enumerate(splits):
         if not all(map(identical, run_split(writer, graph, positions, ready), expected)):
             different.append(positions)
         if on_progress is not None:

@@ -17,9 +17,7 @@ from typing import Any
 from splitload.bench.convert import BATCH
 from splitload.bench.sampling import Arm, saved_feeds
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
-from splitload.frontends import onnx as frontend
-from splitload.frontends.onnx import Source
-from splitload.frontends.proto import external_files
+from splitload.frontends.onnx import Source, model_files
 from splitload.frontends.torch import INSTALL as INSTALL_TORCH
 from splitload.graph import ModelGraph
 from splitload.machine import available_threads, cpu_architecture
@@ -75,13 +73,13 @@ def make_arm(name: str, subject: Subject) -> Arm:
 
 
 def _stock(subject: Subject) -> Arm:
-    return Arm("stock", subject.source.path, files=_model_files(subject.source.path))
+    return Arm("stock", subject.source.path, files=model_files(subject.source.path))
 
 
 def _tuned(subject: Subject) -> Arm:
     # optimised by onnxruntime alone: splitload's own graph is stored in a layout that nobody gets by hand
     file = _converted("tuned", subject, _version("onnxruntime"), cpu_architecture()) / "model.onnx"
-    return Arm("tuned", file, files=_model_files(file))
+    return Arm("tuned", file, files=model_files(file))
 
 
 def _ort_format(subject: Subject) -> Arm:
@@ -108,7 +106,7 @@ def _openvino(subject: Subject) -> Arm:
     key = _key(_version("openvino"), str(file), file.stat().st_mtime_ns)  # by which OpenVINO knows the model again
     cache = subject.cache / "bench" / f"{subject.source.sha256[:24]}-openvino-{key}"
     _make_folder(cache)
-    files = (*_model_files(file), cache)
+    files = (*model_files(file), cache)
     return Arm("openvino", file, files=files, job={"cache": str(cache.resolve())})
 
 
@@ -162,11 +160,6 @@ def _recipe(arm: str, subject: Subject) -> dict[str, str]:
 def _no_synthetic(arm: str, subject: Subject) -> None:
     if subject.synthetic:
         raise UsageError("a synthetic graph is compared within onnxruntime only")
-
-
-def _model_files(path: Path) -> tuple[Path, ...]:
-    """Return an .onnx file and those that hold its weights."""
-    return path, *external_files(frontend._read(path), path)
 
 
 def _need(*packages: str) -> None:

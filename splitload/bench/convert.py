@@ -6,7 +6,6 @@ imported by the arm that needs them; where something fails, the last line on std
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import re
@@ -14,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -123,17 +122,14 @@ def _module(model: str) -> torch.nn.Module:
     """Return the torch module behind a MODEL word, with the weights that its .onnx file has."""
     import torch
 
-    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        declare_torchvision_ops()
-        if model.startswith("zoo:"):
-            torch.manual_seed(zoo._SEED)
-            entry = zoo._models()[model.removeprefix("zoo:")]
-            module, example = cast("functools.partial[None]", entry.write).args[1]()
-            zoo._settle(module, example)
-        else:
-            package, _, name = model.partition(":")
+    declare_torchvision_ops()
+    if model.startswith("zoo:"):
+        module, _ = zoo.module(model.removeprefix("zoo:"))
+    else:
+        package, _, name = model.partition(":")
+        with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
             module, _ = getattr(importlib.import_module(package), name)()
-    return cast("torch.nn.Module", module.eval())
+    return module.eval()
 
 
 def _by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:

@@ -25,6 +25,7 @@ FIGURES = (
     "first_inference_s",
     "steady_inference_s",
     "process_s",
+    "import_s",
     "peak_memory_bytes",
     "settled_memory_bytes",
     "major_faults",
@@ -90,6 +91,7 @@ def run_arms(
           except in the splitload arm, where they overlap.
         - steady_inference_s: median of later inferences, after the upgrade in the splitload arm.
         - process_s: from the start of the interpreter to the first output.
+        - import_s: what importing splitload takes once numpy and onnxruntime are imported; of the splitload arm only.
         - peak_memory_bytes, settled_memory_bytes: resident memory, the most and after the steady inferences; left
           out where the system does not tell.
         - major_faults: how often a page was waited for between load call and first output.
@@ -204,7 +206,7 @@ def _sample(arm: Arm, rows: Sequence[Mapping[str, Any]], cold: bool, bytes_per_s
     files = arm.all_files() if cold else []
     pagecache.evict(files)
     answer = _process(arm, rows, at_first=lambda: pagecache.resident_bytes(files))
-    sample: Sample = {key: answer[key] for key in FIGURES if answer[key] is not None}
+    sample: Sample = {key: answer[key] for key in FIGURES if answer.get(key) is not None}
     if cold:
         sample["touched_bytes"] = answer["touched_bytes"]
         if bytes_per_s is not None:

@@ -66,6 +66,7 @@ def cold_table(records: Iterable[Named]) -> str:
             arm,
             _spread(figures["ttfo_s"]),
             _figure(figures, "limit_s", 1e3),
+            _over_limit(figures),
             _figure(figures, "touched_bytes", 1e-6),
             _figure(figures, "process_s", 1e3),
             str(record["runs"]),
@@ -73,7 +74,9 @@ def cold_table(records: Iterable[Named]) -> str:
         for _, record in records
         for arm, figures in record["arms"].items()
     ]
-    return _table(("model", "storage MB/s", "arm", "TTFO ms", "limit ms", "in cache MB", "process ms", "n"), rows)
+    return _table(
+        ("model", "storage MB/s", "arm", "TTFO ms", "limit ms", "TTFO ÷ limit", "in cache MB", "process ms", "n"), rows
+    )
 
 
 def ttfo_table(records: Iterable[Named]) -> str:
@@ -93,7 +96,7 @@ def ttfo_table(records: Iterable[Named]) -> str:
 
 
 def targets_table(records: Iterable[Named]) -> str:
-    """Return ratios of medians over the models: their geometric mean, and the worst with its model."""
+    """Return what targets are set for over the models: the geometric mean, and the worst with its model."""
     found = [record for _, record in records if not record["model"].startswith("deep:")]
     large = [record for record in found if record["model_bytes"] >= _LARGE_BYTES]
     rows = []
@@ -113,7 +116,20 @@ def targets_table(records: Iterable[Named]) -> str:
             mean = statistics.geometric_mean(ratio for ratio, _ in ratios)
             ratio, model = worst(ratios)
             rows.append((title, f"{mean:.2f}", f"{ratio:.2f}", model, str(len(ratios))))
-    return _table(("ratio of medians", "geometric mean", "worst", "model", "models"), rows)
+    sizes = [
+        (each["files_bytes"]["splitload"] / each["model_bytes"], _model(each))
+        for each in found
+        if "files_bytes" in each
+    ]
+    imports = [(ms * 1e3, _model(each)) for each in found if (ms := _median(each, "splitload", "import_s")) is not None]
+    for title, values in (
+        ("bundle ÷ model, bytes", sizes),
+        ("`import splitload` beyond numpy and onnxruntime, ms", imports),
+    ):
+        if values:
+            mean = statistics.geometric_mean(value for value, _ in values)
+            rows.append((title, f"{mean:.2f}", f"{max(values)[0]:.2f}", max(values)[1], str(len(values))))
+    return _table(("of medians", "geometric mean", "worst", "model", "models"), rows)
 
 
 def search_table(records: Iterable[Named]) -> str:
@@ -218,6 +234,10 @@ def _ratio(record: Mapping[str, Any], arm: str, of: str, key: str) -> str:
 def _figure(figures: Mapping[str, Any], key: str, scale: float) -> str:
     """Return a median; older records lack some figures, and some systems do not tell all."""
     return "–" if (figure := figures.get(key)) is None else f"{figure['median'] * scale:.0f}"
+
+
+def _over_limit(figures: Mapping[str, Any]) -> str:
+    return "–" if "limit_s" not in figures else f"{figures['ttfo_s']['median'] / figures['limit_s']['median']:.2f}"
 
 
 def _spread(figure: Mapping[str, float]) -> str:

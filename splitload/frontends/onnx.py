@@ -67,7 +67,7 @@ class Source:
             raise ModelError(f"no model file '{path}'; give an .onnx file, zoo:NAME or package.module:factory")
         if path.stat().st_size > MAX_PROTOBUF_BYTES:
             raise ModelError(f"'{path}' is over 2 GB; save its weights as external data")
-        files = [path, *external_files(_read(path), path)]
+        files = model_files(path)
         digest = hashlib.sha256()
         try:
             for file in files:
@@ -78,6 +78,15 @@ class Source:
         except OSError as error:
             raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
         return cls(name, path, digest.hexdigest(), size_bytes)
+
+
+def model_files(path: Path) -> tuple[Path, ...]:
+    """Return an .onnx file and those that hold its weights.
+
+    Raises:
+        ModelError: If one is missing, truncated, or lies elsewhere.
+    """
+    return path, *external_files(read_model(path), path)
 
 
 def load_graph(
@@ -108,7 +117,7 @@ def load_graph(
     """
     folder = _optimized_folder(source, kind, cache, feeds)
     path = folder / "model.onnx"
-    proto = _read(path)
+    proto = read_model(path)
     graph = proto.graph
     weights = {tensor.name: tensor_bytes(tensor) for tensor in graph.initializer}
     weights |= {sparse.values.name: tensor_bytes(sparse.values) for sparse in graph.sparse_initializer}
@@ -160,7 +169,7 @@ def one_line(error: BaseException) -> str:
     return _NOISE.sub("", text)[:400] or type(error).__name__
 
 
-def _read(path: Path) -> Any:
+def read_model(path: Path) -> Any:
     """Parse the file without its external data."""
     import onnx
     from google.protobuf.message import DecodeError
@@ -252,7 +261,7 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
     try:
         ready = example_inputs(session.get_inputs(), feeds)
         del session
-        proto = _read(path)
+        proto = read_model(path)
         seen = _observe(path, proto, split_constants(proto.graph)[0], ready)
     except Exception:  # onnxruntime has no common root for its errors
         if feeds:
@@ -270,7 +279,7 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
 
 def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:
     """Take out declarations of inputs that were defaults for weights: folding leaves them behind without a value."""
-    model = _read(path)
+    model = read_model(path)
     kept = [value for value in model.graph.input if value.name in inputs]
     if len(kept) < len(model.graph.input):
         del model.graph.input[:]

@@ -28,6 +28,7 @@ class _Model:
     description: str
     write: Callable[[Path], None]
     packages: tuple[str, ...] = ()
+    make: _Factory | None = None
 
     def folder_name(self, name: str) -> str:
         """Return the name of the cache folder; it changes with everything that changes the file."""
@@ -71,6 +72,17 @@ def path(name: str, cache_dir: Path) -> Path:
     return file
 
 
+def module(name: str) -> tuple[torch.nn.Module, Example]:
+    """Return a model that is built with torch, with the weights its file has, and example inputs.
+
+    Args:
+        name: One of `names()` that has a torch module.
+    """
+    make = _models()[name].make
+    assert make is not None, f"zoo:{name} has no torch module"  # noqa: S101
+    return _settled(make)
+
+
 def _models() -> dict[str, _Model]:
     return {
         "mobilenet_v1": _Model("MobileNet-V1 1.0 224, 17 MB; needs no torch", _write_mobilenet),
@@ -95,7 +107,7 @@ def _torchvision(name: str, description: str, **arguments: Any) -> _Model:
 
 def _torch(name: str, factory: _Factory, output: str, description: str, *packages: str) -> _Model:
     write = functools.partial(_write_torch, name, factory, output)
-    return _Model(description, write, ("torch", "onnxscript", *packages))
+    return _Model(description, write, ("torch", "onnxscript", *packages), factory)
 
 
 def _write_mobilenet(file: Path) -> None:
@@ -105,13 +117,18 @@ def _write_mobilenet(file: Path) -> None:
 
 
 def _write_torch(name: str, factory: _Factory, output: str, file: Path) -> None:
+    module, example = _settled(factory)
+    export_module(module, example, file, name=f"zoo:{name}", output_names=[output])
+
+
+def _settled(factory: _Factory) -> tuple[torch.nn.Module, Example]:
     import torch
 
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(_SEED)
         module, example = factory()
         _settle(module, example)
-    export_module(module, example, file, name=f"zoo:{name}", output_names=[output])
+    return module, example
 
 
 def _settle(module: torch.nn.Module, example: Example) -> None:
