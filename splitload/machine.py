@@ -25,11 +25,11 @@ def cpu_architecture() -> str:
     flags: set[str] = set()
     if machine == "x86_64":
         with contextlib.suppress(OSError):  # a quarter of the time that /proc/cpuinfo takes
-            features = _MODALIAS.read_text(encoding="ascii").split(",")
+            features = _MODALIAS.read_text(encoding="utf-8").split(",")
             level = next((flag for flag, number in _FEATURES.items() if number in features), "")
             return f"{machine}+{level}" if level else machine
     try:
-        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file.read(_CPUINFO_BYTES).splitlines():
                 if line.startswith(("flags", "Features")):
                     flags.update(line.partition(":")[2].split())
@@ -44,7 +44,7 @@ def cpu_architecture() -> str:
 def cpu_model() -> str:
     """Return the processor's name as the system gives it."""
     try:
-        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file.read(_CPUINFO_BYTES).splitlines():
                 if line.startswith(("model name", "Model", "Hardware")):
                     return line.partition(":")[2].strip()

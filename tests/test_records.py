@@ -66,7 +66,7 @@ def test_cold_records_have_a_table_of_their_own():
     arms = {"stock": figures(ttfo=0.4, limit=0.3, process=1) | {"touched_bytes": {"median": 5e6, "min": 0, "max": 0}}}
     cold = bench_record("zoo:a", 10, arms, page_cache="cold", storage_bytes_per_s=50e6)
     every = {"bench": [("c.json", cold)]}
-    assert "| a (10 MB) | 50 | stock | 400 (200–800) | 300 | 5 | 1000 | 9 |" in records.fill(
+    assert "| a (10 MB) | 50 | stock | 400 (200–800) | 300 | 1.33 | 5 | 1000 | 9 |" in records.fill(
         "<!-- results:cold -->\n<!-- end -->", every
     )
     assert "No record yet" in records.fill("<!-- results:bench -->\n<!-- end -->", every)

@@ -32,6 +32,11 @@ def shortened(name: str, width: int = 32) -> str:
     return _without_middle(first, for_first) + sign + _without_middle(last, room - min(len(first), for_first))
 
 
+def printable(text: str) -> str:
+    """Return text with every character that a terminal could take for a command spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
 def _without_middle(name: str, width: int) -> str:
     if len(name) <= width:
         return name
@@ -53,11 +58,11 @@ class Console:
 
     def print(self, text: str) -> None:
         """Print a result."""
-        self._out.print(text, markup=False, soft_wrap=True)
+        self._out.print(printable(text), markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print something the user should know."""
-        self._err.print(text, markup=False, soft_wrap=True)
+        self._err.print(printable(text), markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; columns of numbers are aligned to the right, only text is wrapped."""
@@ -66,8 +71,8 @@ class Console:
             numeric = all(row[number].replace(".", "").replace("-", "").isdecimal() for row in rows if row[number])
             table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
         for row in rows:
-            table.add_row(*(cell.replace("[", "\\[") for cell in row))
-        self._out.print(title, style="bold", markup=False, soft_wrap=True)
+            table.add_row(*(printable(cell).replace("[", "\\[") for cell in row))
+        self._out.print(printable(title), style="bold", markup=False, soft_wrap=True)
         self._out.print(table)
 
     @contextlib.contextmanager

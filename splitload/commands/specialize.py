@@ -17,7 +17,7 @@ from splitload.commands.search import Objective, Search
 from splitload.commands.train import trainable_from
 from splitload.deploy.build import Plan
 from splitload.devices.host import HostDevice
-from splitload.errors import BundleError, ModelError
+from splitload.errors import BundleError, ModelError, UsageError
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.proto import external_files
 from splitload.frontends.stages import join_stages
@@ -51,7 +51,10 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         spec = manifest.plan.get("trainable")
         if spec is not None and not isinstance(spec, str):
             raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
-        first_trainable = trainable_from(spec, graph)
+        try:
+            first_trainable = trainable_from(spec, graph)
+        except UsageError as error:  # the pattern was no word of this command line
+            raise BundleError(f"'{target}': plan.trainable does not fit the model: {error}") from error
         with console.status("searching a plan"):
             found = Search(profile, objective=objective, trainable_from=first_trainable).run()
         notes = {

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,14 +67,20 @@ def to_blocks(weights: Any, block: int) -> Any:
     return weights.reshape(rows // block, block, columns // block, block).transpose(0, 2, 3, 1)
 
 
-def block_products(path: Path, shapes: Mapping[str, tuple[int, ...] | None], feeds: Mapping[str, Any]) -> int:
+def block_products(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...] | None],
+    feeds: Mapping[str, Any],
+    counts: Mapping[str, int] = MappingProxyType({}),
+) -> int:
     """Store the matrix products of an optimised graph as blocked convolutions, unless the graph then runs slower.
 
     Args:
         path: The optimised .onnx file; it is replaced, and the weights beside it.
-        shapes: Shape of each value of known rank that never has no rows, as seen in a run: only products of such are
-            rewritten, as convolutions need a pixel.
+        shapes: Shape, as seen in a run, of each value of known rank and columns that never has no rows: only products
+            of such are rewritten, as convolutions need a pixel, and never tell how many columns there were.
         feeds: Inputs to measure with.
+        counts: How many elements those values have whose shape is declared in full.
 
     Returns:
         How many products were rewritten.
@@ -93,7 +100,10 @@ def block_products(path: Path, shapes: Mapping[str, tuple[int, ...] | None], fee
         for name, node in {node.input[1]: node for node in products}.items():
             _rewrite_weights(initializers[name], _is_transposed(node), block, changed.with_name(location))
         _rewrite_nodes(model, products, shapes)
-        tidy(model.graph, DOMAIN)
+        rows = {f"{node.output[0]}/blocked/rows": node.output[0] for node in products}
+        tidy(
+            model.graph, DOMAIN, {**counts, **{name: counts[value] for name, value in rows.items() if value in counts}}
+        )
         changed.write_bytes(model.SerializeToString())
         if not _is_as_fast(changed, path, feeds):
             return 0

@@ -267,14 +267,20 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
         if feeds:
             raise
         return
-    sizes = {size for name in ready for size in seen[name][0].shape or ()}
+    sizes = {size for name in ready for size in seen[name][0].shape or () if size is not None}
+    declared = {name: tensor.shape for name, (tensor, _) in seen.items() if tensor.shape}
     shapes = {
-        name: shape
-        for name, (tensor, shape) in seen.items()
+        name: seen[name][1]
+        for name, (*rows, columns) in declared.items()
         # sizes that only a run can tell may be 0; those of inputs are the caller's
-        if tensor.shape is not None and all(isinstance(size, int) or size in sizes for size in tensor.shape[:-1])
+        if isinstance(columns, int) and all(isinstance(size, int) or size in sizes for size in rows)
     }
-    block_products(path, shapes, ready)
+    counts = {
+        name: math.prod(size for size in shape if isinstance(size, int))
+        for name, shape in declared.items()
+        if all(isinstance(size, int) for size in shape)
+    }
+    block_products(path, shapes, ready, counts)
 
 
 def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:

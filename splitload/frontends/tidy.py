@@ -3,12 +3,16 @@
 Products that are stored as convolutions over rows (layout.py) bring their rows into blocks and out again, one by one.
 Where nothing between two of them looks at single columns the values stay in blocks: less memory is written, and in the
 first run fewer pages are touched for the first time. ConvNeXt-T has 36 products, and 18 such pairs.
+
+A reshape is left out only where it cannot fail: a model must refuse the inputs that it refused before.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from splitload.frontends.proto import node_inputs
@@ -21,19 +25,66 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 
-def tidy(graph: Any, domain: str) -> None:
-    """Change an onnx.GraphProto in place; it computes the same.
+def tidy(graph: Any, domain: str, counts: Mapping[str, int]) -> None:
+    """Change an onnx.GraphProto in place; it computes the same, and refuses the same.
 
     Args:
         graph: A graph in topological order, with rows of matrices as pixels of shape (1, -1, 1, columns).
         domain: That of the operators that change the layout.
+        counts: How many elements those values have whose shape is declared in full.
     """
-    shapes = _constant_shapes(graph)
-    _join_reshapes(graph, shapes)
-    _share_repeats(graph, shapes, domain)
+    known = _Known(domain, _constant_shapes(graph), counts)
+    _join_reshapes(graph, known)
+    _share_repeats(graph, known)
     _drop_unused(graph)  # what nobody reads is no other use
-    _stay_in_blocks(graph, shapes, domain)
+    _stay_in_blocks(graph, known)
     _drop_unused(graph)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a graph: the domain of its layouts, its constant shapes, and counts of elements."""
+
+    domain: str
+    shapes: Mapping[str, tuple[int, ...]]
+    counts: Mapping[str, int]
+
+    def reshapes(self, node: Any) -> bool:
+        return node is not None and node.op_type in _RESHAPES and not node.domain
+
+    def changes(self, node: Any, kind: str) -> bool:
+        """Return whether the node is a ReorderInput or ReorderOutput with channels last."""
+        return (node.domain, node.op_type) == (self.domain, kind) and _attributes(node).get("channels_last") == 1
+
+    def takes_rows(self, node: Any) -> bool:
+        """Return whether the node is a convolution that computes each pixel from the same pixel alone."""
+        values = _attributes(node)
+        return (
+            (node.domain, node.op_type) == (self.domain, "Conv")
+            and values.get("kernel_shape") == [1, 1]
+            and values.get("strides", [1, 1]) == [1, 1]
+            and values.get("pads", [0, 0, 0, 0]) == [0, 0, 0, 0]
+            and values.get("auto_pad", b"NOTSET") == b"NOTSET"
+            and len(node.input) <= 3  # a fourth is added to the result
+        )
+
+    def shape(self, node: Any) -> tuple[int, ...]:
+        """Return the constant shape a Reshape makes, or () if it is another node or keeps sizes of its input."""
+        shape = self.shapes.get(node.input[1], ()) if node.op_type == "Reshape" and len(node.input) > 1 else ()
+        return () if 0 in shape else shape
+
+    def cannot_fail(self, node: Any, columns: int) -> bool:
+        """Return whether a reshape takes all that has a multiple of `columns` elements."""
+        if node.input[0] in self.counts or node.op_type == "Unsqueeze":
+            return True
+        shape = self.shape(node)
+        return -1 in shape and columns % math.prod(size for size in shape if size != -1) == 0
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    from onnx import helper
+
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _constant_shapes(graph: Any) -> dict[str, tuple[int, ...]]:
@@ -47,16 +98,17 @@ def _constant_shapes(graph: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _join_reshapes(graph: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+def _join_reshapes(graph: Any, known: _Known) -> None:
     """Let a Reshape to a constant shape start from what the reshapes before it started from."""
-    makers = {node.output[0]: node for node in graph.node if node.op_type in _RESHAPES and not node.domain}
+    makers = {node.output[0]: node for node in graph.node if known.reshapes(node)}
     for node in makers.values():
-        if node.op_type == "Reshape" and 0 not in shapes.get(node.input[1], (0,)):  # 0 keeps a size of the input
-            while node.input[0] in makers:
-                node.input[0] = makers[node.input[0]].input[0]
+        if shape := known.shape(node):
+            columns = math.prod(size for size in shape if size != -1)
+            while (maker := makers.get(node.input[0])) is not None and known.cannot_fail(maker, columns):
+                node.input[0] = maker.input[0]
 
 
-def _share_repeats(graph: Any, shapes: dict[str, tuple[int, ...]], domain: str) -> None:
+def _share_repeats(graph: Any, known: _Known) -> None:
     """Compute once what several nodes reshape or bring into blocks alike."""
     kept = {value.name for value in graph.output}
     kept.update(name for node in graph.node for name in node_inputs(node) if name not in node.input)  # used in bodies
@@ -65,15 +117,15 @@ def _share_repeats(graph: Any, shapes: dict[str, tuple[int, ...]], domain: str) 
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = instead.get(name, name)
-        if (node.domain, node.op_type) == (domain, "ReorderInput") or (node.op_type in _RESHAPES and not node.domain):
+        if known.reshapes(node) or (node.domain, node.op_type) == (known.domain, "ReorderInput"):
             attributes = tuple(sorted(attribute.SerializeToString() for attribute in node.attribute))
-            key = (node.op_type, node.input[0], *(shapes.get(name, name) for name in node.input[1:]), attributes)
+            key = (node.op_type, node.input[0], *(known.shapes.get(name, name) for name in node.input[1:]), attributes)
             same = first.setdefault(key, node.output[0])
             if same != node.output[0] and node.output[0] not in kept:
                 instead[node.output[0]] = same
 
 
-def _stay_in_blocks(graph: Any, shapes: dict[str, tuple[int, ...]], domain: str) -> None:
+def _stay_in_blocks(graph: Any, known: _Known) -> None:
     """Leave values in blocks that are brought out of them, changed one by one at most, and brought in again."""
     makers = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node_inputs(node))
@@ -83,19 +135,19 @@ def _stay_in_blocks(graph: Any, shapes: dict[str, tuple[int, ...]], domain: str)
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = instead.get(name, name)
-        kind = node.op_type if node.domain == domain else ""
-        if kind == "Conv" and node.input[0] in in_rows:
+        if known.takes_rows(node) and node.input[0] in in_rows:
             in_rows.add(node.output[0])
-        if kind != "ReorderInput" or not _are_rows(makers.get(node.input[0]), shapes):
+        maker = makers.get(node.input[0]) if node.input else None
+        if not (known.changes(node, "ReorderInput") and known.reshapes(maker) and known.shape(maker)[:3] == ROWS):
             continue
         in_rows.add(node.output[0])
-        between, way_out = _way_back(node.input[0], makers, uses)
-        columns = shapes[makers[node.input[0]].input[1]][-1]
+        columns = known.shape(maker)[-1]
+        between, way_out = _way_back(node.input[0], columns, makers, uses, known)
         if (
             way_out is None
-            or (way_out.domain, way_out.op_type) != (domain, "ReorderOutput")
+            or not known.changes(way_out, "ReorderOutput")
             or way_out.input[0] not in in_rows
-            or not any(entry.name == "channels" and entry.i == columns for entry in way_out.attribute)
+            or _attributes(way_out).get("channels") != columns
         ):
             continue
         value = way_out.input[0]
@@ -106,27 +158,20 @@ def _stay_in_blocks(graph: Any, shapes: dict[str, tuple[int, ...]], domain: str)
         instead[node.output[0]] = value
 
 
-def _way_back(name: str, makers: Mapping[str, Any], uses: Mapping[str, int]) -> tuple[list[Any], Any]:
+def _way_back(
+    name: str, columns: int, makers: Mapping[str, Any], uses: Mapping[str, int], known: _Known
+) -> tuple[list[Any], Any]:
     """Return what changes single elements on the way to a value that has no other use, and the node before them."""
     between: list[Any] = []
     while uses[name] == 1 and (maker := makers.get(name)) is not None:
         if maker.op_type in _ELEMENTWISE and len(maker.input) == 1:
             between.insert(0, maker)
-        elif maker.op_type not in _RESHAPES:
+        elif not known.reshapes(maker):
             return between, maker
+        elif not known.cannot_fail(maker, columns):
+            break
         name = maker.input[0]
     return between, None
-
-
-def _are_rows(maker: Any, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Return whether a node turns the rows of a matrix into pixels."""
-    return (
-        maker is not None
-        and maker.op_type == "Reshape"
-        and not maker.domain
-        and len(shapes.get(maker.input[1], ())) == 4
-        and shapes[maker.input[1]][:3] == ROWS
-    )
 
 
 def _drop_unused(graph: Any) -> None:

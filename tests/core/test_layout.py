@@ -322,6 +322,17 @@ LEFT_ALONE: dict[str, Case] = {
         }""",
         {"w": SQUARE},
     ),
+    "columns that only a run can tell": Case(
+        product("Gemm(x, w, b)", "float[n,m] x"), {"w": W, "b": B}, {"x": floats(ROWS, 32)}
+    ),
+    "rows that only a run can tell": Case(
+        """g (float[?,32] x, bool[?] keep) => (float[?,48] y) {
+            k = Compress <axis=0> (x, keep)
+            y = MatMul(k, w)
+        }""",
+        {"w": W},
+        {"x": floats(ROWS, 32), "keep": np.ones(ROWS, bool)},
+    ),
     "inputs that are no multiple of the block": Case(
         product("MatMul(x, w)", "float[n,36] x"), {"w": floats(36, 48)}, {"x": floats(ROWS, 36)}
     ),

@@ -17,6 +17,7 @@ from test_layout import ROWS, assert_answers, needs_blocks, operators, optimized
 from splitload.frontends import layout
 from splitload.frontends.layout import DOMAIN
 from splitload.frontends.tidy import tidy
+from splitload.session import open_session
 
 pytestmark = [needs_blocks, pytest.mark.usefixtures("accepting")]
 V, W, B, C = floats(32, 48), floats(48, 32), floats(48), floats(32)
@@ -143,15 +144,28 @@ def test_what_is_not_joined(tmp_path: Path, name: str) -> None:
     assert_answers(model, path, feeds)
 
 
-@pytest.mark.parametrize(("sizes", "joined"), [("2,-1,24", True), ("0,-1,24", False)])
-def test_reshapes_are_joined_unless_they_keep_sizes_of_their_input(sizes: str, joined: bool) -> None:
+@pytest.mark.parametrize(
+    ("first", "then", "counted", "joined"),
+    [
+        ("-1,48", "1,-1,48", False, True),
+        ("-1,48", "1,-1,96", False, True),
+        ("-1,48", "2,4,48", False, True),
+        ("-1,48", "0,-1,48", False, False),  # keeps a size of what it reshapes
+        ("-1,48", "1,-1,24", False, False),  # the first would refuse 24 elements
+        ("2,-1", "1,-1,1", False, False),
+        ("8,48", "1,-1,48", False, False),  # takes 384 elements and no others
+        ("8,48", "1,-1,48", True, True),
+        ("0,-1", "1,-1,48", False, False),
+    ],
+)
+def test_reshapes_are_joined_where_the_first_cannot_fail(first: str, then: str, counted: bool, joined: bool) -> None:
     graph = onnx.parser.parse_graph(
-        f"""g (float[2,n,48] x) => (float[a,b,c] z) <int64[2] flat = {{-1,48}}, int64[3] to = {{{sizes}}}> {{
-            y = Reshape(x, flat)
-            z = Reshape(y, to)
+        f"""g (float[2,n,48] x) => (float[a,b,c] z) <int64[2] first = {{{first}}}, int64[3] then = {{{then}}}> {{
+            y = Reshape(x, first)
+            z = Reshape(y, then)
         }}"""
     )
-    tidy(graph, DOMAIN)
+    tidy(graph, DOMAIN, {"x": 384} if counted else {})
     assert [node.input[0] for node in graph.node] == (["x"] if joined else ["x", "y"])
 
 
@@ -168,7 +182,70 @@ def test_what_bodies_and_outputs_use_is_kept() -> None:
             >
         }"""
     )
-    tidy(graph, DOMAIN)
+    tidy(graph, DOMAIN, {})
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in graph.node] == ["Reshape", "Reshape", "Reshape", "If"]
+
+
+def image(kernel: str, before: str) -> Any:
+    """Return a convolution of the model's own beside products of rows, with feeds that hide nothing."""
+    model = models.text(
+        f"""g (float[20,48] x) => (float[20,32] y) {{
+            r = Reshape(x, to) t = Transpose <perm=[0,3,1,2]> (r)
+            p = Conv <{kernel}> (t, k)
+            {before}
+            y = MatMul(q, w)
+        }}""",
+        20,
+        w=W,
+        k=floats(48, 48, *([1, 1] if "[1,1]" in kernel else [3, 3])),
+        to=np.array([1, -1, 1, 48]),
+        flat=np.array([-1, 48]),
+    )
+    return model, {"x": floats(20, 48)}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "before"),
+    [
+        ("kernel_shape=[1,1]", "q = Reshape(p, flat)"),  # leaves the blocks with channels first: other rows
+        ("kernel_shape=[1,1]", "s = Transpose <perm=[0,2,3,1]> (p) q = Reshape(s, flat)"),
+        ("kernel_shape=[3,3], pads=[1,1,1,1]", "s = Transpose <perm=[0,2,3,1]> (p) q = Reshape(s, flat)"),
+    ],
+)
+def test_convolutions_of_the_model_beside_products(tmp_path: Path, kernel: str, before: str) -> None:
+    model, feeds = image(kernel, before)
+    assert_answers(model, optimized(model, tmp_path, feeds), feeds)
+
+
+def test_an_image_that_is_padded_between_products(tmp_path: Path) -> None:
+    model = models.text(
+        """g (float[20,48] x) => (float[60,32] y) {
+            r = Reshape(x, to) t = Transpose <perm=[0,3,1,2]> (r)
+            p = Conv <kernel_shape=[1,1], pads=[0,1,0,1]> (t, k)
+            s = Transpose <perm=[0,2,3,1]> (p) u = Reshape(s, to) v = Transpose <perm=[0,3,1,2]> (u)
+            c = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (v, l)
+            d = Transpose <perm=[0,2,3,1]> (c) q = Reshape(d, flat)
+            y = MatMul(q, w)
+        }""",
+        20,
+        w=W,
+        k=floats(48, 48, 1, 1),
+        l=floats(48, 48, 3, 3),
+        to=np.array([1, -1, 1, 48]),
+        flat=np.array([-1, 48]),
+    )
+    feeds = {"x": floats(20, 48)}
+    assert_answers(model, optimized(model, tmp_path, feeds), feeds)
+
+
+def test_reshapes_keep_refusing(tmp_path: Path) -> None:
+    model = models.text(
+        "g (float[n,m] x) => (float[20,48] y) { c = Reshape(x, to) y = MatMul(c, v) }", v=V, to=np.array([20, 32])
+    )
+    path = optimized(model, tmp_path, {"x": floats(20, 32)})
+    assert "Conv" in operators(path)
+    assert_answers(model, path, {"x": floats(20, 32)}, {"x": floats(32, 20)})
+    with pytest.raises(Exception, match="reshape"):
+        open_session(path).run(None, {"x": floats(40, 32)})
