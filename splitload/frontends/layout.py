@@ -15,16 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs
-from splitload.frontends.tidy import ROWS, tidy
+from splitload.frontends.proto import all_tensors, attributes, external_entry, is_external, node_inputs
+from splitload.frontends.tidy import DOMAIN, ROWS, tidy
 from splitload.inputs import DTYPES
 
-DOMAIN = "com.microsoft.nchwc"
 MIN_ROWS = 16  # with fewer rows the product reads its weights once anyway
 ROUNDS = 11
 # what both FusedGemm and the blocked Conv can do after the product, and its parameters
@@ -71,7 +69,7 @@ def block_products(
     path: Path,
     shapes: Mapping[str, tuple[int, ...] | None],
     feeds: Mapping[str, Any],
-    counts: Mapping[str, int] = MappingProxyType({}),
+    counts: Mapping[str, int],
 ) -> int:
     """Store the matrix products of an optimised graph as blocked convolutions, unless the graph then runs slower.
 
@@ -99,11 +97,8 @@ def block_products(
         shutil.copyfile(path.with_name(location), changed.with_name(location))
         for name, node in {node.input[1]: node for node in products}.items():
             _rewrite_weights(initializers[name], _is_transposed(node), block, changed.with_name(location))
-        _rewrite_nodes(model, products, shapes)
-        rows = {f"{node.output[0]}/blocked/rows": node.output[0] for node in products}
-        tidy(
-            model.graph, DOMAIN, {**counts, **{name: counts[value] for name, value in rows.items() if value in counts}}
-        )
+        rows = _rewrite_nodes(model, products, shapes)
+        tidy(model.graph, {**counts, **{name: counts[value] for name, value in rows.items() if value in counts}})
         changed.write_bytes(model.SerializeToString())
         if not _is_as_fast(changed, path, feeds):
             return 0
@@ -147,7 +142,7 @@ def _is_plain(node: Any, initializers: Mapping[str, tuple[int, ...]]) -> bool:
         return True
     if kind not in (("", "Gemm"), ("ai.onnx", "Gemm"), ("com.microsoft", "FusedGemm")):
         return False
-    values = {attribute.name: attribute.f or attribute.i for attribute in node.attribute}
+    values = attributes(node)
     if node.op_type == "FusedGemm" and _activation(node)[0] not in _ACTIVATIONS:
         return False
     return (
@@ -165,16 +160,14 @@ def _is_plain(node: Any, initializers: Mapping[str, tuple[int, ...]]) -> bool:
 
 def _activation(node: Any) -> tuple[str, list[float]]:
     """Return the activation fused with a node, "" for none, and its parameters."""
-    values = {attribute.name: attribute for attribute in node.attribute}
-    if "activation" not in values:
-        return "", []
-    kind = values["activation"].s.decode()
-    return kind, [values[name].f for name in _ACTIVATIONS.get(kind, ()) if name in values]
+    values = attributes(node)
+    kind = values.get("activation", b"").decode()
+    return kind, [values[name] for name in _ACTIVATIONS.get(kind, ()) if name in values]
 
 
 def _is_transposed(node: Any) -> bool:
     """Return whether the weights are stored as [N, K]."""
-    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return bool(attributes(node).get("transB"))
 
 
 def _rewrite_weights(tensor: Any, transposed: bool, block: int, data: Path) -> None:
@@ -187,8 +180,12 @@ def _rewrite_weights(tensor: Any, transposed: bool, block: int, data: Path) -> N
     tensor.dims[:] = [*weights.shape, 1, 1]
 
 
-def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tuple[int, ...] | None]) -> None:
-    """Replace each product by a convolution between two changes of layout."""
+def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, str]:
+    """Replace each product by a convolution between two changes of layout.
+
+    Returns:
+        Which product's result each new value holds the elements of.
+    """
     from onnx import helper, numpy_helper
 
     model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input as well
@@ -197,6 +194,7 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
     chosen = {id(node) for node in products}
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     nodes = []
+    rows: dict[str, str] = {}
 
     def constant(name: str, *values: int) -> str:
         graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
@@ -216,6 +214,7 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
         rank = len(shapes[source] or ())
         channels, columns, *_ = dims[node.input[1]]
         pixels, last = (source, result) if rank == 4 else (f"{stem}/pixels", f"{stem}/rows")
+        rows[last] = result
         if rank == 2:
             nodes.append(
                 helper.make_node("Reshape", [source, constant(f"{stem}/pixels/shape", *ROWS, columns)], [pixels])
@@ -246,6 +245,7 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
     graph.node.extend(nodes)
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return rows
 
 
 def _is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any]) -> bool:

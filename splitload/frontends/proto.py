@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLi
 
 def node_inputs(node: Any) -> tuple[str, ...]:
     """Return the names a node reads from the graph it stands in, those its bodies capture included."""
-    return used_names([*node.input, *_captured(node)])
+    return used_names([*node.input, *captured(node)])
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Return the attributes of a node as Python values, text as bytes."""
+    from onnx import helper
+
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def bodies(node: Any) -> Iterator[Any]:
@@ -26,7 +33,7 @@ def bodies(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
 
 
-def _captured(node: Any) -> Iterator[str]:
+def captured(node: Any) -> Iterator[str]:
     """Yield the names that the bodies of a node take from outside."""
     for body in bodies(node):
         known = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
@@ -63,13 +70,18 @@ def split_constants(graph: Any) -> tuple[list[Any], dict[str, Any]]:
             constants.update((name, node) for name in node.output if name)
         else:
             body.append(node)
+    return needed_nodes(body, outputs), constants
+
+
+def needed_nodes(nodes: Sequence[Any], outputs: Iterable[str]) -> list[Any]:
+    """Return those of the nodes, in topological order, that the outputs depend on."""
     needed = set(outputs)
-    alive = []
-    for node in reversed(body):
+    found = []
+    for node in reversed(nodes):
         if not needed.isdisjoint(node.output):
-            alive.append(node)
+            found.append(node)
             needed.update(node_inputs(node))
-    return alive[::-1], constants
+    return found[::-1]
 
 
 def with_constants(names: Iterable[str], constants: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from splitload.frontends.proto import node_inputs
+from splitload.frontends.proto import attributes, captured, needed_nodes, node_inputs
 
+DOMAIN = "com.microsoft.nchwc"  # of operators that change the layout, or compute in blocks
 ROWS = (1, -1, 1)  # how the shape starts that a matrix is given: one image, a pixel for each row
 _RESHAPES = {"Reshape", "Squeeze", "Unsqueeze"}
 _ELEMENTWISE = {
@@ -25,15 +26,14 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 
-def tidy(graph: Any, domain: str, counts: Mapping[str, int]) -> None:
+def tidy(graph: Any, counts: Mapping[str, int]) -> None:
     """Change an onnx.GraphProto in place; it computes the same, and refuses the same.
 
     Args:
         graph: A graph in topological order, with rows of matrices as pixels of shape (1, -1, 1, columns).
-        domain: That of the operators that change the layout.
         counts: How many elements those values have whose shape is declared in full.
     """
-    known = _Known(domain, _constant_shapes(graph), counts)
+    known = _Known(_constant_shapes(graph), counts)
     _join_reshapes(graph, known)
     _share_repeats(graph, known)
     _drop_unused(graph)  # what nobody reads is no other use
@@ -43,9 +43,8 @@ def tidy(graph: Any, domain: str, counts: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known of a graph: the domain of its layouts, its constant shapes, and counts of elements."""
+    """What is known of a graph: its constant shapes, and counts of elements."""
 
-    domain: str
     shapes: Mapping[str, tuple[int, ...]]
     counts: Mapping[str, int]
 
@@ -54,13 +53,13 @@ class _Known:
 
     def changes(self, node: Any, kind: str) -> bool:
         """Return whether the node is a ReorderInput or ReorderOutput with channels last."""
-        return (node.domain, node.op_type) == (self.domain, kind) and _attributes(node).get("channels_last") == 1
+        return (node.domain, node.op_type) == (DOMAIN, kind) and attributes(node).get("channels_last") == 1
 
     def takes_rows(self, node: Any) -> bool:
         """Return whether the node is a convolution that computes each pixel from the same pixel alone."""
-        values = _attributes(node)
+        values = attributes(node)
         return (
-            (node.domain, node.op_type) == (self.domain, "Conv")
+            (node.domain, node.op_type) == (DOMAIN, "Conv")
             and values.get("kernel_shape") == [1, 1]
             and values.get("strides", [1, 1]) == [1, 1]
             and values.get("pads", [0, 0, 0, 0]) == [0, 0, 0, 0]
@@ -79,12 +78,6 @@ class _Known:
             return True
         shape = self.shape(node)
         return -1 in shape and columns % math.prod(size for size in shape if size != -1) == 0
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _constant_shapes(graph: Any) -> dict[str, tuple[int, ...]]:
@@ -110,19 +103,23 @@ def _join_reshapes(graph: Any, known: _Known) -> None:
 
 def _share_repeats(graph: Any, known: _Known) -> None:
     """Compute once what several nodes reshape or bring into blocks alike."""
-    kept = {value.name for value in graph.output}
-    kept.update(name for node in graph.node for name in node_inputs(node) if name not in node.input)  # used in bodies
+    kept = _kept(graph)
     first: dict[Any, str] = {}
     instead: dict[str, str] = {}
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = instead.get(name, name)
-        if known.reshapes(node) or (node.domain, node.op_type) == (known.domain, "ReorderInput"):
-            attributes = tuple(sorted(attribute.SerializeToString() for attribute in node.attribute))
-            key = (node.op_type, node.input[0], *(known.shapes.get(name, name) for name in node.input[1:]), attributes)
+        if known.reshapes(node) or (node.domain, node.op_type) == (DOMAIN, "ReorderInput"):
+            settings = tuple(sorted(attribute.SerializeToString() for attribute in node.attribute))
+            key = (node.op_type, node.input[0], *(known.shapes.get(name, name) for name in node.input[1:]), settings)
             same = first.setdefault(key, node.output[0])
             if same != node.output[0] and node.output[0] not in kept:
                 instead[node.output[0]] = same
+
+
+def _kept(graph: Any) -> set[str]:
+    """Return the names that must stay: those of outputs, and those that bodies use."""
+    return {value.name for value in graph.output}.union(*(captured(node) for node in graph.node))
 
 
 def _stay_in_blocks(graph: Any, known: _Known) -> None:
@@ -130,6 +127,7 @@ def _stay_in_blocks(graph: Any, known: _Known) -> None:
     makers = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node_inputs(node))
     uses.update(value.name for value in graph.output)
+    kept = _kept(graph)
     in_rows: set[str] = set()  # values in blocks, of which each pixel is a row of a matrix
     instead: dict[str, str] = {}
     for node in graph.node:
@@ -145,9 +143,10 @@ def _stay_in_blocks(graph: Any, known: _Known) -> None:
         between, way_out = _way_back(node.input[0], columns, makers, uses, known)
         if (
             way_out is None
+            or node.output[0] in kept
             or not known.changes(way_out, "ReorderOutput")
             or way_out.input[0] not in in_rows
-            or _attributes(way_out).get("channels") != columns
+            or attributes(way_out).get("channels") != columns
         ):
             continue
         value = way_out.input[0]
@@ -176,11 +175,6 @@ def _way_back(
 
 def _drop_unused(graph: Any) -> None:
     """Remove nodes that no output needs any more."""
-    needed = {value.name for value in graph.output}
-    alive = []
-    for node in reversed(graph.node):
-        if not needed.isdisjoint(node.output):
-            alive.append(node)
-            needed.update(node_inputs(node))
+    needed = needed_nodes(graph.node, [value.name for value in graph.output])
     del graph.node[:]
-    graph.node.extend(alive[::-1])
+    graph.node.extend(needed)

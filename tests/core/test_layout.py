@@ -394,7 +394,7 @@ def test_an_input_whose_shape_was_not_seen_is_left_alone(tmp_path: Path) -> None
     path = unblocked(case.model(), tmp_path, case.feeds)
     before = files(path.parent)
     for shapes in ({}, {"x": None}, {"x": (32,)}):
-        assert block_products(path, shapes, case.feeds) == 0
+        assert block_products(path, shapes, case.feeds, {}) == 0
     assert files(path.parent) == before
 
 
@@ -405,14 +405,14 @@ def test_called_directly(tmp_path: Path) -> None:
     path = unblocked(case.model(), tmp_path, case.feeds)
     before = files(path.parent)
     tanh = next(node.output[0] for node in onnx.load(path).graph.node if node.op_type == "Tanh")
-    assert block_products(path, {"x": (ROWS, 32), tanh: (ROWS, 32)}, case.feeds) == 2
+    assert block_products(path, {"x": (ROWS, 32), tanh: (ROWS, 32)}, case.feeds, {}) == 2
     after = files(path.parent)
     assert after.keys() == before.keys()
     assert len(after["model.bin"]) == len(before["model.bin"])  # in their place: nothing is stored twice
     assert after["model.bin"] != before["model.bin"]
     assert any(entry.domain == DOMAIN for entry in onnx.load(path).opset_import)
     assert_answers(case.model(), path, case.feeds)
-    assert block_products(path, {"x": (ROWS, 32), tanh: (ROWS, 32)}, case.feeds) == 0  # there is none left
+    assert block_products(path, {"x": (ROWS, 32), tanh: (ROWS, 32)}, case.feeds, {}) == 0  # there is none left
 
 
 def refused(*_: Any) -> bool:
@@ -447,7 +447,7 @@ def test_a_refused_graph_leaves_the_files_as_they_were(
     monkeypatch.setattr(layout, "TOLERATED", tolerated)
     for name, patch in patches.items():
         monkeypatch.setattr(layout, name, patch)
-    assert block_products(path, {"x": (ROWS, 32)}, case.feeds) == count
+    assert block_products(path, {"x": (ROWS, 32)}, case.feeds, {}) == count
     assert (files(path.parent) == before) == (count == 0)
     assert_answers(case.model(), path, case.feeds)
     whole = optimized(case.model(), tmp_path / "a", case.feeds)

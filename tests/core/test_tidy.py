@@ -15,7 +15,6 @@ from models import floats
 from test_layout import ROWS, assert_answers, needs_blocks, operators, optimized
 
 from splitload.frontends import layout
-from splitload.frontends.layout import DOMAIN
 from splitload.frontends.tidy import tidy
 from splitload.session import open_session
 
@@ -165,7 +164,7 @@ def test_reshapes_are_joined_where_the_first_cannot_fail(first: str, then: str, 
             z = Reshape(y, then)
         }}"""
     )
-    tidy(graph, DOMAIN, {"x": 384} if counted else {})
+    tidy(graph, {"x": 384} if counted else {})
     assert [node.input[0] for node in graph.node] == (["x"] if joined else ["x", "y"])
 
 
@@ -182,10 +181,30 @@ def test_what_bodies_and_outputs_use_is_kept() -> None:
             >
         }"""
     )
-    tidy(graph, DOMAIN, {})
+    tidy(graph, {})
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in graph.node] == ["Reshape", "Reshape", "Reshape", "If"]
+
+
+def test_what_a_node_takes_and_its_body_as_well_is_kept() -> None:
+    graph = onnx.parser.parse_graph(
+        """g (float[n,32] x, int64 m, bool go) => (float[1,k,1,32] b, float[1,j,1,32] z)
+            <int64[4] to = {1,-1,1,32}> {
+            a = Reshape(x, to)
+            b = Identity(a)
+            d = Reshape(x, to)
+            z = Loop (m, go, d) <
+                body = l (int64 i, bool c, float[1,j,1,32] s) => (bool o, float[1,j,1,32] t) {
+                    o = Identity(c) t = Add(s, d)
+                }
+            >
+        }"""
+    )
+    tidy(graph, {})
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in graph.node] == ["Reshape", "Identity", "Reshape", "Loop"]
 
 
 def image(kernel: str, before: str) -> Any:
