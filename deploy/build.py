@@ -158,6 +158,7 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
         shares=files.shares,
         optimized=files.optimized,
         upgrade=True,
+        read_order=files.read_order,
     )
 
 

@@ -66,6 +66,8 @@ class StageEntry(NamedTuple):
         mapped: Whether weights stay mapped from the file, or are read into memory.
         prefetch: Whether the file is read ahead by a thread of its own while the runtime makes the session.
         upgrade: Whether a session with rearranged weights takes over after the first answer.
+        read_order: Where in the .ort file each larger weight starts, in the order in which they are used, and where
+            reading ahead ends: behind it lies what is read in places only. Empty where that is not known.
     """
 
     name: str
@@ -82,6 +84,7 @@ class StageEntry(NamedTuple):
     mapped: bool = True
     prefetch: bool = False
     upgrade: bool = False
+    read_order: tuple[int, ...] = ()
 
 
 class Variant(NamedTuple):
@@ -303,7 +306,16 @@ def _stage(reader: Reader) -> StageEntry:
         mapped=reader.flag("mapped", default=True),
         prefetch=reader.flag("prefetch", default=False),
         upgrade=reader.flag("upgrade", default=not reader.flag("prepack")),
+        read_order=_read_order(reader) if "read_order" in reader.data else (),
     )
+
+
+def _read_order(reader: Reader) -> tuple[int, ...]:
+    places = reader.sequence("read_order")
+    size = reader.child("graph").count("bytes")
+    if not all(is_count(place) and 0 < place <= size for place in places):
+        raise BundleError(f"{reader.where}.read_order must be places in a file of {size} bytes")
+    return tuple(places)
 
 
 def _names(reader: Reader, key: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.pool import LoadingPool
 from splitload.schedule import Schedule, Task
-from splitload.session import open_session, read_ahead, run_stage, to_python
+from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
 
 HAND_OVER_S = 0.001
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
@@ -106,8 +106,8 @@ class ParallelLoader:
         self._start = time.perf_counter()
         self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
         self.manifest: Manifest = read_manifest(self._folder, verify)
-        if "onnxruntime" not in sys.modules:
-            self._prefetch_early()
+        self._closed = False
+        self._fetches = self._read_early()
         import onnxruntime as ort
 
         self._ort = ort
@@ -131,7 +131,6 @@ class ParallelLoader:
         self._next = 0
         self._loaded = 0
         self._error: Exception | None = None
-        self._closed = False
         self._answered = False
         self._loads: dict[int, Task] = {}
         self._first_runs: dict[int, Task] = {}
@@ -356,17 +355,25 @@ class ParallelLoader:
         self._report(loaded)
         return True
 
-    def _prefetch_early(self) -> None:
-        """Read ahead what is likely to be loaded, while onnxruntime is imported."""
+    def _read_early(self) -> bool:
+        """Begin to read what is likely to be loaded, before onnxruntime is imported; return whether all is fetched.
+
+        That is so if storage has to be read: then one thread does that, and no stage's own.
+        """
         likely = next(each for each in self.manifest.variants if each.cpu in (None, cpu_architecture()))
-        for stage in likely.stages:
-            if stage.prefetch:
-                _started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
+        files = [(self._folder / stage.graph.name, stage.read_order) for stage in likely.stages if stage.read_order]
+        if not all(is_cached(*file) for file in files):
+            return _started(threading.Thread(target=fetch, args=(files, lambda: self._closed), daemon=True))
+        if "onnxruntime" not in sys.modules:
+            for stage in likely.stages:
+                if stage.prefetch:
+                    _started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
+        return False
 
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
         path = self._folder / stage.graph.name
-        if stage.prefetch and not background:
+        if stage.prefetch and not background and not self._fetches:
             _started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
         return open_session(
             path,

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,9 @@ from splitload.bundle import TensorSpec
 
 SPIN_US = 1000
 _READ_BYTES = 1 << 20
+_SAMPLES = 16
+_LENGTH_BYTES = 4  # before each weight of an .ort file, read when the session is made
+ReadOrder = tuple[int, ...]  # as `StageEntry.read_order`
 
 
 def open_session(
@@ -79,6 +82,50 @@ def read_ahead(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def is_cached(path: Path, order: ReadOrder) -> bool:
+    """Return whether the system holds in memory what is read of a file, by a few samples; True where it does not tell.
+
+    Linux tells by refusing a read that would have to wait. A sample that storage answers at once counts as held.
+    """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return True
+    byte = bytearray(1)
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        for sample in range(1, _SAMPLES + 1):
+            try:
+                os.preadv(file.fileno(), [byte], order[-1] * sample // _SAMPLES - 1, os.RWF_NOWAIT)
+            except BlockingIOError:
+                return False
+    return True
+
+
+def fetch(files: Sequence[tuple[Path, ReadOrder]], stopped: Callable[[], bool]) -> None:
+    """Have the system read files that it does not hold, in the order in which they are used.
+
+    What the runtime reads to make the sessions comes first: the graphs, and the page before each weight, which tells
+    its length. The weights follow in pieces, one ahead of the one awaited: who needs a page out of turn never waits
+    long.
+    Errors are left for the load to meet.
+
+    Args:
+        files: The files, and the order in which their weights are used.
+        stopped: Whether nobody wants them any more.
+    """
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        opened = [(stack.enter_context(path.open("rb", buffering=0)).fileno(), order) for path, order in files]
+        for file, order in opened:
+            os.posix_fadvise(file, 0, order[0], os.POSIX_FADV_WILLNEED)
+            for start in order[1:-1]:
+                os.posix_fadvise(file, start - _LENGTH_BYTES, _LENGTH_BYTES, os.POSIX_FADV_WILLNEED)
+        for file, order in opened:
+            for start in range(order[0], order[-1], _READ_BYTES):
+                if stopped():
+                    return
+                os.posix_fadvise(file, start, min(_READ_BYTES, order[-1] - start), os.POSIX_FADV_WILLNEED)
+                os.pread(file, 1, start - 1)
+            os.pread(file, 1, order[-1] - 1)
 
 
 class StageIO(Protocol):

@@ -70,7 +70,7 @@ def run_arms(
     on_progress: Callable[[int, int], None] | None = None,
     *,
     cold: bool = False,
-    bytes_per_s: float | None = None,
+    storage_s: Callable[[int], float] | None = None,
 ) -> dict[str, list[Sample]]:
     """Measure every arm `runs` times, in turns, each time in a fresh process.
 
@@ -82,7 +82,7 @@ def run_arms(
         on_progress: Called as `on_progress(done, total)`.
         cold: Whether an arm's files are evicted from the page cache before each of its samples, and the eviction
             verified. Programs and libraries stay cached.
-        bytes_per_s: How fast the storage is, where that is known.
+        storage_s: Tells how long it takes to read so many bytes from storage; asked after each sample.
 
     Returns:
         The samples of each arm, in order. Each has the keys in `FIGURES`:
@@ -97,9 +97,8 @@ def run_arms(
         - major_faults: how often a page was waited for between load call and first output.
 
         Cold ones also have touched_bytes, what of the arm's files the page cache holds right after the first output
-        (with what the kernel reads ahead, so at least what was touched), and where `bytes_per_s` is given limit_s,
-        what no loader can beat by more than `Controller.capped` grants: the longer of a steady inference and of
-        reading those bytes.
+        (with what the kernel reads ahead, so at least what was touched), and where `storage_s` is given that time for
+        so many bytes, and limit_s, what no loader can beat: the longer of it and of a steady inference.
 
     Raises:
         StageError: If an arm fails, or its files cannot be evicted.
@@ -110,7 +109,7 @@ def run_arms(
             for place in range(len(arms)):
                 arm = arms[(turn + place) % len(arms)]
                 time.sleep(PAUSE_S)
-                samples[arm.name].append(_sample(arm, rows, cold, bytes_per_s))
+                samples[arm.name].append(_sample(arm, rows, cold, storage_s))
                 if on_progress is not None:
                     on_progress(turn * len(arms) + place + 1, runs * len(arms))
     return samples
@@ -201,7 +200,9 @@ def saved_feeds(inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Iterat
         ]
 
 
-def _sample(arm: Arm, rows: Sequence[Mapping[str, Any]], cold: bool, bytes_per_s: float | None) -> Sample:
+def _sample(
+    arm: Arm, rows: Sequence[Mapping[str, Any]], cold: bool, storage_s: Callable[[int], float] | None
+) -> Sample:
     """Measure one arm in a fresh process."""
     files = arm.all_files() if cold else []
     pagecache.evict(files)
@@ -209,8 +210,9 @@ def _sample(arm: Arm, rows: Sequence[Mapping[str, Any]], cold: bool, bytes_per_s
     sample: Sample = {key: answer[key] for key in FIGURES if answer.get(key) is not None}
     if cold:
         sample["touched_bytes"] = answer["touched_bytes"]
-        if bytes_per_s is not None:
-            sample["limit_s"] = max(answer["touched_bytes"] / bytes_per_s, answer["steady_inference_s"])
+        if storage_s is not None:
+            sample["storage_s"] = storage_s(answer["touched_bytes"])
+            sample["limit_s"] = max(sample["storage_s"], sample["steady_inference_s"])
     return sample
 
 

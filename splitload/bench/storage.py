@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from pathlib import Path
 from splitload.bench import pagecache
 from splitload.errors import StageError
 
-PROBE_BYTES = 64_000_000
+_CHUNK_BYTES = 1 << 20
+_SLICE_S = 0.2  # twice what the kernel accounts for at a time
 _CANNOT = "--storage-mbps cannot cap reads here: "
 _GROUP = "splitload-bench-"
 
@@ -105,24 +106,38 @@ class Controller:
                 time.sleep(0.05)
 
 
-def read_bytes_per_s(folder: Path) -> float:
-    """Measure how fast a file of `PROBE_BYTES` that is not cached is read from the disk of `folder`.
+@contextmanager
+def reader(folder: Path, size: int) -> Iterator[Callable[[int], float]]:
+    """Yield a function that tells how many seconds it takes to read so many bytes from the disk of `folder`.
+
+    They are read in order from a file that is not cached, all asked for at once: no loader reads as many sooner, what
+    the system grants it at once included.
+
+    Args:
+        folder: Where to put the file.
+        size: The most bytes that will be asked for.
 
     Raises:
-        StageError: If it cannot be evicted.
+        StageError: If the file cannot be evicted, when the function is called.
         OSError: If it cannot be written.
     """
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".storage-") as made:
-        chunk = bytes(1_000_000)
-        for _ in range(PROBE_BYTES // len(chunk)):
+        chunk = os.urandom(_CHUNK_BYTES)
+        for _ in range(-(-size // len(chunk))):
             made.write(chunk)
         made.flush()
-        pagecache.evict([Path(made.name)])
-        with Path(made.name).open("rb", buffering=0) as file:
-            start = time.perf_counter()
-            while file.read(len(chunk)):
-                pass
-            return PROBE_BYTES / (time.perf_counter() - start)
+
+        def read_s(count: int) -> float:
+            pagecache.evict([Path(made.name)])
+            time.sleep(_SLICE_S)  # what was read before no longer counts
+            with Path(made.name).open("rb", buffering=0) as file:
+                start = time.perf_counter()
+                os.posix_fadvise(file.fileno(), 0, count, os.POSIX_FADV_WILLNEED)
+                while file.tell() < count and file.read(min(_CHUNK_BYTES, count - file.tell())):
+                    pass
+                return time.perf_counter() - start
+
+        yield read_s
 
 
 def _disk(file: Path, devices: Path = Path("/sys/dev/block")) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import splitload
 from splitload.bench import Arm, compare, deep, first_outputs, pagecache, run_arms, summarize
 from splitload.bench.arms import ARMS, Subject, make_arm
-from splitload.bench.storage import Controller, read_bytes_per_s
+from splitload.bench.storage import Controller, reader
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
 from splitload.commands.plans import prepare, write_bundle
@@ -90,18 +90,20 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     names = [name for name in ARMS if name in (options.arms or ARMS)]
     subject, plan = _subject(options, model, names, feeds, console, cache)
     arms, differences, left_out = _arms(names, bool(options.arms), subject, console)
-    bytes_per_s = None
+    storage_s = None
     with contextlib.ExitStack() as stack:
         if controller is not None:
-            files = [file for arm in arms for file in arm.all_files()]
-            stack.enter_context(controller.capped([cache, *files], round(options.storage_mbps * 1e6)))
-            bytes_per_s = read_bytes_per_s(cache)
+            files = {arm.name: arm.all_files() for arm in arms}
+            most_bytes = max(sum(file.stat().st_size for file in each) for each in files.values())
+            every = [file for each in files.values() for file in each]
+            stack.enter_context(controller.capped([cache, *every], round(options.storage_mbps * 1e6)))
+            storage_s = stack.enter_context(reader(cache, most_bytes))
         show = stack.enter_context(console.progress("benchmark", unit="samples"))
         samples = run_arms(
-            arms, subject.graph.input_tensors(), feeds, options.runs, show, cold=options.cold, bytes_per_s=bytes_per_s
+            arms, subject.graph.input_tensors(), feeds, options.runs, show, cold=options.cold, storage_s=storage_s
         )
     summary = {name: summarize(rows) for name, rows in samples.items()}
-    _show(console, options, subject, summary, bytes_per_s)
+    _show(console, options, subject, summary)
     if plan is not None:
         console.print(f"splitload: {count_of(plan['num_stages'], 'stage')}, split points {plan['split_points']}")
     for reason in dict.fromkeys(left_out.values()):
@@ -117,7 +119,6 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "evicted_by": "posix_fadvise, verified with mincore" if options.cold else None,
         "storage_capped_by": f"cgroup version {controller.version}" if controller else None,
         "storage_bytes_per_s": options.storage_mbps * 1e6 if controller else None,
-        "storage_bytes_per_s_measured": bytes_per_s,
         "source": "measured",
         "plan": plan,
         "arms": summary,
@@ -234,7 +235,6 @@ def _show(
     options: argparse.Namespace,
     subject: Subject,
     summary: Mapping[str, Mapping[str, Mapping[str, float]]],
-    bytes_per_s: float | None,
 ) -> None:
     """Print the medians, one column an arm."""
 
@@ -255,14 +255,14 @@ def _show(
     ]
     if options.cold:
         rows.append(row("touched MB", "touched_bytes", 1e-6))
-    if bytes_per_s is not None:
+    if options.storage_mbps is not None:
         rows.append(row("limit ms", "limit_s", 1e3))
     medians = {name: figures["ttfo_s"]["median"] for name, figures in summary.items()}
     if "stock" in medians:
         rows.append(("stock÷arm", *(f"{medians['stock'] / median:.2f}" for median in medians.values())))
     cache = "cold files" if options.cold else "warm page cache"
-    if bytes_per_s is not None:
-        cache += f", storage capped at {options.storage_mbps:g} MB/s ({bytes_per_s / 1e6:.0f} measured)"
+    if options.storage_mbps is not None:
+        cache += f", storage capped at {options.storage_mbps:g} MB/s"
     title = f"{subject.graph.name}: medians of {options.runs} fresh process(es) an arm, in turns, {cache}"
     broken = _NARROW if len(summary) > 5 else {}
     console.table(title, ("", *(broken.get(name, name) for name in summary)), rows)

@@ -15,6 +15,7 @@ import numpy as np
 from splitload.bundle import File, Manifest, TensorSpec, sha256_of
 from splitload.errors import OutputError
 from splitload.frontends.onnx import elem_type, plain_options, refuse_full_disk
+from splitload.frontends.ortfile import lay_out
 from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, split_constants
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
@@ -22,6 +23,7 @@ from splitload.graph import ModelGraph
 PAGE_BYTES = 4096
 MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
 _CHUNK_BYTES = 8 << 20
+_LOOKUPS = {"Gather", "GatherND", "GatherElements"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class StageFiles:
         weights_bytes: Bytes of its weights.
         shares: Names of other stages' files that it reads weights from.
         optimized: Whether the graph is to be taken as it is; otherwise weights are restored when it is optimised.
+        read_order: Where reading ahead goes; see `StageEntry`.
     """
 
     graph: File
@@ -45,6 +48,7 @@ class StageFiles:
     weights_bytes: int
     shares: tuple[str, ...] = ()
     optimized: bool = True
+    read_order: tuple[int, ...] = ()
 
 
 class StageWriter:
@@ -126,9 +130,10 @@ class StageWriter:
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
 
         written = None
+        read_order: tuple[int, ...] = ()
         weights_bytes = graph.segment_weights_bytes(start, end)
         if self._copy_weights and graph.kind == "native" and weights_bytes < MAX_ORT_BYTES:
-            written = self._convert(model, folder, stem)
+            written, read_order = self._convert(model, folder, stem)
         weights = None
         shares: tuple[str, ...] = ()
         restored = False
@@ -141,7 +146,7 @@ class StageWriter:
             written = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
             (folder / written.name).write_bytes(data)
         specs = tuple(self._spec(name) for name in outputs)
-        return StageFiles(written, weights, inputs, specs, weights_bytes, shares, not restored)
+        return StageFiles(written, weights, inputs, specs, weights_bytes, shares, not restored, read_order)
 
     def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:
         """Point weights of `model` at their places in other files; return these, and whether any must be restored."""
@@ -168,8 +173,8 @@ class StageWriter:
         model.graph.node.extend([*makers, *body])
         return tuple(files), bool(makers)
 
-    def _convert(self, model: Any, folder: Path, stem: str) -> File | None:
-        """Write the stage as an .ort file; None where the format cannot hold it."""
+    def _convert(self, model: Any, folder: Path, stem: str) -> tuple[File | None, tuple[int, ...]]:
+        """Write the stage as an .ort file, and return the order to read it in; None where the format cannot hold it."""
         import onnxruntime as ort
 
         unnamed = folder / f"{stem}.part.ort"
@@ -181,17 +186,18 @@ class StageWriter:
             with os.fdopen(handle, "wb") as stream:  # beside the weights it names
                 stream.write(model.SerializeToString())
             ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+            read_order = lay_out(unnamed, [tensor.name for tensor in model.graph.initializer], _tables(model.graph))
             file = unnamed.stat()
             sha256 = sha256_of(unnamed)
             name = f"{stem}-{sha256[:12]}.ort"
             unnamed.rename(folder / name)
-            return File(name, file.st_size, sha256)
+            return File(name, file.st_size, sha256), read_order
         except OSError:
             raise
         except Exception as error:  # onnxruntime has no common root for its errors
             refuse_full_disk(folder, self._graph.source_bytes, error)
             unnamed.unlink(missing_ok=True)
-            return None
+            return None, ()
         finally:
             Path(made).unlink(missing_ok=True)
 
@@ -313,6 +319,14 @@ def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
             for spec in specs
         )
     return model
+
+
+def _tables(graph: Any) -> list[str]:
+    """Return names of weights of which single rows are looked up, and which nothing else reads."""
+    looked_up = {node.input[0] for node in graph.node if node.op_type in _LOOKUPS and not node.domain}
+    read = {name for node in graph.node for name in node_inputs(node)[node.op_type in _LOOKUPS :]}
+    read.update(value.name for value in graph.output)
+    return [tensor.name for tensor in graph.initializer if tensor.name in looked_up - read]
 
 
 def _point(tensor: Any, location: str, offset: int, length: int) -> None:

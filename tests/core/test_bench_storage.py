@@ -36,9 +36,10 @@ def test_what_cannot_be_evicted(evictable: Path, monkeypatch: pytest.MonkeyPatch
 def test_cold_samples(evictable: Path, chain_bundle: Path, tmp_path: Path) -> None:
     arm = Arm("splitload", chain_bundle)
     assert len(arm.all_files()) > 4  # graphs, weights and the manifest
-    (row,) = run_arms([arm], INPUTS, feeds(), 1, cold=True, bytes_per_s=1e3)["splitload"]
+    (row,) = run_arms([arm], INPUTS, feeds(), 1, cold=True, storage_s=lambda size: size / 1e3)["splitload"]
     assert row["touched_bytes"] > 0
-    assert row["limit_s"] == max(row["touched_bytes"] / 1e3, row["steady_inference_s"])
+    assert row["storage_s"] == row["touched_bytes"] / 1e3
+    assert row["limit_s"] == max(row["storage_s"], row["steady_inference_s"])
     (row,) = run_arms([arm], INPUTS, feeds(), 1, cold=True)["splitload"]
     assert "limit_s" not in row
 
@@ -114,7 +115,9 @@ def test_storage_is_capped_and_the_group_removed(evictable: Path) -> None:
 
     with controller.capped([evictable], 1_000_000_000):
         assert len(groups()) == 1
-        assert storage.read_bytes_per_s(evictable.parent) > 0
+        with storage.reader(evictable.parent, 3_000_000) as read_s:
+            assert read_s(2_000_000) > 0
+            assert read_s(3_000_000) > 0
     assert groups() == []
     with pytest.raises(KeyboardInterrupt), controller.capped([evictable], 1_000_000_000):
         raise KeyboardInterrupt

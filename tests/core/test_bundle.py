@@ -125,6 +125,9 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     ((*STAGE, "outputs", 0, "name"), "x", "makes 'x', which is there already"),
     (("outputs", 0, "name"), "nowhere", r"no stage makes the model's outputs \['nowhere'\]"),
     ((*STAGE, "weights"), "none", "weights must be an object"),
+    ((*STAGE, "read_order"), 1, "read_order must be a list"),
+    ((*STAGE, "read_order"), [1, 1 << 40], "read_order must be places in a file of"),
+    ((*STAGE, "read_order"), [0, 1], "read_order must be places in a file of"),
     ((*STAGE, "prepack"), None, "prepack must be true or false"),
     *(
         ((*STAGE, "graph", "name"), name, "not a plain file name")

@@ -1,0 +1,111 @@
+"""Files that are not cached are read ahead in the order of use, once, and no further than needed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import runtime_models
+from models import floats
+
+import splitload.loader
+from splitload import ParallelLoader
+from splitload.bench import pagecache
+from splitload.bundle import read_manifest
+from splitload.session import fetch, is_cached
+
+PAGE = 4096
+WAIT_S = 30.0
+
+
+def never() -> bool:
+    return False
+
+
+def test_samples_tell_whether_a_file_is_cached(evictable: Path) -> None:
+    order = (4 * PAGE, 1_000_000, 2_000_000)
+    assert any(not is_cached(evictable, order) or pagecache.evict([evictable]) for _ in range(20))  # it may be quick
+    evictable.read_bytes()
+    assert is_cached(evictable, order)
+    assert is_cached(evictable.with_name("missing"), order)  # the load will say so
+
+
+def test_systems_that_do_not_tell(evictable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "RWF_NOWAIT")
+    assert is_cached(evictable, (PAGE,))
+
+
+def test_what_is_fetched(evictable: Path) -> None:
+    end = 250 * PAGE
+    fetch([(evictable, (8 * PAGE, 20 * PAGE, end))], never)
+    deadline = time.monotonic() + WAIT_S
+    while pagecache.resident_bytes([evictable]) < end and time.monotonic() < deadline:
+        time.sleep(0.01)  # all was asked for in order, and may arrive in another
+    assert end <= pagecache.resident_bytes([evictable]) < 400 * PAGE  # the kernel reads on a little
+    fetch([(evictable.with_name("missing"), (PAGE, 2 * PAGE))], never)
+
+
+def test_nothing_is_fetched_for_nobody(evictable: Path) -> None:
+    fetch([(evictable, (PAGE, 480 * PAGE))], lambda: True)
+    assert pagecache.resident_bytes([evictable]) < 100 * PAGE
+
+
+def lookup_bundle(folder: Path) -> Path:
+    """A bundle of a model that looks rows of a table up and multiplies them."""
+    model = models.text(
+        "g (int64[n] i) => (float[n,64] y) { r = Gather(table, i) p = MatMul(r, v) y = MatMul(p, w) }",
+        table=floats(5000, 64),
+        v=floats(64, 64),
+        w=floats(64, 64),
+    )
+    path = models.save(model, folder)
+    return runtime_models.bundle(path, folder / "m.splitload", 1, native=True)
+
+
+def test_tables_stand_behind_what_is_read_ahead(tmp_path: Path) -> None:
+    bundle = lookup_bundle(tmp_path)
+    (stage,) = read_manifest(bundle).variants[0].stages
+    *starts, table, end = stage.read_order
+    assert starts == sorted(starts)
+    assert end <= table
+    assert stage.graph.bytes == table + 5000 * 64 * 4
+
+
+def test_a_cold_bundle_is_fetched_and_a_warm_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = lookup_bundle(tmp_path)
+    (stage,) = read_manifest(bundle).variants[0].stages
+    fetched: list[Any] = []
+    done = threading.Event()
+
+    def record(files: Any, stopped: Any) -> None:
+        fetched.extend(files)
+        assert not stopped()
+        done.set()
+
+    monkeypatch.setattr(splitload.loader, "fetch", record)
+    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: False)
+    feeds = {"i": np.array([3, 4999])}
+    with ParallelLoader(bundle) as model:
+        expected = model.run(None, feeds)
+        assert done.wait(WAIT_S)
+    assert fetched == [(bundle / stage.graph.name, stage.read_order)]
+    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: True)
+    monkeypatch.setattr(splitload.loader, "fetch", lambda *_: pytest.fail("it is cached"))
+    with ParallelLoader(bundle) as model:
+        np.testing.assert_array_equal(model.run(None, feeds), expected)
+
+
+def test_bundles_without_an_order_are_left_to_the_system(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(chain_bundle, tmp_path / "m.splitload"))
+    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: pytest.fail("no order is known"))
+    with ParallelLoader(bundle) as model:
+        assert model.run(None, runtime_models.feeds())
