@@ -226,7 +226,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--seed", type=_count, default=0, help="seed of the search (default: %(default)s)")
     train.add_argument(
-        "--max-stages", type=_at_least_one, default=8, metavar="K", help="the most stages (default: %(default)s)"
+        "--max-stages",
+        type=_at_least_one,
+        metavar="K",
+        help="the most stages (default: 8, or 16 where so many promise a twentieth)",
     )
     train.add_argument(
         "--trainable",

@@ -15,7 +15,11 @@ from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
 
-WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason for more stages
+WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
+FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what each more stage must gain; plans of many stages err alike
+MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
+MANY_GAIN = 0.05
+_RULES = ("balance", "uniform_bytes", "uniform_blocks")
 BASELINES = ("exact", "uniform_bytes", "uniform_blocks", "random")
 Objective = Literal["balance", "ttfo"]
 
@@ -46,13 +50,15 @@ class Search:
 
     For `balance` the cuts of each number of stages are found by the equal-load reward (eq. 4), and the number of
     stages whose loads are all done first is taken: equal loads alone would always be had with one stage. For `ttfo`
-    it is the number with the smallest time to first output. More stages are taken only where a tenth or more is gained.
+    it is the number with the smallest time to first output. A cut is made only where a tenth or more is gained, and
+    more of them for a tenth each (`balance`) or a fiftieth (`ttfo`).
 
     Args:
         profile: Costs of the model on the device.
         agent: One of `splitload.commands.AGENTS`.
         objective: One of `splitload.commands.OBJECTIVES`.
-        max_stages: The most stages, at least 1; more than there are blocks is the same as all of them.
+        max_stages: The most stages, at least 1; more than there are blocks is the same as all of them. None: 8, or 16
+            where as many, cut by rule, promise a twentieth.
         seed: Seed of the agent, and of the random baseline.
         episodes: Most episodes in all, or None for the agent's own rule.
         trainable_from: First trainable block; it and all after it lie in the last stage.
@@ -64,7 +70,7 @@ class Search:
         *,
         agent: str = "q-learning",
         objective: Objective = "balance",
-        max_stages: int = 8,
+        max_stages: int | None = None,
         seed: int = 0,
         episodes: int | None = None,
         trainable_from: int | None = None,
@@ -77,7 +83,7 @@ class Search:
         self._trainable_from = trainable_from
         self._matrices = cost_matrices(profile)
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
-        self._counts = range(1, min(max_stages, limit) + 1)
+        self._counts = range(1, min(max_stages or self._enough(limit), limit) + 1)
         self._learner: QLearning | None = None
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> Found:
@@ -126,11 +132,22 @@ class Search:
             return self._profile.largest_stage_load_s(partition)
         return self._profile.schedule(partition).ttfo_s
 
+    def _enough(self, limit: int) -> int:
+        """Return how many stages are worth looking at, with no more than `limit` blocks to cut at."""
+        if limit < MANY_STAGES:
+            return MAX_STAGES
+        usual, many = (
+            min(self._seconds(plan) for name in _RULES if (plan := self._by_rule(name, count)) is not None)
+            for count in (MAX_STAGES, MANY_STAGES)
+        )
+        return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
+
     def _pick(self, partitions: Any) -> Partition | None:
-        """Return the partition whose number of stages pays: each more must promise `WORTHWHILE` over the one picked."""
+        """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `FURTHER` each."""
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
-            if picked is None or self._seconds(partition) < (1 - WORTHWHILE) * self._seconds(picked):
+            gain = WORTHWHILE if picked is None or picked.num_stages == 1 else FURTHER[self._objective]
+            if picked is None or self._seconds(partition) < (1 - gain) * self._seconds(picked):
                 picked = partition
         return picked
 
@@ -140,11 +157,14 @@ class Search:
         return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
 
     def _by_rule(self, name: str, count: int) -> Partition | None:
-        """Return the partition a baseline gives for `count` stages, or None where it gives none."""
+        """Return the partition a rule gives for `count` stages, or None where it gives none.
+
+        Rules are the baselines and "balance", the exact cut into equal loads.
+        """
         blocks = [block.weights_bytes for block in self._profile.blocks]
         last = self._trainable_from
         points: Sequence[int]
-        if name == "exact" and self._objective == "balance":
+        if name == "balance" or (name == "exact" and self._objective == "balance"):
             points, _ = exact.balance(self._matrices.load_s, count, last)
         elif name == "exact":
             contention = self._profile.contention

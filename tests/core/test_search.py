@@ -1,0 +1,52 @@
+"""How many stages a search looks at and takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitload.commands.search import FURTHER, MANY_STAGES, MAX_STAGES, WORTHWHILE, Search
+from splitload.profile import BlockProfile, Cost, Profile
+from splitload.schedule import Contention
+
+BLOCKS = 32
+
+
+def profile(whole_load_s: float, blocks: int = BLOCKS) -> Profile:
+    """Blocks that load in a second each, of a model that loads in so many."""
+    each = tuple(BlockProfile(f"b{number}", 100, Cost(1.0, 0.01, 0.01)) for number in range(blocks))
+    whole = {(0, blocks): Cost(whole_load_s, 0.01 * blocks, 0.01 * blocks)}
+    return Profile("m", "a" * 64, "native", "dev", "measured", each, 0.0, Contention(2), whole, {})
+
+
+@pytest.mark.parametrize(("whole_load_s", "most"), [(32.0, MAX_STAGES), (1000.0, MANY_STAGES)])
+def test_many_stages_are_looked_at_where_loading_grows_faster_than_the_model(whole_load_s: float, most: int) -> None:
+    found = Search(profile(whole_load_s), objective="ttfo", agent="uniform").run().partition.num_stages
+    assert (found > MAX_STAGES) == (most > MAX_STAGES)
+    assert found <= most
+    assert (
+        Search(profile(whole_load_s), objective="ttfo", agent="uniform", max_stages=3).run().partition.num_stages <= 3
+    )
+
+
+def test_short_models_have_no_more_stages_than_blocks() -> None:
+    assert Search(profile(1000.0, 5), objective="ttfo", agent="uniform").run().partition.num_stages <= 5
+    search = Search(profile(1000.0), objective="ttfo", agent="uniform", trainable_from=3)
+    assert search.run().partition.num_stages <= 4
+
+
+@pytest.mark.parametrize("objective", FURTHER)
+def test_each_stage_pays(objective: str) -> None:
+    made = profile(400.0)
+    taken = Search(made, objective=objective, agent="uniform").run().partition  # type: ignore[arg-type]
+    assert taken.num_stages > 1
+
+    def seconds(count: int) -> float:
+        plan = Search(made, objective=objective, agent="uniform", max_stages=count)._by_rule("uniform", count)  # type: ignore[arg-type]
+        assert plan is not None
+        schedule = made.schedule(plan)
+        return schedule.load_makespan_s if objective == "balance" else schedule.ttfo_s
+
+    mine = seconds(taken.num_stages)
+    assert mine < (1 - WORTHWHILE) * seconds(1)
+    assert all(mine < seconds(count) for count in range(2, taken.num_stages))
+    assert all(seconds(count) > (1 - FURTHER[objective]) * mine for count in range(taken.num_stages, MAX_STAGES + 1))
