@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from splitload.arguments import to_ort
 from splitload.bundle import TensorSpec
+from splitload.machine import inference_threads
 
 SPIN_US = 1000
 _READ_BYTES = 1 << 20
@@ -30,7 +31,8 @@ def open_session(
     with the square of the graph (DenseNet-201: 54 ms of 67), and the memory pattern of the first run would cost the
     second one all its memory again. Inference threads spin for a millisecond: long enough to stay awake from one
     operator to the next, too short to take the processors from a stage that still loads. They do not spin between runs,
-    when another stage's threads have the processors.
+    when another stage's threads have the processors. They run on any processor: tied to one, as onnxruntime ties them
+    unless it is told their number, a thread waits there for the thread that loads or infers.
 
     There is no process-wide thread pool: once onnxruntime has one it refuses every session that does not use it, those
     of the caller included.
@@ -48,6 +50,7 @@ def open_session(
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.intra_op_num_threads = inference_threads()
     options.enable_mem_reuse = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))

@@ -83,12 +83,11 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     import onnxruntime as ort
 
     plain = job["arm"] == "stock"
-    if not plain:
-        ort.set_global_thread_pool_sizes(0, 1)
 
     def load() -> _Opened:
         options = ort.SessionOptions()
         if not plain:
+            ort.set_global_thread_pool_sizes(0, 1)
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.use_per_session_threads = False
             options.add_session_config_entry("session.disable_prepacking", "1")

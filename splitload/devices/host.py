@@ -24,7 +24,7 @@ from splitload.schedule import Contention
 from splitload.scratch import scratch_folder
 
 REPEATS = 5
-_CACHE_VERSION = 3  # of what a profile in the cache means
+_CACHE_VERSION = 4  # of what a profile in the cache means
 _Segment = tuple[int, int]
 
 

@@ -15,10 +15,11 @@ import pytest
 from runtime_models import feeds
 
 import splitload.loader
-from splitload import ParallelLoader
+from splitload import ParallelLoader, machine
 from splitload.bundle import MANIFEST
 from splitload.envs.costs import cost_matrices
 from splitload.loader import open_session
+from splitload.machine import inference_threads
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
 
@@ -165,3 +166,30 @@ def test_an_interrupted_load_is_left_to_another_thread(
             model.run(None, feeds())
         assert model.wait("loaded", WAIT_S)
         assert len(model.run(None, feeds())) == 2
+
+
+@pytest.mark.skipif(not inference_threads(), reason="the system does not tell how many cores there are")
+def test_inference_threads_may_run_anywhere(native_bundle: Path) -> None:
+    before = tasks()
+    session = open_session(next(native_bundle.glob("native-00*.ort")))
+    assert session.get_session_options().intra_op_num_threads == inference_threads()
+    made = tasks() - before
+    assert len(made) == inference_threads() - 1
+    assert all(os.sched_getaffinity(task) == os.sched_getaffinity(0) for task in made)
+
+
+@pytest.mark.parametrize(
+    ("siblings", "processors", "cores"),
+    [("0", 4, 4), ("0,32", 64, 32), ("0-1", 8, 4), ("0-1,8-9", 1, 1), ("", 4, 0), ("x", 4, 0), (None, 4, 0)],
+)
+def test_cores_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, siblings: str | None, processors: int, cores: int
+) -> None:
+    file = tmp_path / "siblings"
+    if siblings is not None:
+        file.write_text(f"{siblings}\n")
+    monkeypatch.setattr(machine, "_SIBLINGS", file)
+    monkeypatch.setattr(machine, "available_threads", lambda: processors)
+    machine._threads_per_core.cache_clear()
+    assert machine.inference_threads() == cores
+    machine._threads_per_core.cache_clear()
