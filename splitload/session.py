@@ -17,7 +17,7 @@ from splitload.machine import inference_threads
 SPIN_US = 1000
 _READ_BYTES = 1 << 20
 _SAMPLES = 16
-_LENGTH_BYTES = 4  # before each weight of an .ort file, read when the session is made
+LENGTH_BYTES = 4  # before each vector of an .ort file, so before each weight; read when the session is made
 ReadOrder = tuple[int, ...]  # as `StageEntry.read_order`
 
 
@@ -121,7 +121,7 @@ def fetch(files: Sequence[tuple[Path, ReadOrder]], stopped: Callable[[], bool]) 
         for file, order in opened:
             os.posix_fadvise(file, 0, order[0], os.POSIX_FADV_WILLNEED)
             for start in order[1:-1]:
-                os.posix_fadvise(file, start - _LENGTH_BYTES, _LENGTH_BYTES, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(file, start - LENGTH_BYTES, LENGTH_BYTES, os.POSIX_FADV_WILLNEED)
         for file, order in opened:
             for start in range(order[0], order[-1], _READ_BYTES):
                 if stopped():

@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splitload.session import LENGTH_BYTES
+
 ALIGNMENT_BYTES = 64  # a line of the processor's cache
 MIN_BYTES = 4096  # smaller ones stay in the head
 MAX_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
-_LENGTH_BYTES = 4  # of a vector, before its elements
 
 # Kinds of fields, in the order of their numbers: bytes of a number; STRING; the name of a table; a list of STRING or a
 # table; bytes of an element and alignment of a plain vector; UNION, after the byte that says which; DATA, of a weight;
@@ -110,7 +111,7 @@ def lay_out(path: Path, names: Iterable[str], last: Iterable[str] = ()) -> tuple
         end = len(head)
         read_until = end
         for weight in weights:
-            start = _aligned(end + _LENGTH_BYTES)
+            start = _aligned(end + LENGTH_BYTES)
             places.append(start)
             end = start + weight.length
             if weight.name not in lazy:
@@ -119,13 +120,13 @@ def lay_out(path: Path, names: Iterable[str], last: Iterable[str] = ()) -> tuple
             return ()
         for weight, start in zip(weights, places, strict=True):
             field = len(head) - weight.field
-            struct.pack_into("<I", head, field, start - _LENGTH_BYTES - field)
+            struct.pack_into("<I", head, field, start - LENGTH_BYTES - field)
         made = path.with_name(f"{path.name}.new")
         try:
             with made.open("wb") as out:
                 out.write(head)
                 for weight, start in zip(weights, places, strict=True):
-                    out.write(b"\0" * (start - _LENGTH_BYTES - out.tell()) + struct.pack("<I", weight.length))
+                    out.write(b"\0" * (start - LENGTH_BYTES - out.tell()) + struct.pack("<I", weight.length))
                     for piece in range(weight.start, weight.start + weight.length, 8 << 20):
                         out.write(old[piece : min(piece + (8 << 20), weight.start + weight.length)])
             shutil.copymode(path, made)
@@ -199,9 +200,10 @@ class _Copy:
                 continue
             builder.PrependUOffsetTRelativeSlot(number, value, 0)
             if value == self._nothing:
-                start = self._target(at) + _LENGTH_BYTES
-                length = self._number(start - _LENGTH_BYTES, 4)
-                self.weights.append(_Weight(self._name(place, fields), start, length, int(builder.Offset())))
+                vector = self._target(at)
+                length = self._number(vector, LENGTH_BYTES)
+                name = self._name(place, fields)
+                self.weights.append(_Weight(name, vector + LENGTH_BYTES, length, int(builder.Offset())))
         return int(builder.EndObject())
 
     def _object(self, of: Any, place: int) -> int:
@@ -209,12 +211,12 @@ class _Copy:
         data, builder = self._data, self._builder
         if isinstance(of, str) and of not in (STRING, DATA):
             return self._table(of, place)
-        count = self._number(place, 4)
-        start = place + _LENGTH_BYTES
         if of == STRING:
             if place not in self._strings:
-                self._strings[place] = int(builder.CreateString(bytes(data[start : start + count])))
+                self._strings[place] = int(builder.CreateString(self._text(place)))
             return self._strings[place]
+        count = self._number(place, LENGTH_BYTES)
+        start = place + LENGTH_BYTES
         if isinstance(of, list):
             made = [self._object(of[0], self._target(start + 4 * number)) for number in range(count)]
             builder.StartVector(4, count, 4)
@@ -232,5 +234,8 @@ class _Copy:
         offset = self._number(fields + 4, 2)
         if not offset:
             return ""
-        at = self._target(place + offset)
-        return bytes(self._data[at + 4 : at + 4 + self._number(at, 4)]).decode()
+        return self._text(self._target(place + offset)).decode()
+
+    def _text(self, place: int) -> bytes:
+        start = place + LENGTH_BYTES
+        return bytes(self._data[start : start + self._number(place, LENGTH_BYTES)])
