@@ -24,6 +24,7 @@ from splitload.schedule import Schedule, Task
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
 
 HAND_OVER_S = 0.001
+SIGNAL_S = 0.5
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
 
 
@@ -229,7 +230,7 @@ class ParallelLoader:
         if until not in ("loaded", "upgraded"):
             raise UsageError(f"wait takes 'loaded' or 'upgraded', not {until!r}")
         deadline = None if timeout is None else time.perf_counter() + timeout
-        if not self._all_loaded.wait(timeout):
+        if not _reached(self._all_loaded, timeout):
             return False
         self._raise_if_failed()
         if until == "loaded" or not self._upgrade:
@@ -238,7 +239,7 @@ class ParallelLoader:
         if self._upgrader is None:
             self._raise_if_failed()
             return True
-        reached = self._upgraded.wait(None if deadline is None else max(0.0, deadline - time.perf_counter()))
+        reached = _reached(self._upgraded, None if deadline is None else max(0.0, deadline - time.perf_counter()))
         self._raise_if_failed()
         return reached
 
@@ -417,7 +418,7 @@ class ParallelLoader:
         """Return the session of a stage, waiting for it."""
         if len(self._sessions) == 1 and self._next == 0:
             self._load_here()
-        self._events[index].wait()
+        _reached(self._events[index])
         session = self._sessions[index]
         if session is None or self._error is not None:
             self._raise_if_failed()
@@ -468,6 +469,16 @@ class ParallelLoader:
             with self._lock:
                 if not self._closed:
                     self._sessions[index] = session
+
+
+def _reached(event: threading.Event, timeout: float | None = None) -> bool:
+    """Wait for an event, and look up now and then: a signal can come just before Python begins to wait, or to another
+    thread, and then does not end the wait."""
+    deadline = float("inf") if timeout is None else time.perf_counter() + timeout
+    while not event.wait(min(SIGNAL_S, max(0.0, deadline - time.perf_counter()))):
+        if time.perf_counter() >= deadline:
+            return False
+    return True
 
 
 def _started(thread: threading.Thread) -> bool:

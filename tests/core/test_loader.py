@@ -429,19 +429,24 @@ def test_exit_with_an_open_loader_is_clean(chain_bundle: Path, last: str) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("blocked", ["", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])"])
 @pytest.mark.parametrize("call", ["model.wait()", RUN])
-def test_interrupt_while_waiting_does_not_hang_at_exit(chain_bundle: Path, call: str) -> None:
+def test_interrupt_while_waiting_does_not_hang_at_exit(chain_bundle: Path, call: str, blocked: str) -> None:
     code = f"""
-import sys, threading, numpy as np
+import faulthandler, signal, sys, threading, numpy as np
 import splitload.loader as loader
-gate = threading.Event()
+faulthandler.dump_traceback_later({WAIT_S}, exit=True)
+loading, gate = threading.Event(), threading.Event()
 def stuck(graph, **options):
-    print("loading", flush=True)
+    loading.set()
     gate.wait()
     raise RuntimeError("woken")
 loader.open_session = stuck
 try:
     model = loader.ParallelLoader(sys.argv[1], threads=1)
+    loading.wait()
+    {blocked}
+    print("waiting", flush=True)
     {call}
 except KeyboardInterrupt:
     gate.set()
@@ -451,7 +456,7 @@ except KeyboardInterrupt:
         [sys.executable, "-c", code, str(chain_bundle)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "loading\n"
+        assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=WAIT_S)
+        out, err = process.communicate(timeout=2 * WAIT_S)
     assert (process.returncode, out, err) == (0, "interrupted\n", "")
