@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import control_models
 import models
 import numpy as np
 import onnx
@@ -17,8 +18,11 @@ from models import floats
 from splitload.frontends import ortfile
 from splitload.frontends.onnx import plain_options
 from splitload.frontends.ortfile import ALIGNMENT_BYTES, lay_out
+from splitload.inputs import example_inputs
 from splitload.session import open_session
 
+assert control_models  # registers its constructs
+NOT_HELD = ("optional at the ends", "optionals made inside and given out")  # onnxruntime cannot write such types
 WEIGHTS = {name: floats(40, 40) for name in "dabce"}
 
 
@@ -61,7 +65,7 @@ def test_weights_stand_in_order(tmp_path: Path, last: list[str]) -> None:
     assert path.read_bytes() == again
 
 
-@pytest.mark.parametrize("name", models.CONSTRUCTS)
+@pytest.mark.parametrize("name", [name for name in models.CONSTRUCTS if name not in NOT_HELD])
 def test_every_construct_computes_the_same(tmp_path: Path, name: str) -> None:
     model, feeds = models.CONSTRUCTS[name]()
     path = converted(model, tmp_path / "m.ort")
@@ -73,8 +77,6 @@ def test_every_construct_computes_the_same(tmp_path: Path, name: str) -> None:
 
 
 def models_feeds(path: Path, feeds: models.Feeds | None) -> models.Feeds:
-    from splitload.inputs import example_inputs
-
     return example_inputs(open_session(path).get_inputs(), feeds)
 
 
