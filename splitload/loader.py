@@ -472,8 +472,10 @@ class ParallelLoader:
 
 
 def _reached(event: threading.Event, timeout: float | None = None) -> bool:
-    """Wait for an event, and look up now and then: a signal can come just before Python begins to wait, or to another
-    thread, and then does not end the wait."""
+    """Wait for an event, and look up now and then.
+
+    A signal that comes just before Python begins to wait, or to another thread, does not end the wait.
+    """
     deadline = float("inf") if timeout is None else time.perf_counter() + timeout
     while not event.wait(min(SIGNAL_S, max(0.0, deadline - time.perf_counter()))):
         if time.perf_counter() >= deadline:
