@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import Search
+from splitload.commands.trial import try_cut
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
@@ -25,6 +27,7 @@ from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
+from splitload.partition import Partition
 from splitload.profile import Profile
 from splitload.provenance import provenance
 
@@ -215,17 +218,27 @@ def _bundle(
 ) -> Path:
     """Make the bundle that `train --device host --objective ttfo` makes, in the cache, unless it is there."""
     with console.status("searching a plan"):
-        found = Search(measured, objective="ttfo").run()
+        partition = Search(measured, objective="ttfo").run().partition
     target = cache / "bench" / f"{source.sha256[:24]}.splitload"
     target.parent.mkdir(parents=True, exist_ok=True)
-    points = list(found.partition.split_points)
     given = [f"{name}: {value.dtype}{list(value.shape)}" for name, value in sorted(feeds.items())]
     made_with = f"{graph.path.parent.name} {provenance([])['git_commit']} {splitload.__version__}"
-    notes = {"objective": "ttfo", "split_points": points, "inputs": given, "made_with": made_with}
+    notes: dict[str, Any] = {
+        "objective": "ttfo",
+        "searched": list(partition.split_points),
+        "inputs": given,
+        "made_with": made_with,
+    }
     with contextlib.suppress(BundleError):
-        if read_manifest(target).plan == notes:
+        if read_manifest(target).plan.items() >= notes.items():
             return target
-    plan = Plan(graph, found.partition, measured.contention.threads)
+    plan = Plan(graph, partition, measured.contention.threads)
+    if partition.num_stages > 1:
+        trial = try_cut(source, plan, console, cache, feeds=feeds)
+        notes["trial"] = trial.to_json()
+        if not trial.pays:
+            plan = replace(plan, partition=Partition(partition.num_blocks))
+    notes["split_points"] = list(plan.partition.split_points)
     write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=feeds)
     return target
 

@@ -37,6 +37,16 @@ def prepare(
     return source, graph, profile
 
 
+def with_portable(plan: Plan, source: Source, console: Console, cache: Path) -> list[Plan]:
+    """Return what a bundle is made of: the plan, and where its graph is native a one-stage plan that runs anywhere."""
+    if plan.graph.kind == "portable":
+        return [plan]
+    with console.status("adding the portable graph for other machines"):
+        portable = load_graph(source, "portable", cache, max_blocks=plan.graph.max_blocks)
+    trainable_from = None if plan.trainable_from is None else 0
+    return [plan, Plan(portable, Partition(len(portable.blocks)), 1, trainable_from)]
+
+
 def write_bundle(
     target: Path,
     source: Source,
@@ -57,12 +67,7 @@ def write_bundle(
     Raises:
         SplitloadError: If it cannot be written.
     """
-    plans = [plan]
-    if plan.graph.kind == "native":
-        with console.status("adding the portable graph for other machines"):
-            portable = load_graph(source, "portable", cache, max_blocks=plan.graph.max_blocks)
-        trainable_from = None if plan.trainable_from is None else 0
-        plans.append(Plan(portable, Partition(len(portable.blocks)), 1, trainable_from))
+    plans = with_portable(plan, source, console, cache)
     if specialized_from is not None:
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [

@@ -112,7 +112,14 @@ class Search:
             partition = self._pick(filter(None, (self._by_rule(self._agent, count) for count in self._counts)))
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
-        search_s = time.perf_counter() - start
+        return self._found(partition, episodes, time.perf_counter() - start)
+
+    def whole(self, found: Found) -> Found:
+        """Return what the search came to, with the whole model as one stage in the place of its plan."""
+        return self._found(Partition(self._profile.num_blocks), found.episodes, found.search_s)
+
+    def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
+        """Value the plan, and what the baselines give for as many stages."""
         values: dict[str, float | None] = {"learned": self.value_s(partition) if self._learner else None}
         for name in BASELINES:
             other = self._by_rule(name, partition.num_stages)

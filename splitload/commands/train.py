@@ -15,6 +15,7 @@ from splitload.bundle import check_target
 from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import BASELINES, Found, Search, fixed_plan
+from splitload.commands.trial import try_cut
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import HostDevice
@@ -69,6 +70,15 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
                 found = search.run(report)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(_resume_hint(options, search.best)) from None
+    trial = None
+    if isinstance(device, HostDevice) and options.split_points is None and found.partition.num_stages > 1:
+        try:
+            plan = Plan(graph, found.partition, profile.contention.threads)
+            trial = try_cut(source, plan, console, cache, feeds=feeds)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
+        if not trial.pays:
+            found = search.whole(found)
     schedule = profile.schedule(found.partition)
     stages = profile
     notes = {
@@ -81,6 +91,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "split_points": list(found.partition.split_points),
         "profile_source": profile.source,
         "predicted_ttfo_s": schedule.ttfo_s,
+        "trial": None if trial is None else trial.to_json(),
     }
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
@@ -105,6 +116,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         },
         "value": dict(found.values_s),
         "ttfo_s": {"predicted": schedule.ttfo_s, "measured": measured},
+        "trial": notes["trial"],
         "episodes": found.episodes,
         "search_s": found.search_s,
         "bundle": str(target),
@@ -217,7 +229,15 @@ def _show(
                 for name, value in values.items()
             ],
         )
-    if found.two_stages_s is not None:
+    if trial := result["trial"]:
+        split, whole = (milliseconds(trial[f"{name}_ttfo_s"]) for name in ("split", "whole"))
+        console.print(
+            f"{count_of(trial['num_stages'], 'stage')} answered after {split}, the whole model after {whole} "
+            f"(measured, medians of {trial['runs']} fresh processes)"
+        )
+        if found.partition.num_stages == 1:
+            console.print("one stage, as splitting did not pay")
+    elif found.two_stages_s is not None:
         what = "have loaded" if result["objective"] == "balance" else "answer"
         two = milliseconds(found.two_stages_s)
         console.print(f"one stage, as splitting would not pay: the best two would {what} after {two} ({predicted})")

@@ -79,7 +79,9 @@ def one_line(result: tuple[int, str, str], code: int) -> str:
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
-    assert list(found) == ["model", "device", "objective", "plan", "value", "ttfo_s", "episodes", "search_s", "bundle"]
+    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "trial", "episodes", "search_s", "bundle"]
+    assert list(found) == keys
+    assert found["trial"] is None
     assert list(found["plan"]) == ["num_stages", "split_points"]
     assert list(found["value"]) == ["learned", "exact", "uniform_bytes", "uniform_blocks", "random"]
     assert list(found["ttfo_s"]) == ["predicted", "measured"]

@@ -1,0 +1,136 @@
+"""A cut that is predicted to pay is measured beside the whole model before it is taken on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitload.bench import Arm, run_arms
+from splitload.bundle import read_manifest
+from splitload.cli import main
+from splitload.commands import search, trial
+from splitload.commands.trial import RUNS, Trial
+
+
+@pytest.mark.parametrize(
+    ("split_s", "whole_s", "pays"),
+    [
+        ((0.8, 0.8, 0.8), (1.0, 1.0, 1.0), True),
+        ((0.95, 0.95, 0.95), (1.0, 1.0, 1.0), False),
+        ((0.8, 8.0, 1.6), (1.0, 10.0, 1.0), True),  # the machine is slower for a while, for both
+        ((0.8, 1.0, 9.9), (1.0, 1.0, 10.0), False),
+    ],
+)
+def test_a_tenth_pays(split_s: tuple[float, ...], whole_s: tuple[float, ...], pays: bool) -> None:
+    assert Trial(2, split_s, whole_s).pays is pays
+
+
+@dataclass
+class Script:
+    """What the trial is told a cut takes, where the whole model takes a second; and what it measured."""
+
+    split_s: float = 0.8
+    measured: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Script]:
+    """Have every cut searched for taken to the trial; what is measured there, of real bundles, is scripted."""
+    monkeypatch.setattr(search, "WORTHWHILE", -10.0)
+    script = Script()
+
+    def scripted(arms: Sequence[Arm], *_: Any) -> dict[str, list[dict[str, float]]]:
+        (arm,) = arms
+        assert {variant.kind for variant in read_manifest(arm.path, "hashes").variants} == {"native", "portable"}
+        stages = len(read_manifest(arm.path).variants[0].stages)
+        assert (stages > 1) == (arm.path.stem == "split")
+        script.measured.append(arm.path.stem)
+        return {"splitload": [{"ttfo_s": script.split_s if stages > 1 else 1.0}]}
+
+    monkeypatch.setattr(trial, "run_arms", scripted)
+    yield script
+    assert not list(cache.glob(".trial-*"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("split_s", [0.8, 1.2])
+def test_train_takes_what_answers_first(
+    chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str], split_s: float
+) -> None:
+    script.split_s = split_s
+    words = [
+        "train",
+        str(chain_model),
+        "--device",
+        "host",
+        "--agent",
+        "exact",
+        "--max-stages",
+        "3",
+        "-o",
+        "b.splitload",
+    ]
+    found = json_of(capsys, *words)
+    assert script.measured == ["split", "whole"] * RUNS
+    tried = found["trial"]
+    assert tried == {"runs": RUNS, "num_stages": tried["num_stages"], "split_ttfo_s": split_s, "whole_ttfo_s": 1.0}
+    assert tried["num_stages"] > 1
+    manifest = read_manifest(Path("b.splitload"))
+    assert manifest.plan["trial"] == tried
+    taken = tried["num_stages"] if split_s < 1 else 1
+    assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == taken
+
+
+def test_what_is_given_is_not_tried(chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json_of(capsys, "train", str(chain_model), "--device", "host", "--split-points", "2", "-o", "b.splitload")
+    assert (script.measured, found["trial"], found["plan"]["num_stages"]) == ([], None, 2)
+
+
+def test_bench_tries_once(chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    script.split_s = 1.2
+    words = ["bench", str(chain_model), "--runs", "1", "--arms", "splitload"]
+    for _ in range(2):
+        assert json_of(capsys, *words)["plan"] == {"num_stages": 1, "split_points": []}
+        assert len(script.measured) == 2 * RUNS
+    (bundle,) = (cache / "bench").glob("*.splitload")
+    assert read_manifest(bundle).plan["trial"]["num_stages"] > 1
+
+
+def test_samples_are_of_fresh_processes(
+    chain_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "WORTHWHILE", -10.0)
+    monkeypatch.setattr(trial, "RUNS", 1)
+    assert trial.run_arms is run_arms
+    words = [
+        "train",
+        str(chain_model),
+        "--device",
+        "host",
+        "--agent",
+        "exact",
+        "--max-stages",
+        "2",
+        "-o",
+        "b.splitload",
+    ]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "2 stages answered after" in out
+    assert "medians of 1 fresh processes" in out
