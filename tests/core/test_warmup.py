@@ -1,0 +1,88 @@
+"""What onnxruntime sets up once a process is begun by the import of splitload, and harms nobody."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from splitload import warmup
+
+WAIT_S = 60
+NAME = "splitload-warm-up"
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def warm_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == NAME]
+
+
+def test_the_session_is_made_on_another_thread_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made, go = ort.InferenceSession, [], threading.Event()
+
+    def session(*arguments: object, **options: object) -> object:
+        go.wait(WAIT_S)
+        made.append((threading.current_thread().name, real(*arguments, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    warmup.warm_up()
+    (thread,) = warm_threads()
+    assert not thread.daemon  # the interpreter waits for it
+    go.set()
+    thread.join(WAIT_S)
+    ((name, tiny),) = made
+    assert name == NAME
+    np.testing.assert_array_equal(tiny.run(None, {"x": np.ones(1, np.float32)}), [[1.0]])
+
+
+def test_what_fails_is_left_to_who_needs_a_session(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ort, "InferenceSession", None)
+    warmup.warm_up()
+    for thread in warm_threads():
+        thread.join(WAIT_S)
+    monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread left")))
+    warmup.warm_up()
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_begun_before_the_runtime_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr(threading, "Thread", None)
+    warmup.warm_up()
+
+
+def test_the_program_may_exit_right_after_the_import() -> None:
+    assert run("import onnxruntime, splitload, threading; print(threading.active_count())") in ("1\n", "2\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_no_child_is_forked_while_the_runtime_holds_its_locks() -> None:
+    code = """
+import os, threading, time
+import onnxruntime
+lock, real = threading.Lock(), onnxruntime.InferenceSession
+def session(*arguments, **options):  # the lock is as one inside the runtime: a child that inherits it taken waits forever
+    with lock:
+        time.sleep(0.5)
+        return real(*arguments, **options)
+onnxruntime.InferenceSession = session
+import splitload
+child = os.fork()
+if not child:
+    os._exit(7 if lock.acquire(timeout=5) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code) == "7\n"
