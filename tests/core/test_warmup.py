@@ -74,7 +74,7 @@ def test_no_child_is_forked_while_the_runtime_holds_its_locks() -> None:
 import os, threading, time
 import onnxruntime
 lock, real = threading.Lock(), onnxruntime.InferenceSession
-def session(*arguments, **options):  # the lock is as one inside the runtime: a child that inherits it taken waits forever
+def session(*arguments, **options):  # a child that inherits the lock taken, as one of the runtime's own, waits forever
     with lock:
         time.sleep(0.5)
         return real(*arguments, **options)
