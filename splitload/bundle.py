@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_STAGES = 1024
 Verify = Literal["none", "sizes", "hashes"]
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MAX_NAME = 128  # characters
 
 
 class File(NamedTuple):
@@ -310,11 +310,16 @@ def _stage(reader: Reader) -> StageEntry:
     )
 
 
+_MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
+
+
 def _read_order(reader: Reader) -> tuple[int, ...]:
     places = reader.sequence("read_order")
-    size = reader.child("graph").count("bytes")
+    size = min(reader.child("graph").count("bytes"), _MAX_ORT_BYTES)
     if not all(is_count(place) and 0 < place <= size for place in places):
         raise BundleError(f"{reader.where}.read_order must be places in a file of {size} bytes")
+    if any(place >= later for place, later in pairwise(places[:-1])):
+        raise BundleError(f"{reader.where}.read_order must rise up to the last place, where reading ends")
     return tuple(places)
 
 
@@ -325,10 +330,16 @@ def _names(reader: Reader, key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _is_plain(name: str) -> bool:
+    """Return whether a name is of letters, digits, dots, dashes and underscores, with a letter or digit first."""
+    known = all(char.isalnum() or char in "._-" for char in name)  # compiling a pattern takes longer than all names
+    return known and name.isascii() and 0 < len(name) <= _MAX_NAME and name[0].isalnum()
+
+
 def _file(reader: Reader) -> File:
     reader.only("name", "bytes", "sha256")
     name = reader.text("name")
-    if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+    if not _is_plain(name) or name == MANIFEST:
         raise BundleError(f"{reader.where}.name '{name}' is not a plain file name; refused")
     return File(name, reader.count("bytes"), reader.sha256("sha256"))
 

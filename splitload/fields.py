@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from splitload.errors import BundleError
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HEX = frozenset("0123456789abcdef")
 
 
 def is_count(value: Any) -> bool:
@@ -78,7 +77,7 @@ class Reader:
     def sha256(self, key: str) -> str:
         """Return a SHA-256 in hexadecimal."""
         value = self.text(key)
-        if not _SHA256.fullmatch(value):
+        if len(value) != 64 or not _HEX.issuperset(value):
             raise BundleError(f"{self.where}.{key} must be a SHA-256 in hexadecimal, it is {value!r}")
         return value
 

@@ -108,6 +108,7 @@ class ParallelLoader:
         self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
         self.manifest: Manifest = read_manifest(self._folder, verify)
         self._closed = False
+        self._error: Exception | None = None
         self._fetches = self._read_early()
         import onnxruntime as ort
 
@@ -131,7 +132,6 @@ class ParallelLoader:
         self._lock = threading.Lock()
         self._next = 0
         self._loaded = 0
-        self._error: Exception | None = None
         self._answered = False
         self._loads: dict[int, Task] = {}
         self._first_runs: dict[int, Task] = {}
@@ -357,14 +357,16 @@ class ParallelLoader:
         return True
 
     def _read_early(self) -> bool:
-        """Begin to read what is likely to be loaded, before onnxruntime is imported; return whether all is fetched.
+        """Begin to read what is likely to be loaded, before onnxruntime is imported.
 
-        That is so if storage has to be read: then one thread does that, and no stage's own.
+        Returns:
+            Whether storage has to be read: then one thread fetches all stages that have a `read_order`.
         """
         likely = next(each for each in self.manifest.variants if each.cpu in (None, cpu_architecture()))
         files = [(self._folder / stage.graph.name, stage.read_order) for stage in likely.stages if stage.read_order]
         if not all(is_cached(*file) for file in files):
-            return _started(threading.Thread(target=fetch, args=(files, lambda: self._closed), daemon=True))
+            stopped = lambda: self._closed or self._error is not None  # noqa: E731
+            return _started(threading.Thread(target=fetch, args=(files, stopped), daemon=True))
         if "onnxruntime" not in sys.modules:
             for stage in likely.stages:
                 if stage.prefetch:
@@ -374,7 +376,7 @@ class ParallelLoader:
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
         path = self._folder / stage.graph.name
-        if stage.prefetch and not background and not self._fetches:
+        if stage.prefetch and not background and not (self._fetches and stage.read_order):
             _started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
         return open_session(
             path,
@@ -477,8 +479,8 @@ def _reached(event: threading.Event, timeout: float | None = None) -> bool:
     A signal that comes just before Python begins to wait, or to another thread, does not end the wait.
     """
     deadline = float("inf") if timeout is None else time.perf_counter() + timeout
-    while not event.wait(min(SIGNAL_S, max(0.0, deadline - time.perf_counter()))):
-        if time.perf_counter() >= deadline:
+    while not event.wait(max(0.0, min(SIGNAL_S, deadline - time.perf_counter()))):
+        if not time.perf_counter() < deadline:  # nor is anything before a deadline that is no number
             return False
     return True
 

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 _MODALIAS = Path("/sys/devices/system/cpu/modalias")  # Linux
+_PROCESSORS = Path("/sys/devices/system/cpu")  # Linux
 # Source: the numbers of X86_FEATURE_* in Linux's arch/x86/include/asm/cpufeatures.h, 32 x word + bit
-_SIBLINGS = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")  # Linux
 _FEATURES = {"avx512f": f"{32 * 9 + 16:04X}", "avx2": f"{32 * 9 + 5:04X}", "avx": f"{32 * 4 + 28:04X}"}
 _CPUINFO_BYTES = 8192  # the first processor's entry; all of the file takes milliseconds on large servers
 
@@ -66,16 +66,16 @@ def inference_threads() -> int:
 
     That is what onnxruntime takes when it is not told. But only then does it tie each of its threads to a processor.
     """
-    siblings = _threads_per_core()
-    return max(1, available_threads() // siblings) if siblings else 0
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    cores = {_core(processor) for processor in os.sched_getaffinity(0)}
+    return 0 if "" in cores else len(cores)
 
 
 @cache
-def _threads_per_core() -> int:
-    """Return how many processors share the first core, 0 where the system does not tell."""
+def _core(processor: int) -> str:
+    """Return the processors that share a core with this one, as Linux writes it; "" where the system does not tell."""
     try:
-        ranges = _SIBLINGS.read_text(encoding="ascii").strip().split(",")
-        ends = [[int(end) for end in each.split("-")] for each in ranges]
-    except (OSError, ValueError):
-        return 0
-    return sum(each[-1] - each[0] + 1 for each in ends)
+        return (_PROCESSORS / f"cpu{processor}/topology/thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from splitload.arguments import to_ort
 from splitload.bundle import TensorSpec
@@ -116,28 +116,33 @@ def fetch(files: Sequence[tuple[Path, ReadOrder]], stopped: Callable[[], bool]) 
         files: The files, and the order in which their weights are used.
         stopped: Whether nobody wants them any more.
     """
-    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-        opened = [(stack.enter_context(path.open("rb", buffering=0)).fileno(), order) for path, order in files]
-        for file, order in opened:
-            os.posix_fadvise(file, 0, order[0], os.POSIX_FADV_WILLNEED)
-            for start in order[1:-1]:
-                os.posix_fadvise(file, start - LENGTH_BYTES, LENGTH_BYTES, os.POSIX_FADV_WILLNEED)
-        for file, order in opened:
-            for start in range(order[0], order[-1], _READ_BYTES):
-                if stopped():
-                    return
-                os.posix_fadvise(file, start, min(_READ_BYTES, order[-1] - start), os.POSIX_FADV_WILLNEED)
-                os.pread(file, 1, start - 1)
-            os.pread(file, 1, order[-1] - 1)
+    with contextlib.suppress(OSError):
+        for path, order in files:
+            with path.open("rb", buffering=0) as opened:
+                file = opened.fileno()
+                os.posix_fadvise(file, 0, order[0], os.POSIX_FADV_WILLNEED)
+                for start in order[1:-1]:
+                    os.posix_fadvise(file, start - LENGTH_BYTES, LENGTH_BYTES, os.POSIX_FADV_WILLNEED)
+        for path, order in files:
+            with path.open("rb", buffering=0) as opened:
+                file = opened.fileno()
+                for start in range(order[0], order[-1], _READ_BYTES):
+                    if stopped():
+                        return
+                    os.posix_fadvise(file, start, min(_READ_BYTES, order[-1] - start), os.POSIX_FADV_WILLNEED)
+                    os.pread(file, 1, start - 1)
+                os.pread(file, 1, order[-1] - 1)
 
 
-class StageIO(Protocol):
-    """What a stage reads and gives; manifest entries and freshly written stages both fit."""
+if TYPE_CHECKING:
 
-    @property
-    def inputs(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...  # noqa: D102
+    class StageIO(Protocol):
+        """What a stage reads and gives; manifest entries and freshly written stages both fit."""
+
+        @property
+        def inputs(self) -> tuple[str, ...]: ...  # noqa: D102
+        @property
+        def outputs(self) -> tuple[TensorSpec, ...]: ...  # noqa: D102
 
 
 def run_stage(

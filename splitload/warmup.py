@@ -23,10 +23,12 @@ def warm_up() -> None:
     if "onnxruntime" not in sys.modules:
         return
     thread = threading.Thread(target=_first_session, name="splitload-warm-up")
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=lambda: thread.join() if thread.is_alive() else None)
-    with contextlib.suppress(RuntimeError):  # the system has no thread left
+    try:
         thread.start()
+    except RuntimeError:  # the system has no thread left
+        return
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=thread.join)
 
 
 def _first_session() -> None:

@@ -98,7 +98,7 @@ def run_arms(
 
         Cold ones also have touched_bytes, what of the arm's files the page cache holds right after the first output
         (with what the kernel reads ahead, so at least what was touched), and where `storage_s` is given that time for
-        so many bytes, and limit_s, what no loader can beat: the longer of it and of a steady inference.
+        so many bytes, and limit_s, what a load is compared with: the longer of it and of a steady inference.
 
     Raises:
         StageError: If an arm fails, or its files cannot be evicted.

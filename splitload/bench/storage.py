@@ -110,8 +110,8 @@ class Controller:
 def reader(folder: Path, size: int) -> Iterator[Callable[[int], float]]:
     """Yield a function that tells how many seconds it takes to read so many bytes from the disk of `folder`.
 
-    They are read in order from a file that is not cached, all asked for at once: no loader reads as many sooner, what
-    the system grants it at once included.
+    They are read in order from a file that is not cached, all asked for at once. What the system grants a reader at
+    once, before a cap begins to tell, is in it as it is in a load.
 
     Args:
         folder: Where to put the file.

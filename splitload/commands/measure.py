@@ -235,8 +235,8 @@ def _bundle(
     plan = Plan(graph, partition, measured.contention.threads)
     if partition.num_stages > 1:
         trial = try_cut(source, plan, console, cache, feeds=feeds)
-        notes["trial"] = trial.to_json()
-        if not trial.pays:
+        notes["trial"] = None if trial is None else trial.to_json()
+        if trial is not None and not trial.pays:
             plan = replace(plan, partition=Partition(partition.num_blocks))
     notes["split_points"] = list(plan.partition.split_points)
     write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=feeds)

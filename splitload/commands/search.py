@@ -16,7 +16,7 @@ from splitload.partition import Partition
 from splitload.profile import Profile
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
-FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what each more stage must gain; plans of many stages err alike
+FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what more stages must gain over fewer; plans of many stages err alike
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
 _RULES = ("balance", "uniform_bytes", "uniform_blocks")
@@ -51,7 +51,7 @@ class Search:
     For `balance` the cuts of each number of stages are found by the equal-load reward (eq. 4), and the number of
     stages whose loads are all done first is taken: equal loads alone would always be had with one stage. For `ttfo`
     it is the number with the smallest time to first output. A cut is made only where a tenth or more is gained, and
-    more of them for a tenth each (`balance`) or a fiftieth (`ttfo`).
+    a plan of more stages taken only where it gains a tenth (`balance`) or a fiftieth (`ttfo`) over the one before.
 
     Args:
         profile: Costs of the model on the device.
@@ -150,7 +150,7 @@ class Search:
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
     def _pick(self, partitions: Any) -> Partition | None:
-        """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `FURTHER` each."""
+        """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `FURTHER`."""
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
             gain = WORTHWHILE if picked is None or picked.num_stages == 1 else FURTHER[self._objective]

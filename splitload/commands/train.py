@@ -77,7 +77,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             trial = try_cut(source, plan, console, cache, feeds=feeds)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
-        if not trial.pays:
+        if trial is not None and not trial.pays:
             found = search.whole(found)
     schedule = profile.schedule(found.partition)
     stages = profile

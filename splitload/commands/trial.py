@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bench import Arm, run_arms
+from splitload.bundle import Variant
 from splitload.commands.console import Console, count_of
 from splitload.commands.plans import with_portable
 from splitload.commands.search import WORTHWHILE
 from splitload.deploy.build import Plan, build_bundle
+from splitload.errors import SplitloadError
 from splitload.frontends.onnx import Source
 from splitload.partition import Partition
 from splitload.scratch import scratch_folder
@@ -50,25 +52,36 @@ class Trial:
         }
 
 
-def try_cut(source: Source, plan: Plan, console: Console, cache: Path, *, feeds: Mapping[str, Any]) -> Trial:
+def try_cut(source: Source, plan: Plan, console: Console, cache: Path, *, feeds: Mapping[str, Any]) -> Trial | None:
     """Measure a plan of several stages beside the whole model, `RUNS` times each in fresh processes.
 
-    Raises:
-        SplitloadError: If one of the two cannot be built or run.
+    Both are loaded in the plain way, whatever way is chosen for the stages of a bundle later.
+
+    Returns:
+        None, and a note on the console, if one of the two cannot be built or run.
     """
-    whole = Plan(plan.graph, Partition(plan.partition.num_blocks), plan.threads)
-    plans = {"split": plan, "whole": whole}
+    plans = {"split": plan, "whole": Plan(plan.graph, Partition(plan.partition.num_blocks), plan.threads)}
     measured_s: dict[str, list[float]] = {name: [] for name in plans}
+    _, *portable = with_portable(plan, source, console, cache)
     cache.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(cache, ".trial-") as folder:
-        arms = {name: Arm("splitload", folder / f"{name}.splitload") for name in plans}
-        for name, each in plans.items():
-            with console.status(f"building {count_of(each.partition.num_stages, 'stage')} to measure"):
-                build_bundle(arms[name].path, with_portable(each, source, console, cache), device="host")
-        with console.progress("measuring the cut beside the whole model", unit="pairs") as show:
-            for done in range(RUNS):
-                show(done, RUNS)
-                for name, arm in arms.items():
-                    (sample,) = run_arms([arm], plan.graph.input_tensors(), feeds, 1)["splitload"]
-                    measured_s[name].append(sample["ttfo_s"])
+    try:
+        with scratch_folder(cache, ".trial-") as folder:
+            arms = {name: Arm("splitload", folder / f"{name}.splitload") for name in plans}
+            for name, each in plans.items():
+                with console.status(f"building {count_of(each.partition.num_stages, 'stage')} to measure"):
+                    build_bundle(arms[name].path, [each, *portable], device="host", choose=_plain)
+            with console.progress("measuring the cut beside the whole model", unit="pairs") as show:
+                for done in range(RUNS):
+                    show(done, RUNS)
+                    for name, arm in arms.items():
+                        (sample,) = run_arms([arm], plan.graph.input_tensors(), feeds, 1)["splitload"]
+                        measured_s[name].append(sample["ttfo_s"])
+    except (SplitloadError, OSError) as error:
+        console.note(f"the cut was not measured beside the whole model, so its prediction counts: {error}")
+        return None
     return Trial(plan.partition.num_stages, tuple(measured_s["split"]), tuple(measured_s["whole"]))
+
+
+def _plain(_: Path, variant: Variant) -> Variant:
+    """Return the variant with nothing to do after the first output: that alone is measured."""
+    return variant._replace(stages=tuple(stage._replace(upgrade=False) for stage in variant.stages))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ class _Weight(NamedTuple):
     field: int
 
 
-def lay_out(path: Path, names: Iterable[str], last: Iterable[str] = ()) -> tuple[int, ...]:
+def lay_out(path: Path, names: Iterable[str], last: Collection[str] = ()) -> tuple[int, ...]:
     """Put the weights of an .ort file in order, in place.
 
     Args:
@@ -98,7 +98,6 @@ def lay_out(path: Path, names: Iterable[str], last: Iterable[str] = ()) -> tuple
         OSError: If it cannot be read or written.
     """
     order = {name: number for number, name in enumerate(names)}
-    order.update((name, len(order) + number) for number, name in enumerate(last))
     lazy = set(last)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as old:
         copy = _Copy(old)
@@ -106,7 +105,7 @@ def lay_out(path: Path, names: Iterable[str], last: Iterable[str] = ()) -> tuple
             head = copy.head()
         except _UnknownFieldError:
             return ()
-        weights = sorted(copy.weights, key=lambda weight: order.get(weight.name, len(order)))
+        weights = sorted(copy.weights, key=lambda weight: (weight.name in lazy, order.get(weight.name, len(order))))
         places = []
         end = len(head)
         read_until = end

@@ -186,12 +186,6 @@ class StageWriter:
             with os.fdopen(handle, "wb") as stream:  # beside the weights it names
                 stream.write(model.SerializeToString())
             ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
-            read_order = lay_out(unnamed, [tensor.name for tensor in model.graph.initializer], _tables(model.graph))
-            file = unnamed.stat()
-            sha256 = sha256_of(unnamed)
-            name = f"{stem}-{sha256[:12]}.ort"
-            unnamed.rename(folder / name)
-            return File(name, file.st_size, sha256), read_order
         except OSError:
             raise
         except Exception as error:  # onnxruntime has no common root for its errors
@@ -200,6 +194,10 @@ class StageWriter:
             return None, ()
         finally:
             Path(made).unlink(missing_ok=True)
+        read_order = lay_out(unnamed, [tensor.name for tensor in model.graph.initializer], _tables(model.graph))
+        sha256 = sha256_of(unnamed)
+        file = unnamed.rename(folder / f"{stem}-{sha256[:12]}.ort")
+        return File(file.name, file.stat().st_size, sha256), read_order
 
     def _constant_nodes(self, nodes: Iterable[Any]) -> list[Any]:
         """Return the constant nodes that `nodes` need, in topological order."""
@@ -324,7 +322,7 @@ def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
 def _tables(graph: Any) -> list[str]:
     """Return names of weights of which single rows are looked up, and which nothing else reads."""
     looked_up = {node.input[0] for node in graph.node if node.op_type in _LOOKUPS and not node.domain}
-    read = {name for node in graph.node for name in node_inputs(node)[node.op_type in _LOOKUPS :]}
+    read = {name for node in graph.node for name in node_inputs(node)[1 if node.op_type in _LOOKUPS else 0 :]}
     read.update(value.name for value in graph.output)
     return [tensor.name for tensor in graph.initializer if tensor.name in looked_up - read]
 

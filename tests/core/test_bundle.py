@@ -128,6 +128,7 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     ((*STAGE, "read_order"), 1, "read_order must be a list"),
     ((*STAGE, "read_order"), [1, 1 << 40], "read_order must be places in a file of"),
     ((*STAGE, "read_order"), [0, 1], "read_order must be places in a file of"),
+    ((*STAGE, "read_order"), [2, 2, 3], "read_order must rise"),
     ((*STAGE, "prepack"), None, "prepack must be true or false"),
     *(
         ((*STAGE, "graph", "name"), name, "not a plain file name")

@@ -52,7 +52,7 @@ def test_weights_stand_in_order(tmp_path: Path, last: list[str]) -> None:
     feeds = {"x": floats(3, 40)}
     expected = open_session(path).run(None, feeds)
     found = lay_out(path, "dabce", last)
-    order = [name for name in "dabce" if name not in last] + last
+    order = sorted("dabce", key=lambda name: name in last)
     assert [*found[:-1]] == [places(path)[name] for name in order]
     assert not any(start % ALIGNMENT_BYTES for start in found[:-1])
     assert found[-1] == places(path)[order[4 - len(last)]] + WEIGHTS["a"].nbytes
@@ -80,7 +80,8 @@ def models_feeds(path: Path, feeds: models.Feeds | None) -> models.Feeds:
     return example_inputs(open_session(path).get_inputs(), feeds)
 
 
-def test_weights_of_bodies_move_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("last", "order"), [([], "abc"), (["a"], "bca")])
+def test_weights_of_bodies_move_as_well(tmp_path: Path, last: list[str], order: str) -> None:
     model = models.text(
         """g (bool go, float[n,40] x) => (float[n,40] y) {
             p = MatMul(x, a)
@@ -96,10 +97,11 @@ def test_weights_of_bodies_move_as_well(tmp_path: Path) -> None:
     del body.value_info[:]
     body.initializer.append(onnx.numpy_helper.from_array(WEIGHTS["c"], "w"))
     path = converted(model, tmp_path / "m.ort")
-    lay_out(path, "ab")
+    found = lay_out(path, "ab", last)
     content = path.read_bytes()
-    starts = [content.index(WEIGHTS[name].tobytes()) for name in "abc"]
-    assert starts == sorted(starts)
+    starts = [content.index(WEIGHTS[name].tobytes()) for name in order]
+    assert starts == sorted(starts) == [*found[:-1]]
+    assert found[-1] == starts[2 - len(last)] + WEIGHTS["a"].nbytes
     x = floats(2, 40)
     for go, second in ((True, "b"), (False, "c")):
         (y,) = open_session(path).run(None, {"go": np.array(go), "x": x})

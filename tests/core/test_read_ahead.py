@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -18,7 +19,8 @@ from models import floats
 import splitload.loader
 from splitload import ParallelLoader
 from splitload.bench import pagecache
-from splitload.bundle import read_manifest
+from splitload.bundle import MANIFEST, read_manifest
+from splitload.errors import StageError
 from splitload.session import fetch, is_cached
 
 PAGE = 4096
@@ -57,7 +59,7 @@ def test_nothing_is_fetched_for_nobody(evictable: Path) -> None:
     assert pagecache.resident_bytes([evictable]) < 100 * PAGE
 
 
-def lookup_bundle(folder: Path) -> Path:
+def lookup_bundle(folder: Path, stages: int = 1) -> Path:
     """A bundle of a model that looks rows of a table up and multiplies them."""
     model = models.text(
         "g (int64[n] i) => (float[n,64] y) { r = Gather(table, i) p = MatMul(r, v) y = MatMul(p, w) }",
@@ -66,7 +68,7 @@ def lookup_bundle(folder: Path) -> Path:
         w=floats(64, 64),
     )
     path = models.save(model, folder)
-    return runtime_models.bundle(path, folder / "m.splitload", 1, native=True)
+    return runtime_models.bundle(path, folder / "m.splitload", stages, native=True)
 
 
 def test_tables_stand_behind_what_is_read_ahead(tmp_path: Path) -> None:
@@ -109,3 +111,35 @@ def test_bundles_without_an_order_are_left_to_the_system(
     monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: pytest.fail("no order is known"))
     with ParallelLoader(bundle) as model:
         assert model.run(None, runtime_models.feeds())
+
+
+def test_stages_without_an_order_are_read_ahead_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = lookup_bundle(tmp_path, 2)
+    manifest = bundle / MANIFEST
+    written = json.loads(manifest.read_text())
+    first, second = written["variants"][0]["stages"]
+    first["prefetch"], second["prefetch"], second["read_order"] = True, True, []
+    manifest.write_text(json.dumps(written))
+    fetched: list[str] = []
+    read: list[str] = []
+    done = threading.Event()
+    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: False)
+    monkeypatch.setattr(splitload.loader, "fetch", lambda files, _: fetched.extend(path.name for path, _ in files))
+    monkeypatch.setattr(splitload.loader, "read_ahead", lambda path: (read.append(path.name), done.set()))
+    with ParallelLoader(bundle) as model:
+        model.wait()
+        assert done.wait(WAIT_S)
+        assert [stage.graph.name for stage in model.variant.stages] == [*fetched, *read]
+
+
+def test_a_load_that_failed_is_fetched_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops: list[Any] = []
+    done = threading.Event()
+    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: False)
+    monkeypatch.setattr(splitload.loader, "fetch", lambda _, stopped: (stops.append(stopped), done.set()))
+    monkeypatch.setattr(splitload.loader, "open_session", lambda *_, **__: [][0])
+    with ParallelLoader(lookup_bundle(tmp_path)) as model:
+        with pytest.raises(StageError, match="cannot be loaded"):
+            model.wait()
+        assert done.wait(WAIT_S)
+        assert stops[0]()

@@ -179,17 +179,26 @@ def test_inference_threads_may_run_anywhere(native_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("siblings", "processors", "cores"),
-    [("0", 4, 4), ("0,32", 64, 32), ("0-1", 8, 4), ("0-1,8-9", 1, 1), ("", 4, 0), ("x", 4, 0), (None, 4, 0)],
+    ("siblings", "allowed", "cores"),
+    [
+        (["0", "1", "2", "3"], {0, 1, 2, 3}, 4),
+        (["0-1", "0-1", "2-3", "2-3"], {0, 1, 2, 3}, 2),
+        (["0,2", "1,3", "0,2", "1,3"], {0, 1}, 2),  # one of each
+        (["0,2", "1,3", "0,2", "1,3"], {1, 3}, 1),
+        (["0-1", "0-1", "2", "3"], {0, 1, 2, 3}, 3),  # large and small cores
+        (["0", "1", "", "3"], {0, 1, 2, 3}, 0),
+        (["0", "1"], {0, 1, 2}, 0),
+    ],
 )
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell")
 def test_cores_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, siblings: str | None, processors: int, cores: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, siblings: list[str], allowed: set[int], cores: int
 ) -> None:
-    file = tmp_path / "siblings"
-    if siblings is not None:
-        file.write_text(f"{siblings}\n")
-    monkeypatch.setattr(machine, "_SIBLINGS", file)
-    monkeypatch.setattr(machine, "available_threads", lambda: processors)
-    machine._threads_per_core.cache_clear()
+    for processor, text in enumerate(siblings):
+        file = tmp_path / f"cpu{processor}" / "topology" / "thread_siblings_list"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{text}\n")
+    monkeypatch.setattr(machine, "_PROCESSORS", tmp_path)
+    monkeypatch.setattr(machine, "_core", machine._core.__wrapped__)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
     assert machine.inference_threads() == cores
-    machine._threads_per_core.cache_clear()

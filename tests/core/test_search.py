@@ -35,7 +35,7 @@ def test_short_models_have_no_more_stages_than_blocks() -> None:
 
 
 @pytest.mark.parametrize("objective", FURTHER)
-def test_each_stage_pays(objective: str) -> None:
+def test_more_stages_pay(objective: str) -> None:
     made = profile(400.0)
     taken = Search(made, objective=objective, agent="uniform").run().partition  # type: ignore[arg-type]
     assert taken.num_stages > 1

@@ -15,6 +15,7 @@ from splitload.bundle import read_manifest
 from splitload.cli import main
 from splitload.commands import search, trial
 from splitload.commands.trial import RUNS, Trial
+from splitload.errors import OutputError
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,15 @@ def test_samples_are_of_fresh_processes(
     chain_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(search, "WORTHWHILE", -10.0)
-    monkeypatch.setattr(trial, "RUNS", 1)
-    assert trial.run_arms is run_arms
+    monkeypatch.setattr(trial, "RUNS", 2)
+    samples: list[float] = []
+
+    def seen(arms: Sequence[Arm], *rest: Any) -> dict[str, list[dict[str, float]]]:
+        measured = run_arms(arms, *rest)
+        samples.extend(sample["ttfo_s"] for sample in measured["splitload"])
+        return measured
+
+    monkeypatch.setattr(trial, "run_arms", seen)
     words = [
         "train",
         str(chain_model),
@@ -130,7 +138,21 @@ def test_samples_are_of_fresh_processes(
         "-o",
         "b.splitload",
     ]
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    assert "2 stages answered after" in out
-    assert "medians of 1 fresh processes" in out
+    tried = json_of(capsys, *words)["trial"]
+    assert len(set(samples)) == 4
+    assert tried["split_ttfo_s"] == pytest.approx((samples[0] + samples[2]) / 2)
+    assert tried["whole_ttfo_s"] == pytest.approx((samples[1] + samples[3]) / 2)
+
+
+def test_a_trial_that_fails_leaves_the_prediction(
+    chain_model: Path, script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutputError("no room")
+
+    monkeypatch.setattr(trial, "build_bundle", full)
+    assert main(["train", str(chain_model), "--device", "host", "--max-stages", "2", "-o", "b.splitload"]) == 0
+    assert "the cut was not measured beside the whole model, so its prediction counts: no room" in (
+        " ".join("".join(capsys.readouterr()).split())
+    )
+    assert len(read_manifest(Path("b.splitload")).variants[0].stages) == 2
