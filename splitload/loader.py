@@ -13,16 +13,19 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from splitload.arguments import checked
 from splitload.bundle import Manifest, StageEntry, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.pool import LoadingPool
-from splitload.schedule import Schedule, Task
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
 
+if TYPE_CHECKING:
+    from splitload.schedule import Schedule  # half a millisecond of import for who only loads
+
+Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
 HAND_OVER_S = 0.001
 SIGNAL_S = 0.5
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
@@ -133,8 +136,8 @@ class ParallelLoader:
         self._next = 0
         self._loaded = 0
         self._answered = False
-        self._loads: dict[int, Task] = {}
-        self._first_runs: dict[int, Task] = {}
+        self._loads: dict[int, Done] = {}
+        self._first_runs: dict[int, Done] = {}
         self._busy: dict[int, int] = {}  # identifier of the thread that loads, by lane
         self._lanes = threading.Condition(self._lock)
         self._upgrader: threading.Thread | None = None
@@ -182,8 +185,7 @@ class ParallelLoader:
             results = run_stage(self._ort, session, stage, needed, values, run_options)
             if index not in self._first_runs:
                 end = time.perf_counter()
-                task = Task(index, "infer", 0, start - self._start, end - self._start)
-                self._first_runs.setdefault(index, task)
+                self._first_runs.setdefault(index, (index, "infer", 0, start - self._start, end - self._start))
             for name in last_reads:
                 values.pop(name, None)
             values.update(zip(needed, results, strict=True))
@@ -199,8 +201,8 @@ class ParallelLoader:
         start = time.perf_counter()
         results: list[Any] = session.run(output_names or self._outputs, input_feed, run_options)
         if not self._answered:
-            task = Task(0, "infer", 0, start - self._start, time.perf_counter() - self._start)
-            self._first_runs.setdefault(0, task)
+            end = time.perf_counter()
+            self._first_runs.setdefault(0, (0, "infer", 0, start - self._start, end - self._start))
             self._answered = True
             self._start_upgrade()
         return results
@@ -251,8 +253,10 @@ class ParallelLoader:
     @property
     def timeline(self) -> Schedule:
         """The loads so far and each stage's first inference, in seconds from the load call, as measured."""
+        from splitload.schedule import Schedule, Task
+
         with self._lock:
-            tasks = [*self._loads.values(), *self._first_runs.copy().values()]
+            tasks = [Task(*done) for done in (*self._loads.values(), *self._first_runs.copy().values())]
         return Schedule(tuple(sorted(tasks, key=lambda task: (task.start_s, task.end_s))), "measured")
 
     def close(self) -> None:
@@ -345,7 +349,7 @@ class ParallelLoader:
             if self._closed:
                 return False
             self._sessions[index] = session
-            self._loads[index] = Task(index, "load", lane, start - self._start, end - self._start)
+            self._loads[index] = (index, "load", lane, start - self._start, end - self._start)
             self._loaded += 1
             loaded = self._loaded
             if loaded == len(self._sessions):
