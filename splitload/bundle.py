@@ -22,6 +22,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_STAGES = 1024
+MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
 Verify = Literal["none", "sizes", "hashes"]
 _MAX_NAME = 128  # characters
 
@@ -310,12 +311,9 @@ def _stage(reader: Reader) -> StageEntry:
     )
 
 
-_MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
-
-
 def _read_order(reader: Reader) -> tuple[int, ...]:
     places = reader.sequence("read_order")
-    size = min(reader.child("graph").count("bytes"), _MAX_ORT_BYTES)
+    size = min(reader.child("graph").count("bytes"), MAX_ORT_BYTES)
     if not all(is_count(place) and 0 < place <= size for place in places):
         raise BundleError(f"{reader.where}.read_order must be places in a file of {size} bytes")
     if any(place >= later for place, later in pairwise(places[:-1])):

@@ -19,7 +19,7 @@ from splitload.arguments import checked
 from splitload.bundle import Manifest, StageEntry, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
-from splitload.pool import LoadingPool
+from splitload.pool import LoadingPool, reached, started
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
 HAND_OVER_S = 0.001
-SIGNAL_S = 0.5
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
 
 
@@ -232,7 +231,7 @@ class ParallelLoader:
         if until not in ("loaded", "upgraded"):
             raise UsageError(f"wait takes 'loaded' or 'upgraded', not {until!r}")
         deadline = None if timeout is None else time.perf_counter() + timeout
-        if not _reached(self._all_loaded, timeout):
+        if not reached(self._all_loaded, timeout):
             return False
         self._raise_if_failed()
         if until == "loaded" or not self._upgrade:
@@ -241,9 +240,9 @@ class ParallelLoader:
         if self._upgrader is None:
             self._raise_if_failed()
             return True
-        reached = _reached(self._upgraded, None if deadline is None else max(0.0, deadline - time.perf_counter()))
+        in_time = reached(self._upgraded, None if deadline is None else max(0.0, deadline - time.perf_counter()))
         self._raise_if_failed()
-        return reached
+        return in_time
 
     @property
     def ready(self) -> bool:
@@ -369,19 +368,18 @@ class ParallelLoader:
         likely = next(each for each in self.manifest.variants if each.cpu in (None, cpu_architecture()))
         files = [(self._folder / stage.graph.name, stage.read_order) for stage in likely.stages if stage.read_order]
         if not all(is_cached(*file) for file in files):
-            stopped = lambda: self._closed or self._error is not None  # noqa: E731
-            return _started(threading.Thread(target=fetch, args=(files, stopped), daemon=True))
+            return started(threading.Thread(target=fetch, args=(files, self._is_over), daemon=True))
         if "onnxruntime" not in sys.modules:
             for stage in likely.stages:
                 if stage.prefetch:
-                    _started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
+                    started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
         return False
 
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
         path = self._folder / stage.graph.name
         if stage.prefetch and not background and not (self._fetches and stage.read_order):
-            _started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
+            started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
         return open_session(
             path,
             prepack=prepack,
@@ -414,6 +412,10 @@ class ParallelLoader:
             self._all_loaded.set()
             self._upgraded.set()
 
+    def _is_over(self) -> bool:
+        """Return whether nothing more will be loaded, as the loader is closed or a stage failed."""
+        return self._closed or self._error is not None
+
     def _raise_if_failed(self) -> None:
         if self._error is not None:
             raise StageError(str(self._error)) from self._error.__cause__
@@ -424,7 +426,7 @@ class ParallelLoader:
         """Return the session of a stage, waiting for it."""
         if len(self._sessions) == 1 and self._next == 0:
             self._load_here()
-        _reached(self._events[index])
+        reached(self._events[index])
         session = self._sessions[index]
         if session is None or self._error is not None:
             self._raise_if_failed()
@@ -449,7 +451,7 @@ class ParallelLoader:
         with self._lock:
             if self._upgrader is None and not self._closed and self._error is None:
                 upgrader = threading.Thread(target=self._make_faster, name="splitload-upgrade", daemon=True)
-                if _started(upgrader):
+                if started(upgrader):
                     self._upgrader = upgrader
                 else:
                     self._upgrade = False
@@ -463,7 +465,7 @@ class ParallelLoader:
                 if stage.upgrade:
                     # a thread for each: the priority it lowers for its work cannot be raised again
                     worker = threading.Thread(target=self._upgrade_stage, args=(index, stage), daemon=True)
-                    if _started(worker):
+                    if started(worker):
                         worker.join()
             _return_memory()
         finally:
@@ -475,27 +477,6 @@ class ParallelLoader:
             with self._lock:
                 if not self._closed:
                     self._sessions[index] = session
-
-
-def _reached(event: threading.Event, timeout: float | None = None) -> bool:
-    """Wait for an event, and look up now and then.
-
-    A signal that comes just before Python begins to wait, or to another thread, does not end the wait.
-    """
-    deadline = float("inf") if timeout is None else time.perf_counter() + timeout
-    while not event.wait(max(0.0, min(SIGNAL_S, deadline - time.perf_counter()))):
-        if not time.perf_counter() < deadline:  # nor is anything before a deadline that is no number
-            return False
-    return True
-
-
-def _started(thread: threading.Thread) -> bool:
-    """Start a thread; return whether the system had one left."""
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _return_memory() -> None:

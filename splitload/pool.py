@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 IDLE_S = 5.0
+SIGNAL_S = 0.5
 
 
 class LoadingPool:
@@ -42,11 +44,9 @@ class LoadingPool:
                 return True
             if self._threads < max(self._size, at_least):
                 self._threads += 1
-                try:
-                    threading.Thread(target=self._work, name="splitload-load", daemon=True).start()
-                except RuntimeError:  # the system has none left: those that there are will do
+                if not started(threading.Thread(target=self._work, name="splitload-load", daemon=True)):
                     self._threads -= 1
-                    if self._threads == 0:
+                    if self._threads == 0:  # otherwise those that there are will do
                         self._jobs.pop()
                         return False
             return True
@@ -69,3 +69,24 @@ class LoadingPool:
                 thread = threading.current_thread()
                 threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
             del job  # what it holds must not live until the next one comes
+
+
+def started(thread: threading.Thread) -> bool:
+    """Start a thread; return whether the system had one left."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def reached(event: threading.Event, timeout: float | None = None) -> bool:
+    """Wait for an event, `timeout` seconds at most, and look up now and then; return whether it is set.
+
+    A signal that comes just before Python begins to wait, or to another thread, does not end the wait.
+    """
+    deadline = float("inf") if timeout is None else time.perf_counter() + timeout
+    while not event.wait(max(0.0, min(SIGNAL_S, deadline - time.perf_counter()))):
+        if not time.perf_counter() < deadline:  # nor is anything before a deadline that is no number
+            return False
+    return True

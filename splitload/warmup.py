@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 
+from splitload.pool import started
+
 # <ir_version: 7, opset_import: ["" : 13]> g (float[1] x) => (float[1] y) { y = Identity(x) }
 _MODEL = (
     b'\x08\x07:9\n\x12\n\x01x\x12\x01y"\x08Identity:\x00\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -23,11 +25,7 @@ def warm_up() -> None:
     if "onnxruntime" not in sys.modules:
         return
     thread = threading.Thread(target=_first_session, name="splitload-warm-up")
-    try:
-        thread.start()
-    except RuntimeError:  # the system has no thread left
-        return
-    if hasattr(os, "register_at_fork"):
+    if started(thread) and hasattr(os, "register_at_fork"):
         os.register_at_fork(before=thread.join)
 
 

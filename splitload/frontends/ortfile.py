@@ -18,11 +18,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splitload.bundle import MAX_ORT_BYTES
 from splitload.session import LENGTH_BYTES
 
 ALIGNMENT_BYTES = 64  # a line of the processor's cache
 MIN_BYTES = 4096  # smaller ones stay in the head
-MAX_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
 
 # Kinds of fields, in the order of their numbers: bytes of a number; STRING; the name of a table; a list of STRING or a
 # table; bytes of an element and alignment of a plain vector; UNION, after the byte that says which; DATA, of a weight;
@@ -115,7 +115,7 @@ def lay_out(path: Path, names: Iterable[str], last: Collection[str] = ()) -> tup
             end = start + weight.length
             if weight.name not in lazy:
                 read_until = end
-        if end > MAX_BYTES:
+        if end > MAX_ORT_BYTES:
             return ()
         for weight, start in zip(weights, places, strict=True):
             field = len(head) - weight.field

@@ -113,7 +113,7 @@ def without_a_field(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_a_small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ortfile, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(ortfile, "MAX_ORT_BYTES", 20_000)
 
 
 def without_a_type(monkeypatch: pytest.MonkeyPatch) -> None:

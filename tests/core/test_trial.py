@@ -70,24 +70,18 @@ def json_of(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+def trained(capsys: pytest.CaptureFixture[str], model: Path, most: int) -> Any:
+    """Train on this machine with at most so many stages."""
+    words = ["train", str(model), "--device", "host", "--agent", "exact", "--max-stages", str(most)]
+    return json_of(capsys, *words, "-o", "b.splitload")
+
+
 @pytest.mark.parametrize("split_s", [0.8, 1.2])
 def test_train_takes_what_answers_first(
     chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str], split_s: float
 ) -> None:
     script.split_s = split_s
-    words = [
-        "train",
-        str(chain_model),
-        "--device",
-        "host",
-        "--agent",
-        "exact",
-        "--max-stages",
-        "3",
-        "-o",
-        "b.splitload",
-    ]
-    found = json_of(capsys, *words)
+    found = trained(capsys, chain_model, 3)
     assert script.measured == ["split", "whole"] * RUNS
     tried = found["trial"]
     assert tried == {"runs": RUNS, "num_stages": tried["num_stages"], "split_ttfo_s": split_s, "whole_ttfo_s": 1.0}
@@ -126,19 +120,7 @@ def test_samples_are_of_fresh_processes(
         return measured
 
     monkeypatch.setattr(trial, "run_arms", seen)
-    words = [
-        "train",
-        str(chain_model),
-        "--device",
-        "host",
-        "--agent",
-        "exact",
-        "--max-stages",
-        "2",
-        "-o",
-        "b.splitload",
-    ]
-    tried = json_of(capsys, *words)["trial"]
+    tried = trained(capsys, chain_model, 2)["trial"]
     assert len(set(samples)) == 4
     assert tried["split_ttfo_s"] == pytest.approx((samples[0] + samples[2]) / 2)
     assert tried["whole_ttfo_s"] == pytest.approx((samples[1] + samples[3]) / 2)
