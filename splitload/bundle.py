@@ -12,10 +12,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from splitload.errors import BundleError, OutputError
 from splitload.fields import Reader, is_count
+from splitload.record import Record
 
 FORMAT = "splitload-bundle"
 VERSION = 1
@@ -27,7 +28,7 @@ Verify = Literal["none", "sizes", "hashes"]
 _MAX_NAME = 128  # characters
 
 
-class File(NamedTuple):
+class File(Record):
     """A file of the bundle: its name in the folder, its size and its SHA-256."""
 
     name: str
@@ -35,7 +36,7 @@ class File(NamedTuple):
     sha256: str
 
 
-class TensorSpec(NamedTuple):
+class TensorSpec(Record):
     """A tensor that enters or leaves a stage or the model.
 
     Attributes:
@@ -49,7 +50,7 @@ class TensorSpec(NamedTuple):
     shape: tuple[int | str | None, ...] | None
 
 
-class StageEntry(NamedTuple):
+class StageEntry(Record):
     """One stage of a variant.
 
     Attributes:
@@ -88,7 +89,7 @@ class StageEntry(NamedTuple):
     read_order: tuple[int, ...] = ()
 
 
-class Variant(NamedTuple):
+class Variant(Record):
     """One way to run the model: its stages, and where they run.
 
     Attributes:
@@ -112,7 +113,7 @@ class Variant(NamedTuple):
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
 
 
-class Manifest(NamedTuple):
+class Manifest(Record):
     """What `manifest.json` says.
 
     Attributes:

@@ -13,13 +13,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from splitload.arguments import checked
 from splitload.bundle import Manifest, StageEntry, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.pool import LoadingPool, reached, started
+from splitload.record import Record
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _close_all() -> None:
         loader.close()
 
 
-class NodeArg(NamedTuple):
+class NodeArg(Record):
     """An input or output of the model, as `onnxruntime.NodeArg` describes it.
 
     Attributes:
