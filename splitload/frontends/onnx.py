@@ -26,6 +26,7 @@ from splitload.frontends.proto import (
     tensor_bytes,
     with_constants,
 )
+from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, Tensor, used_names
 from splitload.inputs import DTYPES, example_inputs
 from splitload.machine import cpu_architecture
@@ -33,7 +34,7 @@ from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 # what onnxruntime puts before the message: its code, the file once more, and a place in its own source
 _NOISE = re.compile(
     r"^\d+ : [A-Z_]+ : |(?:Load model from \S+ failed: ?)|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? (?=[A-Z])"
@@ -209,6 +210,7 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mappi
                     first_error = first_error or error
                     refuse_full_disk(folder.parent, source.size_bytes, error)
                     continue
+                _join_concats(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
                     _block_products(made / "model.onnx", feeds)
                 try:
@@ -281,6 +283,13 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
         if all(isinstance(size, int) for size in shape)
     }
     block_products(path, shapes, ready, counts)
+
+
+def _join_concats(path: Path) -> None:
+    """Have each Concat read what an earlier one has joined already; see `tidy`."""
+    model = read_model(path)
+    if join_concats(model.graph):
+        path.write_bytes(model.SerializeToString())
 
 
 def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:

@@ -1,4 +1,8 @@
-"""Leaves out what a graph in blocks does twice: reshapes of reshapes, equal changes of layout, ways out and back in.
+"""Leaves out what a graph does twice: joins of joins, reshapes of reshapes, equal changes of layout, ways out and back.
+
+In a DenseNet each layer joins what all layers before it gave: DenseNet-201 has 98 Concat nodes with 1,900 inputs.
+Those that a layer joins and the layer before it has joined already are read from there. Then the graph is shorter to
+load, and a cut is crossed by two tensors, not by 48.
 
 Products that are stored as convolutions over rows (layout.py) bring their rows into blocks and out again, one by one.
 Where nothing between two of them looks at single columns the values stay in blocks: less memory is written, and in the
@@ -24,6 +28,27 @@ _ELEMENTWISE = {
     "Celu", "Elu", "Erf", "FastGelu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "QuickGelu", "Relu",
     "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh",
 }  # fmt: skip
+
+
+def join_concats(graph: Any) -> int:
+    """Let each Concat of an onnx.GraphProto in topological order begin with the longest join of its first inputs.
+
+    Returns:
+        How many were changed.
+    """
+    joined: dict[tuple[int, tuple[str, ...]], str] = {}
+    changed = 0
+    for node in graph.node:
+        if node.op_type != "Concat" or node.domain not in ("", "ai.onnx"):
+            continue
+        axis, names = attributes(node)["axis"], tuple(node.input)
+        for length in range(len(names) - 1, 1, -1):
+            if whole := joined.get((axis, names[:length])):
+                node.input[:] = [whole, *names[length:]]
+                changed += 1
+                break
+        joined.setdefault((axis, names), node.output[0])
+    return changed
 
 
 def tidy(graph: Any, counts: Mapping[str, int]) -> None:
