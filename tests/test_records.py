@@ -34,30 +34,33 @@ def bench_record(model, mega_bytes, arms, **more):
 
 def test_bench_tables_take_old_and_new_records():
     times = {"load": 0.1, "first_inference": 0.1, "steady_inference": 0.2}
-    old = bench_record("zoo:a", 10, {"stock": figures(ttfo=0.4, **times), "splitload": figures(ttfo=0.2, **times)})
+    old = bench_record(
+        "zoo:resnet152", 10, {"stock": figures(ttfo=0.4, **times), "splitload": figures(ttfo=0.2, **times)}
+    )
     arms = {
         "stock": figures(ttfo=0.8, process=1.0, **times),
         "torch": figures(ttfo=2, process=4.0, **times),
         "splitload": figures(ttfo=0.1, process=0.5, **times)
         | {"settled_memory_bytes": {"median": 1 << 20, "min": 0, "max": 0}},
     }
-    new = bench_record("zoo:b", 100, arms, schema_version=2)
+    new = bench_record("zoo:vgg19", 100, arms, schema_version=2)
     deep = bench_record("deep:9", 1, {"tuned": figures(ttfo=0.1, **times)})
-    every = {"bench": [("a.json", old), ("b.json", new), ("d.json", deep)]}
+    own = bench_record("zoo:lowlight", 31, {"tuned": figures(ttfo=0.1, **times)})  # as deep, no target's model
+    every = {"bench": [("a.json", old), ("b.json", new), ("d.json", deep), ("l.json", own)]}
 
     bench = records.fill("<!-- results:bench -->\n<!-- end -->", every)
-    assert "| a (10 MB) | splitload, k = 2 | 200 (100–400) | 0.50 | 100 | 100 | 200 | – | 2 | – | 9 |" in bench
-    assert "| b (100 MB) | splitload, k = 2 | 100 (50–200) | 0.12 | 100 | 100 | 200 | 500 | 2 | 1 | 9 |" in bench
+    assert "| resnet152 (10 MB) | splitload, k = 2 | 200 (100–400) | 0.50 | 100 | 100 | 200 | – | 2 | – | 9 |" in bench
+    assert "| vgg19 (100 MB) | splitload, k = 2 | 100 (50–200) | 0.12 | 100 | 100 | 200 | 500 | 2 | 1 | 9 |" in bench
     assert "| deep:9 (1 MB) | tuned | 100 (50–200) | – |" in bench
 
     ttfo = records.fill("<!-- results:ttfo -->\n<!-- end -->", every)
     assert "| model | stock | tuned | torch | splitload | k | n |" in ttfo
-    assert "| a (10 MB) | 400 (200–800) | – | – | 200 (100–400) | 2 | 9 |" in ttfo
+    assert "| resnet152 (10 MB) | 400 (200–800) | – | – | 200 (100–400) | 2 | 9 |" in ttfo
 
     targets = records.fill("<!-- results:targets -->\n<!-- end -->", every)
-    assert "| TTFO, stock ÷ splitload | 4.00 | 2.00 | a (10 MB) | 2 |" in targets
-    assert "| whole process, torch ÷ splitload | 8.00 | 8.00 | b (100 MB) | 1 |" in targets
-    assert "| TTFO ÷ steady inference of splitload, 79 MB and more | 0.50 | 0.50 | b (100 MB) | 1 |" in targets
+    assert "| TTFO, stock ÷ splitload | 4.00 | 2.00 | resnet152 (10 MB) | 2 |" in targets
+    assert "| whole process, torch ÷ splitload | 8.00 | 8.00 | vgg19 (100 MB) | 1 |" in targets
+    assert "| TTFO ÷ steady inference of splitload, 79 MB and more | 0.50 | 0.50 | vgg19 (100 MB) | 1 |" in targets
     assert "tuned" not in targets
     assert "a.json" not in targets
 
