@@ -19,7 +19,7 @@ from splitload.arguments import checked
 from splitload.bundle import Manifest, StageEntry, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
-from splitload.pool import LoadingPool, reached, started
+from splitload.pool import Latch, LoadingPool, started
 from splitload.record import Record
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
 
@@ -51,7 +51,11 @@ if hasattr(os, "register_at_fork"):
 def _close_all() -> None:
     """Let no thread be inside onnxruntime when the interpreter goes away: that would abort the process."""
     for loader in list(_alive):
-        loader.close()
+        closed = False
+        while not closed:
+            with contextlib.suppress(KeyboardInterrupt):  # the process ends as it is, and cannot sooner
+                loader.close()
+                closed = True
 
 
 class NodeArg(Record):
@@ -128,26 +132,26 @@ class ParallelLoader:
         self._upgrade = upgrade and any(stage.upgrade for stage in stages)
         self._on_progress = on_progress
         self._sessions: list[Any] = [None] * len(stages)
-        self._events = [threading.Event() for _ in stages]
-        self._all_loaded = threading.Event()
-        self._upgraded = threading.Event()
-        self._asked_for = threading.Event()
+        self._events = [Latch() for _ in stages]
+        self._all_loaded, self._upgraded, self._asked_for, self._left = Latch(), Latch(), Latch(), Latch()
         self._lock = threading.Lock()
         self._next = 0
-        self._loaded = 0
         self._answered = False
         self._loads: dict[int, Done] = {}
         self._first_runs: dict[int, Done] = {}
-        self._busy: dict[int, int] = {}  # identifier of the thread that loads, by lane
-        self._lanes = threading.Condition(self._lock)
-        self._upgrader: threading.Thread | None = None
+        self._busy: dict[int, int] = {}  # identifier of the thread inside the runtime, by lane
+        self._upgrading = False
         _alive.add(self)
         self.threads = 0
         wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
         load = self._load_next if len(stages) > 1 else self._load_soon
-        for lane in range(wanted):
-            if _pool.submit(functools.partial(load, lane), wanted):
-                self.threads += 1
+        try:
+            for lane in range(wanted):
+                if _pool.submit(functools.partial(load, lane), wanted):
+                    self.threads += 1
+        except BaseException:  # interrupted: nobody will ask for what was begun
+            self.close()
+            raise
         if not self.threads:
             raise StageError(f"cannot load '{self._folder}': the system has no thread left to load it with")
 
@@ -228,27 +232,26 @@ class ParallelLoader:
             StageError: If a stage could not be loaded, or the loader is closed.
         """
         if isinstance(until, int | float):
-            until, timeout = "loaded", float(until)
+            timeout, until = until, "loaded"
         if until not in ("loaded", "upgraded"):
             raise UsageError(f"wait takes 'loaded' or 'upgraded', not {until!r}")
-        deadline = None if timeout is None else time.perf_counter() + timeout
-        if not reached(self._all_loaded, timeout):
+        start = time.perf_counter()
+        if not self._all_loaded.wait(timeout):
             return False
         self._raise_if_failed()
-        if until == "loaded" or not self._upgrade:
+        if until == "loaded":
             return True
         self._start_upgrade()
-        if self._upgrader is None:
-            self._raise_if_failed()
+        if not self._upgrade:
             return True
-        in_time = reached(self._upgraded, None if deadline is None else max(0.0, deadline - time.perf_counter()))
+        in_time = self._upgraded.wait(None if timeout is None else timeout - (time.perf_counter() - start))
         self._raise_if_failed()
         return in_time
 
     @property
     def ready(self) -> bool:
         """Whether every stage is loaded."""
-        return self._loaded == len(self._sessions) and not self._closed
+        return len(self._loads) == len(self._sessions) and not self._closed
 
     @property
     def timeline(self) -> Schedule:
@@ -263,31 +266,42 @@ class ParallelLoader:
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
         with self._lock:
             self._closed = True
-            self._next = len(self._sessions)
-            for event in self._events:
-                event.set()
-            self._all_loaded.set()
-            self._upgraded.set()
-            here = threading.get_ident()
-            if here not in self._busy.values():  # on_progress may close: two such threads would wait forever
-                self._lanes.wait_for(lambda: not self._busy)
-        upgrader = self._upgrader
-        if upgrader is not None and upgrader is not threading.current_thread():
-            upgrader.join()
+            self._give_up()
+            # on_progress may close: two threads that load would wait for each other
+            wait = self._busy and threading.get_ident() not in self._busy.values()
+        if wait:
+            self._left.wait()
         with self._lock:
             self._sessions = [None] * len(self._sessions)
 
+    def _give_up(self) -> None:
+        """Hand out no more stages, and wake everyone who waits for one."""
+        self._next = len(self._sessions)
+        for latch in (*self._events, self._all_loaded, self._upgraded):
+            latch.set()
+
+    def _leave(self, lane: int) -> None:
+        """Note that a lane's thread is no longer inside the runtime, where no process may end."""
+        with self._lock:
+            self._busy.pop(lane, None)
+            if self._closed and not self._busy:
+                self._left.set()
+
     def _orphan(self) -> None:
-        """Become closed, in a forked child: threads that load, and locks they hold, stayed with the parent."""
+        """Become closed, in a forked child: threads that load, and locks they hold, stayed with the parent.
+
+        So did the threads of the sessions, for which the runtime would wait when it frees them: they are kept for good.
+        """
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._sessions))
+        self._sessions = [None] * len(self._sessions)
         self._lock = threading.Lock()
-        self._lanes = threading.Condition(self._lock)
         self._busy.clear()
         self._closed = True
-        self._upgrader = None
-        self._events = [threading.Event() for _ in self._events]
-        self._all_loaded, self._upgraded = threading.Event(), threading.Event()
-        for event in (*self._events, self._all_loaded, self._upgraded):
-            event.set()
+        self._events = [Latch() for _ in self._events]
+        self._all_loaded, self._upgraded = Latch(), Latch()
+        self._give_up()
 
     def __enter__(self) -> ParallelLoader:
         return self
@@ -309,29 +323,37 @@ class ParallelLoader:
     def _load_here(self) -> None:
         """Load the only stage on this thread, if no other has begun to."""
         self._asked_for.set()
+        here = threading.get_ident()
         try:
             self._load_next(0)
-        except BaseException:  # interrupted: someone else will have to
+        except BaseException:  # interrupted anywhere: what was begun is finished, here or by someone else
             with self._lock:
-                if not self._loaded and self._error is None and not self._closed:
+                if self._busy.get(0) == here:
+                    del self._busy[0]
+                again = not (self._loads or self._busy or self._is_over())
+                if again:
                     self._next = 0
-            _pool.submit(functools.partial(self._load_next, 0))
+                elif self._loads:
+                    self._tell(0)
+                elif self._is_over():
+                    self._give_up()
+            if again:
+                _pool.submit(functools.partial(self._load_next, 0))
             raise
 
     def _load_next(self, lane: int) -> None:
         """Load the next stage, then make room for other models; one turn on a thread of the pool."""
+        here = threading.get_ident()
         with self._lock:
             index = self._next
             if index >= len(self._sessions):
                 return
-            self._next += 1
-            self._busy[lane] = threading.get_ident()
+            self._busy[lane] = here
+            self._next = index + 1
         try:
             more = self._load(index, lane)
         finally:
-            with self._lock:
-                del self._busy[lane]
-                self._lanes.notify_all()
+            self._leave(lane)
         if more:
             _pool.submit(functools.partial(self._load_next, lane), self.threads)
 
@@ -350,15 +372,18 @@ class ParallelLoader:
                 return False
             self._sessions[index] = session
             self._loads[index] = (index, "load", lane, start - self._start, end - self._start)
-            self._loaded += 1
-            loaded = self._loaded
-            if loaded == len(self._sessions):
-                self._all_loaded.set()
-            self._events[index].set()
+            loaded = len(self._loads)
+            self._tell(index)
         if self._answered:
             self._start_upgrade()
         self._report(loaded)
         return True
+
+    def _tell(self, index: int) -> None:
+        """Wake who waits for a stage that is loaded; the caller holds the lock."""
+        if len(self._loads) == len(self._sessions):
+            self._all_loaded.set()
+        self._events[index].set()
 
     def _read_early(self) -> bool:
         """Begin to read what is likely to be loaded, before onnxruntime is imported.
@@ -397,6 +422,8 @@ class ParallelLoader:
             self._on_progress(loaded, len(self._sessions))
         except BaseException as error:  # not even SystemExit: others wait for this thread
             self._on_progress = None
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # it is the user's: the stage is loaded, and `run` was waiting for it here
             thread = threading.current_thread()
             threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
 
@@ -407,11 +434,7 @@ class ParallelLoader:
                 text = " ".join(str(error).split())[:300]
                 self._error = StageError(f"stage {index + 1} of '{self._folder}' cannot be loaded: {text}")
                 self._error.__cause__ = error
-            self._next = len(self._sessions)
-            for event in self._events:
-                event.set()
-            self._all_loaded.set()
-            self._upgraded.set()
+            self._give_up()
 
     def _is_over(self) -> bool:
         """Return whether nothing more will be loaded, as the loader is closed or a stage failed."""
@@ -427,7 +450,7 @@ class ParallelLoader:
         """Return the session of a stage, waiting for it."""
         if len(self._sessions) == 1 and self._next == 0:
             self._load_here()
-        reached(self._events[index])
+        self._events[index].wait()
         session = self._sessions[index]
         if session is None or self._error is not None:
             self._raise_if_failed()
@@ -447,18 +470,19 @@ class ParallelLoader:
 
     def _start_upgrade(self) -> None:
         """Begin to make stages anew for speed, once, when all are loaded."""
-        if not self._upgrade or self._upgrader is not None or not self._all_loaded.is_set():
-            return
-        with self._lock:
-            if self._upgrader is None and not self._closed and self._error is None:
-                upgrader = threading.Thread(target=self._make_faster, name="splitload-upgrade", daemon=True)
-                if started(upgrader):
-                    self._upgrader = upgrader
-                else:
-                    self._upgrade = False
+        if self._upgrade and not self._upgrading and self._all_loaded.is_set() and not self._is_over():
+            upgrader = threading.Thread(target=self._make_faster, name="splitload-upgrade", daemon=True)
+            if not started(upgrader):
+                self._upgrade = False
 
     def _make_faster(self) -> None:
         """Replace sessions by such with prepacked weights; a stage that fails keeps the one it has."""
+        lane = -1
+        with self._lock:
+            if self._upgrading or self._is_over():
+                return
+            self._upgrading = True
+            self._busy[lane] = threading.get_ident()
         try:
             for index, stage in enumerate(self.variant.stages):
                 if self._closed:
@@ -471,6 +495,7 @@ class ParallelLoader:
             _return_memory()
         finally:
             self._upgraded.set()
+            self._leave(lane)
 
     def _upgrade_stage(self, index: int, stage: StageEntry) -> None:
         with contextlib.suppress(Exception):  # the stage answers as before

@@ -1,7 +1,13 @@
-"""The threads that load: one pool for all models of the process, sized once by its processors."""
+"""The threads that load: one pool for all models of the process, sized once by its processors.
+
+Whoever loads a model may be interrupted at any place by a signal, and go on. `threading.Event` and `Condition` may keep
+a lock of theirs then, on which everyone waits for ever, and `Thread.join` takes a thread for ended that is not. What
+stands here needs no more than a plain lock, which `with` takes and gives back in any case.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -9,6 +15,45 @@ from collections.abc import Callable
 
 IDLE_S = 5.0
 SIGNAL_S = 0.5
+
+
+class Latch:
+    """Something that has happened or not; an event that a signal cannot break, and that cannot be cleared."""
+
+    __slots__ = ("_is_set", "_wake")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def is_set(self) -> bool:
+        """Return whether it has happened."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Have it happen, once or again, and wake everyone who waits."""
+        self._is_set = True
+        self._pass_on()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it happens, `timeout` seconds at most, and return whether it has.
+
+        Looks up now and then: a signal that comes just before Python begins to wait, or to another thread, does not
+        end the wait, nor does one that came to someone about to pass the word on wake the others.
+        """
+        deadline = float("inf") if timeout is None else time.perf_counter() + min(timeout, threading.TIMEOUT_MAX)
+        while not self._is_set:
+            left_s = deadline - time.perf_counter()
+            if not left_s > 0:  # nor is what is no number
+                return False
+            if self._wake.acquire(timeout=min(SIGNAL_S, left_s)):
+                self._pass_on()
+        return True
+
+    def _pass_on(self) -> None:
+        with contextlib.suppress(RuntimeError):  # someone else did meanwhile
+            self._wake.release()
 
 
 class LoadingPool:
@@ -22,10 +67,10 @@ class LoadingPool:
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self._lock = threading.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
-        self._ready = threading.Condition()
+        self._bells: list[Latch] = []  # of threads with nothing to do
         self._threads = 0
-        self._idle = 0
 
     def submit(self, job: Callable[[], None], at_least: int = 1) -> bool:
         """Run `job` on a thread of the pool; what it raises goes to `threading.excepthook`.
@@ -37,38 +82,48 @@ class LoadingPool:
         Returns:
             False if the system has no thread left to run it, and it never will be.
         """
-        with self._ready:
+        with self._lock:
+            if not self._bells and self._threads < max(self._size, at_least) and not self._grow() and not self._threads:
+                return False
             self._jobs.append(job)
-            if self._idle >= len(self._jobs):
-                self._ready.notify()
-                return True
-            if self._threads < max(self._size, at_least):
-                self._threads += 1
-                if not started(threading.Thread(target=self._work, name="splitload-load", daemon=True)):
-                    self._threads -= 1
-                    if self._threads == 0:  # otherwise those that there are will do
-                        self._jobs.pop()
-                        return False
+            if self._bells:
+                self._bells.pop().set()
             return True
+
+    def _grow(self) -> bool:
+        """Add a thread; return whether the system had one left."""
+        self._threads += 1
+        grown = False
+        try:
+            grown = started(threading.Thread(target=self._work, name="splitload-load", daemon=True))
+        finally:  # of an interrupt as well
+            if not grown:
+                self._threads -= 1
+        return grown
 
     def _work(self) -> None:
         """Run jobs until none came for a while; the body of a thread."""
         while True:
-            with self._ready:
-                self._idle += 1
-                while not self._jobs:
-                    if not self._ready.wait(IDLE_S) and not self._jobs:
-                        self._idle -= 1
-                        self._threads -= 1
-                        return
-                self._idle -= 1
-                job = self._jobs.popleft()
-            try:
-                job()
-            except BaseException as error:  # the pool outlives its jobs
-                thread = threading.current_thread()
-                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
-            del job  # what it holds must not live until the next one comes
+            bell, job = Latch(), None
+            with self._lock:
+                if self._jobs:
+                    job = self._jobs.popleft()
+                else:
+                    self._bells.append(bell)
+            if job is not None:
+                try:
+                    job()
+                except BaseException as error:  # the pool outlives its jobs
+                    thread = threading.current_thread()
+                    threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
+                del job  # what it holds must not live until the next one comes
+            elif not bell.wait(IDLE_S):
+                with self._lock:
+                    if bell in self._bells:
+                        self._bells.remove(bell)
+                        if not self._jobs:
+                            self._threads -= 1
+                            return
 
 
 def started(thread: threading.Thread) -> bool:
@@ -77,16 +132,4 @@ def started(thread: threading.Thread) -> bool:
         thread.start()
     except RuntimeError:
         return False
-    return True
-
-
-def reached(event: threading.Event, timeout: float | None = None) -> bool:
-    """Wait for an event, `timeout` seconds at most, and look up now and then; return whether it is set.
-
-    A signal that comes just before Python begins to wait, or to another thread, does not end the wait.
-    """
-    deadline = float("inf") if timeout is None else time.perf_counter() + timeout
-    while not event.wait(max(0.0, min(SIGNAL_S, deadline - time.perf_counter()))):
-        if not time.perf_counter() < deadline:  # nor is anything before a deadline that is no number
-            return False
     return True

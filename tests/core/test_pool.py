@@ -123,7 +123,7 @@ def test_an_idle_thread_is_taken_before_a_new_one() -> None:
     for number in range(5):
         jobs.submit(pool, number)
         jobs.wait(number)
-        until(lambda: pool._idle == 1)
+        until(lambda: len(pool._bells) == 1)
     assert len(set(jobs.threads)) == 1
 
 
@@ -132,7 +132,7 @@ def test_two_jobs_at_once_are_not_given_to_one_idle_thread() -> None:
     jobs.gates[0].set()
     jobs.submit(pool, 0)
     jobs.wait(0)
-    until(lambda: pool._idle == 1)
+    until(lambda: len(pool._bells) == 1)
     jobs.submit(pool, 1, 2)
     assert jobs.begun[1].wait(WAIT_S)
     assert jobs.begun[2].wait(WAIT_S)  # although neither has ended
@@ -151,7 +151,7 @@ def test_threads_end_when_idle_and_come_back() -> None:
     for thread in jobs.threads:
         thread.join(WAIT_S)
         assert not thread.is_alive()
-    assert (pool._threads, pool._idle, len(pool._jobs)) == (0, 0, 0)
+    assert (pool._threads, len(pool._bells), len(pool._jobs)) == (0, 0, 0)
     jobs.submit(pool, 3, 4, 5)
     jobs.wait()
 
@@ -167,7 +167,7 @@ def test_no_job_is_lost_to_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch, i
     jobs.wait()
     assert sorted(jobs.started) == list(range(400))
     until(lambda: pool._threads == 0)
-    assert pool._idle == 0
+    assert not pool._bells
 
 
 def test_jobs_from_many_threads() -> None:
@@ -198,7 +198,7 @@ def test_an_idle_thread_holds_nothing_of_its_last_job() -> None:
     assert pool.submit(big.work)
     assert done.wait(WAIT_S)
     del big
-    until(lambda: pool._idle == 1)
+    until(lambda: len(pool._bells) == 1)
     gc.collect()
     assert gone() is None
 
