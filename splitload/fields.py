@@ -11,8 +11,8 @@ _HEX = frozenset("0123456789abcdef")
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a JSON value is a whole number of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Return whether a JSON value is a whole number of at least 0, and of 63 bits at most."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 class Reader:

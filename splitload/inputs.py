@@ -58,7 +58,7 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
         seed: Seed of the made-up floats.
 
     Raises:
-        ModelError: If an input is of a type that cannot be made up.
+        ModelError: If an input is of a type that cannot be made up, or too large.
         UsageError: If `given` names no input.
     """
     rng = np.random.default_rng(seed)
@@ -70,7 +70,10 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
         elif spec.type.startswith("optional"):
             continue
         else:
-            feeds[spec.name] = _made_up(spec, rng)
+            try:
+                feeds[spec.name] = _made_up(spec, rng)
+            except (MemoryError, ValueError) as error:
+                raise ModelError(f"no example of input '{spec.name}' of shape {spec.shape} fits in memory") from error
     if given:
         raise UsageError(f"the model has no input {sorted(given)}; it has {sorted(feeds)}")
     return feeds

@@ -233,6 +233,8 @@ class ParallelLoader:
         """
         if isinstance(until, int | float):
             timeout, until = until, "loaded"
+        if timeout is not None:
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         if until not in ("loaded", "upgraded"):
             raise UsageError(f"wait takes 'loaded' or 'upgraded', not {until!r}")
         start = time.perf_counter()

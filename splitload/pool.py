@@ -42,7 +42,7 @@ class Latch:
         Looks up now and then: a signal that comes just before Python begins to wait, or to another thread, does not
         end the wait, nor does one that came to someone about to pass the word on wake the others.
         """
-        deadline = float("inf") if timeout is None else time.perf_counter() + min(timeout, threading.TIMEOUT_MAX)
+        deadline = float("inf") if timeout is None else time.perf_counter() + timeout
         while not self._is_set:
             left_s = deadline - time.perf_counter()
             if not left_s > 0:  # nor is what is no number

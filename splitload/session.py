@@ -60,8 +60,10 @@ def open_session(
     if mapped and graph.suffix == ".ort":
         options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
         options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-    later = {"disabled_optimizers": _nothing_at_low_priority()} if background else {}
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], **later)
+    settings: dict[str, Any] = {"enable_fallback": 0}  # which is to try the same once more, and to print about it
+    if background:
+        settings["disabled_optimizers"] = _nothing_at_low_priority()
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], **settings)
 
 
 def _nothing_at_low_priority() -> Iterator[str]:

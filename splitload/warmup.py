@@ -37,4 +37,4 @@ def _first_session() -> None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        ort.InferenceSession(_MODEL, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)

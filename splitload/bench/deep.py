@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from splitload.errors import UsageError
 from splitload.frontends.torch import written_beside
 
 if TYPE_CHECKING:
     import onnx
 
 WIDTH = 16
+MAX_NODES = 1_000_000
 _VERSION = 1  # raise it when a change here changes a file
 
 
@@ -20,8 +22,11 @@ def path(num_nodes: int, cache: Path) -> Path:
     """Return the .onnx file of `build(num_nodes)`, made unless the cache holds it.
 
     Raises:
+        UsageError: If there are more nodes than `MAX_NODES`.
         OutputError: If it cannot be written.
     """
+    if num_nodes > MAX_NODES:
+        raise UsageError(f"--deep takes at most {MAX_NODES} nodes, not {num_nodes}")
     file = cache / "deep" / f"v{_VERSION}" / f"deep-{num_nodes}.onnx"
     if not file.exists():
         with written_beside(file) as unfinished:

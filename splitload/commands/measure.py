@@ -18,7 +18,7 @@ from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import Search
-from splitload.commands.trial import try_cut
+from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
@@ -27,7 +27,6 @@ from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
-from splitload.partition import Partition
 from splitload.profile import Profile
 from splitload.provenance import provenance
 
@@ -160,11 +159,14 @@ def _subject(
     if "splitload" in names:
         same = argparse.Namespace(**{**vars(options), "model": word})
         source, graph, measured = prepare(same, console, cache, open_device("host", cache), feeds)
-        bundle = Path(options.bundle) if options.bundle else _bundle(console, cache, source, graph, measured, feeds)
+        if options.bundle is None:
+            bundle = _bundle(console, cache, source, graph, measured, feeds)
+        else:
+            bundle = Path(options.bundle)
         manifest = read_manifest(bundle)
         if manifest.model_sha256 != source.sha256:
             raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {model}")
-        split_points = manifest.plan.get("split_points", [])
+        split_points = [stage.blocks[1] for stage in manifest.variants[0].stages[:-1]]
         plan = {"num_stages": len(split_points) + 1, "split_points": split_points}
     else:
         with console.status(f"reading {model}"):
@@ -218,27 +220,26 @@ def _bundle(
 ) -> Path:
     """Make the bundle that `train --device host --objective ttfo` makes, in the cache, unless it is there."""
     with console.status("searching a plan"):
-        partition = Search(measured, objective="ttfo").run().partition
+        search = Search(measured, objective="ttfo")
+        found = search.run()
     target = cache / "bench" / f"{source.sha256[:24]}.splitload"
     target.parent.mkdir(parents=True, exist_ok=True)
     given = [f"{name}: {value.dtype}{list(value.shape)}" for name, value in sorted(feeds.items())]
     made_with = f"{graph.path.parent.name} {provenance([])['git_commit']} {splitload.__version__}"
     notes: dict[str, Any] = {
         "objective": "ttfo",
-        "searched": list(partition.split_points),
+        "searched": list(found.partition.split_points),
         "inputs": given,
         "made_with": made_with,
     }
     with contextlib.suppress(BundleError):
         if read_manifest(target).plan.items() >= notes.items():
             return target
-    plan = Plan(graph, partition, measured.contention.threads)
-    if partition.num_stages > 1:
-        trial = try_cut(source, plan, console, cache, feeds=feeds)
-        notes["trial"] = None if trial is None else trial.to_json()
-        if trial is not None and not trial.pays:
-            plan = replace(plan, partition=Partition(partition.num_blocks))
-    notes["split_points"] = list(plan.partition.split_points)
+    plan = Plan(graph, found.partition, measured.contention.threads)
+    found, trial = choose_measured(search, found, source, plan, console, cache, feeds=feeds)
+    plan = replace(plan, partition=found.partition)
+    notes["trial"] = None if trial is None else trial.to_json()
+    notes["split_points"] = list(found.partition.split_points)
     write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=feeds)
     return target
 

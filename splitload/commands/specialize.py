@@ -15,6 +15,7 @@ from splitload.commands.console import Console, count_of
 from splitload.commands.plans import write_bundle
 from splitload.commands.search import Objective, Search
 from splitload.commands.train import trainable_from
+from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.devices.host import HostDevice
 from splitload.errors import BundleError, ModelError, UsageError
@@ -56,7 +57,10 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         except UsageError as error:  # the pattern was no word of this command line
             raise BundleError(f"'{target}': plan.trainable does not fit the model: {error}") from error
         with console.status("searching a plan"):
-            found = Search(profile, objective=objective, trainable_from=first_trainable).run()
+            search = Search(profile, objective=objective, trainable_from=first_trainable)
+            found = search.run()
+        plan = Plan(graph, found.partition, profile.contention.threads)
+        found, trial = choose_measured(search, found, source, plan, console, cache, feeds=feeds)
         notes = {
             "agent": "q-learning",
             "objective": objective,
@@ -65,6 +69,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             "split_points": list(found.partition.split_points),
             "profile_source": profile.source,
             "predicted_ttfo_s": profile.schedule(found.partition).ttfo_s,
+            "trial": None if trial is None else trial.to_json(),
         }
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
         write_bundle(

@@ -15,11 +15,11 @@ from splitload.bundle import check_target
 from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import BASELINES, Found, Search, fixed_plan
-from splitload.commands.trial import try_cut
+from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import HostDevice
-from splitload.errors import UsageError
+from splitload.errors import SplitloadError, UsageError
 from splitload.graph import DEFAULT_MAX_BLOCKS, ModelGraph
 from splitload.inputs import read_feeds
 from splitload.partition import Partition
@@ -71,14 +71,12 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(_resume_hint(options, search.best)) from None
     trial = None
-    if isinstance(device, HostDevice) and options.split_points is None and found.partition.num_stages > 1:
+    if isinstance(device, HostDevice) and options.split_points is None:
         try:
             plan = Plan(graph, found.partition, profile.contention.threads)
-            trial = try_cut(source, plan, console, cache, feeds=feeds)
+            found, trial = choose_measured(search, found, source, plan, console, cache, feeds=feeds)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
-        if trial is not None and not trial.pays:
-            found = search.whole(found)
     schedule = profile.schedule(found.partition)
     stages = profile
     notes = {
@@ -106,6 +104,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
                 measured = _measured_ttfo_s(target, graph, feeds)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{target}' is complete") from None
+        except (SplitloadError, OSError) as error:
+            console.note(f"the bundle '{target}' is complete, but could not be measured: {error}")
     result = {
         "model": options.model,
         "device": options.device,

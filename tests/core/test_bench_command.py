@@ -57,6 +57,8 @@ def test_bench_leaves_out_what_does_not_apply(cli: Cli, chain_model: Path) -> No
         (["MODEL", "--deep", "3"], 2, "bench takes either a MODEL or --deep N"),
         ([], 2, "bench takes either a MODEL or --deep N"),
         (["--deep", "0"], 2, "whole number of at least 1"),
+        (["--deep", "9" * 20], 2, "--deep takes at most 1000000 nodes"),
+        (["MODEL", "--bundle", "", "--arms", "splitload"], 1, "is not a bundle"),
         (["MODEL", "--storage-mbps", "5"], 2, "--storage-mbps needs --cold"),
         (["MODEL", "--cold", "--storage-mbps", "0"], 2, "a number above 0"),
     ],

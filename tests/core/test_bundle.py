@@ -110,6 +110,7 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("variants", 0, "kind"), "fast", "kind must be one of"),
     (("variants", 0, "cpu"), 1, "cpu must be a string"),
     (("variants", 0, "threads"), 0, "threads must be a count of at least 1"),
+    (("model_bytes",), 10**400, "model_bytes must be a count of at least 0"),
     (("variants", 0, "overlap"), 1, "overlap must be true or false"),
     (("variants", 0, "stages"), [], "stages has 0 entries"),
     (("variants", 0, "stages"), [{}] * (MAX_STAGES + 1), f"allowed are 1 to {MAX_STAGES}"),

@@ -13,7 +13,7 @@ import pytest
 from splitload.bench import Arm, run_arms
 from splitload.bundle import read_manifest
 from splitload.cli import main
-from splitload.commands import search, trial
+from splitload.commands import search, train, trial
 from splitload.commands.trial import RUNS, Trial
 from splitload.errors import OutputError
 
@@ -107,6 +107,31 @@ def test_bench_tries_once(chain_model: Path, script: Script, capsys: pytest.Capt
     assert read_manifest(bundle).plan["trial"]["num_stages"] > 1
 
 
+def test_specialize_takes_what_answers_first(
+    own_bundle: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.split_s = 1.2
+    assert json_of(capsys, "specialize", str(own_bundle))["num_stages"] == 1
+    assert script.measured == ["split", "whole"] * RUNS
+    manifest = read_manifest(own_bundle)
+    assert len(manifest.variants[0].stages) == 1
+    assert manifest.plan["trial"]["num_stages"] > 1
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OutputError("no room")])
+@pytest.mark.usefixtures("cache")
+def test_a_bundle_that_cannot_be_measured_afterwards_is_no_failure(
+    chain_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def full(*_: Any) -> float:
+        raise error
+
+    monkeypatch.setattr(train, "_measured_ttfo_s", full)
+    found = json_of(capsys, "train", str(chain_model), "--device", "host", "--split-points", "2", "-o", "b.splitload")
+    assert found["ttfo_s"]["measured"] is None
+    read_manifest(Path("b.splitload"), "hashes")
+
+
 def test_samples_are_of_fresh_processes(
     chain_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,7 +159,7 @@ def test_a_trial_that_fails_leaves_the_prediction(
 
     monkeypatch.setattr(trial, "build_bundle", full)
     assert main(["train", str(chain_model), "--device", "host", "--max-stages", "2", "-o", "b.splitload"]) == 0
-    assert "the cut was not measured beside the whole model, so its prediction counts: no room" in (
-        " ".join("".join(capsys.readouterr()).split())
-    )
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "the cut was not measured beside the whole model" in said
+    assert "so its prediction counts: no room" in said
     assert len(read_manifest(Path("b.splitload")).variants[0].stages) == 2

@@ -68,6 +68,10 @@ def test_the_program_may_exit_right_after_the_import() -> None:
     assert run("import onnxruntime, splitload, threading; print(threading.active_count())") in ("1\n", "2\n")
 
 
+def test_a_thread_pool_of_the_callers_is_no_word_on_the_console() -> None:
+    assert run("import onnxruntime; onnxruntime.set_global_thread_pool_sizes(2, 1); import splitload") == ""
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_no_child_is_forked_while_the_runtime_holds_its_locks() -> None:
     code = """

@@ -1,0 +1,15 @@
+"""Example inputs: what cannot be made up is refused in one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitload.bundle import TensorSpec
+from splitload.errors import ModelError
+from splitload.inputs import example_inputs
+
+
+@pytest.mark.parametrize("kind", ["tensor(float)", "tensor(int64)", "tensor(bfloat16)", "tensor(string)"])
+def test_an_input_larger_than_memory_is_refused(kind: str) -> None:
+    with pytest.raises(ModelError, match="no example of input 'x' of shape .* fits in memory"):
+        example_inputs([TensorSpec("x", kind, (10**15, 256))])
