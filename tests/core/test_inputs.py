@@ -11,5 +11,5 @@ from splitload.inputs import example_inputs
 
 @pytest.mark.parametrize("kind", ["tensor(float)", "tensor(int64)", "tensor(bfloat16)", "tensor(string)"])
 def test_an_input_larger_than_memory_is_refused(kind: str) -> None:
-    with pytest.raises(ModelError, match="no example of input 'x' of shape .* fits in memory"):
+    with pytest.raises(ModelError, match=r"no example of input 'x' of shape .* fits in memory"):
         example_inputs([TensorSpec("x", kind, (10**15, 256))])
