@@ -71,7 +71,9 @@ class Reader:
         """Return a whole number."""
         value = self.get(key)
         if not is_count(value) or value < at_least:
-            raise BundleError(f"{self.where}.{key} must be a count of at least {at_least}, it is {value!r}")
+            raise BundleError(
+                f"{self.where}.{key} must be a count of at least {at_least} and below 2**63, it is {value!r:.40}"
+            )
         return int(value)
 
     def sha256(self, key: str) -> str:

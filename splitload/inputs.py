@@ -72,7 +72,9 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
         else:
             try:
                 feeds[spec.name] = _made_up(spec, rng)
-            except (MemoryError, ValueError) as error:
+            except ModelError:
+                raise
+            except (MemoryError, ValueError) as error:  # numpy's for what no address space holds
                 raise ModelError(f"no example of input '{spec.name}' of shape {spec.shape} fits in memory") from error
     if given:
         raise UsageError(f"the model has no input {sorted(given)}; it has {sorted(feeds)}")

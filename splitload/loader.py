@@ -19,7 +19,7 @@ from splitload.arguments import checked
 from splitload.bundle import Manifest, StageEntry, Variant, Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
-from splitload.pool import Latch, LoadingPool, started
+from splitload.pool import Latch, LoadingPool, report, started
 from splitload.record import Record
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
 
@@ -51,11 +51,12 @@ if hasattr(os, "register_at_fork"):
 def _close_all() -> None:
     """Let no thread be inside onnxruntime when the interpreter goes away: that would abort the process."""
     for loader in list(_alive):
-        closed = False
-        while not closed:
-            with contextlib.suppress(KeyboardInterrupt):  # the process ends as it is, and cannot sooner
+        while True:
+            try:
                 loader.close()
-                closed = True
+                break
+            except (KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
+                pass
 
 
 class NodeArg(Record):
@@ -92,7 +93,8 @@ class ParallelLoader:
             some of both. Nothing of the old ones stays in memory.
         on_progress: Called as `on_progress(stages_loaded, num_stages)` after each stage, from the thread that loaded
             it: one of the pool, perhaps two at once, or with a single stage the one that calls `run`. It must not wait
-            for a model. If it raises, `threading.excepthook` reports that, loading goes on, and it is not called again.
+            for a model. If it raises, `threading.excepthook` reports that, loading goes on, and it is not called again;
+            an interrupt of the main thread meanwhile ends `run`.
 
     Raises:
         BundleError: If the bundle is incomplete or damaged.
@@ -117,8 +119,11 @@ class ParallelLoader:
         self._closed = False
         self._error: Exception | None = None
         self._fetches = self._read_early()
-        import onnxruntime as ort
-
+        try:
+            import onnxruntime as ort
+        except BaseException:  # an interrupt: nobody will ask for what is being read
+            self._closed = True
+            raise
         self._ort = ort
         self.variant: Variant = self.manifest.variant_for(cpu_architecture(), ort.__version__)
         stages = self.variant.stages
@@ -140,7 +145,7 @@ class ParallelLoader:
         self._loads: dict[int, Done] = {}
         self._first_runs: dict[int, Done] = {}
         self._busy: dict[int, int] = {}  # identifier of the thread inside the runtime, by lane
-        self._upgrading = False
+        self._upgrade_begun = False
         _alive.add(self)
         self.threads = 0
         wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
@@ -149,7 +154,7 @@ class ParallelLoader:
             for lane in range(wanted):
                 if _pool.submit(functools.partial(load, lane), wanted):
                     self.threads += 1
-        except BaseException:  # interrupted: nobody will ask for what was begun
+        except BaseException:  # an interrupt: nobody will ask for what was begun
             self.close()
             raise
         if not self.threads:
@@ -234,7 +239,8 @@ class ParallelLoader:
         if isinstance(until, int | float):
             timeout, until = until, "loaded"
         if timeout is not None:
-            timeout = min(timeout, threading.TIMEOUT_MAX)
+            timeout = min(timeout, threading.TIMEOUT_MAX)  # there are whole numbers that no float holds
+        self._raise_if_failed()
         if until not in ("loaded", "upgraded"):
             raise UsageError(f"wait takes 'loaded' or 'upgraded', not {until!r}")
         start = time.perf_counter()
@@ -266,26 +272,38 @@ class ParallelLoader:
 
     def close(self) -> None:
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
-        with self._lock:
-            self._closed = True
-            self._give_up()
-            # on_progress may close: two threads that load would wait for each other
-            wait = self._busy and threading.get_ident() not in self._busy.values()
-        if wait:
-            self._left.wait()
-        with self._lock:
-            self._sessions = [None] * len(self._sessions)
+        try:
+            with self._lock:
+                self._give_up()
+                # on_progress may close: two threads that load would wait for each other
+                wait = self._busy and threading.get_ident() not in self._busy.values()
+            if wait:
+                self._left.wait()
+            with self._lock:
+                self._sessions = [None] * len(self._sessions)
+        except BaseException:  # an interrupt: those who wait for a stage must know
+            with self._lock:
+                self._give_up()
+            raise
 
-    def _give_up(self) -> None:
-        """Hand out no more stages, and wake everyone who waits for one."""
-        self._next = len(self._sessions)
+    def _give_up(self, error: Exception | None = None) -> None:
+        """Hand out no more stages, as the loader is closed or a stage failed, and wake everyone who waits for one.
+
+        The caller holds the lock.
+        """
+        num_stages = len(self._sessions)
+        if error is None:
+            self._next, self._closed = num_stages, True
+        else:
+            self._next, self._error = num_stages, error
         for latch in (*self._events, self._all_loaded, self._upgraded):
             latch.set()
 
     def _leave(self, lane: int) -> None:
-        """Note that a lane's thread is no longer inside the runtime, where no process may end."""
+        """Note that this thread is no longer inside the runtime, where no process may end."""
         with self._lock:
-            self._busy.pop(lane, None)
+            if self._busy.get(lane) == threading.get_ident():
+                del self._busy[lane]
             if self._closed and not self._busy:
                 self._left.set()
 
@@ -294,16 +312,17 @@ class ParallelLoader:
 
         So did the threads of the sessions, for which the runtime would wait when it frees them: they are kept for good.
         """
-        import ctypes
-
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._sessions))
-        self._sessions = [None] * len(self._sessions)
+        inherited = self._sessions
+        self._sessions = [None] * len(inherited)
         self._lock = threading.Lock()
         self._busy.clear()
-        self._closed = True
         self._events = [Latch() for _ in self._events]
-        self._all_loaded, self._upgraded = Latch(), Latch()
+        self._all_loaded, self._upgraded, self._asked_for, self._left = Latch(), Latch(), Latch(), Latch()
         self._give_up()
+        with contextlib.suppress(ImportError, AttributeError):
+            import ctypes
+
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
     def __enter__(self) -> ParallelLoader:
         return self
@@ -325,22 +344,20 @@ class ParallelLoader:
     def _load_here(self) -> None:
         """Load the only stage on this thread, if no other has begun to."""
         self._asked_for.set()
-        here = threading.get_ident()
         try:
             self._load_next(0)
-        except BaseException:  # interrupted anywhere: what was begun is finished, here or by someone else
+        except BaseException:  # an interrupt, anywhere: what was begun is finished, here or by someone else
+            self._leave(0)
             with self._lock:
-                if self._busy.get(0) == here:
-                    del self._busy[0]
                 again = not (self._loads or self._busy or self._is_over())
                 if again:
                     self._next = 0
                 elif self._loads:
                     self._tell(0)
                 elif self._is_over():
-                    self._give_up()
-            if again:
-                _pool.submit(functools.partial(self._load_next, 0))
+                    self._give_up(self._error)
+            if again and not _pool.submit(functools.partial(self._load_next, 0)):
+                self._fail(0, StageError("it was interrupted, and the system has no thread left to load it with"))
             raise
 
     def _load_next(self, lane: int) -> None:
@@ -353,25 +370,25 @@ class ParallelLoader:
             self._busy[lane] = here
             self._next = index + 1
         try:
-            more = self._load(index, lane)
+            self._load(index, lane)
         finally:
             self._leave(lane)
-        if more:
+        if self._next < len(self._sessions):
             _pool.submit(functools.partial(self._load_next, lane), self.threads)
 
-    def _load(self, index: int, lane: int) -> bool:
-        """Load a stage; return whether there may be another to load."""
+    def _load(self, index: int, lane: int) -> None:
+        """Load a stage, and tell those who wait for it."""
         stage = self.variant.stages[index]
         start = time.perf_counter()
         try:
             session = self._open(stage, prepack=stage.prepack)
         except Exception as error:  # onnxruntime has no common root for its errors
             self._fail(index, error)
-            return False
+            return
         end = time.perf_counter()
         with self._lock:
             if self._closed:
-                return False
+                return
             self._sessions[index] = session
             self._loads[index] = (index, "load", lane, start - self._start, end - self._start)
             loaded = len(self._loads)
@@ -379,7 +396,6 @@ class ParallelLoader:
         if self._answered:
             self._start_upgrade()
         self._report(loaded)
-        return True
 
     def _tell(self, index: int) -> None:
         """Wake who waits for a stage that is loaded; the caller holds the lock."""
@@ -426,17 +442,15 @@ class ParallelLoader:
             self._on_progress = None
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise  # it is the user's: the stage is loaded, and `run` was waiting for it here
-            thread = threading.current_thread()
-            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
+            report(error)
 
     def _fail(self, index: int, error: Exception) -> None:
         """Keep the first error, hand out no more stages, and wake everyone who waits."""
         with self._lock:
-            if self._error is None:
-                text = " ".join(str(error).split())[:300]
-                self._error = StageError(f"stage {index + 1} of '{self._folder}' cannot be loaded: {text}")
-                self._error.__cause__ = error
-            self._give_up()
+            text = " ".join(str(error).split())[:300]
+            failure = StageError(f"stage {index + 1} of '{self._folder}' cannot be loaded: {text}")
+            failure.__cause__ = error
+            self._give_up(self._error or failure)
 
     def _is_over(self) -> bool:
         """Return whether nothing more will be loaded, as the loader is closed or a stage failed."""
@@ -471,19 +485,19 @@ class ParallelLoader:
         return steps[::-1]
 
     def _start_upgrade(self) -> None:
-        """Begin to make stages anew for speed, once, when all are loaded."""
-        if self._upgrade and not self._upgrading and self._all_loaded.is_set() and not self._is_over():
+        """Begin to make stages anew for speed, once, when all are loaded; a thread too many ends at once."""
+        if self._upgrade and not self._upgrade_begun and self._all_loaded.is_set() and not self._is_over():
             upgrader = threading.Thread(target=self._make_faster, name="splitload-upgrade", daemon=True)
-            if not started(upgrader):
+            if not started(upgrader) and not self._upgrade_begun:
                 self._upgrade = False
 
     def _make_faster(self) -> None:
         """Replace sessions by such with prepacked weights; a stage that fails keeps the one it has."""
         lane = -1
         with self._lock:
-            if self._upgrading or self._is_over():
+            if self._upgrade_begun or self._is_over():
                 return
-            self._upgrading = True
+            self._upgrade_begun = True
             self._busy[lane] = threading.get_ident()
         try:
             for index, stage in enumerate(self.variant.stages):

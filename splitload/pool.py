@@ -1,8 +1,9 @@
 """The threads that load: one pool for all models of the process, sized once by its processors.
 
 Whoever loads a model may be interrupted at any place by a signal, and go on. `threading.Event` and `Condition` may keep
-a lock of theirs then, on which everyone waits for ever, and `Thread.join` takes a thread for ended that is not. What
-stands here needs no more than a plain lock, which `with` takes and gives back in any case.
+a lock of theirs then, on which everyone waits for ever, and `Thread.join` takes a thread for ended that is not. Who
+waits here needs no more than a plain lock, which `with` takes and gives back in any case; a thread whose start is
+interrupted may be lost, and is not counted on.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class LoadingPool:
         self._lock = threading.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
         self._bells: list[Latch] = []  # of threads with nothing to do
-        self._threads = 0
+        self._threads: set[threading.Thread] = set()
 
     def submit(self, job: Callable[[], None], at_least: int = 1) -> bool:
         """Run `job` on a thread of the pool; what it raises goes to `threading.excepthook`.
@@ -83,53 +84,66 @@ class LoadingPool:
             False if the system has no thread left to run it, and it never will be.
         """
         with self._lock:
-            if not self._bells and self._threads < max(self._size, at_least) and not self._grow() and not self._threads:
+            if not self._bells and len(self._threads) < max(self._size, at_least):
+                self._grow()
+            if not self._threads:
                 return False
             self._jobs.append(job)
             if self._bells:
                 self._bells.pop().set()
             return True
 
-    def _grow(self) -> bool:
-        """Add a thread; return whether the system had one left."""
-        self._threads += 1
-        grown = False
+    def _grow(self) -> None:
+        """Add a thread, if the system has one left; one whose start is interrupted adds itself, if it comes to work."""
+        thread = threading.Thread(target=self._work, name="splitload-load", daemon=True)
+        begun = False
         try:
-            grown = started(threading.Thread(target=self._work, name="splitload-load", daemon=True))
-        finally:  # of an interrupt as well
-            if not grown:
-                self._threads -= 1
-        return grown
+            self._threads.add(thread)
+            begun = started(thread)
+        finally:
+            if not begun:
+                self._threads.discard(thread)
 
     def _work(self) -> None:
         """Run jobs until none came for a while; the body of a thread."""
+        here = threading.current_thread()
         while True:
-            bell, job = Latch(), None
+            job, bell = None, None
             with self._lock:
+                self._threads.add(here)
                 if self._jobs:
                     job = self._jobs.popleft()
                 else:
+                    bell = Latch()
                     self._bells.append(bell)
             if job is not None:
                 try:
                     job()
                 except BaseException as error:  # the pool outlives its jobs
-                    thread = threading.current_thread()
-                    threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
+                    report(error)
                 del job  # what it holds must not live until the next one comes
-            elif not bell.wait(IDLE_S):
+            elif bell is not None and not bell.wait(IDLE_S):
                 with self._lock:
                     if bell in self._bells:
                         self._bells.remove(bell)
                         if not self._jobs:
-                            self._threads -= 1
+                            self._threads.discard(here)
                             return
+
+
+def report(error: BaseException) -> None:
+    """Give an error that nobody waits for to `threading.excepthook`, whatever that does."""
+    with contextlib.suppress(BaseException):
+        thread = threading.current_thread()
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
 
 
 def started(thread: threading.Thread) -> bool:
     """Start a thread; return whether the system had one left."""
     try:
         thread.start()
-    except RuntimeError:
+    except RuntimeError as error:
+        if error.__context__ is not None:  # a signal broke the wait for the thread to begin, and with it a lock
+            raise error.__context__ from None
         return False
     return True

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
+from splitload.machine import cpu_architecture
 from splitload.profile import Profile
 from splitload.provenance import provenance
 
@@ -154,6 +154,8 @@ def _subject(
     cache: Path,
 ) -> tuple[Subject, dict[str, Any] | None]:
     """Return the model, with a bundle where the splitload arm is among the names, and the plan of that bundle."""
+    import onnxruntime as ort
+
     word = options.model if options.deep is None else str(deep.path(options.deep, cache))
     bundle, plan = None, None
     if "splitload" in names:
@@ -166,7 +168,8 @@ def _subject(
         manifest = read_manifest(bundle)
         if manifest.model_sha256 != source.sha256:
             raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {model}")
-        split_points = [stage.blocks[1] for stage in manifest.variants[0].stages[:-1]]
+        variant = manifest.variant_for(cpu_architecture(), ort.__version__)
+        split_points = [stage.blocks[1] for stage in variant.stages[:-1]]
         plan = {"num_stages": len(split_points) + 1, "split_points": split_points}
     else:
         with console.status(f"reading {model}"):
@@ -235,11 +238,11 @@ def _bundle(
     with contextlib.suppress(BundleError):
         if read_manifest(target).plan.items() >= notes.items():
             return target
-    plan = Plan(graph, found.partition, measured.contention.threads)
-    found, trial = choose_measured(search, found, source, plan, console, cache, feeds=feeds)
-    plan = replace(plan, partition=found.partition)
+    threads = measured.contention.threads
+    found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
     notes["trial"] = None if trial is None else trial.to_json()
     notes["split_points"] = list(found.partition.split_points)
+    plan = Plan(graph, found.partition, threads)
     write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=feeds)
     return target
 

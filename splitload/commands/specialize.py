@@ -59,8 +59,8 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         with console.status("searching a plan"):
             search = Search(profile, objective=objective, trainable_from=first_trainable)
             found = search.run()
-        plan = Plan(graph, found.partition, profile.contention.threads)
-        found, trial = choose_measured(search, found, source, plan, console, cache, feeds=feeds)
+        threads = profile.contention.threads
+        found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
         notes = {
             "agent": "q-learning",
             "objective": objective,
@@ -71,7 +71,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             "predicted_ttfo_s": profile.schedule(found.partition).ttfo_s,
             "trial": None if trial is None else trial.to_json(),
         }
-        plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
+        plan = Plan(graph, found.partition, threads, first_trainable)
         write_bundle(
             target,
             source,

@@ -73,8 +73,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     trial = None
     if isinstance(device, HostDevice) and options.split_points is None:
         try:
-            plan = Plan(graph, found.partition, profile.contention.threads)
-            found, trial = choose_measured(search, found, source, plan, console, cache, feeds=feeds)
+            threads = profile.contention.threads
+            found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
     schedule = profile.schedule(found.partition)

@@ -16,6 +16,7 @@ from splitload.commands.search import WORTHWHILE, Found, Search
 from splitload.deploy.build import Plan, build_bundle
 from splitload.errors import SplitloadError
 from splitload.frontends.onnx import Source
+from splitload.graph import ModelGraph
 from splitload.partition import Partition
 from splitload.scratch import scratch_folder
 
@@ -77,13 +78,23 @@ def try_cut(source: Source, plan: Plan, console: Console, cache: Path, *, feeds:
                         (sample,) = run_arms([arm], plan.graph.input_tensors(), feeds, 1)["splitload"]
                         measured_s[name].append(sample["ttfo_s"])
     except (SplitloadError, OSError) as error:
-        console.note(f"the cut was not measured beside the whole model in '{cache}', so its prediction counts: {error}")
+        console.note(
+            f"the cut could not be measured beside the whole model (in '{cache}'), so its prediction counts: {error}"
+        )
         return None
     return Trial(plan.partition.num_stages, tuple(measured_s["split"]), tuple(measured_s["whole"]))
 
 
 def choose_measured(
-    search: Search, found: Found, source: Source, plan: Plan, console: Console, cache: Path, *, feeds: Mapping[str, Any]
+    search: Search,
+    found: Found,
+    source: Source,
+    graph: ModelGraph,
+    threads: int,
+    console: Console,
+    cache: Path,
+    *,
+    feeds: Mapping[str, Any],
 ) -> tuple[Found, Trial | None]:
     """Return what was found if it pays when it is measured, or else the whole model; and the trial, if there was one.
 
@@ -91,12 +102,15 @@ def choose_measured(
         search: What found it.
         found: What was found.
         source: The model.
-        plan: The plan that was found, for this machine.
+        graph: Its graph for this machine.
+        threads: Loads that can run at the same time.
         console: Where to tell what is done.
         cache: The user's cache folder.
         feeds: Inputs to measure with; made up where they are missing.
     """
-    trial = try_cut(source, plan, console, cache, feeds=feeds) if plan.partition.num_stages > 1 else None
+    if found.partition.num_stages == 1:
+        return found, None
+    trial = try_cut(source, Plan(graph, found.partition, threads), console, cache, feeds=feeds)
     return (found if trial is None or trial.pays else search.whole(found)), trial
 
 

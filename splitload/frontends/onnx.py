@@ -210,7 +210,7 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mappi
                     first_error = first_error or error
                     refuse_full_disk(folder.parent, source.size_bytes, error)
                     continue
-                _join_concats(made / "model.onnx")
+                _join_concats_of_file(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
                     _block_products(made / "model.onnx", feeds)
                 try:
@@ -285,7 +285,7 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
     block_products(path, shapes, ready, counts)
 
 
-def _join_concats(path: Path) -> None:
+def _join_concats_of_file(path: Path) -> None:
     """Have each Concat read what an earlier one has joined already; see `tidy`."""
     model = read_model(path)
     if join_concats(model.graph):

@@ -1,4 +1,4 @@
-"""Leaves out what a graph does twice: joins of joins, reshapes of reshapes, equal changes of layout, ways out and back.
+"""Leaves out what a graph does twice: joins, reshapes of reshapes, equal changes of layout, ways out and back.
 
 In a DenseNet each layer joins what all layers before it gave: DenseNet-201 has 98 Concat nodes with 1,900 inputs.
 Those that a layer joins and the layer before it has joined already are read from there. Then the graph is shorter to

@@ -16,9 +16,9 @@ from splitload.bundle import read_manifest, write_manifest
 # Python runs a signal's handler where a function begins and after a call of a built-in one has ended. `prof` raises at
 # the place that `places` counts down to.
 EVERYWHERE = """
-import contextlib, faulthandler, sys
+import contextlib, faulthandler, sys, threading, time
 import numpy as np, onnxruntime
-import splitload.loader
+import splitload.loader, splitload.pool
 from splitload import ParallelLoader
 from splitload.errors import StageError
 
@@ -33,6 +33,12 @@ def prof(frame, event, argument):
             sys.setprofile(None)
             raise KeyboardInterrupt
 
+def elsewhere(over):
+    while model is None and not over.is_set():
+        time.sleep(0.0001)
+    with contextlib.suppress(StageError):
+        model is None or model.run(None, feeds)
+
 def main():
     global model
     sys.setprofile(prof)
@@ -46,24 +52,34 @@ with ParallelLoader(bundle) as first:
     expected = first.run(None, feeds)
 manifest = splitload.loader.read_manifest(first._folder)
 splitload.loader.read_manifest = lambda *_: manifest  # has a thousand such places, and no threads
-number, places, answered = 0, -1, 0
-while places < 0:  # otherwise there are no more places than these
+splitload.pool.IDLE_S = 0.05
+number, ended, answered = 0, 0, 0
+while ended < 3:  # how many places there are depends on the other threads
     faulthandler.dump_traceback_later(60, exit=True)
-    model, places = None, number
+    splitload.loader._pool = pool = splitload.pool.LoadingPool(2)
+    model, places, over = None, number, threading.Event()
+    if number % 2:
+        other = threading.Thread(target=elsewhere, args=(over,))
+        other.start()
     with contextlib.suppress(KeyboardInterrupt):
         main()
+    ended += places >= 0
+    over.set()
+    if number % 2:
+        other.join()
     if model is not None:
         try:
             for got, value in zip(model.run(None, feeds), expected):
                 np.testing.assert_allclose(got, value, atol=1e-5)
             answered += 1
+            model.wait("upgraded")
         except StageError as error:
             assert "closed" in str(error), error
-        model.wait("upgraded") if not model._closed else None
         model.close()
         assert not model._busy
     with ParallelLoader(bundle) as other:
         other.run(None, feeds)
+    assert pool._threads <= set(threading.enumerate())
     number += 1
 print(number, answered)
 """

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import splitload.loader
 import splitload.pool
-from splitload.pool import LoadingPool
+from splitload.pool import Latch, LoadingPool
 
 WAIT_S = 60
 
@@ -69,10 +71,87 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+@pytest.fixture(autouse=True)
+def nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is not woken waits for longer than any test."""
+    for name in ("IDLE_S", "SIGNAL_S"):
+        monkeypatch.setattr(splitload.pool, name, 10 * WAIT_S)
+
+
 @pytest.fixture
 def soon_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads end as soon as there is nothing to do."""
     monkeypatch.setattr(splitload.pool, "IDLE_S", 0.001)
+
+
+def test_a_latch_wakes_everyone() -> None:
+    latch = Latch()
+    with ThreadPoolExecutor(8) as threads:
+        waiting = [threads.submit(latch.wait, timeout) for timeout in [None, WAIT_S] * 4]
+        time.sleep(0.05)
+        assert not any(each.done() for each in waiting)
+        latch.set()
+        latch.set()
+        assert all(each.result(WAIT_S) for each in waiting)
+    assert latch.wait()
+    assert latch.wait(0)
+    assert latch.is_set()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, -math.inf, math.nan, 0.01])
+def test_a_latch_that_nobody_sets(timeout: float) -> None:
+    latch = Latch()
+    assert latch.wait(timeout) is False
+    assert latch.is_set() is False
+
+
+def test_a_thread_whose_start_is_interrupted_may_come_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, jobs = LoadingPool(1), Jobs(4, opened=True)
+    real = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        real(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(jobs.job(0))
+    until(lambda: len(pool._threads) == 1)  # it was started all the same
+    jobs.submit(pool, 1, 2, 3)
+    jobs.wait(1, 2, 3)
+    assert pool._threads == set(jobs.threads)
+
+
+def test_a_thread_whose_start_is_interrupted_may_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, jobs = LoadingPool(1), Jobs(2, opened=True)
+
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(jobs.job(0))
+    assert not pool._threads
+    jobs.submit(pool, 1)
+    jobs.wait(1)
+
+
+@pytest.mark.usefixtures("soon_idle")
+def test_a_job_whose_error_cannot_be_reported_costs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("the hook is broken")
+
+    def fails() -> None:
+        raise ValueError
+
+    monkeypatch.setattr(threading, "excepthook", broken)
+    pool, jobs = LoadingPool(1), Jobs(1, opened=True)
+    assert pool.submit(fails)
+    jobs.submit(pool, 0)
+    jobs.wait(0)
+    until(lambda: not pool._threads)
 
 
 def test_jobs_run_in_the_order_they_came() -> None:
@@ -151,7 +230,7 @@ def test_threads_end_when_idle_and_come_back() -> None:
     for thread in jobs.threads:
         thread.join(WAIT_S)
         assert not thread.is_alive()
-    assert (pool._threads, len(pool._bells), len(pool._jobs)) == (0, 0, 0)
+    assert (len(pool._threads), len(pool._bells), len(pool._jobs)) == (0, 0, 0)
     jobs.submit(pool, 3, 4, 5)
     jobs.wait()
 
@@ -166,7 +245,7 @@ def test_no_job_is_lost_to_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch, i
             jobs.wait(number)
     jobs.wait()
     assert sorted(jobs.started) == list(range(400))
-    until(lambda: pool._threads == 0)
+    until(lambda: not pool._threads)
     assert not pool._bells
 
 
