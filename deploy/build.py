@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import File, Manifest, StageEntry, TensorSpec, Variant, write_manifest, writing
+from splitload.bundle import File, Manifest, StageEntry, TensorSpec, Variant
+from splitload.deploy.write import write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
 from splitload.frontends.onnx import one_line
 from splitload.frontends.shared import StoredWeights

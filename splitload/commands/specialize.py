@@ -10,13 +10,14 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from splitload.bundle import Manifest, check_target, read_manifest
+from splitload.bundle import Manifest, read_manifest
 from splitload.commands.console import Console, count_of
 from splitload.commands.plans import write_bundle
 from splitload.commands.search import Objective, Search
 from splitload.commands.train import trainable_from
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
+from splitload.deploy.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.errors import BundleError, ModelError, UsageError
 from splitload.frontends.onnx import Source, load_graph

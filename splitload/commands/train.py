@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bench import Arm, run_arms
-from splitload.bundle import check_target
 from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import BASELINES, Found, Search, fixed_plan
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
+from splitload.deploy.write import check_target
 from splitload.devices import open_device
 from splitload.devices.host import HostDevice
 from splitload.errors import SplitloadError, UsageError

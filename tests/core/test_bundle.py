@@ -18,17 +18,16 @@ import pytest
 from runtime_models import feeds
 
 import splitload.bundle
+import splitload.deploy.write
 from splitload import ParallelLoader
 from splitload.bundle import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MAX_STAGES,
-    check_target,
     read_manifest,
     validate,
-    write_manifest,
-    writing,
 )
+from splitload.deploy.write import check_target, write_manifest, writing
 from splitload.errors import BundleError, OutputError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -240,7 +239,7 @@ def test_writing_makes_and_replaces(
     chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(splitload.bundle, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(splitload.deploy.write, "_exchange", lambda first, second: False)
     target = tmp_path / "new.splitload"
     for mark in ("first", "second"):
         with writing(target) as folder:
@@ -275,7 +274,7 @@ def test_full_disk(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if call != "write":
-        monkeypatch.setattr(splitload.bundle, call, fail)
+        monkeypatch.setattr(splitload.deploy.write, call, fail)
     with pytest.raises(OutputError, match="No space left on device; nothing was changed"), writing(target) as folder:
         fill(folder, chain_bundle, "new")
         if call == "write":
@@ -296,7 +295,7 @@ def test_second_rename_that_fails_brings_the_old_bundle_back(
             raise OSError(errno.EIO, "Input/output error")
         return real(self, to)
 
-    monkeypatch.setattr(splitload.bundle, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(splitload.deploy.write, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(OutputError, match="Input/output error"), writing(target) as folder:
         fill(folder, chain_bundle, "new")
@@ -308,7 +307,7 @@ def test_killed_in_the_middle_leaves_the_old_bundle(own_bundle: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from splitload.bundle import writing
+from splitload.deploy.write import writing
 with writing(Path(sys.argv[1])) as folder:
     (folder / "portable-00.onnx").write_bytes(b"half")
     print("writing", flush=True)

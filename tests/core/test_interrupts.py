@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import runtime_models
 
-from splitload.bundle import read_manifest, write_manifest
+from splitload.bundle import read_manifest
+from splitload.deploy.write import write_manifest
 
 # Python runs a signal's handler where a function begins and after a call of a built-in one has ended. `prof` raises at
 # the place that `places` counts down to.
