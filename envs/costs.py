@@ -14,16 +14,18 @@ from splitload.profile import Profile
 class CostMatrices:
     """Seconds of every segment, alone and without contention.
 
-    Both are of shape `(N + 1, N + 1)` and type float64: entry `[s, e]` is the cost of the blocks `[s, e)`, and
+    All are of shape `(N + 1, N + 1)` and type float64: entry `[s, e]` is the cost of the blocks `[s, e)`, and
     infinite where `s >= e`.
 
     Attributes:
         load_s: Seconds until the segment is loaded.
         first_inference_s: Seconds of its first inference.
+        read_s: Seconds of `load_s` that storage is busy for.
     """
 
     load_s: NDArray[np.float64]
     first_inference_s: NDArray[np.float64]
+    read_s: NDArray[np.float64]
 
 
 def cost_matrices(profile: Profile) -> CostMatrices:
@@ -48,8 +50,10 @@ def cost_matrices(profile: Profile) -> CostMatrices:
     counts = np.arange(size)[None, :] - np.arange(size)[:, None]
     load_s = np.maximum(sums(loads) - (counts - 1) * profile.stage_fixed_s, slowest)
     load_s += profile.load_growth * np.maximum(sums(loads) ** 2 - sums(loads**2), 0.0)
-    load_s, first_inference_s = np.where(legal, load_s, np.inf), np.where(legal, sums(infers), np.inf)
+    read_s = np.minimum(sums(np.array([block.cost.read_s for block in profile.blocks])), load_s)
+    matrices = CostMatrices(*(np.where(legal, cost, np.inf) for cost in (load_s, sums(infers), read_s)))
     for (start, end), cost in profile.segments.items():
-        load_s[start, end] = cost.load_s
-        first_inference_s[start, end] = cost.first_inference_s
-    return CostMatrices(load_s, first_inference_s)
+        matrices.load_s[start, end] = cost.load_s
+        matrices.first_inference_s[start, end] = cost.first_inference_s
+        matrices.read_s[start, end] = cost.read_s
+    return matrices

@@ -12,9 +12,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from splitload.envs.costs import cost_matrices
-from splitload.envs.rewards import StageClock, balance_reward
+from splitload.envs.rewards import balance_reward
 from splitload.errors import UsageError, unknown_name
 from splitload.profile import Profile
+from splitload.schedule import Clock
 
 OBJECTIVES = ("balance", "ttfo")
 OPTIONS = ("num_stages", "tolerance_s", "one_sided")
@@ -135,6 +136,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         # Lists: reading one number from an array costs several times as much.
         self._load_s: list[list[float]] = costs.load_s.tolist()
         self._infer_s: list[list[float]] = costs.first_inference_s.tolist()
+        self._read_s: list[list[float]] = costs.read_s.tolist()
         self._left_s = [row[-1] for row in self._infer_s[:-1]] + [0.0]  # seconds to infer all blocks from here on
         slowdowns = [profile.contention.slowdown(count) for count in range(1, self.max_stages + 1)]
         self._slowdown = [1.0, *slowdowns]
@@ -174,7 +176,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._episode_one_sided = options.get("one_sided", self.one_sided)
         self._bounds = [0]
         self._over = False
-        self._clock = StageClock(self.profile.contention.threads, self._slowdown[self._num_stages])
+        self._clock = Clock(self.profile.contention.threads, self._slowdown[self._num_stages])
         return self._observation(), {"action_mask": self._mask()}
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -204,9 +206,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         load_s = self._load_s[start][end]
         if self._ttfo:
             left_s = self._left_s
-            reward = (
-                (left_s[start] if start else 0.0) - left_s[end] - self._clock.add(load_s, self._infer_s[start][end])
-            )
+            moved_s = self._clock.add(load_s, self._infer_s[start][end], self._read_s[start][end])
+            reward = (left_s[start] if start else 0.0) - left_s[end] - moved_s
         else:
             target_s = self._load_s[0][-1] / num_stages
             tolerance_s = self._tolerance_s
@@ -276,7 +277,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         largest_s = max(self._load_s[start][end] for start, end in pairwise(bounds))
         if not self._ttfo:  # There no reward needs the clock, and it runs once an episode instead of at each step.
             for start, end in pairwise(bounds):
-                self._clock.add(self._load_s[start][end], self._infer_s[start][end])
+                self._clock.add(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end])
         summary: dict[str, Any] = {
             "split_points": tuple(bounds[1:-1]),
             "num_stages": num_stages,

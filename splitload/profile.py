@@ -13,7 +13,7 @@ from splitload.errors import ProfileError
 from splitload.partition import Partition
 from splitload.schedule import Contention, Schedule, simulate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_FILE_BYTES = 16 << 20
 
 
@@ -25,11 +25,13 @@ class Cost:
         load_s: Seconds from the load call until the segment can infer.
         first_inference_s: Seconds of the first inference, with the page faults that loading left to it.
         inference_s: Seconds of a later inference.
+        read_s: Seconds of `load_s` that storage is busy for; loads share it. 0 where files are cached.
     """
 
     load_s: float
     first_inference_s: float
     inference_s: float
+    read_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Profile:
     The cost of a segment is its measured cost where `segments` holds it; otherwise it is predicted. Loading takes
     `fixed + Σ (block - fixed)`, what every stage pays once plus what each block adds, and at least as long as its
     slowest block alone; for each two blocks comes `load_growth` besides. Inference takes the sum over the blocks,
-    scaled so that all of them take what the whole does.
+    scaled so that all of them take what the whole does; reading takes the sum over the blocks.
 
     Attributes:
         model: Name of the model, for people.
@@ -89,10 +91,12 @@ class Profile:
             return measured
         blocks = self.blocks[start:end]
         loads = [block.cost.load_s for block in blocks]
+        load_s = self._additive_load_s(loads) + self.load_growth * _pairs(loads)
         return Cost(
-            self._additive_load_s(loads) + self.load_growth * _pairs(loads),
+            load_s,
             sum(block.cost.first_inference_s for block in blocks) * self.inference_scale("first_inference_s"),
             sum(block.cost.inference_s for block in blocks) * self.inference_scale("inference_s"),
+            min(sum(block.cost.read_s for block in blocks), load_s),
         )
 
     def inference_scale(self, part: Literal["first_inference_s", "inference_s"]) -> float:
@@ -138,6 +142,7 @@ class Profile:
             [cost.first_inference_s for cost in costs],
             self.contention,
             "simulated" if self.source == "simulated" else "predicted",
+            [cost.read_s for cost in costs],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -229,9 +234,9 @@ def _pairs(loads: list[float]) -> float:
 
 def _cost(row: dict[str, Any], *others: str) -> Cost:
     """Return the cost in a row of a profile file that holds nothing else but the keys `others`."""
-    if unknown := set(row) - {"load_s", "first_inference_s", "inference_s", *others}:
+    if unknown := set(row) - {"load_s", "first_inference_s", "inference_s", "read_s", *others}:
         raise ProfileError(f"unknown keys {sorted(unknown)} in {others[0]} {row[others[0]]!r}")
-    return Cost(row["load_s"], row["first_inference_s"], row["inference_s"])
+    return Cost(row["load_s"], row["first_inference_s"], row["inference_s"], row["read_s"])
 
 
 def _check(profile: Profile) -> None:
@@ -253,6 +258,8 @@ def _check(profile: Profile) -> None:
     for what, cost in rows:
         for key, value in asdict(cost).items():
             seconds(value, f"{what}: {key}")
+        if cost.read_s > cost.load_s:
+            raise ProfileError(f"{what}: read_s is part of load_s, but {cost.read_s!r} is more than {cost.load_s!r}")
     for block in profile.blocks:
         if not isinstance(block.weights_bytes, int) or block.weights_bytes < 0:
             raise ProfileError(f"block {block.name!r}: weights_bytes must be a count, it is {block.weights_bytes!r}")

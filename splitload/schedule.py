@@ -95,36 +95,92 @@ class Schedule(NamedTuple):
         return "\n".join(lines)
 
 
+class Clock:
+    """The execution policy on a clock, stage by stage (Algorithm 2, with half-open ranges).
+
+    Loads start in stage order, each on the thread that is free first; stage i infers once it is loaded and stage i-1
+    has finished. With fewer stages than threads every load starts at once (case 1); otherwise the rest wait for a
+    thread while loaded stages infer (case 2). Storage serves one load after the other, in stage order, as the loader
+    reads ahead: what a load reads comes first and at full bandwidth, once storage is free. The rest of each load takes
+    `slowdown` times as long as alone.
+
+    Attributes:
+        slowdown: `Contention.slowdown(k)` of the final number of stages k, a factor.
+        thread: Where the last stage so far loaded.
+        load_start_s: Seconds from the load call until that load started.
+        load_end_s: And until it ended.
+        infer_start_s: Seconds from the load call until the last stage so far began to infer.
+        loaded_s: Seconds from the load call until every stage so far is loaded.
+        inferred_s: Seconds from the load call until the last stage so far has inferred.
+    """
+
+    __slots__ = (
+        "_busy", "_storage_s", "_threads", "infer_start_s", "inferred_s", "load_end_s", "load_start_s", "loaded_s",
+        "slowdown", "thread",
+    )  # fmt: skip
+
+    def __init__(self, threads: int, slowdown: float) -> None:
+        self._threads = threads
+        self.slowdown = slowdown
+        self._busy: list[float] = []  # until when each thread that has loaded is busy
+        self._storage_s = 0.0
+        self.thread = 0
+        self.load_start_s = self.load_end_s = self.infer_start_s = self.loaded_s = self.inferred_s = 0.0
+
+    def add(self, load_s: float, infer_s: float, read_s: float = 0.0) -> float:
+        """Append a stage and return by how many seconds it moves the time to first output.
+
+        What this returns telescopes: over all stages it adds up to the time to first output.
+
+        Args:
+            load_s: Seconds the stage takes to load alone, reading included.
+            infer_s: Seconds its first inference takes.
+            read_s: Seconds of its load that storage is busy for.
+        """
+        busy = self._busy
+        if len(busy) < self._threads:
+            start_s = 0.0
+            thread = len(busy)
+            busy.append(start_s)
+        else:
+            start_s = min(busy)
+            thread = busy.index(start_s)
+        end_s = start_s + (load_s - read_s) * self.slowdown
+        if read_s:
+            read_start_s = max(start_s, self._storage_s)
+            self._storage_s = read_start_s + read_s
+            end_s += self._storage_s - start_s
+        busy[thread] = end_s
+        self.thread, self.load_start_s, self.load_end_s = thread, start_s, end_s
+        if end_s > self.loaded_s:
+            self.loaded_s = end_s
+        before_s = self.inferred_s
+        self.infer_start_s = end_s if end_s > before_s else before_s
+        self.inferred_s = self.infer_start_s + infer_s
+        return self.inferred_s - before_s
+
+
 def simulate(
     load_s: Sequence[float],
     infer_s: Sequence[float],
     contention: Contention,
     source: Literal["simulated", "predicted"] = "simulated",
+    read_s: Sequence[float] | None = None,
 ) -> Schedule:
-    """Return the schedule of the execution policy for these stages (Algorithm 2, with half-open ranges).
-
-    Loads start in stage order, each on the thread that is free first; stage i infers once it is loaded and stage
-    i-1 has finished. With fewer stages than threads every load starts at once (case 1); otherwise the rest wait
-    for a thread while loaded stages infer (case 2). Every load takes `contention.slowdown(k)` times its time alone.
+    """Return the schedule that the execution policy (`Clock`) gives these stages.
 
     Args:
-        load_s: Seconds each stage takes to load alone.
+        load_s: Seconds each stage takes to load alone, reading included.
         infer_s: Seconds each stage's first inference takes.
         contention: Threads and their interference.
         source: What the durations are.
+        read_s: Seconds of each load that storage is busy for; by default 0.
     """
-    import heapq
-
-    slowdown = contention.slowdown(len(load_s))
-    free = [(0.0, thread) for thread in range(contention.threads)]
+    clock = Clock(contention.threads, contention.slowdown(len(load_s)))
     tasks: list[Task] = []
-    inferred_s = 0.0
-    for stage, (load, infer) in enumerate(zip(load_s, infer_s, strict=True)):
-        start_s, thread = heapq.heappop(free)
-        loaded_s = start_s + load * slowdown
-        heapq.heappush(free, (loaded_s, thread))
-        tasks.append(Task(stage, "load", thread, start_s, loaded_s))
-        start_s = max(loaded_s, inferred_s)
-        inferred_s = start_s + infer
-        tasks.append(Task(stage, "infer", 0, start_s, inferred_s))
+    reads = [0.0] * len(load_s) if read_s is None else read_s
+    for stage, (load, infer, read) in enumerate(zip(load_s, infer_s, reads, strict=True)):
+        clock.add(load, infer, read)
+        tasks.append(Task(stage, "load", clock.thread, clock.load_start_s, clock.load_end_s))
+        tasks.append(Task(stage, "infer", 0, clock.infer_start_s, clock.inferred_s))
     return Schedule(tuple(sorted(tasks, key=lambda task: (task.start_s, task.end_s))), source)

@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_FILE_BYTES = 1 << 20
 
 
@@ -32,7 +32,9 @@ class DeviceModel:
         name: Name of the device.
         description: One line, for people.
         threads: Loads that can run at a time.
-        storage_bandwidth_bytes_per_s: Weight bytes one load takes in, from storage to ready.
+        storage_bandwidth_bytes_per_s: Weight bytes that storage delivers, to all loads together.
+        prepare_bytes_per_s: Weight bytes that one load parses, copies and rearranges, once they are read.
+        node_s: Load seconds of each graph node: parsed, checked, its kernel made.
         stage_fixed_s: Load seconds every stage pays, however small.
         flops_per_s: Floating-point operations a second while inferring.
         serial_share: See `Contention`.
@@ -43,6 +45,8 @@ class DeviceModel:
     description: str
     threads: int
     storage_bandwidth_bytes_per_s: float
+    prepare_bytes_per_s: float
+    node_s: float
     stage_fixed_s: float
     flops_per_s: float
     serial_share: float
@@ -50,7 +54,11 @@ class DeviceModel:
 
 
 class SimulatedDevice:
-    """A device whose times are computed: load `fixed + bytes / bandwidth`, inference `flops / flops_per_s`.
+    """A device whose times are computed.
+
+    A stage loads in `fixed + nodes · node_s + bytes / prepare + bytes / storage`, of which the last is read from
+    storage that all loads share, and infers in `flops / flops_per_s`. How loads slow each other down and when which
+    runs is `splitload.schedule`'s.
 
     Args:
         model: Its figures.
@@ -84,9 +92,11 @@ class SimulatedDevice:
         model = self.model
         blocks = []
         for block in graph.blocks:
-            load_s = model.stage_fixed_s + block.weights_bytes / model.storage_bandwidth_bytes_per_s
+            read_s = block.weights_bytes / model.storage_bandwidth_bytes_per_s
+            nodes_s = (block.end - block.start) * model.node_s
+            load_s = model.stage_fixed_s + nodes_s + block.weights_bytes / model.prepare_bytes_per_s + read_s
             infer_s = block.flops / model.flops_per_s
-            blocks.append(BlockProfile(block.name, block.weights_bytes, Cost(load_s, infer_s, infer_s)))
+            blocks.append(BlockProfile(block.name, block.weights_bytes, Cost(load_s, infer_s, infer_s, read_s)))
         return Profile(
             model=graph.name,
             model_sha256=graph.source_sha256,

@@ -25,11 +25,13 @@ from splitload.profile import Profile
 from splitload.schedule import Contention
 
 TOML = """
-schema_version = 1
+schema_version = 2
 name = "toy"
 description = "for tests"
 threads = 4
 storage_bandwidth_bytes_per_s = 1000.0
+prepare_bytes_per_s = 250.0
+node_s = 0.5
 stage_fixed_s = 0.25
 flops_per_s = 100
 serial_share = 0.2
@@ -130,13 +132,17 @@ def toy(folder: Path, text: str = TOML) -> SimulatedDevice:
     return device
 
 
-def test_simulated_times_are_fixed_plus_bytes_over_bandwidth(tmp_path: Path, graphs: dict[str, ModelGraph]) -> None:
+def test_simulated_times_follow_from_nodes_and_bytes(tmp_path: Path, graphs: dict[str, ModelGraph]) -> None:
     profile = toy(tmp_path).profile(graphs["portable"])
     for block, of in zip(profile.blocks, graphs["portable"].blocks, strict=True):
-        assert block.cost.load_s == pytest.approx(0.25 + of.weights_bytes / 1000)
+        assert block.cost.read_s == pytest.approx(of.weights_bytes / 1000)
+        assert block.cost.load_s == pytest.approx(
+            0.25 + (of.end - of.start) * 0.5 + of.weights_bytes * (1 / 1000 + 1 / 250)
+        )
         assert block.cost.inference_s == block.cost.first_inference_s == pytest.approx(of.flops / 100)
     matrices = 3 * 16 * 16 * 4
-    assert profile.whole().load_s == pytest.approx(0.25 + matrices / 1000)
+    nodes = len(graphs["portable"].nodes)
+    assert profile.whole().load_s == pytest.approx(0.25 + nodes * 0.5 + matrices * (1 / 1000 + 1 / 250))
     assert profile.stage_fixed_s == 0.25
     assert profile.contention == Contention(4, 0.2, 0.1)
     assert sum(block.flops for block in graphs["portable"].blocks) == 3 * (2 * 16 * 16 + 16)
@@ -150,8 +156,8 @@ def test_simulated_times_are_fixed_plus_bytes_over_bandwidth(tmp_path: Path, gra
         ("threads = 4", "threads = 0", "threads must be a whole number of at least 1"),
         ("threads = 4", "threads = 2.5", "threads must be a whole number of at least 1"),
         ("threads = 4", "threads = true", "threads must be a whole number of at least 1"),
-        ("schema_version = 1", "schema_version = 2", "schema_version must be 1"),
-        ("schema_version = 1", "", "schema_version must be 1"),
+        ("schema_version = 2", "schema_version = 1", "schema_version must be 2"),
+        ("schema_version = 2", "", "schema_version must be 2"),
         ('name = "toy"', "name = 3", "name must be a string"),
         ("= 1000.0", "= -1000.0", "storage_bandwidth_bytes_per_s must be above 0"),
         ("= 1000.0", "= 0", "storage_bandwidth_bytes_per_s must be above 0"),

@@ -12,7 +12,7 @@ import pytest
 from splitload.errors import ProfileError
 from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
-from splitload.schedule import Contention, Schedule, Task, simulate
+from splitload.schedule import Clock, Contention, Schedule, Task, simulate
 
 
 def make() -> Profile:
@@ -64,6 +64,26 @@ def test_case_2_further_loads_wait_for_a_thread_while_loaded_stages_infer() -> N
     assert (schedule.source, schedule.load_makespan_s, schedule.ttfo_s) == ("predicted", 4.0, 4.5)
 
 
+def test_a_clock_by_hand() -> None:
+    clock = Clock(threads=8, slowdown=2.0)
+    assert clock.add(1.0, 0.5) == 2.5  # loads until 2, infers until 2.5
+    assert clock.add(0.75, 1.0) == 1.0  # loaded at 1.5, waits for stage 1, infers until 3.5
+    assert clock.add(3.0, 0.25) == 2.75  # loaded at 6, infers until 6.25
+    assert (clock.loaded_s, clock.inferred_s) == (6.0, 6.25)
+
+
+def test_storage_serves_one_load_after_the_other() -> None:
+    schedule = simulate([3.0, 2.0, 2.0], [0.5, 0.5, 0.5], Contention(2, 0.5), read_s=[1.0, 1.0, 0.0])
+    # slowdown 1.5: stage 1 reads until 1 and prepares until 4; stage 2 waits for storage, reads from 1 to 2, prepares
+    # until 3.5; stage 3 takes its thread over and reads nothing
+    assert {task.stage: (task.start_s, task.end_s) for task in schedule.tasks if task.kind == "load"} == {
+        0: (0.0, 4.0),
+        1: (0.0, 3.5),
+        2: (3.5, 6.5),
+    }
+    assert schedule.ttfo_s == 7.0
+
+
 def test_contention_stretches_every_load() -> None:
     schedule = simulate([1.0, 1.0], [0.0, 0.0], Contention(2, 0.5, 0.1))
     assert schedule.load_makespan_s == pytest.approx(1.5 * 1.1)
@@ -96,7 +116,7 @@ def test_a_profile_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("schema_version", 2, "schema version 2, expected 1"),
+    ("schema_version", 1, "schema version 1, expected 2"),
     ("extra", 1, "unknown keys ['extra']"),
     ("source", "guessed", "'measured' or 'simulated'"),
     ("graph", "onnx", "'native' or 'portable'"),
@@ -110,7 +130,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("contention", {"threads": 2, "serial_share": math.inf}, "serial_share"),
     ("contention", {"threads": 2, "thread_penalty": -0.5}, "thread_penalty"),
     ("contention", {"threads": 2, "cores": 3}, "cores"),
-    ("segments", [{"start": 2, "end": 9, "load_s": 1, "first_inference_s": 1, "inference_s": 1}], "outside the 3"),
+    (
+        "segments",
+        [{"start": 2, "end": 9, "load_s": 1, "first_inference_s": 1, "inference_s": 1, "read_s": 0}],
+        "outside the 3",
+    ),
     ("segments", [{"start": 0, "end": 1}], "load_s"),
 ]
 
@@ -127,7 +151,8 @@ def test_bad_profiles_are_refused_with_one_line(tmp_path: Path, key: str, value:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("load_s", -1), ("load_s", math.nan), ("inference_s", "1"), ("weights_bytes", -1), ("colour", 1)]
+    ("key", "value"),
+    [("load_s", -1), ("load_s", math.nan), ("inference_s", "1"), ("weights_bytes", -1), ("colour", 1), ("read_s", 9)],
 )
 def test_bad_blocks_are_refused(key: str, value: Any) -> None:
     data = make().to_json()

@@ -9,7 +9,7 @@ from splitload.profile import Cost
 
 def test_every_segment_costs_what_the_profile_says(make_profile):
     rng = np.random.default_rng(0)
-    measured = {(0, 9): Cost(0.5, 0.4, 0.3), (2, 4): Cost(0.011, 0.012, 0.013)}
+    measured = {(0, 9): Cost(0.5, 0.4, 0.3, 0.2), (2, 4): Cost(0.011, 0.012, 0.013, 0.01)}
     profile = make_profile(rng.uniform(0, 0.1, 9).tolist(), fixed=0.02, segments=measured)
     costs = cost_matrices(profile)
     for start in range(10):
@@ -20,5 +20,6 @@ def test_every_segment_costs_what_the_profile_says(make_profile):
             cost = profile.cost(start, end)
             assert costs.load_s[start, end] == pytest.approx(cost.load_s, rel=1e-12)
             assert costs.first_inference_s[start, end] == pytest.approx(cost.first_inference_s, rel=1e-12)
+            assert costs.read_s[start, end] == pytest.approx(cost.read_s, rel=1e-12)
     assert costs.load_s[2, 4] == 0.011
     assert costs.load_s[0, 9] == 0.5
