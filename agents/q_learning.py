@@ -13,23 +13,29 @@ Where this differs from the paper, which gives neither α, γ, the exploration, 
 4.  α = 1 and γ = 1: transitions are deterministic and an episode has at most C steps.
 5.  Q-learning applies eq. 5 from the last step of an episode to the first, so that what the end taught reaches
     the start at once. SARSA applies it from first to last, as printed.
-6.  The tolerance of the reward (eq. 4) is tightened: it starts without bound, and each plan better than all
-    before sets it just below what that plan needs. Reward 0 for every stage then means: the record is beaten.
-    A smaller tolerance can only lower a return, so the table stays optimistic and is kept.
-7.  That makes a proof. Under optimism (3) the value of an action on a path of return 0 never leaves 0, whatever
-    α and γ are; so once every value of the starting state is below 0, no plan of return 0 is left. (SARSA
-    proves it only without exploration, as its a' must be the best.)
+6.  What is learned is whether the record can be beaten. The tolerance of eq. 4 is tightened: it starts without bound,
+    and each plan better than all before sets it just below what that plan needs. Where rewards have no tolerance
+    ("ttfo"), the agent learns from 0 for each step up to where the return falls to the record's, and -1 for that one;
+    the rest of the episode then teaches nothing and is left out. Reward 0 for every step means: the record is beaten.
+    A better record can only lower what an action earns, so the table stays optimistic and is kept.
+7.  That makes a proof, where rewards depend on the state alone (`info["markov"]`). Under optimism (3) the value of an
+    action on a path of return 0 never leaves 0, whatever α and γ are; so once every value of the starting state is
+    below 0, no plan of return 0 is left. (SARSA proves it only without exploration, as its a' must be the best.)
+    Elsewhere (more stages than threads: a load waits for those before) an action may be blamed for a bad past, so the
+    table starts anew.
 8.  Eq. 4 is two-sided and cannot say "lighter than the target is fine". When the band around T/C is empty or
     worn out (rule below), the search goes on with the one-sided form of the paper's prose, "at max equal", and a
     new table. It ends with the proof that no plan has a smaller largest load. `finish=False` leaves this out:
     eq. 4 alone, with ε-greedy play once the band is empty.
+9.  Where what an action earns depends on the past, as in the second part of 7, a share of the episodes returns first
+    and explores then (Ecoffet et al., "First return, then explore", Nature 590, 2021): it follows one of the best plans
+    found, but for one to three neighbouring cuts that lie a little earlier or later.
 
-The rule for stopping one C: its proof (7), or `patience` episodes in a row without a better plan.
+The rule for stopping one C: its proof (7); or four rounds in a row without a better plan, a round being `patience`
+episodes in a row without a plan better than those of the round, after which its plans are forgotten, the best excepted.
 
-The defaults are those that found the exact optimum in every trial on synthetic profiles, for both objectives; with
-point 8 left out, plans of profiles whose segments cost more than their parts fell behind. For "ttfo" the finish of the
-stages before is not in the state, so that nothing is proved and the patience must suffice to try every action. How
-near the plans of real models come to the optimum is recorded in results/.
+Why the defaults are what they are is recorded in results/ (the ablation), and how near the plans of real models come to
+the optimum.
 """
 
 from __future__ import annotations
@@ -48,6 +54,9 @@ __all__ = ["DEFAULT_EPISODES", "Plan", "Progress", "QLearning", "SearchResult"]
 DEFAULT_EPISODES = 20_000
 """Most episodes for each number of stages, where the caller sets no budget."""
 
+_ELITES = 16  # best plans of a round that episodes return to
+_ROUNDS = 4  # in a row without a better plan, after which a search is given up
+_LOG_FURTHER = math.log(0.7)  # of the share of deviations that go one cut further
 _EQUAL = 1e-9  # Plans whose values differ by a smaller share count as equal, so that rounding makes no record.
 
 StopReason = Literal["running", "proved", "patience", "episodes", "stopped"]
@@ -63,6 +72,7 @@ class Plan:
         value_s: What the environment's objective makes small, in seconds.
         load_makespan_s: Seconds until every stage is loaded.
         episode: The episode of the whole search that found it, from 1.
+        actions: What led to it; `train(start=…)` begins another search with it.
     """
 
     num_stages: int
@@ -70,6 +80,7 @@ class Plan:
     value_s: float
     load_makespan_s: float
     episode: int
+    actions: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,10 @@ class SearchResult:
 
     Attributes:
         plans: The best plan for each number of stages that had an episode.
-        returns: The return of every episode, in order, for each number of stages.
+        returns: The return of every episode, in order, for each number of stages; that of an episode that was left
+            is of the steps played.
+        curves: The learning curve for each number of stages: at each better plan the episodes of that C so far, and
+            its value in seconds.
         stopped: Why the search of each number of stages ended: "proved", "patience", "episodes" (the budget),
             "stopped" (on request), or "running" if it was interrupted.
         episodes: Episodes run in all.
@@ -109,6 +123,7 @@ class SearchResult:
 
     plans: Mapping[int, Plan]
     returns: Mapping[int, tuple[float, ...]]
+    curves: Mapping[int, tuple[tuple[int, float], ...]]
     stopped: Mapping[int, StopReason]
     episodes: int
 
@@ -119,14 +134,45 @@ class SearchResult:
 
 
 @dataclass(slots=True)
-class _Search:
-    """The state of the search for one number of stages."""
+class Elite:
+    """A plan that later episodes return to: its return, its value in seconds, its actions."""
+
+    reward: float
+    value_s: float
+    actions: list[int]
+
+
+@dataclass(slots=True)
+class SearchState:
+    """The state of the search for one number of stages.
+
+    Attributes:
+        options: Of every reset.
+        start: Actions of a first episode that is given.
+        table: By observation the legal actions and their values.
+        plan: The record.
+        bar: Its return.
+        markov: Whether rewards depend on the state alone.
+        tolerant: Whether rewards are of eq. 4, with a tolerance.
+        one_sided: Whether they are of its one-sided form.
+        elites: The best plans of this round, best first.
+        idle: Episodes since the round's best plan.
+        rounds: Rounds in a row without a better record.
+    """
 
     options: dict[str, Any]
+    start: tuple[int, ...] = ()
     table: dict[bytes, tuple[list[int], list[float]]] = field(default_factory=dict)
     plan: Plan | None = None
+    bar: float = -math.inf
+    markov: bool = False
+    tolerant: bool = False
+    one_sided: bool = False
     returns: list[float] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    elites: list[Elite] = field(default_factory=list)
     idle: int = 0
+    rounds: int = 0
     band_empty: bool = False
     stopped: StopReason = "running"
 
@@ -135,11 +181,14 @@ class QLearning:
     """Tabular Q-learning or SARSA.
 
     The environment must take the reset options `num_stages` and `tolerance_s`, give array observations and no
-    positive rewards, and give in `info` the `action_mask`, and at the end `split_points`, `value_s` and
-    `load_makespan_s`. If it also gives `excess_s` and `one_sided`, its rewards are of eq. 4, and the tolerance is
-    tightened by the reset options `tolerance_s` and `one_sided`. `splitload.envs.SplitEnv` does all that.
+    positive rewards, and give in `info` the `action_mask`, and at the end `split_points`, `value_s`,
+    `load_makespan_s` and `markov` (whether rewards depend on the state alone). If it also gives `excess_s` and
+    `one_sided`, its rewards are of eq. 4, and the tolerance is tightened by the reset options `tolerance_s` and
+    `one_sided`; otherwise the larger return must mean the smaller value. Actions that are close in number must mean
+    cuts that are close. `splitload.envs.SplitEnv` does all that.
 
-    Everything found so far is in `result()` at any time, so also after a `KeyboardInterrupt` left `train`.
+    Everything found so far is in `result()` at any time, so also after a `KeyboardInterrupt` left `train`; and
+    `splitload.agents.checkpoint` saves and restores all of it.
 
     Args:
         env: The environment.
@@ -149,6 +198,9 @@ class QLearning:
         epsilon_start: Share of random actions in the first episode of a number of stages, in [0, 1].
         epsilon_end: The share it falls to, linearly.
         epsilon_episodes: The episodes this takes, at least 1.
+        return_share: Share of the episodes that return to one of the best plans, in [0, 1], where rewards depend on
+            more than the state.
+        optimistic: Whether values start at 0; otherwise at -1, as if every action were known to fail.
         seed: Seed of ties and exploration.
 
     Raises:
@@ -165,11 +217,18 @@ class QLearning:
         epsilon_start: float = 0.1,
         epsilon_end: float = 0.02,
         epsilon_episodes: int = 2_000,
+        return_share: float = 0.7,
+        optimistic: bool = True,
         seed: int = 0,
     ) -> None:
         if not 0 < learning_rate <= 1:
             raise ValueError(f"learning_rate must be above 0 and at most 1, it is {learning_rate}")
-        shares = {"discount_factor": discount_factor, "epsilon_start": epsilon_start, "epsilon_end": epsilon_end}
+        shares = {
+            "discount_factor": discount_factor,
+            "epsilon_start": epsilon_start,
+            "epsilon_end": epsilon_end,
+            "return_share": return_share,
+        }
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, it is {share}")
@@ -182,31 +241,37 @@ class QLearning:
         self.epsilon_start = epsilon_start
         self.epsilon_end = epsilon_end
         self.epsilon_episodes = epsilon_episodes
+        self.return_share = return_share
+        self.optimistic = optimistic
         self.seed = seed
-        self._rng = random.Random(seed)  # noqa: S311 - not for secrets
-        self._searches: dict[int, _Search] = {}
-        self._episode = 0
+        self.rng = random.Random(seed)  # noqa: S311 - not for secrets
+        self.searches: dict[int, SearchState] = {}
+        self.episode = 0
 
     def train(
         self,
         *,
         num_stages: Sequence[int],
         episodes: int | None = None,
-        patience: int = 4_000,
+        patience: int = 1_500,
         finish: bool = True,
+        start: Mapping[int, Sequence[int]] | None = None,
+        resume: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> SearchResult:
         """Search the best plan for each number of stages, taking turns, and return what was found.
 
-        A search starts anew at each call.
+        A search starts anew at each call, unless it resumes.
 
         Args:
             num_stages: The numbers of stages C to search; each is searched once.
             episodes: Most episodes in all; by default `DEFAULT_EPISODES` for each C.
-            patience: Episodes in a row without a better plan after which a C is given up, or its one-sided search
-                begins.
+            patience: Episodes in a row without a better plan that end a round, see the head of this file.
             finish: Whether the one-sided search follows, point 8 in the head of this file.
+            start: For some C the actions of the first episode: a plan to improve on.
+            resume: Go on with the searches that this agent holds, restored or interrupted ones; those of other C are
+                dropped, and those that ended at their budget or on request go on.
             on_progress: Called after each episode.
             should_stop: Asked before each episode; true ends the search.
 
@@ -220,21 +285,30 @@ class QLearning:
         for name, value in {"episodes": budget, "patience": patience}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, it is {value}")
-        self._rng = random.Random(self.seed)  # noqa: S311 - not for secrets
-        self._searches = {count: _Search({"num_stages": count, "tolerance_s": math.inf}) for count in counts}
-        self._episode = 0
+        held = self.searches if resume else {}
+        self.searches = {
+            count: held.get(count)
+            or SearchState({"num_stages": count, "tolerance_s": math.inf}, tuple((start or {}).get(count, ())))
+            for count in counts
+        }
+        if not resume:
+            self.rng = random.Random(self.seed)  # noqa: S311 - not for secrets
+            self.episode = 0
+        for search in self.searches.values():
+            if search.stopped in ("episodes", "stopped"):
+                search.stopped = "running"
         self.env.reset(seed=self.seed)
         reason: StopReason = "episodes"
-        while active := [search for search in self._searches.values() if search.stopped == "running"]:
+        while active := [search for search in self.searches.values() if search.stopped == "running"]:
             for search in active:
                 if should_stop is not None and should_stop():
                     reason = "stopped"
-                elif self._episode < budget:
+                elif self.episode < budget:
                     epsilon = self._epsilon(len(search.returns))
                     info = self._play(search, epsilon)
-                    plan = self._judge(search, info, patience, finish)
-                    if on_progress is not None:
-                        on_progress(self._progress(search, plan, budget, epsilon))
+                    self._judge(search, info, patience, finish)
+                    if on_progress is not None and (now := self._progress(search, budget, epsilon)) is not None:
+                        on_progress(now)
                     continue
                 for unfinished in active:
                     if unfinished.stopped == "running":
@@ -244,12 +318,13 @@ class QLearning:
 
     def result(self) -> SearchResult:
         """Return what has been found so far."""
-        searches = self._searches
+        searches = self.searches
         return SearchResult(
             plans={count: search.plan for count, search in searches.items() if search.plan is not None},
             returns={count: tuple(search.returns) for count, search in searches.items()},
+            curves={count: tuple(search.curve) for count, search in searches.items()},
             stopped={count: search.stopped for count, search in searches.items()},
-            episodes=self._episode,
+            episodes=self.episode,
         )
 
     def _epsilon(self, episode: int) -> float:
@@ -257,32 +332,71 @@ class QLearning:
         done = min(1.0, episode / self.epsilon_episodes)
         return self.epsilon_start + done * (self.epsilon_end - self.epsilon_start)
 
-    def _play(self, search: _Search, epsilon: float) -> dict[str, Any]:
-        """Play one episode, learn from it, and return its last `info`."""
-        env, rng, table = self.env, self._rng, search.table
+    def _play(self, search: SearchState, epsilon: float) -> dict[str, Any]:
+        """Play one episode, learn from it, and return its last `info`; one that cannot be worth its end is left."""
+        env, draw, table = self.env, self.rng.random, search.table
+        guide, left_below = self._guide(search)
+        bar = search.bar * (1 - _EQUAL)  # returns are negative: this is a little above the record's
+        hopeless_below_zero = search.tolerant and search.one_sided
         observation, info = env.reset(options=search.options)
         path: list[tuple[list[float], int, float]] = []  # values of the state, which of them was taken, reward
-        over = False
+        taken: list[int] = []
+        total, beaten, over = 0.0, False, False
         while not over:
             key = observation.tobytes()
             row = table.get(key)
             if row is None:
                 actions = np.flatnonzero(info["action_mask"]).tolist()
-                row = table[key] = (actions, [0.0] * len(actions))
+                row = table[key] = (actions, [0.0 if self.optimistic else -1.0] * len(actions))
             actions, values = row
-            if epsilon and rng.random() < epsilon:
-                taken = int(rng.random() * len(values))
+            wanted = guide[len(taken)] - actions[0] if guide else -1
+            if 0 <= wanted < len(actions):
+                index = wanted
+            elif epsilon and draw() < epsilon:
+                index = int(draw() * len(values))
             else:
                 most = max(values)
-                ties = [index for index, value in enumerate(values) if value == most]
-                taken = ties[int(rng.random() * len(ties))]
-            observation, reward, terminated, truncated, info = env.step(actions[taken])
-            over = terminated or truncated
-            path.append((values, taken, float(reward)))
+                ties = [place for place, value in enumerate(values) if value == most]
+                index = ties[int(draw() * len(ties))]
+            observation, given, terminated, truncated, info = env.step(actions[index])
+            reward, over = float(given), terminated or truncated
+            taken.append(actions[index])
+            total += reward
+            if search.tolerant:
+                path.append((values, index, reward))
+                if hopeless_below_zero and reward < 0:
+                    break
+            else:
+                if not beaten:
+                    beaten = total <= bar
+                    path.append((values, index, -1.0 if beaten else 0.0))
+                if beaten and total <= left_below:
+                    break
         self._learn(path)
-        self._episode += 1
-        search.returns.append(sum(reward for _, _, reward in path))
-        return info
+        self.episode += 1
+        search.returns.append(total)
+        return {**info, "actions": taken} if over else {}
+
+    def _guide(self, search: SearchState) -> tuple[list[int], float]:
+        """Return the actions this episode follows where they are legal, and the return at which it may be left."""
+        elites, draw = search.elites, self.rng.random
+        if not search.returns:
+            return list(search.start), -math.inf
+        full = len(elites) == _ELITES
+        sure = search.markov or search.tolerant  # the table alone ends with a proof, and sooner
+        if sure or not elites or len(elites[0].actions) < 2 or draw() >= self.return_share:
+            return [], math.inf if full else -math.inf
+        guide = list(elites[int(draw() * len(elites))].actions)
+        first = int(draw() * (len(guide) - 1))
+        run = 1 if (luck := draw()) < 0.4 else 2 if luck < 0.75 else 3  # neighbouring cuts that move
+        together = draw() < 0.5
+        move = 0
+        for place in range(first, min(first + run, len(guide) - 1)):
+            if not (move and together):
+                distance = 1 + int(math.log(1 - draw()) / _LOG_FURTHER)  # geometric
+                move = distance if draw() < 0.5 else -distance
+            guide[place] += move
+        return guide, elites[-1].reward if full else -math.inf
 
     def _learn(self, path: list[tuple[list[float], int, float]]) -> None:
         """Apply eq. 5 along an episode; see point 5 in the head of this file."""
@@ -297,49 +411,74 @@ class QLearning:
                 values[taken] += alpha * (reward + gamma * after - values[taken])
                 after = max(values)
 
-    def _judge(self, search: _Search, info: dict[str, Any], patience: int, finish: bool) -> Plan:
-        """Keep the plan if it is the best, tighten the tolerance, and decide whether and how the search goes on.
-
-        Returns the best plan so far.
-        """
-        value_s = info["value_s"]
+    def _judge(self, search: SearchState, info: dict[str, Any], patience: int, finish: bool) -> None:
+        """Keep a plan that is among the best, and decide whether and how the search goes on."""
         search.idle += 1
-        plan = search.plan
-        if plan is None or value_s < plan.value_s * (1 - _EQUAL):
-            points = tuple(info["split_points"])
-            search.plan = plan = Plan(len(points) + 1, points, value_s, info["load_makespan_s"], self._episode)
-            search.idle = 0
-            if "excess_s" in info:
-                search.options["tolerance_s"] = info["excess_s"] - _EQUAL * value_s
-        if "excess_s" in info and not search.band_empty and self._start_below_zero(search):
-            search.band_empty = True
-            if info["one_sided"]:
+        if info:
+            self._keep(search, info)
+        two_sided = search.tolerant and not search.one_sided
+        if not search.band_empty and self._start_below_zero(search):
+            if two_sided:
+                search.band_empty = True
+                if finish:
+                    self._finish(search)
+                else:
+                    search.idle = 0
+            elif search.tolerant or search.markov:
                 search.stopped = "proved"
-            elif finish:
-                self._finish(search)
             else:
-                search.idle = 0
+                search.table = {}
         if search.stopped == "running" and search.idle >= patience:
-            if finish and "excess_s" in info and not info["one_sided"] and "one_sided" not in search.options:
+            if two_sided and finish and not search.band_empty:
                 self._finish(search)
-            else:
+                return
+            search.elites = []
+            search.idle = 0
+            search.rounds += 1
+            if search.rounds == _ROUNDS:
                 search.stopped = "patience"
-        return plan
 
-    def _finish(self, search: _Search) -> None:
+    def _keep(self, search: SearchState, info: dict[str, Any]) -> None:
+        """Take the plan an episode ended with into the elites, and as the record, if it is good enough."""
+        value_s, actions = info["value_s"], info["actions"]
+        search.markov = info["markov"]
+        search.tolerant = "excess_s" in info
+        search.one_sided = info.get("one_sided", False)
+        elites = search.elites
+        if not elites or value_s < elites[0].value_s * (1 - _EQUAL):
+            search.idle = 0
+        better = len(elites) < _ELITES or value_s < elites[-1].value_s
+        if better and all(elite.actions != actions for elite in elites):
+            elites.append(Elite(search.returns[-1], value_s, actions))
+            elites.sort(key=lambda elite: elite.value_s)
+            del elites[_ELITES:]
+        if search.plan is None or value_s < search.plan.value_s * (1 - _EQUAL):
+            points = tuple(info["split_points"])
+            makespan_s = info["load_makespan_s"]
+            search.plan = Plan(len(points) + 1, points, value_s, makespan_s, self.episode, tuple(actions))
+            search.bar = search.returns[-1]
+            search.rounds = 0
+            search.curve.append((len(search.returns), value_s))
+            if search.tolerant:
+                search.options["tolerance_s"] = info["excess_s"] - _EQUAL * value_s
+
+    def _finish(self, search: SearchState) -> None:
         """Turn to the one-sided reward; what was learned of the two-sided one is no longer optimistic."""
-        search.options["one_sided"] = True
+        search.options["one_sided"] = search.one_sided = True
         search.table = {}
         search.idle = 0
         search.band_empty = False
 
-    def _start_below_zero(self, search: _Search) -> bool:
-        """Return whether it is proved that no plan of return 0 is left; the table's first row is the start's."""
-        if self.sarsa and (self.epsilon_start > 0 or self.epsilon_end > 0):
+    def _start_below_zero(self, search: SearchState) -> bool:
+        """Return whether it is shown that no plan of return 0 is left; the table's first row is the start's."""
+        explores = self.epsilon_start > 0 or self.epsilon_end > 0
+        if not self.optimistic or (self.sarsa and explores):
             return False
         _, values = next(iter(search.table.values()), ([], [0.0]))
         return max(values) < 0
 
-    def _progress(self, search: _Search, plan: Plan, episodes: int, epsilon: float) -> Progress:
-        reward = search.returns[-1]
-        return Progress(self._episode, episodes, plan.num_stages, reward, epsilon, plan.value_s, plan.split_points)
+    def _progress(self, search: SearchState, episodes: int, epsilon: float) -> Progress | None:
+        plan, reward = search.plan, search.returns[-1]
+        if plan is None:
+            return None
+        return Progress(self.episode, episodes, plan.num_stages, reward, epsilon, plan.value_s, plan.split_points)

@@ -74,6 +74,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - `value_s`: what the objective makes small, in seconds: the largest stage load under contention
       ("balance"), or the time to first output ("ttfo");
     - `load_makespan_s`: seconds until every stage is loaded, by the execution policy;
+    - `markov`: whether the rewards of this episode depend on nothing but state and action. With "ttfo" that is so
+      where no load waits for a thread (stages <= threads), and seconds of inferring and of reading add up;
     - only for "balance", `excess_s`: largest τ minus T/C, in seconds, the one-sided tolerance this plan just meets;
       and `one_sided`: which form of the reward the episode had.
 
@@ -137,6 +139,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._load_s: list[list[float]] = costs.load_s.tolist()
         self._infer_s: list[list[float]] = costs.first_inference_s.tolist()
         self._read_s: list[list[float]] = costs.read_s.tolist()
+        self._additive = _additive(costs.first_inference_s) and _additive(costs.read_s)
         self._left_s = [row[-1] for row in self._infer_s[:-1]] + [0.0]  # seconds to infer all blocks from here on
         slowdowns = [profile.contention.slowdown(count) for count in range(1, self.max_stages + 1)]
         self._slowdown = [1.0, *slowdowns]
@@ -283,8 +286,16 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
             "num_stages": num_stages,
             "value_s": self._clock.inferred_s if self._ttfo else largest_s * self._slowdown[num_stages],
             "load_makespan_s": self._clock.loaded_s,
+            "markov": not self._ttfo or (self._additive and num_stages <= self.profile.contention.threads),
         }
         if not self._ttfo:
             summary["excess_s"] = largest_s - self._load_s[0][-1] / num_stages
             summary["one_sided"] = self._episode_one_sided
         return summary
+
+
+def _additive(cost_s: NDArray[np.float64]) -> bool:
+    """Return whether each segment costs what its blocks do, up to rounding."""
+    upto = np.concatenate(([0.0], cost_s[0, 1:]))
+    legal = np.isfinite(cost_s)
+    return bool(np.allclose(cost_s[legal], (upto[None, :] - upto[:, None])[legal], rtol=1e-9, atol=1e-9 * upto[-1]))

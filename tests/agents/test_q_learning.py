@@ -60,7 +60,7 @@ def test_sarsa_is_near_the_optimum(uneven_profile):
     for objective in ("balance", "ttfo"):
         env = SplitEnv(uneven_profile, objective=objective)
         exact = exact_values(env)
-        result = QLearning(env, sarsa=True).train(num_stages=tuple(exact), patience=500)
+        result = QLearning(env, sarsa=True).train(num_stages=tuple(exact), patience=300)
         assert set(result.stopped.values()) == {"patience"}, "no proof while it explores"
         for count, plan in result.plans.items():
             assert plan.value_s <= 1.05 * exact[count]
@@ -101,12 +101,14 @@ def test_search_is_deterministic_and_starts_anew(uneven_profile):
 
 def test_budget_and_patience_end_a_search(uneven_profile):
     env = SplitEnv(uneven_profile, objective="ttfo")
-    result = QLearning(env).train(num_stages=(2, 3), episodes=31)
-    assert (result.episodes, len(result.returns[2]), len(result.returns[3])) == (31, 16, 15)
-    assert result.stopped == {2: "episodes", 3: "episodes"}
-    result = QLearning(env).train(num_stages=(2,), patience=20)
-    assert result.stopped == {2: "patience"}
-    assert result.episodes - result.plans[2].episode == 20
+    result = QLearning(env).train(num_stages=(3, 4), episodes=31)
+    assert (result.episodes, len(result.returns[3]), len(result.returns[4])) == (31, 16, 15)
+    assert result.stopped == {3: "episodes", 4: "episodes"}
+    result = QLearning(env, optimistic=False).train(num_stages=(4,), patience=20)
+    assert result.stopped == {4: "patience"}
+    idle = result.episodes - result.plans[4].episode
+    assert idle >= 4 * 20, "four rounds without a better plan"
+    assert idle < 4 * 20 + 100, "each goes on for what is new in it only"
 
 
 def test_progress_tells_what_happened(uneven_profile):
