@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+_INFER_SIGNS = "abcdefghijklmnopqrstuvwxyz"
+_LOAD_SIGNS = "123456789" + _INFER_SIGNS[9:].upper()
+
 
 class Contention(NamedTuple):
     """How parallel loads slow each other down.
@@ -72,9 +75,10 @@ class Schedule(NamedTuple):
         return {"source": self.source, "tasks": [task._asdict() for task in self.tasks]}
 
     def render(self, width: int = 60) -> str:
-        """Draw the schedule as text, a row for each thread: digits while a stage loads, letters while it infers.
+        """Draw the schedule as text: a row for each thread that loads, and one for inference.
 
-        Stage 1 loads as `1` and infers as `a`; stages past the ninth share the sign `+`.
+        Stage 1 loads as `1` and infers as `a`, the ninth as `9` and `i`, the tenth as `J` and `j`, and so on; stages
+        past the 26th share the sign `+`.
         """
         total_s = max((task.end_s for task in self.tasks), default=0.0)
         if total_s <= 0.0:
@@ -84,7 +88,8 @@ class Schedule(NamedTuple):
             row = rows.setdefault((task.kind, task.thread), [" "] * width)
             first = min(width - 1, int(task.start_s / total_s * width))
             last = min(width, max(first + 1, round(task.end_s / total_s * width)))
-            sign = "+" if task.stage > 8 else chr(ord("1" if task.kind == "load" else "a") + task.stage)
+            signs = _LOAD_SIGNS if task.kind == "load" else _INFER_SIGNS
+            sign = signs[task.stage] if task.stage < len(signs) else "+"
             row[first:last] = sign * (last - first)
         order = sorted(rows, key=lambda key: (key[0] == "infer", key[1]))
         lines = [

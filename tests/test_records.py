@@ -74,3 +74,19 @@ def test_cold_records_have_a_table_of_their_own():
     )
     assert "No record yet" in records.fill("<!-- results:bench -->\n<!-- end -->", every)
     assert "No record yet" in records.fill("<!-- results:cold -->\n<!-- end -->", {})
+
+
+def test_the_calibration_is_shown_beside_simpler_fits():
+    def row(fit, free, residual):
+        model = {"model": "zoo:a", "weights_bytes": 5_000_000, "num_nodes": 7, "observed_s": {"original": 0.2}}
+        model |= {"simulated_s": {"original": 0.2 * (1 + residual)}, "residual": {"original": residual}}
+        parameters = {"node_s": 0.00306, "serial_share": 0.2}
+        return {"fit": fit, "free": free, "parameters": parameters, "rms_residual": abs(residual), "models": [model]}
+
+    rows = [row("both", ["node_s", "serial_share"], 0.05), row("one", ["node_s"], -0.25)]
+    record = {"rows": rows, "provenance": {"command": "fit it"}}
+    filled = records.fill("<!-- results:calibration -->\n<!-- end -->", {"calibration": [("c.json", record)]})
+    assert "| both | `node_s` = 0.00306, `serial_share` = 0.2 | 5.0 |" in filled
+    assert "| one | `node_s` = 0.00306 | 25.0 |" in filled
+    assert "| a | 5.0 | 7 | original | 200 | 210 | +5.0 | -25.0 |" in filled
+    assert "`fit it`" in filled

@@ -174,6 +174,35 @@ def cuts_table(records: Iterable[Named]) -> str:
     return _table(("model", "graph", "cuts", "partitions", "differ from unsplit", "error against original"), rows)
 
 
+def calibration_table(records: Iterable[Named]) -> str:
+    """Return what was fitted to the published table, and what each fit leaves of every figure in it."""
+    fits = [row for _, record in records for row in record["rows"]]
+    fitted = [
+        (
+            row["fit"],
+            ", ".join(f"`{key}` = {row['parameters'][key]:.3g}" for key in row["free"]),
+            f"{row['rms_residual'] * 100:.1f}",
+        )
+        for row in fits
+    ]
+    observed = [
+        (
+            model["model"].removeprefix("zoo:"),
+            f"{model['weights_bytes'] / 1e6:.1f}",
+            str(model["num_nodes"]),
+            column,
+            f"{seconds * 1e3:.0f}",
+            f"{model['simulated_s'][column] * 1e3:.0f}",
+            *(f"{fit['models'][number]['residual'][column] * 100:+.1f}" for fit in fits),
+        )
+        for number, model in enumerate(fits[0]["models"])
+        for column, seconds in model["observed_s"].items()
+    ]
+    names = [f"{row['fit']}, residual %" for row in fits]
+    head = ("model", "weights MB", "nodes", "load", "published ms", "simulated ms", *names)
+    return _table(("fit of", "parameters", "residual, root mean square, %"), fitted) + "\n" + _table(head, observed)
+
+
 def _warm(record: Mapping[str, Any]) -> bool:
     return bool(record["page_cache"] == "warm")
 
@@ -190,6 +219,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "cold": ("bench", lambda record: not _warm(record), cold_table),
     "search": ("search", _every, search_table),
     "cuts": ("cuts", _every, cuts_table),
+    "calibration": ("calibration", _every, calibration_table),
 }
 
 

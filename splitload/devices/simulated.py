@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -26,19 +25,23 @@ MAX_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DeviceModel:
-    """What a device file says.
+    """What a device file says, beside its `schema_version` and `[sources]`: by key where each figure comes from.
+
+    A device file has all of these keys and no others. `[sources]` is for people and may hold anything.
 
     Attributes:
-        name: Name of the device.
+        name: Name of the device; of one that ships, the name of its file.
         description: One line, for people.
-        threads: Loads that can run at a time.
-        storage_bandwidth_bytes_per_s: Weight bytes that storage delivers, to all loads together.
-        prepare_bytes_per_s: Weight bytes that one load parses, copies and rearranges, once they are read.
-        node_s: Load seconds of each graph node: parsed, checked, its kernel made.
-        stage_fixed_s: Load seconds every stage pays, however small.
-        flops_per_s: Floating-point operations a second while inferring.
-        serial_share: See `Contention`.
-        thread_penalty: See `Contention`.
+        threads: Loads that can run at a time, at least 1.
+        storage_bandwidth_bytes_per_s: Weight bytes a second that storage delivers, to all loads together; above 0.
+        prepare_bytes_per_s: Weight bytes a second that one load parses, copies and rearranges once they are read;
+            above 0.
+        node_s: Load seconds of each graph node: parsed, checked, its kernel made; at least 0.
+        stage_fixed_s: Load seconds that every stage pays, however small it is; at least 0.
+        flops_per_s: Floating-point operations a second while inferring; above 0.
+        serial_share: σ of `Contention`, from 0 to 1.
+        thread_penalty: Share by which loads take longer with as many stages as threads or more, see `Contention`; at
+            least 0.
     """
 
     name: str
@@ -117,30 +120,40 @@ def _parse(path: Path) -> dict[str, Any]:
         return data
     except OSError as error:
         raise ProfileError(f"cannot read device file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProfileError(f"{path.name}: not TOML ({error})") from error
 
 
 def _checked(data: dict[str, Any], name: str) -> DeviceModel:
     """Return the figures in `data`, each checked."""
-    if data.pop("schema_version", None) != SCHEMA_VERSION:
-        raise ProfileError(f"{name}: schema_version must be {SCHEMA_VERSION}")
-    data.pop("sources", None)  # where the figures come from, for people
     known = [field.name for field in fields(DeviceModel)]
+    version = data.pop("schema_version", None)
+    if version == 1:
+        raise ProfileError(
+            f"{name}: schema_version must be {SCHEMA_VERSION}, it is 1, where storage_bandwidth_bytes_per_s was all of "
+            "loading; now it is storage alone: add prepare_bytes_per_s and node_s, then write schema_version = 2"
+        )
+    if version != SCHEMA_VERSION:
+        has = "it is missing" if version is None else f"it is {version!r}"
+        raise ProfileError(
+            f"{name}: schema_version must be {SCHEMA_VERSION}, {has}; write schema_version = {SCHEMA_VERSION} at the "
+            f"top, and these keys: {', '.join(known)}"
+        )
+    data.pop("sources", None)  # where the figures come from, for people
     if unknown := sorted(set(data) - set(known)):
-        raise ProfileError(f"{name}: unknown keys {unknown}")
+        raise ProfileError(f"{name}: unknown keys {unknown}; known are {', '.join(known)}")
     if missing := [key for key in known if key not in data]:
-        raise ProfileError(f"{name}: missing keys {missing}")
+        raise ProfileError(f"{name}: missing keys {missing}; each must be given, above [sources]")
     for key in ("name", "description"):
-        if not isinstance(data[key], str):
-            raise ProfileError(f"{name}: {key} must be a string, it is {data[key]!r}")
+        if not isinstance(data[key], str) or not data[key].isprintable():
+            raise ProfileError(f"{name}: {key} must be a string of one line, it is {data[key]!r:.80}")
     if isinstance(data["threads"], bool) or not isinstance(data["threads"], int) or data["threads"] < 1:
         raise ProfileError(f"{name}: threads must be a whole number of at least 1, it is {data['threads']!r}")
     for key in known[3:]:
         value = data[key]
         positive = key.endswith("_per_s")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ProfileError(f"{name}: {key} must be a finite number, it is {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise ProfileError(f"{name}: {key} must be a finite number, it is {value!r:.80}")
         if value < 0 or (positive and value == 0):
             raise ProfileError(f"{name}: {key} must be {'above 0' if positive else 'at least 0'}, it is {value!r}")
         if key == "serial_share" and value > 1:

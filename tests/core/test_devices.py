@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import threading
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,18 @@ import pytest
 from splitload import devices
 from splitload.devices import worker
 from splitload.devices.host import HostDevice, write_profile
-from splitload.devices.simulated import SimulatedDevice
+from splitload.devices.simulated import DeviceModel, SimulatedDevice
 from splitload.devices.stored import StoredDevice
 from splitload.errors import ModelError, OutputError, ProfileError, UsageError
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import GraphKind, ModelGraph
 from splitload.profile import Profile
 from splitload.schedule import Contention
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TOML = """
 schema_version = 2
@@ -57,7 +64,8 @@ def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("host")
 
 
-Open = Callable[[], devices.Device]
+FILES = {name: path for name, path in devices.names().items() if path is not None}
+SIMULATED = list(FILES)
 
 
 @pytest.fixture
@@ -66,14 +74,14 @@ def opened(
 ) -> devices.Device:
     if request.param == "host":
         return HostDevice(host_cache, repeats=1)
-    if request.param == "s20":
-        return devices.open_device("s20", tmp_path)
+    if request.param in SIMULATED:
+        return devices.open_device(request.param, tmp_path)
     simulated = devices.open_device("s20", tmp_path)
     write_profile(tmp_path / "stored.json", simulated.profile(graphs["portable"]))
     return devices.open_device(str(tmp_path / "stored.json"), tmp_path)
 
 
-@pytest.mark.parametrize("opened", ["host", "s20", "stored"], indirect=True)
+@pytest.mark.parametrize("opened", ["host", *SIMULATED, "stored"], indirect=True)
 class TestEveryDevice:
     """What a search relies on, whatever the device."""
 
@@ -109,7 +117,7 @@ class TestEveryDevice:
 
 
 def test_names_and_unknown_devices(tmp_path: Path) -> None:
-    assert {"host", "s20"} <= set(devices.names())
+    assert {"host", "pixel6", "redmi9", "rpi4", "s20"} <= set(devices.names())
     with pytest.raises(UsageError, match=r"unknown device 's21'. Did you mean s20\? Known: host"):
         devices.open_device("s21", tmp_path)
     for name in ("none.toml", "none.json"):
@@ -117,11 +125,28 @@ def test_names_and_unknown_devices(tmp_path: Path) -> None:
             devices.open_device(name, tmp_path)
 
 
-def test_every_shipped_device_file_says_where_its_figures_come_from(tmp_path: Path) -> None:
-    for name, path in devices.names().items():
-        if path is not None:
-            assert devices.open_device(name, tmp_path).name == name
-            assert "[sources]" in path.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", SIMULATED)
+class TestEveryShippedDeviceFile:
+    """What a reader relies on."""
+
+    def test_is_named_as_its_file(self, name: str, tmp_path: Path) -> None:
+        assert devices.open_device(name, tmp_path).name == name
+
+    def test_says_of_every_figure_where_it_comes_from(self, name: str) -> None:
+        data = tomllib.loads(FILES[name].read_text(encoding="utf-8"))
+        figures = [field.name for field in fields(DeviceModel) if isinstance(data[field.name], int | float)]
+        assert sorted(data["sources"]) == sorted(figures)
+        for key, source in data["sources"].items():
+            known = ("assumed: ", "fitted to Table 1", "scaled from s20 ", "Table 1 of the ICLR 2021 submission")
+            assert source.startswith(known) or re.search(r"https?://\S+\.\S+", source), f"{key}: {source}"
+
+    def test_is_fitted_or_scaled_from_what_is_by_one_factor(self, name: str) -> None:
+        figures, s20 = SimulatedDevice.read(FILES[name]).model, SimulatedDevice.read(FILES["s20"]).model
+        factor = figures.prepare_bytes_per_s / s20.prepare_bytes_per_s
+        assert figures.flops_per_s / s20.flops_per_s == pytest.approx(factor, rel=0.01)
+        assert s20.node_s / figures.node_s == pytest.approx(factor, rel=0.01)
+        assert s20.stage_fixed_s / figures.stage_fixed_s == pytest.approx(factor, rel=0.01)
+        assert (figures.serial_share, figures.thread_penalty) == (s20.serial_share, s20.thread_penalty)
 
 
 def toy(folder: Path, text: str = TOML) -> SimulatedDevice:
@@ -151,22 +176,27 @@ def test_simulated_times_follow_from_nodes_and_bytes(tmp_path: Path, graphs: dic
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("threads = 4", "threads = 4\nvolume = 11", r"unknown keys \['volume'\]"),
-        ("threads = 4", "", r"missing keys \['threads'\]"),
+        ("threads = 4", "threads = 4\nvolume = 11", r"unknown keys \['volume'\]; known are name, "),
+        ("threads = 4", "", r"missing keys \['threads'\]; each must be given, above \[sources\]"),
         ("threads = 4", "threads = 0", "threads must be a whole number of at least 1"),
         ("threads = 4", "threads = 2.5", "threads must be a whole number of at least 1"),
         ("threads = 4", "threads = true", "threads must be a whole number of at least 1"),
-        ("schema_version = 2", "schema_version = 1", "schema_version must be 2"),
-        ("schema_version = 2", "", "schema_version must be 2"),
+        ("schema_version = 2", "schema_version = 1", "must be 2, it is 1, where .* add prepare_bytes_per_s and node_s"),
+        ("schema_version = 2", "schema_version = 3", "must be 2, it is 3; write schema_version = 2 .* keys: name, "),
+        ("schema_version = 2", "", "must be 2, it is missing; write schema_version = 2 at the top"),
         ('name = "toy"', "name = 3", "name must be a string"),
+        ('"for tests"', '"for\\ntests"', "description must be a string of one line"),
         ("= 1000.0", "= -1000.0", "storage_bandwidth_bytes_per_s must be above 0"),
         ("= 1000.0", "= 0", "storage_bandwidth_bytes_per_s must be above 0"),
         ("= 0.25", "= -0.25", "stage_fixed_s must be at least 0"),
         ("= 0.25", "= nan", "stage_fixed_s must be a finite number"),
         ("= 0.25", "= inf", "stage_fixed_s must be a finite number"),
+        ("= 0.25", "= 1" + 400 * "0", "stage_fixed_s must be a finite number"),
+        ("node_s = 0.5", "node_s = true", "node_s must be a finite number"),
         ("= 0.25", '= "fast"', "stage_fixed_s must be a finite number"),
         ("serial_share = 0.2", "serial_share = 1.5", "serial_share must be a share of at most 1"),
         ("threads = 4", "threads 4", "not TOML"),
+        ("threads = 4", "threads = " + 20_000 * "[", "not TOML"),
     ],
 )
 def test_bad_device_files(tmp_path: Path, old: str, new: str, message: str) -> None:

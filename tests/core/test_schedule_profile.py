@@ -98,6 +98,13 @@ def test_a_schedule_draws_itself() -> None:
     assert Schedule((), "measured").render() == "(nothing ran)"
 
 
+def test_stages_past_the_ninth_keep_signs_of_their_own() -> None:
+    stages = 28
+    lines = simulate([1.0] * stages, [1.0] * stages, Contention(1)).render(width=stages + 1).splitlines()
+    assert lines[0] == "  load 0 |123456789JKLMNOPQRSTUVWXYZ++ |"
+    assert lines[1] == "   infer | abcdefghijklmnopqrstuvwxyz++|"
+
+
 def test_costs_are_measured_where_they_were_and_predicted_otherwise() -> None:
     profile = make()
     assert profile.cost(0, 2) == Cost(2.0, 0.75, 0.5)
