@@ -99,8 +99,7 @@ def compare(model: str, runs: int, console: Console, cache: Path) -> dict[str, A
     graph = load_graph(source, "native", cache)
     cache.mkdir(parents=True, exist_ok=True)
     with scratch_folder(cache, ".predictions-") as folder:
-        device = HostDevice(folder, refresh=True)
-        profile = device.profile(graph)
+        profile = HostDevice(folder).profile(graph)
         plans = plans_of(graph, profile)
         measured = measure_plans(source, plans, runs, console, cache, feeds={})
         again = HostDevice(folder, refresh=True).profile(graph)
