@@ -21,22 +21,29 @@ def predictions(records: Iterable[tuple[str, Any]]) -> Table:
         title = f"all cuts, {threads} loading thread{'s' if threads > 1 else ''}"
         groups.append((title, [case for case in cases if case["num_stages"] > 1 and case["threads"] == threads]))
     groups.append(("all", cases))
-    head = ("model", "cases", "error median", "p10", "p90", "within ±10 %", "within ±20 %", "halves apart", "n")
-    return head, [(title, *_errors(group)) for title, group in groups if group]
+    head = ("model", "cases", "error median", "p10", "p90", "within ±10 %", "within ±20 %")
+    return (*head, "halves apart", "profiles apart", "n"), [
+        (title, *_errors(group)) for title, group in groups if group
+    ]
 
 
 def _errors(cases: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the figures of some cases: their number, what describes their errors, the noise, and the samples each."""
+    """Return the figures of some cases: their number, how their errors are distributed, the noise, and n.
+
+    The noise is how far two halves of the samples, and the predictions of two profiles, are apart in the median case.
+    """
     errors = [case["error"] for case in cases]
     low, high = np.quantile(errors, [0.1, 0.9])
     shares = [sum(abs(error) <= limit for error in errors) / len(errors) for limit in (0.1, 0.2)]
-    apart = statistics.median(case["halves_apart"] for case in cases)
+    halves = statistics.median(case["halves_apart"] for case in cases)
+    profiles = statistics.median(abs(case["predicted_again_s"] / case["predicted_s"] - 1) for case in cases)
     runs = sorted({len(case["samples_s"]["ttfo_s"]) for case in cases})
     return (
         str(len(errors)),
         *(f"{error:+.1%}" for error in (statistics.median(errors), low, high)),
         *(f"{share:.0%}" for share in shares),
-        f"{apart:.1%}",
+        f"{halves:.1%}",
+        f"{profiles:.1%}",
         "–".join(map(str, dict.fromkeys((runs[0], runs[-1])))),
     )
 

@@ -128,6 +128,8 @@ def case(error: float, stages: int = 1, threads: int = 1, apart: float = 0.02, r
         "num_stages": stages,
         "threads": threads,
         "halves_apart": apart,
+        "predicted_s": 2.0,
+        "predicted_again_s": 1.8,
         "samples_s": {"ttfo_s": [1.0] * runs},
     }
 
@@ -138,12 +140,12 @@ def test_the_table_tells_errors_and_noise() -> None:
     head, rows = plan_tables.predictions([("p.json", {"rows": [first, second]})])
     assert len(head) == len(rows[0])
     assert rows == [
-        ("a", "3", "+5.0%", "-11.0%", "+21.0%", "33%", "67%", "2.0%", "9"),
-        ("b", "1", "-10.0%", "-10.0%", "-10.0%", "100%", "100%", "2.0%", "5"),
-        ("all of one stage", "2", "-2.5%", "-8.5%", "+3.5%", "100%", "100%", "2.0%", "5–9"),
-        ("all cuts, 1 loading thread", "1", "-15.0%", "-15.0%", "-15.0%", "0%", "100%", "2.0%", "9"),
-        ("all cuts, 2 loading threads", "1", "+25.0%", "+25.0%", "+25.0%", "0%", "0%", "4.0%", "9"),
-        ("all", "4", "-2.5%", "-13.5%", "+19.0%", "50%", "75%", "2.0%", "5–9"),
+        ("a", "3", "+5.0%", "-11.0%", "+21.0%", "33%", "67%", "2.0%", "10.0%", "9"),
+        ("b", "1", "-10.0%", "-10.0%", "-10.0%", "100%", "100%", "2.0%", "10.0%", "5"),
+        ("all of one stage", "2", "-2.5%", "-8.5%", "+3.5%", "100%", "100%", "2.0%", "10.0%", "5–9"),
+        ("all cuts, 1 loading thread", "1", "-15.0%", "-15.0%", "-15.0%", "0%", "100%", "2.0%", "10.0%", "9"),
+        ("all cuts, 2 loading threads", "1", "+25.0%", "+25.0%", "+25.0%", "0%", "0%", "4.0%", "10.0%", "9"),
+        ("all", "4", "-2.5%", "-13.5%", "+19.0%", "50%", "75%", "2.0%", "10.0%", "5–9"),
     ]
     named = ("p.json", {"rows": [first], "provenance": {"command": "predict"}})
     text = records.fill("<!-- results:predictions -->\n<!-- end -->", {"predictions": [named]})
