@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitload.commands import ARMS
+from splitload.commands import ARMS, plan_tables
 from splitload.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +18,7 @@ _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MIB = 1 << 20
 _LARGE_BYTES = 79_000_000
 # the models that targets are set for; the specification's own one, lowlight, stands beside them
-_TARGETED = {
+TARGETED = {
     f"zoo:{name}"
     for name in (
         "squeezenet1_1", "mobilenet_v1", "densenet201", "inception_v3", "convnext_tiny", "resnet152", "distilbert",
@@ -105,7 +105,7 @@ def ttfo_table(records: Iterable[Named]) -> str:
 
 def targets_table(records: Iterable[Named]) -> str:
     """Return what targets are set for, over the models that they are set for: geometric mean, and the worst."""
-    found = [record for _, record in records if record["model"] in _TARGETED]
+    found = [record for _, record in records if record["model"] in TARGETED]
     large = [record for record in found if record["model_bytes"] >= _LARGE_BYTES]
     rows = []
     for title, arm, of, key, models, worst in (
@@ -220,6 +220,8 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "search": ("search", _every, search_table),
     "cuts": ("cuts", _every, cuts_table),
     "calibration": ("calibration", _every, calibration_table),
+    "predictions": ("predictions", _every, lambda found: _table(*plan_tables.predictions(found))),
+    "rivals": ("rivals", _every, lambda found: _table(*plan_tables.rivals(found))),
 }
 
 

@@ -59,6 +59,7 @@ class Search:
         objective: One of `splitload.commands.OBJECTIVES`.
         max_stages: The most stages, at least 1; more than there are blocks is the same as all of them. None: 8, or 16
             where as many, cut by rule, promise a twentieth.
+        num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
         seed: Seed of the agent, and of the random baseline.
         episodes: Most episodes in all, or None for the agent's own rule.
         trainable_from: First trainable block; it and all after it lie in the last stage.
@@ -71,6 +72,7 @@ class Search:
         agent: str = "q-learning",
         objective: Objective = "balance",
         max_stages: int | None = None,
+        num_stages: int | None = None,
         seed: int = 0,
         episodes: int | None = None,
         trainable_from: int | None = None,
@@ -83,7 +85,8 @@ class Search:
         self._trainable_from = trainable_from
         self._matrices = cost_matrices(profile)
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
-        self._counts = range(1, min(max_stages or self._enough(limit), limit) + 1)
+        most = num_stages or min(max_stages or self._enough(limit), limit)
+        self._counts = range(num_stages or 1, most + 1)
         self._learner: QLearning | None = None
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> Found:

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bench import Arm, run_arms
-from splitload.bundle import Variant
-from splitload.commands.console import Console, count_of
-from splitload.commands.plans import with_portable
+from splitload.commands.console import Console
+from splitload.commands.measured import measure_plans
 from splitload.commands.search import WORTHWHILE, Found, Search
-from splitload.deploy.build import Plan, build_bundle
+from splitload.deploy.build import Plan
 from splitload.errors import SplitloadError
 from splitload.frontends.onnx import Source
 from splitload.graph import ModelGraph
 from splitload.partition import Partition
-from splitload.scratch import scratch_folder
 
 RUNS = 9
 
@@ -56,33 +53,19 @@ class Trial:
 def try_cut(source: Source, plan: Plan, console: Console, cache: Path, *, feeds: Mapping[str, Any]) -> Trial | None:
     """Measure a plan of several stages beside the whole model, `RUNS` times each in fresh processes.
 
-    Both are loaded in the plain way, whatever way is chosen for the stages of a bundle later.
-
     Returns:
         None, and a note on the console, if one of the two cannot be built or run.
     """
-    plans = {"split": plan, "whole": Plan(plan.graph, Partition(plan.partition.num_blocks), plan.threads)}
-    measured_s: dict[str, list[float]] = {name: [] for name in plans}
-    _, *portable = with_portable(plan, source, console, cache)
-    cache.mkdir(parents=True, exist_ok=True)
+    whole = Plan(plan.graph, Partition(plan.partition.num_blocks), plan.threads)
     try:
-        with scratch_folder(cache, ".trial-") as folder:
-            arms = {name: Arm("splitload", folder / f"{name}.splitload") for name in plans}
-            for name, each in plans.items():
-                with console.status(f"building {count_of(each.partition.num_stages, 'stage')} to measure"):
-                    build_bundle(arms[name].path, [each, *portable], device="host", choose=_plain)
-            with console.progress("measuring the cut beside the whole model", unit="pairs") as show:
-                for done in range(RUNS):
-                    show(done, RUNS)
-                    for name, arm in arms.items():
-                        (sample,) = run_arms([arm], plan.graph.input_tensors(), feeds, 1)["splitload"]
-                        measured_s[name].append(sample["ttfo_s"])
+        measured = measure_plans(source, [plan, whole], RUNS, console, cache, feeds=feeds)
     except (SplitloadError, OSError) as error:
         console.note(
             f"the cut could not be measured beside the whole model (in '{cache}'), so its prediction counts: {error}"
         )
         return None
-    return Trial(plan.partition.num_stages, tuple(measured_s["split"]), tuple(measured_s["whole"]))
+    split_s, whole_s = (tuple(sample["ttfo_s"] for sample in samples) for samples in measured)
+    return Trial(plan.partition.num_stages, split_s, whole_s)
 
 
 def choose_measured(
@@ -112,8 +95,3 @@ def choose_measured(
         return found, None
     trial = try_cut(source, Plan(graph, found.partition, threads), console, cache, feeds=feeds)
     return (found if trial is None or trial.pays else search.whole(found)), trial
-
-
-def _plain(_: Path, variant: Variant) -> Variant:
-    """Return the variant with nothing to do after the first output: that alone is measured."""
-    return variant._replace(stages=tuple(stage._replace(upgrade=False) for stage in variant.stages))

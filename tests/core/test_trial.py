@@ -13,7 +13,7 @@ import pytest
 from splitload.bench import Arm, run_arms
 from splitload.bundle import read_manifest
 from splitload.cli import main
-from splitload.commands import search, train, trial
+from splitload.commands import measured, search, train, trial
 from splitload.commands.trial import RUNS, Trial
 from splitload.errors import OutputError
 
@@ -49,11 +49,10 @@ def script(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Script]:
         (arm,) = arms
         assert {variant.kind for variant in read_manifest(arm.path, "hashes").variants} == {"native", "portable"}
         stages = len(read_manifest(arm.path).variants[0].stages)
-        assert (stages > 1) == (arm.path.stem == "split")
-        script.measured.append(arm.path.stem)
+        script.measured.append("split" if stages > 1 else "whole")
         return {"splitload": [{"ttfo_s": script.split_s if stages > 1 else 1.0}]}
 
-    monkeypatch.setattr(trial, "run_arms", scripted)
+    monkeypatch.setattr(measured, "run_arms", scripted)
     yield script
     assert not list(cache.glob(".trial-*"))
 
@@ -142,11 +141,11 @@ def test_samples_are_of_fresh_processes(
     samples: list[float] = []
 
     def seen(arms: Sequence[Arm], *rest: Any) -> dict[str, list[dict[str, float]]]:
-        measured = run_arms(arms, *rest)
-        samples.extend(sample["ttfo_s"] for sample in measured["splitload"])
-        return measured
+        found = run_arms(arms, *rest)
+        samples.extend(sample["ttfo_s"] for sample in found["splitload"])
+        return found
 
-    monkeypatch.setattr(trial, "run_arms", seen)
+    monkeypatch.setattr(measured, "run_arms", seen)
     tried = trained(capsys, chain_model, 2)["trial"]
     assert len(set(samples)) == 4
     assert tried["split_ttfo_s"] == pytest.approx((samples[0] + samples[2]) / 2)
@@ -159,7 +158,7 @@ def test_a_trial_that_fails_leaves_the_prediction(
     def full(*_: Any, **__: Any) -> None:
         raise OutputError("no room")
 
-    monkeypatch.setattr(trial, "build_bundle", full)
+    monkeypatch.setattr(measured, "build_bundle", full)
     assert main(["train", str(chain_model), "--device", "host", "--max-stages", "2", "-o", "b.splitload"]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
     assert "the cut could not be measured beside the whole model" in said

@@ -1,0 +1,95 @@
+"""Tables of what plans took on this machine: heads and rows, which `splitload.commands.records` sets."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # the head, and the rows
+
+
+def predictions(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return how far predicted times to first output are from measured ones: by model, by kind of plan, and in all."""
+    rows = [row for _, record in records for row in record["rows"]]
+    cases = [case for row in rows for case in row["cases"]]
+    groups = [(row["model"], row["cases"]) for row in rows]
+    groups.append(("all of one stage", [case for case in cases if case["num_stages"] == 1]))
+    for threads in sorted({case["threads"] for case in cases}):
+        title = f"all cuts, {threads} loading thread{'s' if threads > 1 else ''}"
+        groups.append((title, [case for case in cases if case["num_stages"] > 1 and case["threads"] == threads]))
+    groups.append(("all", cases))
+    head = ("model", "cases", "error median", "p10", "p90", "within ±10 %", "within ±20 %")
+    return (*head, "halves apart", "profiles apart", "n"), [
+        (title, *_errors(group)) for title, group in groups if group
+    ]
+
+
+def _errors(cases: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the figures of some cases: their number, how their errors are distributed, the noise, and n.
+
+    The noise is how far two halves of the samples, and the predictions of two profiles, are apart in the median case.
+    """
+    errors = [case["error"] for case in cases]
+    low, high = np.quantile(errors, [0.1, 0.9])
+    shares = [sum(abs(error) <= limit for error in errors) / len(errors) for limit in (0.1, 0.2)]
+    halves = statistics.median(case["halves_apart"] for case in cases)
+    profiles = statistics.median(abs(case["predicted_again_s"] / case["predicted_s"] - 1) for case in cases)
+    runs = sorted({len(case["samples_s"]["ttfo_s"]) for case in cases})
+    return (
+        str(len(errors)),
+        *(f"{error:+.1%}" for error in (statistics.median(errors), low, high)),
+        *(f"{share:.0%}" for share in shares),
+        f"{halves:.1%}",
+        f"{profiles:.1%}",
+        "–".join(map(str, dict.fromkeys((runs[0], runs[-1])))),
+    )
+
+
+def rivals(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return the measured time to first output of learned plans beside that of the baselines' plans."""
+    rows = [row for _, record in records for row in record["rows"]]
+    names = list(dict.fromkeys(name for row in rows for name in row["baselines_s"]))
+    head = ("model", "k", "learned TTFO ms", *(f"{name} ms" for name in names), "learned ÷ best baseline", "n")
+    return head, [
+        (
+            row["model"],
+            str(row["num_stages"]) if row["num_stages"] is not None else f"free: {_count(row, 'learned')}",
+            _spread(_samples(row, "learned")),
+            *(_rival(row, name) for name in names),
+            f"{row['ratio']:.3f}",
+            str(len(_samples(row, "learned"))),
+        )
+        for row in rows
+    ]
+
+
+def _rival(row: Mapping[str, Any], name: str) -> str:
+    """Return the time of a baseline's plan, or what else there is to say of it."""
+    if name not in row["baselines_s"]:
+        return "–"
+    if _plan(row, name) is _plan(row, "learned"):
+        return "the same plan"
+    free = f", k = {_count(row, name)}" if row["num_stages"] is None else ""
+    return _spread(_samples(row, name)) + free
+
+
+def _plan(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    plan: Mapping[str, Any] = next(plan for plan in row["plans"] if name in plan["names"])
+    return plan
+
+
+def _count(row: Mapping[str, Any], name: str) -> int:
+    return len(_plan(row, name)["split_points"]) + 1
+
+
+def _samples(row: Mapping[str, Any], name: str) -> list[float]:
+    samples: list[float] = _plan(row, name)["ttfo_s"]
+    return samples
+
+
+def _spread(samples_s: Sequence[float]) -> str:
+    """Return median, minimum and maximum in milliseconds."""
+    return f"{statistics.median(samples_s) * 1e3:.1f} ({min(samples_s) * 1e3:.1f}–{max(samples_s) * 1e3:.1f})"
