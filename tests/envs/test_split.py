@@ -1,16 +1,13 @@
 """SplitEnv: Gymnasium's contract, masks, rewards, options and ends of episodes."""
 
 import itertools
-import json
-import subprocess
-import sys
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from splitload.envs import ENV_ID, SplitEnv, register
+from splitload.envs import ENV_ID, SplitEnv
 from splitload.errors import UsageError
 from splitload.partition import Partition
 
@@ -46,28 +43,6 @@ def test_check_env(profile, objective, trainable_from):
 
 def test_check_env_of_a_single_block(make_profile):
     check_env(gymnasium.make(ENV_ID, profile=make_profile([0.5])).unwrapped)
-
-
-def test_make_in_a_fresh_process(profile, tmp_path):
-    (tmp_path / "profile.json").write_text(json.dumps(profile.to_json()))
-    code = (
-        "import pathlib, gymnasium\n"
-        "from splitload.profile import Profile\n"
-        f"profile = Profile.read(pathlib.Path({str(tmp_path / 'profile.json')!r}))\n"
-        f"env = gymnasium.make('splitload.envs:{ENV_ID}', profile=profile)\n"
-        "env.reset(seed=0)\n"
-        "print(env.step(5)[4]['num_stages'])\n"
-    )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.stdout, done.stderr) == ("1\n", "")
-
-
-def test_registers_once_and_silently():
-    del gymnasium.registry[ENV_ID]
-    register()
-    spec = gymnasium.registry[ENV_ID]
-    register()
-    assert gymnasium.registry[ENV_ID] is spec
 
 
 @pytest.mark.parametrize(
