@@ -174,6 +174,24 @@ def cuts_table(records: Iterable[Named]) -> str:
     return _table(("model", "graph", "cuts", "partitions", "differ from unsplit", "error against original"), rows)
 
 
+def steps_table(records: Iterable[Named]) -> str:
+    """Return how many steps a second the environment makes, in thousands."""
+    rows = [
+        (
+            row["through"],
+            str(row["num_envs"]),
+            row["objective"],
+            row["play"],
+            f"{figure['median'] / 1e3:.0f} ({figure['min'] / 1e3:.0f}–{figure['max'] / 1e3:.0f})",
+            str(len(figure["samples"])),
+        )
+        for _, record in records
+        for row in record["rows"]
+        for figure in [row["steps_per_s"]]
+    ]
+    return _table(("through", "environments", "objective", "actions", "thousand steps/s", "n"), rows)
+
+
 def _warm(record: Mapping[str, Any]) -> bool:
     return bool(record["page_cache"] == "warm")
 
@@ -190,6 +208,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "cold": ("bench", lambda record: not _warm(record), cold_table),
     "search": ("search", _every, search_table),
     "cuts": ("cuts", _every, cuts_table),
+    "steps": ("steps", _every, steps_table),
 }
 
 
