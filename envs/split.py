@@ -73,8 +73,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - An illegal action earns `illegal_reward`, which is below the return of every legal episode.
 
     ## Episode End
-    Terminates when the last stage is cut, or at an illegal action; after C steps at most. Never truncates. The next
-    step of a vector environment that resets by itself in that step takes any action, and ignores it.
+    Terminates when the last stage is cut, or at an illegal action; after C steps at most. Never truncates. A vector
+    environment that resets an ended episode in its next step ignores the action of that step.
 
     ## Information
     Always `action_mask`, int8 of shape (K * N,), 1 where legal, all 0 at the end; a new array each time, as is what

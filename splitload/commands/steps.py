@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -33,7 +33,7 @@ THROUGH = ("SplitEnv", "gymnasium.make", "SyncVectorEnv")
 
 Actions = NDArray[np.int64]
 Choose = Callable[[Actions], int]
-VectorEnv = gymnasium.vector.VectorEnv[Any, Any, Any]
+Vector: TypeAlias = "gymnasium.vector.VectorEnv[Any, Any, Any]"
 
 
 def made_up_profile(num_blocks: int) -> Profile:
@@ -81,7 +81,7 @@ def alone_steps_per_s(env: gymnasium.Env[Any, Any], twin: SplitEnv, choose: Choo
     return drawn / (time.perf_counter() - start)
 
 
-def vector_steps_per_s(envs: VectorEnv, twins: VectorEnv, choose: Choose, steps: int) -> float:
+def vector_steps_per_s(envs: Vector, twins: Vector, choose: Choose, steps: int) -> float:
     """Return the steps a second of all environments of a vector together; see `alone_steps_per_s`.
 
     Those in which the vector resets an environment by itself are not counted as its steps.

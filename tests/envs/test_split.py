@@ -1,6 +1,8 @@
 """SplitEnv: Gymnasium's contract, masks, rewards, options and ends of episodes."""
 
+import inspect
 import itertools
+import re
 
 import gymnasium
 import numpy as np
@@ -235,6 +237,17 @@ def test_same_actions_same_episode(profile):
         env.reset(seed=seed)
         episodes.append([(step[0].tolist(), step[1]) for step in map(env.step, (13, 15, 17))])
     assert episodes[0] == episodes[1]
+
+
+def test_documentation_has_the_headings_that_gymnasium_uses():
+    headings = [line.strip()[3:] for line in SplitEnv.__doc__.splitlines() if line.strip().startswith("## ")]
+    assert headings == [
+        "Description", "Action Space", "Observation Space", "Starting State", "Reward", "Episode End", "Information",
+        "Arguments", "References",
+    ]  # fmt: skip
+    arguments = list(inspect.signature(SplitEnv).parameters)
+    documented = SplitEnv.__doc__.split("## Arguments")[1]
+    assert re.findall(r"^ +- `(\w+)`:", documented, re.MULTILINE) == arguments
 
 
 def test_render(profile):
