@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from operator import index
 from typing import Any, Literal
 
 import gymnasium
@@ -19,8 +20,14 @@ from splitload.schedule import Clock
 
 OBJECTIVES = ("balance", "ttfo")
 OPTIONS = ("num_stages", "tolerance_s", "one_sided")
+USUAL_STAGES = 8  # at most, where the caller names no limit
 
 Observation = NDArray[np.int64]
+Mask = NDArray[np.int8]
+_Legal = range | frozenset[int]
+_State = tuple[Observation, _Legal, Mask]
+_NONE = range(0)
+_INTEGERS = (int, np.integer)
 
 
 class SplitEnv(gymnasium.Env[Observation, np.int64]):
@@ -37,14 +44,15 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     actions of that C are legal. A stage holds at least one block and leaves one for each later stage; the last
     stage ends at N. With `trainable_from`, the last of two or more stages holds every trainable block.
 
-    Which actions are legal stands in `info["action_mask"]` and `action_masks()`. An illegal action is never
-    remapped: it ends the episode, see Reward and Episode End. It does not raise, because Gymnasium's contract
-    (and `check_env`, which samples without the mask) holds every member of the action space steppable. An action
-    outside the space does raise.
+    Which actions are legal stands in `info["action_mask"]` and `action_masks()`, the name that sb3-contrib asks
+    for. An illegal action is never remapped: it ends the episode, see Reward and Episode End. It does not raise,
+    because Gymnasium's contract (and `check_env`, which samples without the mask) holds every member of the action
+    space steppable. An action outside the space does raise.
 
     ## Observation Space
     `MultiDiscrete([K + 1, K + 1, N + 1, N + 1])`, the paper's state (C, I, n_p, n_r), int64 of shape (4,):
     number of stages (0 while it is open), stages already cut, blocks in them, blocks left. `n_p + n_r = N`.
+    Each observation is a new array, the caller's own.
 
     ## Starting State
     (0, 0, 0, N), or (C, 0, 0, N) after `reset(options={"num_stages": C})`: that episode must use C. It also reads
@@ -65,10 +73,12 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - An illegal action earns `illegal_reward`, which is below the return of every legal episode.
 
     ## Episode End
-    Terminates when the last stage is cut, or at an illegal action. Never truncates.
+    Terminates when the last stage is cut, or at an illegal action; after C steps at most. Never truncates. A vector
+    environment that resets an ended episode in its next step ignores the action of that step.
 
     ## Information
-    Always `action_mask`, int8 of shape (K * N,), 1 where legal, all 0 at the end. After a legal end also
+    Always `action_mask`, int8 of shape (K * N,), 1 where legal, all 0 at the end; a new array each time, as is what
+    `action_masks()` returns. After a legal end also
 
     - `split_points`: tuple of ints, the ends of all stages but the last; `num_stages`: C;
     - `value_s`: what the objective makes small, in seconds: the largest stage load under contention
@@ -84,7 +94,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     ## Arguments
     - `profile`: a `splitload.profile.Profile`.
     - `objective`: "balance" or "ttfo".
-    - `max_stages`: K, at least 1; a model of fewer blocks gets a smaller K.
+    - `max_stages`: K, at least 1 and at most as many as the model can have: N, or `trainable_from + 1`. None: that
+      many, but not above 8.
     - `tolerance`: ε of the reward as a share of T/C, not negative.
     - `one_sided`: a stage may load faster than the target.
     - `trainable_from`: index of the first trainable block, in 0 … N - 1, or None.
@@ -104,7 +115,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         profile: Profile,
         *,
         objective: Literal["balance", "ttfo"] = "balance",
-        max_stages: int = 8,
+        max_stages: int | None = None,
         tolerance: float = 0.05,
         one_sided: bool = False,
         trainable_from: int | None = None,
@@ -113,27 +124,26 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         num_blocks = profile.num_blocks
         if objective not in OBJECTIVES:
             raise unknown_name("objective", objective, OBJECTIVES)
-        if max_stages < 1:
-            raise UsageError(f"max_stages must be at least 1, it is {max_stages}")
         if not (math.isfinite(tolerance) and tolerance >= 0):
             raise UsageError(f"tolerance must be a finite share of T/C, not negative; it is {tolerance}")
         if trainable_from is not None and not 0 <= trainable_from < num_blocks:
             raise UsageError(f"trainable_from must be a block, 0 to {num_blocks - 1}; it is {trainable_from}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
+        most = num_blocks if trainable_from is None else trainable_from + 1
+        if max_stages is None:
+            max_stages = min(USUAL_STAGES, most)
+        _check_stages(max_stages, num_blocks, trainable_from)
         self.profile = profile
         self.objective = objective
-        self.max_stages = min(max_stages, num_blocks)
+        self.max_stages = max_stages
         self.tolerance = tolerance
         self.one_sided = one_sided
         self.trainable_from = trainable_from
         self.render_mode = render_mode
         self.num_blocks = num_blocks
-        size = self.max_stages * num_blocks
-        self.action_space = spaces.Discrete(size)
-        self.observation_space = spaces.MultiDiscrete(
-            [self.max_stages + 1, self.max_stages + 1, num_blocks + 1, num_blocks + 1]
-        )
+        self.action_space = spaces.Discrete(max_stages * num_blocks)
+        self.observation_space = spaces.MultiDiscrete([max_stages + 1, max_stages + 1, num_blocks + 1, num_blocks + 1])
         costs = cost_matrices(profile)
         # Lists: reading one number from an array costs several times as much.
         self._load_s: list[list[float]] = costs.load_s.tolist()
@@ -141,18 +151,25 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._read_s: list[list[float]] = costs.read_s.tolist()
         self._additive = _additive(costs.first_inference_s) and _additive(costs.read_s)
         self._left_s = [row[-1] for row in self._infer_s[:-1]] + [0.0]  # seconds to infer all blocks from here on
-        slowdowns = [profile.contention.slowdown(count) for count in range(1, self.max_stages + 1)]
+        slowdowns = [profile.contention.slowdown(count) for count in range(1, max_stages + 1)]
         self._slowdown = [1.0, *slowdowns]
         # No plan takes longer than all its loads one after the other and then all its inferences.
         stage_s = float(np.max(costs.load_s[np.isfinite(costs.load_s)])) * max(slowdowns)
         stage_s += float(np.max(costs.first_inference_s[np.isfinite(costs.first_inference_s)]))
-        self.illegal_reward = -float(self.max_stages + 1) if objective == "balance" else -self.max_stages * stage_s - 1
+        self.illegal_reward = -float(max_stages + 1) if objective == "balance" else -max_stages * stage_s - 1
         self._ttfo = objective == "ttfo"
+        self._size = max_stages * num_blocks
+        self._limit = most  # a stage with m stages after it ends at most m blocks before here
+        self._strips: dict[int, Mask] = {}
+        self._states: dict[int, _State] = {}
+        self._starts = [self._opening(), *(self._state(count, 0, 0) for count in range(1, max_stages + 1))]
         self._num_stages = 0
         self._bounds = [0]
-        self._over = True
-        self._tolerance_s: float | None = None
-        self._episode_one_sided = one_sided
+        self._legal: _Legal = _NONE  # empty where no episode is under way
+        self._mask = self._window(_NONE)
+        self._target_s = self._tolerance_s = 0.0
+        self._option_s: float | None = None
+        self._one_sided = one_sided
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -168,69 +185,63 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
             if name not in OPTIONS:
                 raise unknown_name("reset option", name, OPTIONS)
         num_stages = options.get("num_stages")
-        if num_stages is not None and not (isinstance(num_stages, int | np.integer) and self.feasible(int(num_stages))):
-            most = max(count for count in range(1, self.max_stages + 1) if self.feasible(count))
-            raise UsageError(f"num_stages must be from 1 to {most} for this model, it is {num_stages!r}")
+        if num_stages is not None and not (isinstance(num_stages, _INTEGERS) and self.feasible(int(num_stages))):
+            raise UsageError(f"num_stages must be from 1 to {self.max_stages} for this model, it is {num_stages!r}")
         tolerance_s = options.get("tolerance_s")
         if tolerance_s is not None and math.isnan(tolerance_s):
             raise UsageError("tolerance_s must be a number of seconds, it is not a number")
-        self._num_stages = 0 if num_stages is None else int(num_stages)
-        self._tolerance_s = tolerance_s
-        self._episode_one_sided = options.get("one_sided", self.one_sided)
+        self._option_s = tolerance_s
+        self._one_sided = options.get("one_sided", self.one_sided)
         self._bounds = [0]
-        self._over = False
-        self._clock = Clock(self.profile.contention.threads, self._slowdown[self._num_stages])
-        return self._observation(), {"action_mask": self._mask()}
+        self._clock = Clock(self.profile.contention.threads, 1.0)
+        self._num_stages = 0
+        if num_stages is not None:
+            self._fix(int(num_stages))
+        observation, self._legal, self._mask = self._starts[self._num_stages]
+        return observation.copy(), {"action_mask": self._mask.copy()}
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """End the current stage; see Action Space and Reward.
 
         Raises:
             gymnasium.error.ResetNeeded: If the episode is over.
-            gymnasium.error.InvalidAction: If the action is outside the action space.
+            gymnasium.error.InvalidAction: If the action is outside the action space, or no whole number.
         """
-        if self._over:
-            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
-        num_blocks = self.num_blocks
-        size = self.max_stages * num_blocks
-        if not 0 <= action < size:
-            raise gymnasium.error.InvalidAction(f"action must be from 0 to {size - 1}, it is {action!r}")
-        num_stages, end = divmod(int(action), num_blocks)
-        num_stages, end = num_stages + 1, end + 1
-        bounds = self._bounds
-        start = bounds[-1]
-        low, high = self._ends(num_stages, len(bounds) - 1, start)
-        if (self._num_stages and num_stages != self._num_stages) or not low <= end <= high:
-            return self._illegal(num_stages, end)
+        try:
+            number = index(action)  # a plain int: those of numpy are several times as slow
+        except TypeError:
+            raise gymnasium.error.InvalidAction(f"action must be one whole number, it is {action!r}") from None
+        if number not in self._legal:
+            return self._refuse(number)
         if not self._num_stages:
-            self._num_stages = num_stages
-            self._clock.slowdown = self._slowdown[num_stages]
-        bounds.append(end)
-        load_s = self._load_s[start][end]
+            self._fix(number // self.num_blocks + 1)
+        bounds = self._bounds
+        start, end = bounds[-1], number % self.num_blocks + 1
         if self._ttfo:
             left_s = self._left_s
-            moved_s = self._clock.add(load_s, self._infer_s[start][end], self._read_s[start][end])
+            moved_s = self._clock.add(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end])
             reward = (left_s[start] if start else 0.0) - left_s[end] - moved_s
         else:
-            target_s = self._load_s[0][-1] / num_stages
-            tolerance_s = self._tolerance_s
-            if tolerance_s is None:
-                tolerance_s = self.tolerance * target_s
-            reward = balance_reward(load_s, target_s, tolerance_s, self._episode_one_sided)
-        self._over = end == num_blocks
-        info: dict[str, Any] = {"action_mask": self._mask()}
-        if self._over:
+            reward = balance_reward(self._load_s[start][end], self._target_s, self._tolerance_s, self._one_sided)
+        key = len(bounds) * self._size + number  # how many stages are cut now, of how many, and where the last ends
+        bounds.append(end)
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = self._state(self._num_stages, len(bounds) - 1, end)
+        observation, self._legal, self._mask = state
+        info: dict[str, Any] = {"action_mask": self._mask.copy()}
+        over = end == self.num_blocks
+        if over:
             info.update(self._summary())
-        return self._observation(), reward, self._over, False, info
+        return observation.copy(), reward, over, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions are legal now, bool of shape (K * N,); the name is sb3-contrib's."""
-        return self._mask().astype(np.bool_)
+        return self._mask.astype(np.bool_)
 
     def feasible(self, num_stages: int) -> bool:
-        """Return whether the model can be cut into `num_stages` stages."""
-        most = self.num_blocks if self.trainable_from is None else self.trainable_from + 1
-        return 1 <= num_stages <= min(self.max_stages, most)
+        """Return whether the model can be cut into `num_stages` stages here."""
+        return 1 <= num_stages <= self.max_stages
 
     def render(self) -> str | None:
         """Return the plan so far as one line, for example `[0, 5) [5, 9) … of 12 blocks`, in mode "ansi"."""
@@ -239,59 +250,96 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         cut = "".join(f"[{start}, {end}) " for start, end in pairwise(self._bounds))
         return f"{cut}{'' if self._bounds[-1] == self.num_blocks else '… '}of {self.num_blocks} blocks"
 
-    def _ends(self, num_stages: int, cut: int, start: int) -> tuple[int, int]:
-        """Return the first and last legal end of the stage after `cut` stages; first > last where none is."""
+    def _fix(self, num_stages: int) -> None:
+        """Let the episode have `num_stages` stages; what depends on their number is worked out once."""
+        self._num_stages = num_stages
+        self._clock.slowdown = self._slowdown[num_stages]
+        self._target_s = self._load_s[0][-1] / num_stages
+        self._tolerance_s = self.tolerance * self._target_s if self._option_s is None else self._option_s
+
+    def _state(self, num_stages: int, cut: int, start: int) -> _State:
+        """Return the state where `cut` of `num_stages` stages hold the blocks before `start`.
+
+        Users keep and change what they get, so they get copies of its arrays: half the time of making them anew.
+        """
         later = num_stages - cut - 1
-        if later == 0:
-            return self.num_blocks, self.num_blocks
-        high = self.num_blocks - later
-        if self.trainable_from is not None:
-            # The last of these later stages must still begin at or before the first trainable block.
-            high = min(high, self.trainable_from - later + 1)
-        return start + 1, high
+        row = (num_stages - 1) * self.num_blocks - 1
+        if later > 0:
+            legal = range(row + start + 1, row + self._limit - later + 1)
+        else:
+            legal = range(row + self.num_blocks, row + self.num_blocks + 1) if later == 0 else _NONE
+        observation = np.array((num_stages, cut, start, self.num_blocks - start), dtype=np.int64)
+        return observation, legal, self._window(legal)
 
-    def _mask(self) -> NDArray[np.int8]:
-        mask = np.zeros(self.max_stages * self.num_blocks, dtype=np.int8)  # a new one: users keep what they get
-        if not self._over:
-            cut, start = len(self._bounds) - 1, self._bounds[-1]
-            counts = (self._num_stages,) if self._num_stages else range(1, self.max_stages + 1)
-            for num_stages in counts:
-                low, high = self._ends(num_stages, cut, start)
-                row = (num_stages - 1) * self.num_blocks
-                mask[row + low - 1 : row + max(high, low - 1)] = 1
-        return mask
+    def _opening(self) -> _State:
+        """Return the starting state where the number of stages is open."""
+        legal = frozenset[int]().union(*(self._state(count, 0, 0)[1] for count in range(1, self.max_stages + 1)))
+        mask = np.zeros(self._size, dtype=np.int8)
+        mask[list(legal)] = 1
+        mask.flags.writeable = False
+        return np.array((0, 0, 0, self.num_blocks), dtype=np.int64), legal, mask
 
-    def _observation(self) -> Observation:
-        start = self._bounds[-1]
-        return np.array((self._num_stages, len(self._bounds) - 1, start, self.num_blocks - start), dtype=np.int64)
+    def _window(self, legal: range) -> Mask:
+        """Return the mask of a run of actions: a window on a strip that all masks of as many ones share.
 
-    def _illegal(self, num_stages: int, end: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        A mask of its own for each state would take gigabytes where models are large.
+        """
+        strip = self._strips.get(len(legal))
+        if strip is None:
+            strip = self._strips[len(legal)] = np.zeros(2 * self._size + len(legal), dtype=np.int8)
+            strip[self._size : self._size + len(legal)] = 1
+            strip.flags.writeable = False
+        return strip[self._size - legal.start :][: self._size]
+
+    def _refuse(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Return the step that an illegal action makes, or raise where not even that is one."""
+        if not self._legal:
+            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
+        if not 0 <= action < self._size:
+            raise gymnasium.error.InvalidAction(f"action must be from 0 to {self._size - 1}, it is {action}")
+        cut, start = len(self._bounds) - 1, self._bounds[-1]
         wanted = f"{self._num_stages} stages" if self._num_stages else "any number of stages that leaves room"
         message = (
-            f"stage {len(self._bounds)} of {num_stages} cannot end at block {end}: legal are {wanted} "
-            "and the ends in info['action_mask'] of the step before"
+            f"stage {cut + 1} of {action // self.num_blocks + 1} cannot end at block {action % self.num_blocks + 1}: "
+            f"legal are {wanted} and the ends in info['action_mask'] of the step before"
         )
-        self._over = True
-        info = {"action_mask": self._mask(), "illegal_action": message}
-        return self._observation(), self.illegal_reward, True, False, info
+        self._legal, self._mask = _NONE, self._window(_NONE)
+        observation = np.array((self._num_stages, cut, start, self.num_blocks - start), dtype=np.int64)
+        info = {"action_mask": self._mask.copy(), "illegal_action": message}
+        return observation, self.illegal_reward, True, False, info
 
     def _summary(self) -> dict[str, Any]:
-        bounds, num_stages = self._bounds, self._num_stages
-        largest_s = max(self._load_s[start][end] for start, end in pairwise(bounds))
-        if not self._ttfo:  # There no reward needs the clock, and it runs once an episode instead of at each step.
-            for start, end in pairwise(bounds):
-                self._clock.add(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end])
-        summary: dict[str, Any] = {
-            "split_points": tuple(bounds[1:-1]),
-            "num_stages": num_stages,
-            "value_s": self._clock.inferred_s if self._ttfo else largest_s * self._slowdown[num_stages],
-            "load_makespan_s": self._clock.loaded_s,
-            "markov": not self._ttfo or (self._additive and num_stages <= self.profile.contention.threads),
+        """Return what a legal end tells."""
+        bounds, clock, num_stages = self._bounds, self._clock, self._num_stages
+        summary: dict[str, Any] = {"split_points": tuple(bounds[1:-1]), "num_stages": num_stages}
+        if self._ttfo:
+            markov = self._additive and num_stages <= self.profile.contention.threads
+            return summary | {"value_s": clock.inferred_s, "load_makespan_s": clock.loaded_s, "markov": markov}
+        largest_s = 0.0
+        for start, end in pairwise(bounds):  # No reward needs the clock here: it runs once an episode, not each step.
+            load_s = self._load_s[start][end]
+            clock.add(load_s, self._infer_s[start][end], self._read_s[start][end])
+            largest_s = max(largest_s, load_s)
+        return summary | {
+            "value_s": largest_s * self._slowdown[num_stages],
+            "load_makespan_s": clock.loaded_s,
+            "markov": True,
+            "excess_s": largest_s - self._target_s,
+            "one_sided": self._one_sided,
         }
-        if not self._ttfo:
-            summary["excess_s"] = largest_s - self._load_s[0][-1] / num_stages
-            summary["one_sided"] = self._episode_one_sided
-        return summary
+
+
+def _check_stages(max_stages: int, num_blocks: int, trainable_from: int | None) -> None:
+    """Raise `UsageError` where no plan of `max_stages` stages exists."""
+    if max_stages < 1:
+        raise UsageError(f"max_stages must be at least 1, it is {max_stages}")
+    if max_stages > num_blocks:
+        raise UsageError(f"more stages than blocks: max_stages is {max_stages}, the model has {num_blocks} blocks")
+    if trainable_from is not None and max_stages > trainable_from + 1:
+        raise UsageError(
+            f"max_stages is {max_stages}, but with block {trainable_from} trainable, and so in the last stage, "
+            f"there can be at most {trainable_from + 1} stages"
+        )
 
 
 def _additive(cost_s: NDArray[np.float64]) -> bool:

@@ -20,6 +20,14 @@ def test_a_changed_record_is_noticed(tmp_path):
     assert records.fill(filled, {"search": [("a.json", record)]}) != filled
 
 
+def test_steps_are_shown_in_thousands():
+    row = {"through": "SplitEnv", "num_envs": 1, "objective": "ttfo", "play": "random"}
+    row["steps_per_s"] = {"median": 201_600.0, "min": 99_900.0, "max": 250_000.0, "samples": [1.0] * 3}
+    record = {"rows": [row], "provenance": {"command": "make it"}}
+    table = records.fill("<!-- results:steps -->\n<!-- end -->", {"steps": [("s.json", record)]})
+    assert "| SplitEnv | 1 | ttfo | random | 202 (100–250) | 3 |" in table
+
+
 def figures(**seconds):
     """Return the figures of an arm; a time is its median, half of it the minimum, and so on."""
     values = {f"{name}_s": value for name, value in seconds.items()} | {"peak_memory_bytes": 2 << 20}

@@ -203,6 +203,24 @@ def calibration_table(records: Iterable[Named]) -> str:
     return _table(("fit of", "parameters", "residual, root mean square, %"), fitted) + "\n" + _table(head, observed)
 
 
+def steps_table(records: Iterable[Named]) -> str:
+    """Return how many steps a second the environment makes, in thousands."""
+    rows = [
+        (
+            row["through"],
+            str(row["num_envs"]),
+            row["objective"],
+            row["play"],
+            f"{figure['median'] / 1e3:.0f} ({figure['min'] / 1e3:.0f}–{figure['max'] / 1e3:.0f})",
+            str(len(figure["samples"])),
+        )
+        for _, record in records
+        for row in record["rows"]
+        for figure in [row["steps_per_s"]]
+    ]
+    return _table(("through", "environments", "objective", "actions", "thousand steps/s", "n"), rows)
+
+
 def _warm(record: Mapping[str, Any]) -> bool:
     return bool(record["page_cache"] == "warm")
 
@@ -222,6 +240,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "calibration": ("calibration", _every, calibration_table),
     "predictions": ("predictions", _every, lambda found: _table(*plan_tables.predictions(found))),
     "rivals": ("rivals", _every, lambda found: _table(*plan_tables.rivals(found))),
+    "steps": ("steps", _every, steps_table),
 }
 
 

@@ -1,16 +1,15 @@
 """SplitEnv: Gymnasium's contract, masks, rewards, options and ends of episodes."""
 
+import inspect
 import itertools
-import json
-import subprocess
-import sys
+import re
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from splitload.envs import ENV_ID, SplitEnv, register
+from splitload.envs import ENV_ID, SplitEnv
 from splitload.errors import UsageError
 from splitload.partition import Partition
 
@@ -48,29 +47,9 @@ def test_check_env_of_a_single_block(make_profile):
     check_env(gymnasium.make(ENV_ID, profile=make_profile([0.5])).unwrapped)
 
 
-def test_make_in_a_fresh_process(profile, tmp_path):
-    (tmp_path / "profile.json").write_text(json.dumps(profile.to_json()))
-    code = (
-        "import pathlib, gymnasium\n"
-        "from splitload.profile import Profile\n"
-        f"profile = Profile.read(pathlib.Path({str(tmp_path / 'profile.json')!r}))\n"
-        f"env = gymnasium.make('splitload.envs:{ENV_ID}', profile=profile)\n"
-        "env.reset(seed=0)\n"
-        "print(env.step(5)[4]['num_stages'])\n"
-    )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.stdout, done.stderr) == ("1\n", "")
-
-
-def test_registers_once_and_silently():
-    del gymnasium.registry[ENV_ID]
-    register()
-    spec = gymnasium.registry[ENV_ID]
-    register()
-    assert gymnasium.registry[ENV_ID] is spec
-
-
-@pytest.mark.parametrize(("max_stages", "trainable_from"), [(8, None), (3, None), (8, 0), (8, 2), (4, 5), (1, None)])
+@pytest.mark.parametrize(
+    ("max_stages", "trainable_from"), [(None, None), (3, None), (None, 0), (None, 2), (2, 2), (4, 5), (1, None)]
+)
 def test_masks_allow_exactly_the_legal_plans(profile, max_stages, trainable_from):
     env = SplitEnv(profile, max_stages=max_stages, trainable_from=trainable_from)
     found = []
@@ -90,7 +69,7 @@ def test_masks_allow_exactly_the_legal_plans(profile, max_stages, trainable_from
             walk([*actions, action])
 
     walk([])
-    assert sorted(found) == sorted(plans(6, max_stages, trainable_from))
+    assert sorted(found) == sorted(plans(6, max_stages or 6, trainable_from))
 
 
 def test_every_masked_action_ends_the_episode_below_every_legal_one(profile):
@@ -114,12 +93,29 @@ def test_every_masked_action_ends_the_episode_below_every_legal_one(profile):
                     env.step(5)
 
 
-@pytest.mark.parametrize("action", [-1, 36])
-def test_action_outside_the_space_raises(profile, action):
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [(-1, "from 0 to 35, it is -1"), (36, "from 0 to 35, it is 36"), (5.0, "whole number, it is 5.0"), (None, "None")],
+)
+def test_action_outside_the_space_raises(profile, action, message):
     env = SplitEnv(profile)
     env.reset()
-    with pytest.raises(gymnasium.error.InvalidAction, match="from 0 to 35"):
+    with pytest.raises(gymnasium.error.InvalidAction, match=message):
         env.step(action)
+    assert env.step(np.array(5))[2], "the episode goes on, and an array of one number is an action"
+
+
+def test_what_a_user_changes_is_the_users_own(profile):
+    env = SplitEnv(profile)
+    seen = []
+    for _ in range(2):
+        states = [env.reset(), env.reset(options={"num_stages": 2})]
+        states += [(step[0], step[4]) for step in map(env.step, (6 + 2, 6 + 5))]
+        masks = [info["action_mask"] for _, info in states] + [env.action_masks()]
+        seen.append([array.tolist() for array in (*masks, *(observation for observation, _ in states))])
+        for array in (*masks, *(observation for observation, _ in states)):
+            array[:] = 1
+    assert seen[0] == seen[1]
 
 
 def test_observations_are_the_papers_state(profile):
@@ -145,9 +141,12 @@ def test_balance_reward_by_hand(profile):
     assert play(env, (2,))[0] == [-1.0, -1.0], "options are of one episode only"
 
 
-@pytest.mark.parametrize("threads", [1, 3, 8])
-def test_ttfo_return_and_end_of_episode_agree_with_the_profile(make_profile, threads):
-    profile = make_profile([0.3, 0.1, 0.2, 0.15, 0.4], [0.1, 0.3, 0.05, 0.2, 0.1], fixed=0.02, threads=threads)
+@pytest.mark.parametrize("read_share", [0.0, 0.6])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])  # plans have from 1 to 5 stages
+def test_ttfo_return_and_end_of_episode_agree_with_the_profile(make_profile, threads, read_share):
+    loads, infers = [0.3, 0.1, 0.2, 0.15, 0.4], [0.1, 0.3, 0.05, 0.2, 0.1]
+    reads = [load * read_share for load in loads]
+    profile = make_profile(loads, infers, reads=reads, fixed=0.02, threads=threads)
     for objective in ("balance", "ttfo"):
         env = SplitEnv(profile, objective=objective)
         for points in plans(5, 8):
@@ -216,6 +215,21 @@ def test_wrong_arguments(profile, arguments):
         SplitEnv(profile, **arguments)
 
 
+def test_more_stages_than_a_model_can_have(profile):
+    with pytest.raises(UsageError, match=r"more stages than blocks: max_stages is 7, the model has 6 blocks"):
+        SplitEnv(profile, max_stages=7)
+    with pytest.raises(UsageError, match=r"max_stages is 4, but with block 2 trainable.* at most 3 stages"):
+        SplitEnv(profile, max_stages=4, trainable_from=2)
+    assert SplitEnv(profile, max_stages=3, trainable_from=2).max_stages == 3
+    assert SplitEnv(profile, trainable_from=2).max_stages == 3
+    assert SplitEnv(profile, max_stages=6).max_stages == 6
+
+
+def test_eight_stages_are_usual(make_profile):
+    assert SplitEnv(make_profile([0.1] * 20)).max_stages == 8
+    assert SplitEnv(make_profile([0.1] * 20), max_stages=20).max_stages == 20
+
+
 def test_same_actions_same_episode(profile):
     episodes = []
     for seed in (0, 1):
@@ -223,6 +237,17 @@ def test_same_actions_same_episode(profile):
         env.reset(seed=seed)
         episodes.append([(step[0].tolist(), step[1]) for step in map(env.step, (13, 15, 17))])
     assert episodes[0] == episodes[1]
+
+
+def test_documentation_has_the_headings_that_gymnasium_uses():
+    headings = [line.strip()[3:] for line in SplitEnv.__doc__.splitlines() if line.strip().startswith("## ")]
+    assert headings == [
+        "Description", "Action Space", "Observation Space", "Starting State", "Reward", "Episode End", "Information",
+        "Arguments", "References",
+    ]  # fmt: skip
+    arguments = list(inspect.signature(SplitEnv).parameters)
+    documented = SplitEnv.__doc__.split("## Arguments")[1]
+    assert re.findall(r"^ +- `(\w+)`:", documented, re.MULTILINE) == arguments
 
 
 def test_render(profile):
