@@ -16,7 +16,9 @@ def _learn(profile, num_stages, trainable_from, seed, objective="balance", sarsa
 def _exact_ttfo(profile, num_stages, trainable_from, seed):
     costs, contention = cost_matrices(profile), profile.contention
     slowdown = contention.slowdown(num_stages)
-    return ttfo(costs.load_s, costs.first_inference_s, num_stages, contention.threads, slowdown, trainable_from)[0]
+    return ttfo(
+        costs.load_s, costs.first_inference_s, num_stages, contention.threads, slowdown, trainable_from
+    ).split_points
 
 
 AGENTS = {
