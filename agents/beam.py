@@ -39,6 +39,7 @@ class _Labels(NamedTuple):
         done: When the last stage has inferred, shape (n,); raised to where it begins to matter.
         cuts: The split points, and `at`, shape (n, stages).
         lower: Seconds that no plan with this beginning is faster than, shape (n,).
+        guess: About what the best one takes, as far as threads and storage decide; it chooses between equal bounds.
     """
 
     at: NDArray[np.intp]
@@ -47,6 +48,7 @@ class _Labels(NamedTuple):
     done: Seconds
     cuts: NDArray[np.int32]
     lower: Seconds
+    guess: Seconds
 
     def take(self, rows: NDArray[np.intp] | slice) -> _Labels:
         return _Labels._make(part[rows] for part in self)
@@ -85,7 +87,7 @@ class Beam:
         nothing = np.zeros(1)
         labels = _Labels(
             np.zeros(1, dtype=np.intp), np.zeros((1, min(costs.num_stages, costs.threads))), nothing, nothing,
-            np.zeros((1, 0), dtype=np.int32), nothing,
+            np.zeros((1, 0), dtype=np.int32), nothing, nothing,
         )  # fmt: skip
         for left in range(costs.num_stages - 1, 0, -1):
             labels = self._next(labels, left)
@@ -123,10 +125,10 @@ class Beam:
         done = np.maximum(loaded, labels.done[:, None]) + costs.infer[at]
         row, end = np.nonzero(done + costs.infers_left[left] < self._goal_s)
         kept = min(left, costs.threads)
-        busy = insert(labels.busy[row, 1:], loaded[row, end])
+        others = [labels.busy[row, thread] for thread in range(1, labels.busy.shape[1])]
+        busy = np.stack(insert(others, loaded[row, end])[:kept], axis=1)
         # The loads to come end on the threads that are free soonest; the last of them ends no sooner than on average.
-        average = (busy[:, :kept].sum(axis=1) + costs.loads_left[left][end]) / kept
-        busy = busy[:, :kept]
+        average = (busy.sum(axis=1) + costs.loads_left[left][end]) / kept
         done, storage = done[row, end], labels.storage[row]
         lower = np.maximum(done + costs.infers_left[left][end], average + costs.last_infer)
         lower = np.maximum(lower, labels.lower[row])
@@ -136,10 +138,11 @@ class Beam:
             lower = np.maximum(lower, storage + costs.storage_left[left][end])
         else:
             storage = busy[:, 0]
-        lower = np.maximum(lower, self._completion.lower_s(left, end, busy, storage))
+        threads_s, guess = self._completion.between_s(left, end, busy, storage)
+        lower = np.maximum(lower, threads_s)
         done = np.maximum(done, self._bound_s - costs.infers_left_most[left][end])
         cuts = np.concatenate((labels.cuts[row], end[:, None].astype(np.int32)), axis=1)
-        return _Labels(end, busy, storage, done, cuts, lower).take(np.flatnonzero(lower < self._goal_s))
+        return _Labels(end, busy, storage, done, cuts, lower, guess).take(np.flatnonzero(lower < self._goal_s))
 
     def _keep(self, parts: list[_Labels]) -> _Labels:
         """Return the labels worth keeping of all parts: one of those that are alike, and no more than `width`."""
@@ -151,7 +154,7 @@ class Beam:
             new = (state[1:] != state[:-1]).any(axis=1) | (at[1:] != at[:-1])
             labels = labels.take(order[np.append(True, new)])
         if len(labels.at) > self._width:
-            order = np.argsort(labels.lower, kind="stable")
+            order = np.lexsort((labels.guess, labels.lower))
             self._drop(labels.lower[order[self._width :]])
             labels = labels.take(order[: self._width])
         return labels

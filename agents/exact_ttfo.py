@@ -7,15 +7,15 @@ additions, maxima and sorting only. Hence, for the same split points to come,
 1. what follows is never sooner from a state with any of these times later, and
 2. adding the same time to all of them adds it to the result.
 
-So `Completion` bounds from below what follows from a state, by dynamic programming with the state rounded down (1), its
-first busy time taken out (2): E(j, p, later) is the least over e of the larger of the time this stage is loaded plus
-all inferences from it on, which take at least `infers_left`, and E(j - 1, e, ...). `Beam` extends unfinished schedules
-stage by stage, exactly, not rounded, and drops those whose bound reaches the record. Nothing is lost by that, nor, by
-(1), by keeping one of several labels that differ only in when the last stage has inferred: the soonest. If it drops
-nothing else, the record is optimal: every plan that beats it would have lived to its last stage. If the beam becomes
-too wide, it drops the labels with the largest bounds; no plan is faster than the smallest of those, or the record.
-Grid and beam are then refined, until the record is proved or the time is over. Each of these searches gives a valid
-bound, and the largest counts.
+The first output comes when, for some stage, it is loaded and it and all after it have inferred one after the other, or
+when the stage before has inferred and all others have. So `Completion` bounds from below what follows from a state, by
+dynamic programming over the next cut, with the state rounded to a grid (1), its first busy time taken out (2), and the
+inferences to come at their least. `Beam` extends unfinished schedules stage by stage, not rounded, and drops those
+whose bound reaches the record. Nothing is lost by that, nor, by (1), by keeping of several that differ only in when the
+last stage has inferred the soonest. If it drops nothing else, the record is optimal: the beginnings of any plan that
+beats it would have lived. Where the beam becomes too wide, it drops the largest bounds; no plan is faster than the
+smallest of those, or the record. Grid and beam are then refined, until the record is proved or the time is over. Each
+of these searches gives a valid bound, and the largest counts.
 
 With at most as many stages as threads every load starts at once: busy times do not differ, one label for each place of
 the last cut is left, and the first search is the plain dynamic program in O(N² k) over
@@ -45,7 +45,7 @@ __all__ = ["Optimum", "ttfo"]
 
 # Cells of the grid and width of the beam, search by search: the first is enough where threads do not matter, the last
 # takes a minute or so and some hundred megabytes.
-_SEARCHES = ((1, 256), (256, 256), (1024, 2048), (4096, 16384), (16384, 131072))
+_SEARCHES = ((1, 256), (256, 2048), (1024, 16384), (4096, 65536), (16384, 131072))
 _PROVED = 1e-9  # relative: ten times what the beam's margin and rounding can come to
 
 
@@ -121,23 +121,22 @@ def ttfo(
     for points in plans:
         _check_start(points, costs)
     balanced, _ = balance(np.where(np.isfinite(costs.load), load, np.inf), num_stages, trainable_from)
-    (record_s, range_s), record = min((costs.run(points), points) for points in [*plans, balanced])
+    record_s, record = min((costs.ttfo_s(points), points) for points in [*plans, balanced])
     bound_s = min(costs.bound_s, record_s)
     for cells, width in _SEARCHES:
         if record_s <= bound_s * (1 + _PROVED) or num_stages == 1:
             return Optimum(record, record_s, record_s)
         if cells > 1:  # the first search is sooner done than this
             record = _improved(costs, record, end_s)
-            record_s, range_s = costs.run(record)
+            record_s = costs.ttfo_s(record)
         try:
-            # Threads are seldom further apart in a plan that is better; what is beyond counts as if it were not.
-            completion = Completion(costs, cells, max(1.25 * range_s, 1e-3 * record_s), end_s)
+            completion = Completion(costs, cells, record_s, end_s)
         except TimeoutError:
             break
         found = Beam(costs, completion, width, record_s, bound_s, end_s).run()
         if found.split_points is not None:
             record = found.split_points
-            record_s, range_s = costs.run(record)
+            record_s = costs.ttfo_s(record)
         bound_s = min(max(bound_s, found.bound_s), record_s)
     proved = record_s <= bound_s * (1 + _PROVED)
     return Optimum(record, record_s, record_s if proved else bound_s)
@@ -145,7 +144,7 @@ def ttfo(
 
 def _improved(costs: StageCosts, split_points: tuple[int, ...], end_s: float) -> tuple[int, ...]:
     """Return the plan after moving single split points for as long as that is better, or until `end_s`."""
-    points, best_s, before_s = list(split_points), costs.run(split_points)[0], float("inf")
+    points, best_s, before_s = list(split_points), costs.ttfo_s(split_points), float("inf")
     while best_s < before_s and time.perf_counter() < end_s:
         before_s = best_s
         for number, here in enumerate(points):
@@ -153,7 +152,7 @@ def _improved(costs: StageCosts, split_points: tuple[int, ...], end_s: float) ->
             high = points[number + 1] - 1 if number + 1 < len(points) else costs.last_start
             for place in range(low, high + 1):
                 points[number] = place
-                value_s, _ = costs.run(points)
+                value_s = costs.ttfo_s(points)
                 if value_s < best_s:
                     best_s, here = value_s, place
             points[number] = here

@@ -67,10 +67,10 @@ class StageCosts:
             float(self.storage_left[whole, 0]),
         )
 
-    def run(self, split_points: Sequence[int]) -> tuple[float, float]:
-        """Return the time to first output of a plan, and how far apart its threads ever were, in seconds."""
+    def ttfo_s(self, split_points: Sequence[int]) -> float:
+        """Return the time to first output of a plan, in seconds."""
         busy = [0.0] * self.threads
-        storage_s = done_s = spread_s = 0.0
+        storage_s = done_s = 0.0
         bounds = (0, *split_points, self.num_blocks)
         for stage in pairwise(bounds):
             start_s = min(busy)
@@ -80,8 +80,7 @@ class StageCosts:
                 storage_s = start_s + float(self.read[stage])
             busy[thread] = start_s + float(self.load[stage])
             done_s = max(done_s, busy[thread]) + float(self.infer[stage])
-            spread_s = max(spread_s, max(busy) - min(busy), storage_s - min(busy))
-        return done_s, spread_s
+        return done_s
 
 
 def stage_costs(
