@@ -23,9 +23,9 @@ def anneal(
     trainable_from: int | None = None,
     *,
     seed: int = 0,
-    steps: int = 30_000,
-    near: float = 0.7,
-    coldest: float = 1e-3,
+    steps: int = 20_000,
+    near: float = 0.8,
+    coldest: float = 1e-2,
 ) -> tuple[int, ...]:
     """Return the best split points that simulated annealing came across.
 

@@ -226,7 +226,7 @@ class Completion:
         if self._with_storage:
             later = stored.astype(np.intp)[..., None] - shift
             cells += np.clip(later, 0, after.storage_levels - 1) * after.num_tuples
-        shift_s: Seconds = shift * after.step_s
+        shift_s: Seconds = np.multiply(shift, after.step_s, dtype=np.float64)
         return cells, shift_s
 
 
