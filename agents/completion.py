@@ -28,7 +28,7 @@ from splitload.agents.stage_costs import Seconds, StageCosts
 Levels = NDArray[np.intp]
 _Number = TypeVar("_Number", np.intp, np.float64)
 _MOST_BITS = 12  # no axis has more than 4,096 levels
-_AT_ONCE = 1 << 21  # table entries worked on at a time: some 30 ms, and tens of megabytes
+_AT_ONCE = 1 << 20  # table entries worked on at a time: some 30 ms, and tens of megabytes
 
 
 @dataclass(frozen=True, slots=True)

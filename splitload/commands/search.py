@@ -186,7 +186,7 @@ class Search:
         elif name == "exact":
             points = self._optimum(count).split_points
         elif name == "annealing":
-            points = anneal(self._value_of(count), len(blocks), count, last, seed=self._seed)
+            points = self._annealed(count)
         elif name in ("uniform", "uniform_bytes"):
             points = baselines.uniform_bytes(blocks, count, last)
         elif name == "uniform_blocks":
@@ -196,7 +196,7 @@ class Search:
         return Partition.of(len(blocks), points)
 
     def _optimum(self, count: int, start: tuple[int, ...] | None = None) -> Optimum:
-        """Return the best plan of `count` stages for the objective, no worse than `start` if it is the first call."""
+        """Return the best plan of `count` stages for the objective; the first call for a count begins with `start`."""
         if count not in self._optima:
             costs, contention = self._matrices, self._profile.contention
             slowdown = contention.slowdown(count)
@@ -204,7 +204,7 @@ class Search:
                 points, largest_s = exact.balance(costs.load_s, count, self._trainable_from)
                 self._optima[count] = Optimum(points, largest_s * slowdown, largest_s * slowdown)
             else:
-                self._optima[count] = ttfo(
+                optimum = ttfo(
                     costs.load_s,
                     costs.first_inference_s,
                     count,
@@ -215,7 +215,18 @@ class Search:
                     limit_s=EXACT_LIMIT_S,
                     starts=() if start is None else (start,),
                 )
+                if not optimum.proved:  # then annealing may know a better plan
+                    annealed = self._annealed(count)
+                    value_s = self._value_of(count)(annealed)
+                    if value_s < optimum.value_s:
+                        optimum = Optimum(annealed, value_s, optimum.bound_s)
+                self._optima[count] = optimum
         return self._optima[count]
+
+    def _annealed(self, count: int) -> tuple[int, ...]:
+        """Return the split points that annealing finds for `count` stages."""
+        num_blocks = self._profile.num_blocks
+        return anneal(self._value_of(count), num_blocks, count, self._trainable_from, seed=self._seed)
 
     def _value_of(self, count: int) -> Callable[[tuple[int, ...]], float]:
         """Return what values plans of `count` stages for the objective, in seconds, as fast as Python can."""
