@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from splitload.commands.search import Search
+from splitload.commands.search import Found, Search
 from splitload.devices.estimate import estimate
 from splitload.devices.ledger import Ledger
 from splitload.partition import Partition
@@ -20,14 +21,14 @@ class Refined:
 
     Attributes:
         search: The last search, on the profile of everything that was measured.
-        partition: The best plan among the measured ones, by what was measured.
+        found: The best plan among the measured ones, by what was measured.
         profile: That profile; the stages of all measured plans are in its segments.
         plans: Every measured plan, in order.
         complete: Whether it ended because the search asked for nothing new; otherwise the budget ended it.
     """
 
     search: Search
-    partition: Partition
+    found: Found
     profile: Profile
     plans: tuple[Partition, ...]
     complete: bool
@@ -50,6 +51,7 @@ def refine(
         serial_share: Called once, after the whole model was measured: how parallel loads slow each other down.
         on_plan: Called as `on_plan(loads, partition)` before a plan is measured.
     """
+    start = time.perf_counter()
     num_blocks = prior.num_blocks
     whole = Partition(num_blocks)
     plans: list[Partition] = []
@@ -75,4 +77,4 @@ def refine(
     known = estimate(prior, plans, ledger.costs(), share)
     known = replace(known, segments={**known.segments, **ledger.costs()})
     search = make_search(known)
-    return Refined(search, search.choose(plans), known, tuple(plans), complete)
+    return Refined(search, search.chosen(plans, time.perf_counter() - start), known, tuple(plans), complete)

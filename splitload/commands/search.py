@@ -108,6 +108,12 @@ class Search:
             KeyboardInterrupt: As it came; `best` then holds what was found.
         """
         start = time.perf_counter()
+        partition = self.plan(on_progress)
+        episodes = self._learner.result().episodes if self._learner else 0
+        return self._found(partition, episodes, time.perf_counter() - start)
+
+    def plan(self, on_progress: Callable[[Progress], None] | None = None) -> Partition:
+        """Search, and return the plan alone; see `run`."""
         if self._agent in ("q-learning", "sarsa"):
             env = SplitEnv(
                 self._profile,
@@ -116,15 +122,30 @@ class Search:
                 trainable_from=self._trainable_from,
             )
             self._learner = QLearning(env, sarsa=self._agent == "sarsa", seed=self._seed)
-            result = self._learner.train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
-            episodes = result.episodes
+            self._learner.train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
             partition = self.best
         else:
-            episodes = 0
             partition = self._pick(self._by_rule(self._agent, count) for count in self._counts)
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
-        return self._found(partition, episodes, time.perf_counter() - start)
+        return partition
+
+    def even(self, num_stages: int) -> Partition:
+        """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
+        return self._by_rule("balance", min(num_stages, self._counts[-1]))
+
+    def chosen(self, partitions: Sequence[Partition], search_s: float) -> Found:
+        """Return the plan of these that pays, valued beside the baselines.
+
+        Args:
+            partitions: Plans to choose from, at least one.
+            search_s: Seconds it took to find them.
+        """
+        best: dict[int, Partition] = {}
+        for plan in partitions:
+            if plan.num_stages not in best or self.value_s(plan) < self.value_s(best[plan.num_stages]):
+                best[plan.num_stages] = plan
+        return self._found(self._pick(best.values()) or partitions[0], 0, search_s)
 
     def whole(self, found: Found) -> Found:
         """Return what the search came to, with the whole model as one stage in the place of its plan."""
