@@ -5,20 +5,22 @@ busy, until when storage is, when the last stage has inferred, and which blocks 
 additions, maxima and sorting only. Hence, for the same split points to come,
 
 1. what follows is never sooner from a state with any of these times later, and
-2. adding the same time to all of them adds it to the result.
+2. adding the same time to all of them adds it to the result; so by (1) times that are later by at most that delay it by
+   at most that.
 
 The first output comes when, for some stage, it is loaded and it and all after it have inferred one after the other, or
 when the stage before has inferred and all others have. So `Completion` bounds from below what follows from a state, by
-dynamic programming over the next cut, with the state rounded to a grid (1), its first busy time taken out (2), and the
-inferences to come at their least. `Beam` extends unfinished schedules stage by stage, not rounded, and drops those
-whose bound reaches the record. Nothing is lost by that, nor, by (1), by keeping of several that differ only in when the
-last stage has inferred the soonest. If it drops nothing else, the record is optimal: the beginnings of any plan that
-beats it would have lived. Where the beam becomes too wide, it drops the largest bounds; no plan is faster than the
-smallest of those, or the record. Grid and beam are then refined, until the record is proved or the time is over. Each
-of these searches gives a valid bound, and the largest counts.
+dynamic programming over the next cut, with the state rounded to a grid (down by 1, or up by 2 less what that adds), its
+first busy time taken out (2), and the inferences to come at their least. `Beam` extends unfinished schedules stage by
+stage, not rounded, and drops those whose bound reaches the record. Nothing is lost by that, nor, by (1), by keeping of
+several that differ only in when the last stage has inferred the soonest; that time counts as no less than what would
+lead to a known bound with the most inferences to come, as no result is below the bound. If it drops nothing else, the
+record is optimal: the beginnings of any plan that beats it would have lived. Where the beam becomes too wide, it drops
+the largest bounds; no plan is faster than the smallest of those, or the record. Grid and beam are then refined, until
+the record is proved or the time is over. Each of these searches gives a valid bound, and the largest counts.
 
-With at most as many stages as threads every load starts at once: busy times do not differ, one label for each place of
-the last cut is left, and the first search is the plain dynamic program in O(N² k) over
+With at most as many stages as threads, and nothing to read, every load starts at once: busy times do not differ, one
+label for each place of the last cut is left, and the first search is the plain dynamic program in O(N² k) over
 `E(i, e) = min over s of max(E(i-1, s), slowdown * load[s, e]) + infer[s, e]`.
 
 Source: label setting with bounds is usual for shortest paths with resources; the policy's list scheduling is that of

@@ -1,13 +1,14 @@
 """The earliest first output against brute force, its bound when there is no time, and what is refused."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitload.agents import Optimum, exact_ttfo, ttfo
+from splitload.agents import Optimum, beam, completion, exact_ttfo, ttfo
 from splitload.schedule import Contention, simulate
 
 SAME = 1e-8  # relative: optimality is proved up to a billionth
@@ -102,6 +103,20 @@ def test_the_bound_holds_where_time_is_short(limit_s):
     found = ttfo(load, infer, 6, 2, 1.2, limit_s=limit_s)
     assert 0 < found.bound_s <= sure.value_s * (1 + SAME) <= found.value_s * (1 + 2 * SAME)
     assert found.gap == 0.0 if found.proved else found.gap == found.value_s / found.bound_s - 1
+
+
+@pytest.mark.parametrize("ticks", range(0, 60, 2))
+def test_the_bound_holds_wherever_the_clock_stops_it(ticks, monkeypatch):
+    load, infer = additive(16, 4, 0.1)
+    sure = ttfo(load, infer, 6, 2, 1.2, limit_s=60.0)
+    clock = itertools.count()
+    for module in (exact_ttfo, completion, beam):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(exact_ttfo, "_SEARCHES", [(64, 256)])
+    monkeypatch.setattr(exact_ttfo, "_improved", lambda costs, points, end_s: points)
+    monkeypatch.setattr(beam, "_AT_ONCE", 1)  # a few labels between two looks
+    found = ttfo(load, infer, 6, 2, 1.2, limit_s=ticks)
+    assert found.bound_s <= sure.value_s * (1 + SAME) <= found.value_s * (1 + 2 * SAME)
 
 
 def test_no_time_at_all_still_gives_a_plan_no_worse_than_the_starts():
