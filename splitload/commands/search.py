@@ -134,18 +134,17 @@ class Search:
         """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
         return self._by_rule("balance", min(num_stages, self._counts[-1]))
 
-    def chosen(self, partitions: Sequence[Partition], search_s: float) -> Found:
-        """Return the plan of these that pays, valued beside the baselines.
-
-        Args:
-            partitions: Plans to choose from, at least one.
-            search_s: Seconds it took to find them.
-        """
+    def pick(self, partitions: Sequence[Partition]) -> Partition:
+        """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
         best: dict[int, Partition] = {}
-        for plan in partitions:
+        for plan in [each for each in partitions if each.num_stages in self._counts] or partitions:
             if plan.num_stages not in best or self.value_s(plan) < self.value_s(best[plan.num_stages]):
                 best[plan.num_stages] = plan
-        return self._found(self._pick(best.values()) or partitions[0], 0, search_s)
+        return self._pick(best.values()) or partitions[0]
+
+    def found(self, partition: Partition, search_s: float) -> Found:
+        """Value a plan beside the baselines; `search_s` is what it took to find it, in seconds."""
+        return self._found(partition, 0, search_s)
 
     def whole(self, found: Found) -> Found:
         """Return what the search came to, with the whole model as one stage in the place of its plan."""

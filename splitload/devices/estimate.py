@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from splitload.graph import ModelGraph
 from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
@@ -69,36 +72,44 @@ def estimate(
     loads = _scaled([block.cost.load_s for block in prior.blocks], whole.load_s)
     infers = _scaled([block.cost.first_inference_s for block in prior.blocks], whole.first_inference_s)
 
-    def made() -> Profile:
-        blocks = tuple(
-            replace(block, cost=Cost(load + fixed_s, infer, infer))
-            for block, load, infer in zip(prior.blocks, loads, infers, strict=True)
-        )
-        contention = prior.contention._replace(serial_share=serial_share)
-        return replace(
-            prior,
-            source="measured",
-            blocks=blocks,
-            stage_fixed_s=fixed_s,
-            contention=contention,
-            segments={everything: whole},
-        )
-
     for _ in range(_SWEEPS):
+        growth = _growth(loads, fixed_s, whole.load_s)
         for (start, end), cost in stages.items():
-            now = made().cost(start, end)
+            inside = loads[start:end]
+            grown_s = growth * _pairs(inside + fixed_s)
             for values, wanted_s, got_s in (
-                (loads, cost.load_s - fixed_s, now.load_s - fixed_s),
-                (infers, cost.first_inference_s * inference_share, sum(infers[start:end])),
+                (inside, cost.load_s - fixed_s - grown_s, inside.sum()),
+                (infers[start:end], cost.first_inference_s * inference_share, infers[start:end].sum()),
             ):
-                if wanted_s > 0 and got_s > 0:
-                    factor = (wanted_s / got_s) ** _DAMPING
-                    values[start:end] = [value * factor for value in values[start:end]]
-    return made()
+                values *= (max(wanted_s, 0.01 * got_s) / got_s) ** _DAMPING
+    blocks = tuple(
+        replace(block, cost=Cost(load + fixed_s, infer, infer))
+        for block, load, infer in zip(prior.blocks, loads.tolist(), infers.tolist(), strict=True)
+    )
+    return replace(
+        prior,
+        source="measured",
+        blocks=blocks,
+        stage_fixed_s=fixed_s,
+        contention=prior.contention._replace(serial_share=serial_share),
+        segments={everything: whole},
+    )
 
 
-def _scaled(values: list[float], total: float) -> list[float]:
+def _growth(loads: NDArray[np.float64], fixed_s: float, whole_s: float) -> float:
+    """Return `Profile.load_growth` of these blocks, which load in `loads + fixed_s` each."""
+    beyond_s = whole_s - fixed_s - loads.sum()
+    pairs = _pairs(loads + fixed_s)
+    return float(beyond_s / pairs) if beyond_s > 0 and pairs > 0 else 0.0
+
+
+def _pairs(loads: NDArray[np.float64]) -> float:
+    """Return the sum of the products of each two."""
+    return float(loads.sum() ** 2 - (loads**2).sum())
+
+
+def _scaled(values: Sequence[float], total: float) -> NDArray[np.float64]:
     """Return the values with this sum; none of them 0, so that a correction can raise it."""
-    least = 1e-3 * (sum(values) or 1.0) / len(values)
-    raised = [max(value, least) for value in values]
-    return [value * total / sum(raised) for value in raised]
+    raised = np.maximum(np.array(values), 1e-3 * (sum(values) or 1.0) / len(values))
+    scaled: NDArray[np.float64] = raised * (total / raised.sum())
+    return scaled

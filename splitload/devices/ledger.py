@@ -10,8 +10,8 @@ from splitload.profile import Cost
 
 Segment = tuple[int, int]
 Sample = Callable[[Sequence[Segment]], Sequence[Cost]]
-FEWEST, MOST = 3, 9  # samples of a stage
-STEADY = 0.03  # a median is stable when the last sample moved it by no more than this share
+FEWEST, MOST = 3, 5  # samples of a stage
+STEADY = 0.05  # a median is stable when the last sample moved it by no more than this share
 
 
 class Ledger:
@@ -39,12 +39,18 @@ class Ledger:
         """
         stages = list(partition.stages())
         while not all(self.known(stage) for stage in stages):
-            if self._budget is not None and self.loads + len(stages) > self._budget:
+            if not self.spend(len(stages)):
                 return False
             costs = self._sample(stages)
-            self.loads += len(stages)
             for stage, cost in zip(stages, costs, strict=True):
                 self._samples.setdefault(stage, []).append(cost)
+        return True
+
+    def spend(self, loads: int) -> bool:
+        """Count so many loads that are about to be made; return False, and count none, if the budget is too small."""
+        if self._budget is not None and self.loads + loads > self._budget:
+            return False
+        self.loads += loads
         return True
 
     def known(self, stage: Segment) -> bool:
