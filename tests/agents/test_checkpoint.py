@@ -16,7 +16,7 @@ from splitload.agents.checkpoint import dump, restore
 from splitload.envs import SplitEnv
 
 COUNTS = (1, 2, 4, 5)
-LOADS = [0.02, 0.01, 0.05, 0.01, 0.03, 0.02, 0.04, 0.01, 0.01]
+LOADS = [0.011 + 0.083 * (7 * index % 19) / 19 + 0.004 * (index % 3) for index in range(19)]
 KINDS = {
     "balance": ("balance", {}),
     "ttfo": ("ttfo", {}),
@@ -42,8 +42,8 @@ def stopped_at(episodes: int, objective: str = "ttfo", **settings: Any) -> QLear
 def test_a_resumed_search_ends_as_an_uninterrupted_one(kind: str) -> None:
     objective, settings = KINDS[kind]
     whole = agent(objective, **settings).train(num_stages=COUNTS, patience=150)
-    assert whole.episodes > 700
-    for episodes in (0, 1, 2, 3, 5, 50, 301, 302, 303, 304, whole.episodes - 1):
+    assert whole.episodes > 600
+    for episodes in (0, 1, 2, 303, whole.episodes - 1):
         first = stopped_at(episodes, objective, **settings)
         text = json.dumps(dump(first), allow_nan=False)
         second = agent(objective, **settings)
@@ -92,11 +92,13 @@ def test_a_table_is_kept_while_its_states_wait_to_be_met_again() -> None:
     data = dump(stopped_at(304))
     second = agent()
     restore(second, copy.deepcopy(data))
-    second.train(num_stages=COUNTS, resume=True, episodes=305)  # meets one path of states
-    sizes = [sum(search["table"]["sizes"]) for search in dump(second)["searches"]]
-    assert all(now >= before["table"]["sizes"].__len__() for now, before in zip(sizes, data["searches"], strict=True))
-    rows = {len(search.table) for search in second.searches.values()}
-    assert max(rows) > 10
+    second.train(num_stages=COUNTS, resume=True, episodes=308)  # meets a path of states for each
+    for now, before in zip(dump(second)["searches"], data["searches"], strict=True):
+        kept = len(before["table"]["observations"])
+        assert now["table"]["observations"][:kept] == before["table"]["observations"]
+    met = [bool(actions) for actions, _ in second.searches[4].table.values()]
+    assert any(met)
+    assert not all(met)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_other_environments_are_refused() -> None:
     with pytest.raises(ValueError, match="of another environment"):
         restore(smaller, data)
     slower = QLearning(SplitEnv(make([2 * load for load in LOADS], threads=3), objective="ttfo", max_stages=6))
-    with pytest.raises(ValueError, match=r"value_s is 0\.\d+, in this environment it is 0\.\d+"):
+    with pytest.raises(ValueError, match=r"value_s is 1\.\d+, in this environment it is 2\.\d+"):
         restore(slower, data)
 
 
@@ -141,7 +143,7 @@ def refused(data: Any) -> str:
     """Return the line a damaged checkpoint is refused with; the agent stays as it was."""
     one = agent()
     before = json.dumps(dump(one))
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r"\w") as caught:
         restore(one, data)
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
@@ -219,11 +221,11 @@ DAMAGE: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "NaN": (("searches", 1, "returns", 0), float("nan"), "searches[1].returns must be a finite number"),
     "infinity": (("searches", 1, "bar"), float("inf"), "searches[1].bar must be a finite number"),
     "a value above 0": (("searches", 1, "table", "values", 0), 0.5, "must be a finite number from -1e+300 to 0"),
-    "a row of none": (("searches", 1, "table", "sizes", 0), 0, "sizes must be a whole number from 1 to 54"),
-    "an action outside": (("searches", 1, "plan", "actions", 0), 54, "from 0 to 53, it is 54"),
+    "a row of none": (("searches", 1, "table", "sizes", 0), 0, "sizes must be a whole number from 1 to 114"),
+    "an action outside": (("searches", 1, "plan", "actions", 0), 114, "from 0 to 113, it is 114"),
     "an illegal action": (("searches", 1, "plan", "actions", 0), 1, "no plan of 2 stages: 1 is not legal"),
-    "half a plan": (("searches", 1, "plan", "actions"), [9], "no plan of 2 stages: they end too soon"),
-    "an elite outside": (("searches", 1, "elites", 0, "actions", 1), -1, "from 0 to 53, it is -1"),
+    "half a plan": (("searches", 1, "plan", "actions"), [19], "no plan of 2 stages: they end too soon"),
+    "an elite outside": (("searches", 1, "elites", 0, "actions", 1), -1, "from 0 to 113, it is -1"),
     "many elites": (("searches", 1, "elites"), [{}] * 17, "must have at most 16 entries, it has 17"),
     "other split points": (("searches", 1, "plan", "split_points"), [8], "its actions lead to"),
     "another value": (("searches", 1, "plan", "value_s"), 1e-9, "value_s is 1e-09, in this environment it is"),
@@ -260,5 +262,5 @@ def test_rows_that_the_environment_does_not_confirm_are_learned_anew(whole: dict
 
 def test_a_start_that_is_too_short_is_followed_as_far_as_it_goes() -> None:
     one = agent()
-    first = one.train(num_stages=(4,), start={4: (9 * 3,)}, episodes=1).plans[4]
+    first = one.train(num_stages=(4,), start={4: (19 * 3,)}, episodes=1).plans[4]
     assert first.split_points[0] == 1
