@@ -105,10 +105,9 @@ class Checkpoint:
     def _restore(self, agent: QLearning) -> bool:
         """Give the agent what the file holds; return whether there was something."""
         try:
-            data = self._read()
-            if data is None:
-                return False
-            checkpoint.restore(agent, data)
+            checkpoint.restore(agent, self._read())
+        except FileNotFoundError:
+            return False
         except (OSError, ValueError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or error
             problem = f"the checkpoint '{self.path}' cannot be used: {reason}"
@@ -120,17 +119,14 @@ class Checkpoint:
         return True
 
     def _read(self) -> Any:
-        """Return the agent's part of the file, or None where there is no file.
+        """Return the agent's part of the file.
 
         Raises:
             OSError: If it cannot be read.
             ValueError: If it is damaged, or of another search.
             RecursionError: If it is nested without end.
         """
-        try:
-            size_bytes = self.path.stat().st_size
-        except FileNotFoundError:
-            return None
+        size_bytes = self.path.stat().st_size
         if size_bytes > MAX_BYTES:
             raise ValueError(f"it has {size_bytes} bytes, no checkpoint has more than {MAX_BYTES}")
         try:
