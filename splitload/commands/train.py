@@ -62,6 +62,11 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     )
     if options.split_points is not None:
         partition = fixed_plan(profile, options.split_points, first_trainable)
+        if options.max_stages is not None and partition.num_stages > options.max_stages:
+            count = count_of(partition.num_stages, "stage")
+            raise UsageError(
+                f"--split-points make {count}, --max-stages is {options.max_stages}; leave one of the two out"
+            )
         found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
     else:
         kept = None
@@ -154,7 +159,7 @@ def trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
     weighted = [index for index, node in enumerate(graph.nodes) if node.weights]
     if spec.isdecimal():
         if not 1 <= int(spec) <= len(weighted):
-            raise UsageError(f"--trainable {spec}: the model has {len(weighted)} layers with weights")
+            raise UsageError(f"--trainable {spec}: give 1 to {len(weighted)}, so many layers of the model have weights")
         first = weighted[-int(spec)]
     else:
         try:
