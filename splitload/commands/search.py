@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from splitload.agents import baselines, exact
 from splitload.agents.annealing import anneal
 from splitload.agents.exact_ttfo import Optimum, ttfo
-from splitload.agents.q_learning import Plan, Progress, QLearning
+from splitload.agents.q_learning import Progress, QLearning, SearchResult
+from splitload.commands import LEARNERS
+from splitload.commands.checkpoint import Checkpoint
 from splitload.envs.costs import cost_matrices
-from splitload.envs.split import SplitEnv
+from splitload.envs.split import SplitEnv, check_stages
 from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
@@ -38,7 +43,7 @@ class Found:
         values_s: The plan's value in seconds under the agent that found it ("learned" for Q-learning and SARSA), and
             the values of the baselines for the same number of stages; None where one does not apply.
         episodes: Episodes of the learning agent, 0 for the others.
-        search_s: Seconds the search took, without profiling.
+        search_s: Seconds the search took, without profiling; of one that was resumed, since then.
         two_stages_s: For a plan of one stage what the number of stages is chosen by, of the best two; None where
             there are no two.
         exact_bound_s: Seconds that no plan of as many stages can do better than: what "exact" is worth where that is
@@ -65,12 +70,15 @@ class Search:
         profile: Costs of the model on the device.
         agent: One of `splitload.commands.AGENTS`.
         objective: One of `splitload.commands.OBJECTIVES`.
-        max_stages: The most stages, at least 1; more than there are blocks is the same as all of them. None: 8, or 16
-            where as many, cut by rule, promise a twentieth.
+        max_stages: The most stages, at least 1 and no more than the model can have. None: 8, or 16 where as many, cut
+            by rule, promise a twentieth; or all where there are fewer.
         num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
         seed: Seed of the agent, and of the random baseline.
         episodes: Most episodes in all, or None for the agent's own rule.
         trainable_from: First trainable block; it and all after it lie in the last stage.
+
+    Raises:
+        UsageError: If the model cannot be cut into `max_stages` stages.
     """
 
     def __init__(
@@ -93,28 +101,35 @@ class Search:
         self._trainable_from = trainable_from
         self._matrices = cost_matrices(profile)
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
-        most = num_stages or min(max_stages or self._enough(limit), limit)
+        if max_stages is not None:
+            check_stages(max_stages, profile.num_blocks, trainable_from)
+        most = num_stages or max_stages or min(self._enough(limit), limit)
         self._counts = range(num_stages or 1, most + 1)
         self._learner: QLearning | None = None
         self._optima: dict[int, Optimum] = {}  # by number of stages
 
-    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Found:
+    def run(self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None) -> Found:
         """Search, and value the baselines for the number of stages that was found.
 
         Args:
             on_progress: Called after each episode of a learning agent.
+            checkpoint: Where a learning agent's search is kept, and resumed from; None for nowhere.
 
         Raises:
             KeyboardInterrupt: As it came; `best` then holds what was found.
+            CheckpointError: If the checkpoint cannot be resumed from.
+            OutputError: If the checkpoint cannot be written.
         """
         start = time.perf_counter()
-        partition = self.plan(on_progress)
+        partition = self.plan(on_progress, checkpoint)
         episodes = self._learner.result().episodes if self._learner else 0
         return self._found(partition, episodes, time.perf_counter() - start)
 
-    def plan(self, on_progress: Callable[[Progress], None] | None = None) -> Partition:
+    def plan(
+        self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
+    ) -> Partition:
         """Search, and return the plan alone; see `run`."""
-        if self._agent in ("q-learning", "sarsa"):
+        if self._agent in LEARNERS:
             env = SplitEnv(
                 self._profile,
                 objective=self._objective,
@@ -122,7 +137,8 @@ class Search:
                 trainable_from=self._trainable_from,
             )
             self._learner = QLearning(env, sarsa=self._agent == "sarsa", seed=self._seed)
-            self._learner.train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
+            train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
+            train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
             partition = self.best
         else:
             partition = self._pick(self._by_rule(self._agent, count) for count in self._counts)
@@ -152,7 +168,7 @@ class Search:
 
     def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
         """Value the plan, and what the baselines give for as many stages."""
-        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._learner else None}
+        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._agent in LEARNERS else None}
         optimum = self._optimum(partition.num_stages, partition.split_points)
         for name in BASELINES:
             values[name] = self.value_s(self._by_rule(name, partition.num_stages))
@@ -164,8 +180,28 @@ class Search:
     @property
     def best(self) -> Partition | None:
         """The best plan so far, or None before the first."""
-        plans: Mapping[int, Plan] = self._learner.result().plans if self._learner else {}
-        return self._pick(Partition(self._profile.num_blocks, plan.split_points) for plan in plans.values())
+        plans = self.learned.plans.values() if self.learned else ()
+        return self._pick(Partition(self._profile.num_blocks, plan.split_points) for plan in plans)
+
+    @property
+    def learned(self) -> SearchResult | None:
+        """What the learning agent found so far, or None for other agents and before it began."""
+        return self._learner.result() if self._learner else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this search from others, as JSON values; how long it may go on is no part of it."""
+        text = json.dumps(self._profile.to_json(), sort_keys=True)
+        return {
+            "model": self._profile.model,
+            "device": self._profile.device,
+            "profile_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "objective": self._objective,
+            "agent": self._agent,
+            "num_stages": list(self._counts),
+            "trainable_from": self._trainable_from,
+            "seed": self._seed,
+        }
 
     def value_s(self, partition: Partition) -> float:
         """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""

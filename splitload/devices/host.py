@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from splitload.atomic import write_text
 from splitload.devices import Progress
 from splitload.devices.ledger import Segment, median_cost
 from splitload.errors import ModelError, OutputError, ProfileError
@@ -199,16 +198,9 @@ def write_profile(path: Path, profile: Profile, *, make_folder: bool = False) ->
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(profile.to_json(), file, indent=1)
-            Path(made).replace(path)
-        except BaseException:
-            Path(made).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise OutputError(f"cannot write profile '{path}': {error.strerror or error}") from error
+    write_text(path, json.dumps(profile.to_json(), indent=1), "profile")
 
 
 def _half(graph: ModelGraph) -> int:
