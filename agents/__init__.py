@@ -1,17 +1,21 @@
-"""Agents that choose split points: tabular reinforcement learning, the exact optimum, and simple baselines.
+"""Agents that choose split points: tabular reinforcement learning, the exact optimum, and baselines.
 
 An agent knows an environment or a cost matrix, not a neural network: nothing here imports the rest of splitload.
 """
 
+from splitload.agents.annealing import anneal
 from splitload.agents.baselines import random_partition, uniform_blocks, uniform_bytes
-from splitload.agents.exact import balance, ttfo
+from splitload.agents.exact import balance
+from splitload.agents.exact_ttfo import Optimum, ttfo
 from splitload.agents.q_learning import Plan, Progress, QLearning, SearchResult
 
 __all__ = [
+    "Optimum",
     "Plan",
     "Progress",
     "QLearning",
     "SearchResult",
+    "anneal",
     "balance",
     "random_partition",
     "ttfo",

@@ -5,22 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from splitload.agents import baselines, exact
+from splitload.agents.annealing import anneal
+from splitload.agents.exact_ttfo import Optimum, ttfo
 from splitload.agents.q_learning import Plan, Progress, QLearning
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv
 from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
+from splitload.schedule import Clock
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what more stages must gain over fewer; plans of many stages err alike
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
+EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
 _RULES = ("balance", "uniform_bytes", "uniform_blocks")
-BASELINES = ("exact", "uniform_bytes", "uniform_blocks", "random")
+BASELINES = ("exact", "annealing", "uniform_bytes", "uniform_blocks", "random")
 Objective = Literal["balance", "ttfo"]
 
 
@@ -36,6 +41,8 @@ class Found:
         search_s: Seconds the search took, without profiling.
         two_stages_s: For a plan of one stage what the number of stages is chosen by, of the best two; None where
             there are no two.
+        exact_bound_s: Seconds that no plan of as many stages can do better than: what "exact" is worth where that is
+            proved to be optimal, less where the time for a proof was over; None where there is no such value.
     """
 
     partition: Partition
@@ -43,6 +50,7 @@ class Found:
     episodes: int
     search_s: float
     two_stages_s: float | None
+    exact_bound_s: float | None = None
 
 
 class Search:
@@ -88,6 +96,7 @@ class Search:
         most = num_stages or min(max_stages or self._enough(limit), limit)
         self._counts = range(num_stages or 1, most + 1)
         self._learner: QLearning | None = None
+        self._optima: dict[int, Optimum] = {}  # by number of stages
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> Found:
         """Search, and value the baselines for the number of stages that was found.
@@ -112,7 +121,7 @@ class Search:
             partition = self.best
         else:
             episodes = 0
-            partition = self._pick(filter(None, (self._by_rule(self._agent, count) for count in self._counts)))
+            partition = self._pick(self._by_rule(self._agent, count) for count in self._counts)
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
         return self._found(partition, episodes, time.perf_counter() - start)
@@ -124,11 +133,13 @@ class Search:
     def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
         """Value the plan, and what the baselines give for as many stages."""
         values: dict[str, float | None] = {"learned": self.value_s(partition) if self._learner else None}
+        optimum = self._optimum(partition.num_stages, partition.split_points)
         for name in BASELINES:
-            other = self._by_rule(name, partition.num_stages)
-            values[name] = None if other is None else self.value_s(other)
+            values[name] = self.value_s(self._by_rule(name, partition.num_stages))
         two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
-        return Found(partition, values, episodes, search_s, None if two is None else self._seconds(two))
+        two_stages_s = None if two is None else self._seconds(two)
+        bound_s = values["exact"] if optimum.proved else optimum.bound_s
+        return Found(partition, values, episodes, search_s, two_stages_s, bound_s)
 
     @property
     def best(self) -> Partition | None:
@@ -147,8 +158,7 @@ class Search:
         if limit < MANY_STAGES:
             return MAX_STAGES
         usual, many = (
-            min(self._seconds(plan) for name in _RULES if (plan := self._by_rule(name, count)) is not None)
-            for count in (MAX_STAGES, MANY_STAGES)
+            min(self._seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
@@ -166,28 +176,20 @@ class Search:
         schedule = self._profile.schedule(partition)
         return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
 
-    def _by_rule(self, name: str, count: int) -> Partition | None:
-        """Return the partition a rule gives for `count` stages, or None where it gives none.
+    def _by_rule(self, name: str, count: int) -> Partition:
+        """Return the partition a rule gives for `count` stages.
 
         Rules are the baselines and "balance", the exact cut into equal loads.
         """
         blocks = [block.weights_bytes for block in self._profile.blocks]
         last = self._trainable_from
         points: Sequence[int]
-        if name == "balance" or (name == "exact" and self._objective == "balance"):
+        if name == "balance":
             points, _ = exact.balance(self._matrices.load_s, count, last)
         elif name == "exact":
-            contention = self._profile.contention
-            if count > contention.threads:
-                return None  # the order of waiting loads makes it another problem
-            points, _ = exact.ttfo(
-                self._matrices.load_s,
-                self._matrices.first_inference_s,
-                count,
-                contention.threads,
-                contention.slowdown(count),
-                last,
-            )
+            points = self._optimum(count).split_points
+        elif name == "annealing":
+            points = self._annealed(count)
         elif name in ("uniform", "uniform_bytes"):
             points = baselines.uniform_bytes(blocks, count, last)
         elif name == "uniform_blocks":
@@ -195,6 +197,58 @@ class Search:
         else:
             points = baselines.random_partition(len(blocks), count, last, seed=self._seed)
         return Partition.of(len(blocks), points)
+
+    def _optimum(self, count: int, start: tuple[int, ...] | None = None) -> Optimum:
+        """Return the best plan of `count` stages for the objective; the first call for a count begins with `start`."""
+        if count not in self._optima:
+            costs, contention = self._matrices, self._profile.contention
+            slowdown = contention.slowdown(count)
+            if self._objective == "balance":
+                points, largest_s = exact.balance(costs.load_s, count, self._trainable_from)
+                self._optima[count] = Optimum(points, largest_s * slowdown, largest_s * slowdown)
+            else:
+                optimum = ttfo(
+                    costs.load_s,
+                    costs.first_inference_s,
+                    count,
+                    contention.threads,
+                    slowdown,
+                    self._trainable_from,
+                    read=costs.read_s,
+                    limit_s=EXACT_LIMIT_S,
+                    starts=() if start is None else (start,),
+                )
+                if not optimum.proved:  # then annealing may know a better plan
+                    annealed = self._annealed(count)
+                    value_s = self._value_of(count)(annealed)
+                    if value_s < optimum.value_s:
+                        optimum = Optimum(annealed, value_s, optimum.bound_s)
+                self._optima[count] = optimum
+        return self._optima[count]
+
+    def _annealed(self, count: int) -> tuple[int, ...]:
+        """Return the split points that annealing finds for `count` stages."""
+        num_blocks = self._profile.num_blocks
+        return anneal(self._value_of(count), num_blocks, count, self._trainable_from, seed=self._seed)
+
+    def _value_of(self, count: int) -> Callable[[tuple[int, ...]], float]:
+        """Return what values plans of `count` stages for the objective, in seconds, as fast as Python can."""
+        contention, num_blocks = self._profile.contention, self._profile.num_blocks
+        slowdown = contention.slowdown(count)
+        load: list[list[float]] = self._matrices.load_s.tolist()
+        infer: list[list[float]] = self._matrices.first_inference_s.tolist()
+        read: list[list[float]] = self._matrices.read_s.tolist()
+
+        def largest(points: tuple[int, ...]) -> float:
+            return slowdown * max(load[start][end] for start, end in pairwise((0, *points, num_blocks)))
+
+        def first_output(points: tuple[int, ...]) -> float:
+            clock = Clock(contention.threads, slowdown)
+            for start, end in pairwise((0, *points, num_blocks)):
+                clock.add(load[start][end], infer[start][end], read[start][end])
+            return clock.inferred_s
+
+        return largest if self._objective == "balance" else first_output
 
 
 def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: int | None) -> Partition:

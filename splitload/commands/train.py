@@ -221,13 +221,15 @@ def _show(
     what = "largest stage load" if result["objective"] == "balance" else "time to first output"
     values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
     if values:
+        exact, bound = found.values_s.get("exact"), found.exact_bound_s
+        if exact and bound is not None and bound < exact:
+            over = f"at most {(exact / bound - 1):.1%} above the optimum" if bound > 0 else "optimum unknown"
+            values = {f"best known, {over}" if name == "exact" else name: value for name, value in values.items()}
+        proved = exact is None or bound is None or bound >= exact
         console.table(
             f"{what}, {count} loading in parallel, {predicted}",
-            ("plan", "ms", "÷ exact"),
-            [
-                (name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if (exact := values.get("exact")) else "")
-                for name, value in values.items()
-            ],
+            ("plan", "ms", "÷ exact" if proved else "÷ best known"),
+            [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
         )
     if trial := result["trial"]:
         split, whole = (milliseconds(trial[f"{name}_ttfo_s"]) for name in ("split", "whole"))

@@ -1,8 +1,11 @@
 """What every agent keeps, whatever it does: legal split points, the same for the same seed, no partition no answer."""
 
+from functools import partial
+from itertools import pairwise
+
 import pytest
 
-from splitload.agents import QLearning, balance, random_partition, ttfo, uniform_blocks, uniform_bytes
+from splitload.agents import QLearning, anneal, balance, random_partition, ttfo, uniform_blocks, uniform_bytes
 from splitload.envs import SplitEnv, cost_matrices
 from splitload.partition import Partition
 
@@ -13,10 +16,19 @@ def _learn(profile, num_stages, trainable_from, seed, objective="balance", sarsa
     return result.plans[num_stages].split_points
 
 
-def _exact_ttfo(profile, num_stages, trainable_from, seed):
-    costs, contention = cost_matrices(profile), profile.contention
-    slowdown = contention.slowdown(num_stages)
-    return ttfo(costs.load_s, costs.first_inference_s, num_stages, contention.threads, slowdown, trainable_from)[0]
+def _exact_ttfo(profile, num_stages, trainable_from, seed, threads=16):
+    costs = cost_matrices(profile)
+    slowdown = profile.contention.slowdown(num_stages)
+    return ttfo(costs.load_s, costs.first_inference_s, num_stages, threads, slowdown, trainable_from).split_points
+
+
+def _anneal(profile, num_stages, trainable_from, seed):
+    load = cost_matrices(profile).load_s
+
+    def largest(points):
+        return max(load[stage] for stage in pairwise((0, *points, profile.num_blocks)))
+
+    return anneal(largest, profile.num_blocks, num_stages, trainable_from, seed=seed, steps=50)
 
 
 AGENTS = {
@@ -25,6 +37,8 @@ AGENTS = {
     "q-learning ttfo": lambda *arguments: _learn(*arguments, objective="ttfo"),
     "exact": lambda profile, count, first, seed: balance(cost_matrices(profile).load_s, count, first)[0],
     "exact ttfo": _exact_ttfo,
+    "exact ttfo on two threads": partial(_exact_ttfo, threads=2),
+    "annealing": _anneal,
     "uniform by bytes": lambda profile, count, first, seed: uniform_bytes(
         [block.weights_bytes for block in profile.blocks], count, first
     ),

@@ -1,4 +1,4 @@
-"""The exact solver against brute force, and what it refuses."""
+"""The exact balanced partition against brute force, and what is refused."""
 
 import itertools
 
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitload.agents import balance, ttfo
-from splitload.schedule import Contention, simulate
+from splitload.agents import balance
 
 
 def matrix(num_blocks, seed):
@@ -42,35 +41,11 @@ def test_balance_is_the_best_of_all_plans(problem):
         assert largest == values[points] == min(values.values())
 
 
-@settings(max_examples=60, deadline=None)
-@given(problems)
-def test_ttfo_is_the_best_of_all_schedules(problem):
-    num_blocks, trainable_from, seed = problem
-    load, infer = matrix(num_blocks, seed), matrix(num_blocks, seed + 1)
-    contention = Contention(num_blocks, 0.3, 0.2)
-    for num_stages in range(1, num_blocks + 1 if trainable_from is None else trainable_from + 2):
-        values = {
-            points: simulate([load[s] for s in stages], [infer[s] for s in stages], contention).ttfo_s
-            for points, stages in plans(num_blocks, num_stages, trainable_from)
-        }
-        slowdown = contention.slowdown(num_stages)
-        points, first = ttfo(load, infer, num_stages, contention.threads, slowdown, trainable_from)
-        assert first == pytest.approx(min(values.values()), rel=1e-12)
-        assert values[points] == pytest.approx(first, rel=1e-12)
-
-
-def test_matrices_are_left_alone():
-    load, infer = matrix(5, 0), matrix(5, 1)
-    copies = load.copy(), infer.copy()
+def test_the_matrix_is_left_alone():
+    load = matrix(5, 0)
+    copy = load.copy()
     balance(load, 3)
-    ttfo(load, infer, 3, 4, 1.5)
-    assert np.array_equal(load, copies[0])
-    assert np.array_equal(infer, copies[1])
-
-
-def test_more_stages_than_threads_are_refused():
-    with pytest.raises(ValueError, match="4 stages on 3 threads"):
-        ttfo(matrix(6, 0), matrix(6, 0), 4, 3, 1.0)
+    assert np.array_equal(load, copy)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +61,3 @@ def test_more_stages_than_threads_are_refused():
 def test_what_cannot_be_solved(load, num_stages, trainable_from, message):
     with pytest.raises(ValueError, match=message):
         balance(load, num_stages, trainable_from)
-    with pytest.raises(ValueError, match=message):
-        ttfo(load, load, num_stages, 8, 1.0, trainable_from)
-
-
-def test_differing_shapes_are_refused():
-    with pytest.raises(ValueError, match="must be equal"):
-        ttfo(matrix(4, 0), matrix(5, 0), 2, 8, 1.0)

@@ -23,7 +23,7 @@ def exact_values(env):
         else:
             values[count] = ttfo(
                 costs.load_s, costs.first_inference_s, count, contention.threads, slowdown, env.trainable_from
-            )[1]
+            ).value_s
     return values
 
 

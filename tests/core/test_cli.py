@@ -18,7 +18,7 @@ import runtime_models
 from onnx import TensorProto, helper
 
 import splitload.envs.split
-from splitload import commands
+from splitload import commands, devices
 from splitload.bundle import MANIFEST, read_manifest
 from splitload.cli import main
 from splitload.commands.console import shortened
@@ -83,7 +83,7 @@ def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> 
     assert list(found) == keys
     assert found["trial"] is None
     assert list(found["plan"]) == ["num_stages", "split_points"]
-    assert list(found["value"]) == ["learned", "exact", "uniform_bytes", "uniform_blocks", "random"]
+    assert list(found["value"]) == ["learned", "exact", "annealing", "uniform_bytes", "uniform_blocks", "random"]
     assert list(found["ttfo_s"]) == ["predicted", "measured"]
     assert (found["model"], found["device"], found["objective"]) == (str(chain_model), "s20", objective)
     assert found["ttfo_s"]["measured"] is None
@@ -91,6 +91,21 @@ def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> 
     assert (found["value"]["learned"] is not None) == learns == (found["episodes"] > 0)
     manifest = read_manifest(Path(found["bundle"]), "hashes")
     assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == len(found["plan"]["split_points"]) + 1
+
+
+def test_train_says_where_the_best_plan_is_not_proved(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    s20 = (Path(devices.__file__).parent / "s20.toml").read_text(encoding="utf-8")
+    Path("two.toml").write_text(s20.replace("threads = 8", "threads = 2"), encoding="utf-8")
+    words = ["train", "--device", "two.toml", "--agent", "annealing", "--objective", "ttfo", "--max-stages", "4"]
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert "÷ exact" in out
+    assert "best known" not in out
+    monkeypatch.setattr("splitload.commands.search.EXACT_LIMIT_S", 0.0)
+    code, out, _ = cli(*words, "-o", "other.splitload")
+    assert code == 0
+    assert "÷ best known" in out
+    assert "best known, at most " in out
 
 
 def test_train_shows_plan_baselines_schedule_and_bundle(cli: Run) -> None:
@@ -161,7 +176,7 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "option": ([*TRAIN, "--speed"], "unrecognized arguments: --speed"),
     "no device": (["train", "model.onnx"], "required: --device"),
     "device": (["train", "model.onnx", "--device", "s21"], "unknown device 's21'. Did you mean s20?"),
-    "agent": ([*TRAIN, "--agent", "qlearning"], "unknown agent 'qlearning'. Did you mean q-learning?"),
+    "agent": ([*TRAIN, "--agent", "qlearning"], "unknown agent 'qlearning'. Did you mean q-learning"),
     "objective": ([*TRAIN, "--objective", "tffo"], "unknown objective 'tffo'. Did you mean ttfo?"),
     "zoo": (["train", "zoo:mobilenet", "--device", "s20"], "unknown zoo model 'mobilenet'. Did you mean mobilenet_v1?"),
     **{

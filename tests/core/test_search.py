@@ -50,3 +50,22 @@ def test_more_stages_pay(objective: str) -> None:
     assert mine < (1 - WORTHWHILE) * seconds(1)
     assert all(mine < seconds(count) for count in range(2, taken.num_stages))
     assert all(seconds(count) > (1 - FURTHER[objective]) * mine for count in range(taken.num_stages, MAX_STAGES + 1))
+
+
+@pytest.mark.parametrize("agent", ["exact", "uniform", "annealing", "q-learning"])
+@pytest.mark.parametrize("limit_s", [0.0, 60.0])
+def test_no_plan_is_better_than_the_exact_one(agent: str, limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitload.commands.search.EXACT_LIMIT_S", limit_s)
+    made = profile(60.0, 16)  # on two threads
+    found = Search(made, objective="ttfo", agent=agent, max_stages=5, episodes=300).run()
+    assert found.partition.num_stages > 2
+    value = made.schedule(found.partition).ttfo_s
+    values = [value, *(each for each in found.values_s.values() if each is not None)]
+    exact, bound = found.values_s["exact"], found.exact_bound_s
+    assert exact is not None
+    assert bound is not None
+    assert bound <= exact * (1 + 1e-9)
+    if limit_s:
+        assert bound == exact <= min(values) * (1 + 1e-9)
+    else:
+        assert bound < exact <= value * (1 + 1e-9)
