@@ -226,6 +226,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--seed", type=_count, default=0, help="seed of the search (default: %(default)s)")
     train.add_argument(
+        "--seeds",
+        type=_at_least_one,
+        default=1,
+        metavar="N",
+        help="search with N seeds from --seed on, and take the best plan (default: %(default)s)",
+    )
+    train.add_argument(
+        "--jobs", type=_at_least_one, metavar="J", help="searches at a time (default: one for each available thread)"
+    )
+    train.add_argument(
+        "--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster, which is trusted"
+    )
+    train.add_argument(
         "--max-stages",
         type=_at_least_one,
         metavar="K",

@@ -12,6 +12,7 @@ from splitload.agents import baselines, exact
 from splitload.agents.annealing import anneal
 from splitload.agents.exact_ttfo import Optimum, ttfo
 from splitload.agents.q_learning import Plan, Progress, QLearning
+from splitload.commands import LEARNERS
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv
 from splitload.errors import PartitionError, UsageError
@@ -108,7 +109,7 @@ class Search:
             KeyboardInterrupt: As it came; `best` then holds what was found.
         """
         start = time.perf_counter()
-        if self._agent in ("q-learning", "sarsa"):
+        if self._agent in LEARNERS:
             env = SplitEnv(
                 self._profile,
                 objective=self._objective,
@@ -132,12 +133,12 @@ class Search:
 
     def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
         """Value the plan, and what the baselines give for as many stages."""
-        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._learner else None}
+        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._agent in LEARNERS else None}
         optimum = self._optimum(partition.num_stages, partition.split_points)
         for name in BASELINES:
             values[name] = self.value_s(self._by_rule(name, partition.num_stages))
         two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
-        two_stages_s = None if two is None else self._seconds(two)
+        two_stages_s = None if two is None else self.seconds(two)
         bound_s = values["exact"] if optimum.proved else optimum.bound_s
         return Found(partition, values, episodes, search_s, two_stages_s, bound_s)
 
@@ -158,7 +159,7 @@ class Search:
         if limit < MANY_STAGES:
             return MAX_STAGES
         usual, many = (
-            min(self._seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
+            min(self.seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
@@ -167,11 +168,11 @@ class Search:
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
             gain = WORTHWHILE if picked is None or picked.num_stages == 1 else FURTHER[self._objective]
-            if picked is None or self._seconds(partition) < (1 - gain) * self._seconds(picked):
+            if picked is None or self.seconds(partition) < (1 - gain) * self.seconds(picked):
                 picked = partition
         return picked
 
-    def _seconds(self, partition: Partition) -> float:
+    def seconds(self, partition: Partition) -> float:
         """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds."""
         schedule = self._profile.schedule(partition)
         return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s

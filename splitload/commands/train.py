@@ -14,6 +14,7 @@ from splitload.bench import Arm, run_arms
 from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import BASELINES, Found, Search, fixed_plan
+from splitload.commands.seeds import SeedRun, best_of, check_seeds, search_seeds
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
@@ -40,24 +41,31 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         raise UsageError("-o needs a name, for example -o model.splitload")
     target = Path(options.output or f"{_stem(options.model)}.splitload")
     check_target(target)
+    check_seeds(options)
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
     source, graph, profile = prepare(options, console, cache, device, feeds)
     first_trainable = trainable_from(options.trainable, graph)
     if len(graph.blocks) == 1:
         console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
-    search = Search(
-        profile,
-        agent=options.agent,
-        objective=options.objective,
-        max_stages=options.max_stages,
-        seed=options.seed,
-        episodes=options.episodes,
-        trainable_from=first_trainable,
-    )
+    settings = {
+        "agent": options.agent,
+        "objective": options.objective,
+        "max_stages": options.max_stages,
+        "episodes": options.episodes,
+        "trainable_from": first_trainable,
+    }
+    seed, runs = options.seed, list[SeedRun]()
+    search = Search(profile, seed=seed, **settings)
     if options.split_points is not None:
         partition = fixed_plan(profile, options.split_points, first_trainable)
         found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
+    elif options.seeds > 1:
+        try:
+            best = search_seeds(options, settings, profile, console, runs)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_resume_hint(options, best_of(runs).found.partition if runs else None)) from None
+        seed, found = best.seed, best.found
     else:
         with console.progress("search", unit="episodes") as show:
 
@@ -83,7 +91,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "agent": options.agent if options.split_points is None else "given",
         "objective": options.objective,
         "trainable": options.trainable,
-        "seed": options.seed,
+        "seed": seed,
         "episodes": found.episodes,
         "num_blocks": profile.num_blocks,
         "split_points": list(found.partition.split_points),
@@ -121,6 +129,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "search_s": found.search_s,
         "bundle": str(target),
     }
+    if runs:
+        result["seeds"] = [run.to_json() for run in runs]
     _show(console, graph, profile, stages, found, result)
     return result
 
