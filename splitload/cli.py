@@ -226,10 +226,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--seed", type=_count, default=0, help="seed of the search (default: %(default)s)")
     train.add_argument(
+        "--seeds",
+        type=_at_least_one,
+        default=1,
+        metavar="N",
+        help="search with N seeds from --seed on, and take the best plan (default: %(default)s)",
+    )
+    train.add_argument(
+        "--jobs", type=_at_least_one, metavar="J", help="searches at a time (default: one for each available thread)"
+    )
+    train.add_argument(
+        "--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster, which is trusted"
+    )
+    train.add_argument(
         "--max-stages",
         type=_at_least_one,
         metavar="K",
         help="the most stages (default: 8, or 16 where so many promise a twentieth)",
+    )
+    train.add_argument(
+        "--budget",
+        type=_at_least_one,
+        metavar="N",
+        help="search with at most N measured stage loads, in place of a profile of every block (host only)",
     )
     train.add_argument(
         "--trainable",

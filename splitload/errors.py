@@ -9,6 +9,7 @@ SplitloadError
 ├── BundleError (ValueError)         a bundle that is incomplete, damaged or of another version
 ├── StageError (RuntimeError)        a stage that could not be loaded or run
 ├── OutputError (OSError)            a result that could not be written
+├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
 """
 
@@ -51,6 +52,10 @@ class StageError(SplitloadError, RuntimeError):
 
 class OutputError(SplitloadError, OSError):
     """A result could not be written; what stood there before is untouched."""
+
+
+class ClusterError(SplitloadError, ConnectionError):
+    """A cluster cannot be reached, or cannot run what it is given."""
 
 
 class MissingPackageError(SplitloadError, ImportError):
