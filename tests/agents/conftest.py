@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from synthetic import make
 
-from splitload.profile import BlockProfile, Cost, Profile
-from splitload.schedule import Contention
-
-
-def make(loads: Sequence[float], *, fixed: float = 0.0, threads: int = 16, infer_share: float = 0.3) -> Profile:
-    blocks = tuple(
-        BlockProfile(f"block{index}", int(load * 1e9), Cost(load + fixed, load * infer_share, load * infer_share / 2))
-        for index, load in enumerate(map(float, loads))
-    )
-    return Profile(
-        "synthetic", "0" * 64, "native", "test", "simulated", blocks, fixed, Contention(threads, 0.2, 0.1)
-    )  # fmt: skip
+from splitload.profile import Profile
 
 
 def superlinear(profile: Profile) -> Profile:

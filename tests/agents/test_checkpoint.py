@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import make
+from synthetic import make
 
 from splitload.agents import QLearning
 from splitload.agents.checkpoint import dump, restore
