@@ -48,6 +48,27 @@ def _errors(cases: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
+def budget(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return how plans found within a budget of loads do beside those of a full profile, measured."""
+    head = ("model", "objective", "k", "loads", "of a full profile", "budget ms", "full ms", "budget ÷ full", "n")
+    return head, [
+        (
+            row["model"],
+            f"{row['objective']} ({row['compared_by']})",
+            " and ".join(dict.fromkeys(str(len(row["split_points"][name]) + 1) for name in ("budget", "full")))
+            + ("" if row["num_stages"] is not None else ", free"),
+            str(row["loads"]),
+            str(row["full_loads"]),
+            _spread(row["samples_s"]["budget"]),
+            _spread(row["samples_s"]["full"]),
+            f"{row['ratio']:.3f}" + (", same plan" if len({str(p) for p in row["split_points"].values()}) == 1 else ""),
+            str(len(row["samples_s"]["full"])),
+        )
+        for _, record in records
+        for row in record["rows"]
+    ]
+
+
 def rivals(records: Iterable[tuple[str, Any]]) -> Table:
     """Return the measured time to first output of learned plans beside that of the baselines' plans."""
     rows = [row for _, record in records for row in record["rows"]]

@@ -240,6 +240,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "calibration": ("calibration", _every, calibration_table),
     "predictions": ("predictions", _every, lambda found: _table(*plan_tables.predictions(found))),
     "rivals": ("rivals", _every, lambda found: _table(*plan_tables.rivals(found))),
+    "budget": ("budget", _every, lambda found: _table(*plan_tables.budget(found))),
     "steps": ("steps", _every, steps_table),
 }
 
