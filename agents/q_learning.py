@@ -54,8 +54,8 @@ __all__ = ["DEFAULT_EPISODES", "Plan", "Progress", "QLearning", "SearchResult"]
 DEFAULT_EPISODES = 20_000
 """Most episodes for each number of stages, where the caller sets no budget."""
 
-_ELITES = 16  # best plans of a round that episodes return to
-_ROUNDS = 4  # in a row without a better plan, after which a search is given up
+ELITES = 16  # best plans of a round that episodes return to
+ROUNDS = 4  # in a row without a better plan, after which a search is given up
 _LOG_FURTHER = math.log(0.7)  # of the share of deviations that go one cut further
 _EQUAL = 1e-9  # Plans whose values differ by a smaller share count as equal, so that rounding makes no record.
 
@@ -149,7 +149,7 @@ class SearchState:
     Attributes:
         options: Of every reset.
         start: Actions of a first episode that is given.
-        table: By observation the legal actions and their values.
+        table: By observation the legal actions and their values. Restored rows have no actions until they are met.
         plan: The record.
         bar: Its return.
         markov: Whether rewards depend on the state alone.
@@ -188,7 +188,8 @@ class QLearning:
     cuts that are close. `splitload.envs.SplitEnv` does all that.
 
     Everything found so far is in `result()` at any time, so also after a `KeyboardInterrupt` left `train`; and
-    `splitload.agents.checkpoint` saves and restores all of it.
+    `splitload.agents.checkpoint` saves and restores all of it. Between two episodes (`on_progress`, `should_stop`)
+    nothing is lost: a search that resumes from there ends as it would have ended.
 
     Args:
         env: The environment.
@@ -300,6 +301,8 @@ class QLearning:
         self.env.reset(seed=self.seed)
         reason: StopReason = "episodes"
         while active := [search for search in self.searches.values() if search.stopped == "running"]:
+            played = min(len(search.returns) for search in active)  # a resumed search may start amid a round of turns
+            active = [search for search in active if len(search.returns) == played]
             for search in active:
                 if should_stop is not None and should_stop():
                     reason = "stopped"
@@ -310,7 +313,7 @@ class QLearning:
                     if on_progress is not None and (now := self._progress(search, budget, epsilon)) is not None:
                         on_progress(now)
                     continue
-                for unfinished in active:
+                for unfinished in self.searches.values():
                     if unfinished.stopped == "running":
                         unfinished.stopped = reason
                 break
@@ -336,6 +339,7 @@ class QLearning:
         """Play one episode, learn from it, and return its last `info`; one that cannot be worth its end is left."""
         env, draw, table = self.env, self.rng.random, search.table
         guide, left_below = self._guide(search)
+        guided = iter(guide)
         bar = search.bar * (1 - _EQUAL)  # returns are negative: this is a little above the record's
         hopeless_below_zero = search.tolerant and search.one_sided
         observation, info = env.reset(options=search.options)
@@ -345,11 +349,14 @@ class QLearning:
         while not over:
             key = observation.tobytes()
             row = table.get(key)
-            if row is None:
+            if row is None or not row[0]:
                 actions = np.flatnonzero(info["action_mask"]).tolist()
-                row = table[key] = (actions, [0.0 if self.optimistic else -1.0] * len(actions))
+                values = row[1] if row else []
+                if len(values) != len(actions):
+                    values = [0.0 if self.optimistic else -1.0] * len(actions)
+                row = table[key] = (actions, values)
             actions, values = row
-            wanted = guide[len(taken)] - actions[0] if guide else -1
+            wanted = next(guided, -1) - actions[0]
             if 0 <= wanted < len(actions):
                 index = wanted
             elif epsilon and draw() < epsilon:
@@ -382,7 +389,7 @@ class QLearning:
         elites, draw = search.elites, self.rng.random
         if not search.returns:
             return list(search.start), -math.inf
-        full = len(elites) == _ELITES
+        full = len(elites) == ELITES
         sure = search.markov or search.tolerant  # the table alone ends with a proof, and sooner
         if sure or not elites or len(elites[0].actions) < 2 or draw() >= self.return_share:
             return [], math.inf if full else -math.inf
@@ -435,7 +442,7 @@ class QLearning:
             search.elites = []
             search.idle = 0
             search.rounds += 1
-            if search.rounds == _ROUNDS:
+            if search.rounds == ROUNDS:
                 search.stopped = "patience"
 
     def _keep(self, search: SearchState, info: dict[str, Any]) -> None:
@@ -447,11 +454,11 @@ class QLearning:
         elites = search.elites
         if not elites or value_s < elites[0].value_s * (1 - _EQUAL):
             search.idle = 0
-        better = len(elites) < _ELITES or value_s < elites[-1].value_s
+        better = len(elites) < ELITES or value_s < elites[-1].value_s
         if better and all(elite.actions != actions for elite in elites):
             elites.append(Elite(search.returns[-1], value_s, actions))
             elites.sort(key=lambda elite: elite.value_s)
-            del elites[_ELITES:]
+            del elites[ELITES:]
         if search.plan is None or value_s < search.plan.value_s * (1 - _EQUAL):
             points = tuple(info["split_points"])
             makespan_s = info["load_makespan_s"]

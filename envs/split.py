@@ -133,7 +133,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         most = num_blocks if trainable_from is None else trainable_from + 1
         if max_stages is None:
             max_stages = min(USUAL_STAGES, most)
-        _check_stages(max_stages, num_blocks, trainable_from)
+        check_stages(max_stages, num_blocks, trainable_from)
         self.profile = profile
         self.objective = objective
         self.max_stages = max_stages
@@ -329,8 +329,12 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         }
 
 
-def _check_stages(max_stages: int, num_blocks: int, trainable_from: int | None) -> None:
-    """Raise `UsageError` where no plan of `max_stages` stages exists."""
+def check_stages(max_stages: int, num_blocks: int, trainable_from: int | None) -> None:
+    """Make sure that the model can have that many stages.
+
+    Raises:
+        UsageError: If no plan of `max_stages` stages exists.
+    """
     if max_stages < 1:
         raise UsageError(f"max_stages must be at least 1, it is {max_stages}")
     if max_stages > num_blocks:

@@ -256,6 +256,16 @@ def _parser() -> argparse.ArgumentParser:
         help="build this plan instead of searching: the ends of all stages but the last, in blocks",
     )
 
+    train.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="keep the search in FILE, Q-table and all, and go on with what it holds; by default an interrupted search "
+        "is kept in the cache, for the same command to resume. With several seeds none is kept",
+    )
+    train.add_argument(
+        "--curve", metavar="FILE.csv", help="write the learning curve: each episode's return, and the best value so far"
+    )
+
     profile = add("profile", _profile, "measure or simulate what loading each block costs")
     takes_model(profile)
     takes_device(profile)

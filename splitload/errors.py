@@ -5,6 +5,7 @@ SplitloadError
 ├── ModelError (ValueError)          a source model that cannot be read, checked, cut or run
 ├── ProfileError (ValueError)        a profile or device file that does not hold what it must
 ├── PartitionError (ValueError)      split points that do not fit the model
+├── CheckpointError (ValueError)     a kept search that is damaged, or of another search
 ├── BundleError (ValueError)         a bundle that is incomplete, damaged or of another version
 ├── StageError (RuntimeError)        a stage that could not be loaded or run
 ├── OutputError (OSError)            a result that could not be written
@@ -35,6 +36,10 @@ class ProfileError(SplitloadError, ValueError):
 
 class PartitionError(SplitloadError, ValueError):
     """Split points do not fit the model."""
+
+
+class CheckpointError(SplitloadError, ValueError):
+    """The file that keeps a search is damaged, or keeps another one; it is left as it is."""
 
 
 class BundleError(SplitloadError, ValueError):

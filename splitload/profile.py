@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from splitload.errors import ProfileError
+from splitload.errors import BundleError, ProfileError
+from splitload.fields import Reader, is_count
 from splitload.partition import Partition
 from splitload.schedule import Contention, Schedule, simulate
 
 SCHEMA_VERSION = 2
 MAX_FILE_BYTES = 16 << 20
+MAX_SECONDS = 1e9  # no cost is larger; what is worked out from such ones stays finite
+MAX_SHARE = 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,37 +179,42 @@ class Profile:
         Raises:
             ProfileError: If anything is missing, unknown, of the wrong type, negative or not finite.
         """
-        keys = {
-            "schema_version", "model", "model_sha256", "graph", "device", "source",
-            "stage_fixed_s", "contention", "blocks", "segments", "environment",
-        }  # fmt: skip
         try:
-            if data["schema_version"] != SCHEMA_VERSION:
+            top = Reader(data, "profile")
+            version = top.get("schema_version")
+            if version != SCHEMA_VERSION:
                 raise ProfileError(
-                    f"{name}: schema version {data['schema_version']!r}, expected {SCHEMA_VERSION}; "
+                    f"schema version {version!r:.40}, expected {SCHEMA_VERSION}; "
                     "write it again with 'splitload profile'"
                 )
-            if unknown := set(data) - keys:
-                raise ProfileError(f"{name}: unknown keys {sorted(unknown)}")
+            top.only(
+                "schema_version", "model", "model_sha256", "graph", "device", "source",
+                "stage_fixed_s", "contention", "blocks", "segments", "environment",
+            )  # fmt: skip
+            contention = top.child("contention")
+            contention.only(*Contention._fields)
+            contention.get("threads")
             return cls(
-                model=data["model"],
-                model_sha256=data["model_sha256"],
-                graph=data["graph"],
-                device=data["device"],
-                source=data["source"],
+                model=top.text("model"),
+                model_sha256=top.text("model_sha256"),
+                graph=top.get("graph"),
+                device=top.text("device"),
+                source=top.get("source"),
                 blocks=tuple(
-                    BlockProfile(block["name"], block["weights_bytes"], _cost(block, "name", "weights_bytes"))
-                    for block in data["blocks"]
+                    BlockProfile(row.text("name"), row.count("weights_bytes"), _cost(row, "name", "weights_bytes"))
+                    for row in top.items("blocks")
                 ),
-                stage_fixed_s=data["stage_fixed_s"],
-                contention=Contention(**data["contention"]),
-                segments={(row["start"], row["end"]): _cost(row, "start", "end") for row in data["segments"]},
-                environment=data["environment"],
+                stage_fixed_s=top.get("stage_fixed_s"),
+                contention=Contention(**contention.data),
+                segments={
+                    (row.count("start"), row.count("end")): _cost(row, "start", "end") for row in top.items("segments")
+                },
+                environment=top.mapping("environment"),
             )
+        except BundleError as error:
+            raise ProfileError(f"{name}: not a splitload profile: {error}") from error
         except ProfileError as error:
-            raise ProfileError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ProfileError(f"{name}: not a splitload profile ({type(error).__name__}: {error})") from error
+            raise ProfileError(f"{name}: {error}") from error
 
     @classmethod
     def read(cls, path: Path) -> Profile:
@@ -222,7 +229,9 @@ class Profile:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ProfileError(f"cannot read profile {path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, ProfileError):
+                raise
             raise ProfileError(f"{path.name}: not JSON ({error})") from error
         return cls.from_json(data, path.name)
 
@@ -232,19 +241,21 @@ def _pairs(loads: list[float]) -> float:
     return sum(loads) ** 2 - sum(load**2 for load in loads)
 
 
-def _cost(row: dict[str, Any], *others: str) -> Cost:
+def _cost(row: Reader, *others: str) -> Cost:
     """Return the cost in a row of a profile file that holds nothing else but the keys `others`."""
-    if unknown := set(row) - {"load_s", "first_inference_s", "inference_s", "read_s", *others}:
-        raise ProfileError(f"unknown keys {sorted(unknown)} in {others[0]} {row[others[0]]!r}")
-    return Cost(row["load_s"], row["first_inference_s"], row["inference_s"], row["read_s"])
+    row.only("load_s", "first_inference_s", "inference_s", "read_s", *others)
+    return Cost(row.get("load_s"), row.get("first_inference_s"), row.get("inference_s"), row.get("read_s"))
 
 
 def _check(profile: Profile) -> None:
     """Raise `ProfileError` unless every number of `profile` is usable."""
 
     def seconds(value: Any, what: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise ProfileError(f"{what} must be a finite number of seconds, not negative; it is {value!r}")
+        if not _within(value, MAX_SECONDS):
+            raise ProfileError(
+                f"{what} must be a finite number of seconds, not negative and at most {MAX_SECONDS:g}; "
+                f"it is {value!r:.40}"
+            )
 
     if profile.source not in ("measured", "simulated"):
         raise ProfileError(f"source must be 'measured' or 'simulated'; it is {profile.source!r}")
@@ -261,15 +272,24 @@ def _check(profile: Profile) -> None:
         if cost.read_s > cost.load_s:
             raise ProfileError(f"{what}: read_s is part of load_s, but {cost.read_s!r} is more than {cost.load_s!r}")
     for block in profile.blocks:
-        if not isinstance(block.weights_bytes, int) or block.weights_bytes < 0:
-            raise ProfileError(f"block {block.name!r}: weights_bytes must be a count, it is {block.weights_bytes!r}")
+        if not is_count(block.weights_bytes):
+            raise ProfileError(
+                f"block {block.name!r}: weights_bytes must be a count, it is {block.weights_bytes!r:.40}"
+            )
     for start, end in profile.segments:
         if not 0 <= start < end <= profile.num_blocks:
             raise ProfileError(f"segment {start}-{end} lies outside the {profile.num_blocks} blocks")
     contention = profile.contention
     threads = contention.threads
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ProfileError(f"threads must be at least 1, it is {threads!r}")
+    if not is_count(threads) or threads < 1:
+        raise ProfileError(f"threads must be at least 1, it is {threads!r:.40}")
     for key, share in (("serial_share", contention.serial_share), ("thread_penalty", contention.thread_penalty)):
-        if not isinstance(share, int | float) or not math.isfinite(share) or share < 0:
-            raise ProfileError(f"{key} must be a finite share, not negative; it is {share!r}")
+        if not _within(share, MAX_SHARE):
+            raise ProfileError(
+                f"{key} must be a finite share, not negative and at most {MAX_SHARE:g}; it is {share!r:.40}"
+            )
+
+
+def _within(value: Any, most: float) -> bool:
+    """Return whether a value is a number from 0 to `most`; no other comparison is safe for numbers of any size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most

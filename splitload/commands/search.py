@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from splitload.agents import baselines, exact
 from splitload.agents.annealing import anneal
 from splitload.agents.exact_ttfo import Optimum, ttfo
-from splitload.agents.q_learning import Plan, Progress, QLearning
+from splitload.agents.q_learning import Progress, QLearning, SearchResult
 from splitload.commands import LEARNERS
+from splitload.commands.checkpoint import Checkpoint
 from splitload.envs.costs import cost_matrices
-from splitload.envs.split import SplitEnv
+from splitload.envs.split import SplitEnv, check_stages
 from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
@@ -39,7 +43,7 @@ class Found:
         values_s: The plan's value in seconds under the agent that found it ("learned" for Q-learning and SARSA), and
             the values of the baselines for the same number of stages; None where one does not apply.
         episodes: Episodes of the learning agent, 0 for the others.
-        search_s: Seconds the search took, without profiling.
+        search_s: Seconds the search took, without profiling; of one that was resumed, since then.
         two_stages_s: For a plan of one stage what the number of stages is chosen by, of the best two; None where
             there are no two.
         exact_bound_s: Seconds that no plan of as many stages can do better than: what "exact" is worth where that is
@@ -66,12 +70,15 @@ class Search:
         profile: Costs of the model on the device.
         agent: One of `splitload.commands.AGENTS`.
         objective: One of `splitload.commands.OBJECTIVES`.
-        max_stages: The most stages, at least 1; more than there are blocks is the same as all of them. None: 8, or 16
-            where as many, cut by rule, promise a twentieth.
+        max_stages: The most stages, at least 1 and no more than the model can have. None: 8, or 16 where as many, cut
+            by rule, promise a twentieth; or all where there are fewer.
         num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
         seed: Seed of the agent, and of the random baseline.
         episodes: Most episodes in all, or None for the agent's own rule.
         trainable_from: First trainable block; it and all after it lie in the last stage.
+
+    Raises:
+        UsageError: If the model cannot be cut into `max_stages` stages.
     """
 
     def __init__(
@@ -94,21 +101,34 @@ class Search:
         self._trainable_from = trainable_from
         self._matrices = cost_matrices(profile)
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
-        most = num_stages or min(max_stages or self._enough(limit), limit)
+        if max_stages is not None:
+            check_stages(max_stages, profile.num_blocks, trainable_from)
+        most = num_stages or max_stages or min(self._enough(limit), limit)
         self._counts = range(num_stages or 1, most + 1)
         self._learner: QLearning | None = None
         self._optima: dict[int, Optimum] = {}  # by number of stages
 
-    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Found:
+    def run(self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None) -> Found:
         """Search, and value the baselines for the number of stages that was found.
 
         Args:
             on_progress: Called after each episode of a learning agent.
+            checkpoint: Where a learning agent's search is kept, and resumed from; None for nowhere.
 
         Raises:
             KeyboardInterrupt: As it came; `best` then holds what was found.
+            CheckpointError: If the checkpoint cannot be resumed from.
+            OutputError: If the checkpoint cannot be written.
         """
         start = time.perf_counter()
+        partition = self.plan(on_progress, checkpoint)
+        episodes = self._learner.result().episodes if self._learner else 0
+        return self._found(partition, episodes, time.perf_counter() - start)
+
+    def plan(
+        self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
+    ) -> Partition:
+        """Search, and return the plan alone; see `run`."""
         if self._agent in LEARNERS:
             env = SplitEnv(
                 self._profile,
@@ -117,15 +137,30 @@ class Search:
                 trainable_from=self._trainable_from,
             )
             self._learner = QLearning(env, sarsa=self._agent == "sarsa", seed=self._seed)
-            result = self._learner.train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
-            episodes = result.episodes
+            train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
+            train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
             partition = self.best
         else:
-            episodes = 0
             partition = self._pick(self._by_rule(self._agent, count) for count in self._counts)
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
-        return self._found(partition, episodes, time.perf_counter() - start)
+        return partition
+
+    def even(self, num_stages: int) -> Partition:
+        """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
+        return self._by_rule("balance", min(num_stages, self._counts[-1]))
+
+    def pick(self, partitions: Sequence[Partition]) -> Partition:
+        """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
+        best: dict[int, Partition] = {}
+        for plan in [each for each in partitions if each.num_stages in self._counts] or partitions:
+            if plan.num_stages not in best or self.value_s(plan) < self.value_s(best[plan.num_stages]):
+                best[plan.num_stages] = plan
+        return self._pick(best.values()) or partitions[0]
+
+    def found(self, partition: Partition, search_s: float) -> Found:
+        """Value a plan beside the baselines; `search_s` is what it took to find it, in seconds."""
+        return self._found(partition, 0, search_s)
 
     def whole(self, found: Found) -> Found:
         """Return what the search came to, with the whole model as one stage in the place of its plan."""
@@ -138,15 +173,35 @@ class Search:
         for name in BASELINES:
             values[name] = self.value_s(self._by_rule(name, partition.num_stages))
         two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
-        two_stages_s = None if two is None else self.seconds(two)
+        two_stages_s = None if two is None else self._seconds(two)
         bound_s = values["exact"] if optimum.proved else optimum.bound_s
         return Found(partition, values, episodes, search_s, two_stages_s, bound_s)
 
     @property
     def best(self) -> Partition | None:
         """The best plan so far, or None before the first."""
-        plans: Mapping[int, Plan] = self._learner.result().plans if self._learner else {}
-        return self._pick(Partition(self._profile.num_blocks, plan.split_points) for plan in plans.values())
+        plans = self.learned.plans.values() if self.learned else ()
+        return self._pick(Partition(self._profile.num_blocks, plan.split_points) for plan in plans)
+
+    @property
+    def learned(self) -> SearchResult | None:
+        """What the learning agent found so far, or None for other agents and before it began."""
+        return self._learner.result() if self._learner else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this search from others, as JSON values; how long it may go on is no part of it."""
+        text = json.dumps(self._profile.to_json(), sort_keys=True)
+        return {
+            "model": self._profile.model,
+            "device": self._profile.device,
+            "profile_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "objective": self._objective,
+            "agent": self._agent,
+            "num_stages": list(self._counts),
+            "trainable_from": self._trainable_from,
+            "seed": self._seed,
+        }
 
     def value_s(self, partition: Partition) -> float:
         """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""
@@ -159,7 +214,7 @@ class Search:
         if limit < MANY_STAGES:
             return MAX_STAGES
         usual, many = (
-            min(self.seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
+            min(self._seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
@@ -168,11 +223,11 @@ class Search:
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
             gain = WORTHWHILE if picked is None or picked.num_stages == 1 else FURTHER[self._objective]
-            if picked is None or self.seconds(partition) < (1 - gain) * self.seconds(picked):
+            if picked is None or self._seconds(partition) < (1 - gain) * self._seconds(picked):
                 picked = partition
         return picked
 
-    def seconds(self, partition: Partition) -> float:
+    def _seconds(self, partition: Partition) -> float:
         """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds."""
         schedule = self._profile.schedule(partition)
         return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from splitload.atomic import check_file, write_text
 from splitload.bench import Arm, run_arms
+from splitload.commands import LEARNERS
+from splitload.commands.checkpoint import Checkpoint
 from splitload.commands.console import Console, count_of, milliseconds, shortened
+from splitload.commands.curve import curve_csv
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import BASELINES, Found, Search, fixed_plan
 from splitload.commands.seeds import SeedRun, best_of, check_seeds, search_seeds
@@ -41,6 +45,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         raise UsageError("-o needs a name, for example -o model.splitload")
     target = Path(options.output or f"{_stem(options.model)}.splitload")
     check_target(target)
+    _check_learning(options)
     check_seeds(options)
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
@@ -59,14 +64,24 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     search = Search(profile, seed=seed, **settings)
     if options.split_points is not None:
         partition = fixed_plan(profile, options.split_points, first_trainable)
+        if options.max_stages is not None and partition.num_stages > options.max_stages:
+            count = count_of(partition.num_stages, "stage")
+            raise UsageError(
+                f"--split-points make {count}, --max-stages is {options.max_stages}; leave one of the two out"
+            )
         found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
     elif options.seeds > 1:
         try:
-            best = search_seeds(options, settings, profile, console, runs)
+            best = search_seeds(options, search, settings, profile, console, runs)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_resume_hint(options, best_of(runs).found.partition if runs else None)) from None
+            so_far = best_of(search, runs).found.partition if runs else None
+            raise KeyboardInterrupt(_resume_hint(options, so_far)) from None
         seed, found = best.seed, best.found
     else:
+        kept = None
+        if options.agent in LEARNERS:
+            file = None if options.checkpoint is None else Path(options.checkpoint)
+            kept = Checkpoint(file, search.identity, cache, console.note)
         with console.progress("search", unit="episodes") as show:
 
             def report(now: Progress) -> None:
@@ -75,9 +90,12 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
                     show(now.episode, now.episodes, f"{best}, reward {now.reward:.2g}, ε {now.epsilon:.0%}")
 
             try:
-                found = search.run(report)
+                found = search.run(report, kept)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(_resume_hint(options, search.best)) from None
+                resumes = kept is not None and kept.saved
+                raise KeyboardInterrupt(_resume_hint(options, search.best, resumes=resumes)) from None
+        if options.curve is not None and search.learned is not None:
+            write_text(Path(options.curve), curve_csv(search.learned, options.objective), "curve")
     trial = None
     if isinstance(device, HostDevice) and options.split_points is None:
         try:
@@ -152,7 +170,7 @@ def trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
     weighted = [index for index, node in enumerate(graph.nodes) if node.weights]
     if spec.isdecimal():
         if not 1 <= int(spec) <= len(weighted):
-            raise UsageError(f"--trainable {spec}: the model has {len(weighted)} layers with weights")
+            raise UsageError(f"--trainable {spec}: give 1 to {len(weighted)}, so many layers of the model have weights")
         first = weighted[-int(spec)]
     else:
         try:
@@ -172,8 +190,27 @@ def trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
     return next(number for number, block in enumerate(graph.blocks) if block.end > first)
 
 
-def _resume_hint(options: argparse.Namespace, best: Partition | None) -> str:
-    """Return what to do with the best plan so far after an interrupt."""
+def _check_learning(options: argparse.Namespace) -> None:
+    """Make sure that what a learning agent writes is wanted of one, and can be written.
+
+    Raises:
+        UsageError: If there is nothing to learn.
+        OutputError: If a file cannot be written.
+    """
+    for what, file in (("checkpoint", options.checkpoint), ("curve", options.curve)):
+        if file is None:
+            continue
+        if file == "":
+            raise UsageError(f"--{what} needs a name")
+        if options.split_points is not None:
+            raise UsageError(f"--{what} is of a search, and with --split-points there is none")
+        if options.agent not in LEARNERS:
+            raise UsageError(f"--{what} is of an agent that learns, {' or '.join(LEARNERS)}; {options.agent} does not")
+        check_file(Path(file), what)
+
+
+def _resume_hint(options: argparse.Namespace, best: Partition | None, *, resumes: bool = False) -> str:
+    """Return what to do with the best plan so far after an interrupt; and that the search resumes, if it does."""
     if best is None:
         return "interrupted before a first plan was found; nothing was written"
     points = ",".join(map(str, best.split_points))
@@ -187,7 +224,8 @@ def _resume_hint(options: argparse.Namespace, best: Partition | None) -> str:
     if options.output:
         words += ["-o", options.output]
     plan = f"The best plan so far has {count_of(best.num_stages, 'stage')}"
-    return f"interrupted; nothing was written. {plan}; to build it: {shlex.join(words)}"
+    what = "the same command goes on with the search" if resumes else "nothing was written"
+    return f"interrupted; {what}. {plan}; to build it: {shlex.join(words)}"
 
 
 def _stem(model: str) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from splitload.atomic import write_text
 from splitload.devices import Progress
+from splitload.devices.ledger import Segment, median_cost
 from splitload.errors import ModelError, OutputError, ProfileError
 from splitload.graph import GraphKind, ModelGraph
 from splitload.inputs import save_feeds
@@ -25,7 +26,6 @@ from splitload.scratch import scratch_folder
 
 REPEATS = 5
 _CACHE_VERSION = 4  # of what a profile in the cache means
-_Segment = tuple[int, int]
 
 
 class HostDevice:
@@ -90,7 +90,7 @@ class HostDevice:
             stage_fixed_s=max(fixed, 0.0),
             contention=Contention(available_threads(), min(max(serial_share, 0.0), 1.0)),
             segments={(0, num_blocks): whole},
-            environment=_environment(self._repeats),
+            environment=self.environment(self._repeats),
         )
         self._store(path, profile)
         self._refresh = False
@@ -99,7 +99,7 @@ class HostDevice:
     def measure(
         self,
         graph: ModelGraph,
-        segments: Iterable[_Segment],
+        segments: Iterable[Segment],
         *,
         feeds: Mapping[str, Any] | None = None,
         on_progress: Progress | None = None,
@@ -122,56 +122,55 @@ class HostDevice:
         self._store(path, profile)
         return profile
 
-    def _measure(
-        self,
-        graph: ModelGraph,
-        segments: list[_Segment],
-        feeds: Mapping[str, Any] | None,
-        on_progress: Progress | None,
-    ) -> tuple[dict[_Segment, Cost], float]:
-        """Return the median cost of each block and segment, and the serial share of two parallel loads."""
-        from splitload.frontends.stages import StageWriter
+    @contextmanager
+    def runs(self, graph: ModelGraph, feeds: Mapping[str, Any] | None = None) -> Iterator[Runs]:
+        """Give what measures stages of `graph` in fresh processes; the files they need are gone at the end.
 
-        writer = StageWriter(graph)
-        num_blocks = len(graph.blocks)
-        chain = [(number, number + 1) for number in range(num_blocks)]
-        half = _half(graph)
-        pair = [(0, half), (half, num_blocks)] if num_blocks > 1 else []
-        samples: dict[_Segment, list[dict[str, float]]] = {}
-        shares = []
+        Raises:
+            OutputError: If they cannot be written.
+        """
         try:
             with scratch_folder(graph.path.parent, ".measure-") as folder:
-                written = {
-                    segment: _row(writer, graph, segment, folder) for segment in dict.fromkeys(chain + segments + pair)
-                }
-                job = {
-                    "folder": str(folder.resolve()),
-                    "inputs": [asdict(tensor) for tensor in graph.input_tensors()],
-                    "feeds": save_feeds(feeds or {}, folder),
-                    "chain": [written[segment] for segment in chain],
-                    "segments": [written[segment] for segment in segments if segment not in chain],
-                    "pair": [written[segment] for segment in pair],
-                }
-                for done in range(self._repeats):
-                    answer = run_worker(job)
-                    for row in answer["rows"]:
-                        samples.setdefault((row["start"], row["end"]), []).append(row)
-                    if answer["serial_share"] is not None:
-                        shares.append(answer["serial_share"])
-                    if on_progress is not None:
-                        on_progress(done + 1, self._repeats)
+                yield Runs(graph, feeds or {}, folder)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"cannot measure in '{graph.path.parent}': {error.strerror or error}") from error
-        costs = {
-            segment: Cost(
-                statistics.median(row["load_s"] for row in rows),
-                statistics.median(row["first_inference_s"] for row in rows),
-                statistics.median(row["inference_s"] for row in rows),
-            )
-            for segment, rows in samples.items()
+
+    def environment(self, repeats: int | str) -> dict[str, str]:
+        """Return what a profile of this machine says about how it was made."""
+        import onnxruntime as ort
+
+        return {
+            "onnxruntime": ort.__version__,
+            "cpu": cpu_architecture(),
+            "cpu_model": cpu_model(),
+            "page_cache": "warm",
+            "repeats": str(repeats),
         }
+
+    def _measure(
+        self,
+        graph: ModelGraph,
+        segments: list[Segment],
+        feeds: Mapping[str, Any] | None,
+        on_progress: Progress | None,
+    ) -> tuple[dict[Segment, Cost], float]:
+        """Return the median cost of each block and segment, and the serial share of two parallel loads."""
+        chain = [(number, number + 1) for number in range(len(graph.blocks))]
+        samples: dict[Segment, list[Cost]] = {}
+        shares = []
+        with self.runs(graph, feeds) as runs:
+            for done in range(self._repeats):
+                others = [segment for segment in segments if segment not in chain]
+                taken, share = runs.sample(chain, others, pair=True)
+                for segment, cost in taken:
+                    samples.setdefault(segment, []).append(cost)
+                if share is not None:
+                    shares.append(share)
+                if on_progress is not None:
+                    on_progress(done + 1, self._repeats)
+        costs = {segment: median_cost(each) for segment, each in samples.items()}
         return costs, statistics.median(shares) if shares else 0.0
 
     def _cache_file(self, graph: ModelGraph, feeds: Mapping[str, Any] | None) -> Path:
@@ -199,16 +198,9 @@ def write_profile(path: Path, profile: Profile, *, make_folder: bool = False) ->
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(profile.to_json(), file, indent=1)
-            Path(made).replace(path)
-        except BaseException:
-            Path(made).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise OutputError(f"cannot write profile '{path}': {error.strerror or error}") from error
+    write_text(path, json.dumps(profile.to_json(), indent=1), "profile")
 
 
 def _half(graph: ModelGraph) -> int:
@@ -218,17 +210,70 @@ def _half(graph: ModelGraph) -> int:
     return min(inner, key=lambda number: abs(cost[graph.blocks[number].start] - cost[-1] / 2), default=0)
 
 
-def _row(writer: Any, graph: ModelGraph, segment: _Segment, folder: Path) -> dict[str, Any]:
-    """Write a segment's stage file, and describe it for the worker."""
-    start, end = segment
-    stage = writer.write(*graph.node_range(start, end), folder, f"blocks-{start}-{end}")
-    return {
-        "start": start,
-        "end": end,
-        "graph": stage.graph.name,
-        "inputs": stage.inputs,
-        "outputs": [(spec.name, spec.type) for spec in stage.outputs],
-    }
+class Runs:
+    """Measures stages of one graph, each sample in a fresh process.
+
+    Args:
+        graph: The model.
+        feeds: Inputs; made up where missing.
+        folder: Where the stages' files are written, once each.
+    """
+
+    def __init__(self, graph: ModelGraph, feeds: Mapping[str, Any], folder: Path) -> None:
+        from splitload.frontends.stages import StageWriter
+
+        self._graph = graph
+        self._folder = folder
+        self._writer = StageWriter(graph)
+        self._written: dict[Segment, dict[str, Any]] = {}
+        self._inputs = {
+            "folder": str(folder.resolve()),
+            "inputs": [asdict(tensor) for tensor in graph.input_tensors()],
+            "feeds": save_feeds(feeds, folder),
+        }
+
+    def sample(
+        self, chain: Sequence[Segment], others: Sequence[Segment] = (), *, pair: bool = False
+    ) -> tuple[list[tuple[Segment, Cost]], float | None]:
+        """Load and run once the stages of a partition, in order, and other segments where their inputs are there.
+
+        Args:
+            chain: The stages.
+            others: Further segments; each begins where one of the stages does.
+            pair: Whether to load two halves of the model as well, alone and together: four loads.
+
+        Returns:
+            What each took, and of a pair the share of the shorter load that the longer one waits for.
+
+        Raises:
+            ModelError: If the model does not run.
+        """
+        half, end = _half(self._graph), len(self._graph.blocks)
+        halves = [(0, half), (half, end)] if pair and half else []
+        files = (("chain", chain), ("segments", others), ("pair", halves))
+        answer = run_worker(
+            {**self._inputs, **{name: [self._row(segment) for segment in each] for name, each in files}}
+        )
+        costs = [
+            ((row["start"], row["end"]), Cost(row["load_s"], row["first_inference_s"], row["inference_s"]))
+            for row in answer["rows"]
+        ]
+        return costs, answer["serial_share"]
+
+    def _row(self, segment: Segment) -> dict[str, Any]:
+        """Describe a segment's stage file for the worker, and write it the first time."""
+        if segment not in self._written:
+            start, end = segment
+            nodes = self._graph.node_range(start, end)
+            stage = self._writer.write(*nodes, self._folder, f"blocks-{start}-{end}")
+            self._written[segment] = {
+                "start": start,
+                "end": end,
+                "graph": stage.graph.name,
+                "inputs": stage.inputs,
+                "outputs": [(spec.name, spec.type) for spec in stage.outputs],
+            }
+        return self._written[segment]
 
 
 def run_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -251,15 +296,3 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         raise ModelError(f"the model cannot be measured on this host{cure}: {lines[-1][:300]}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
-
-
-def _environment(repeats: int) -> dict[str, str]:
-    import onnxruntime as ort
-
-    return {
-        "onnxruntime": ort.__version__,
-        "cpu": cpu_architecture(),
-        "cpu_model": cpu_model(),
-        "page_cache": "warm",
-        "repeats": str(repeats),
-    }

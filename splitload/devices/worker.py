@@ -45,6 +45,7 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     values = example_inputs(specs, load_feeds(job["feeds"]))
     chain = [segment(row) for row in job["chain"]]
     others = [segment(row) for row in job["segments"]]
+    pair = [segment(row) for row in job["pair"]]
     open_session(chain[0].graph)  # the runtime's own start is not a stage's
     rows = []
     for block in chain:
@@ -67,7 +68,7 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
                 }
             )
         values.update(zip(names, results, strict=True))
-    return {"rows": rows, "serial_share": _serial_share([segment(row) for row in job["pair"]])}
+    return {"rows": rows, "serial_share": _serial_share(pair)}
 
 
 def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:

@@ -299,7 +299,7 @@ def test_an_old_profile_stays_where_a_new_one_cannot_be_written(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OutputError, match="No space left"):
         write_profile(path, profile)
     assert Profile.read(path) == profile

@@ -1,0 +1,31 @@
+"""The learning curve of a search as CSV: one row for each episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from splitload.agents.q_learning import SearchResult
+
+
+def curve_csv(result: SearchResult, objective: str) -> str:
+    """Return the learning curve with one row per episode, by number of stages and then in order.
+
+    Columns are `num_stages`, `episode` (of that number of stages, from 1), the episode's return and `best_value_s`,
+    the best plan's value so far in seconds. The return is the sum of the rewards of the steps played: `return_s`,
+    minus seconds, for "ttfo"; `return`, minus the stages that missed the target, for "balance".
+
+    Args:
+        result: What the agent found.
+        objective: One of `splitload.commands.OBJECTIVES`.
+    """
+    header = f"num_stages,episode,{'return_s' if objective == 'ttfo' else 'return'},best_value_s"
+    return "\n".join([header, *_rows(result)]) + "\n"
+
+
+def _rows(result: SearchResult) -> Iterator[str]:
+    for count, returns in result.returns.items():
+        better = dict(result.curves[count])
+        best: float | str = ""  # before the first plan
+        for episode, total in enumerate(returns, 1):
+            best = better.get(episode, best)
+            yield f"{count},{episode},{total},{best}"

@@ -1,0 +1,78 @@
+"""What measured stages cost, remembered, within a budget of stage loads."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from splitload.partition import Partition
+from splitload.profile import Cost
+
+Segment = tuple[int, int]
+Sample = Callable[[Sequence[Segment]], Sequence[Cost]]
+FEWEST, MOST = 3, 5  # samples of a stage
+STEADY = 0.05  # a median is stable when the last sample moved it by no more than this share
+
+
+class Ledger:
+    """Samples stages until their medians are stable, never one that is known, never beyond the budget.
+
+    Args:
+        sample: Loads and runs the stages of a partition once, in order, and returns what each took.
+        budget: Most stage loads; None for no end.
+
+    Attributes:
+        loads: Stage loads so far.
+    """
+
+    def __init__(self, sample: Sample, budget: int | None = None) -> None:
+        self._sample = sample
+        self._budget = budget
+        self._samples: dict[Segment, list[Cost]] = {}
+        self.loads = 0
+
+    def measure(self, partition: Partition) -> bool:
+        """Sample the stages of a partition until each is known; return whether the budget allowed that.
+
+        A stage needs the outputs of those before it, so that all of them are loaded for each sample, the known ones
+        included; each is a load of the budget and one more sample.
+        """
+        stages = list(partition.stages())
+        while not all(self.known(stage) for stage in stages):
+            if not self.spend(len(stages)):
+                return False
+            costs = self._sample(stages)
+            for stage, cost in zip(stages, costs, strict=True):
+                self._samples.setdefault(stage, []).append(cost)
+        return True
+
+    def spend(self, loads: int) -> bool:
+        """Count so many loads that are about to be made; return False, and count none, if the budget is too small."""
+        if self._budget is not None and self.loads + loads > self._budget:
+            return False
+        self.loads += loads
+        return True
+
+    def known(self, stage: Segment) -> bool:
+        """Return whether a stage's median load and first inference are stable, or were sampled often enough."""
+        samples = self._samples.get(stage, [])
+        if not FEWEST <= len(samples) < MOST:
+            return len(samples) >= MOST
+        now, before = median_cost(samples), median_cost(samples[:-1])
+        return all(
+            abs(new - old) <= STEADY * new
+            for new, old in ((now.load_s, before.load_s), (now.first_inference_s, before.first_inference_s))
+        )
+
+    def costs(self) -> dict[Segment, Cost]:
+        """Return the median cost of every stage that was sampled at least once."""
+        return {stage: median_cost(samples) for stage, samples in self._samples.items()}
+
+
+def median_cost(samples: Sequence[Cost]) -> Cost:
+    """Return the median of each part."""
+    return Cost(
+        statistics.median(cost.load_s for cost in samples),
+        statistics.median(cost.first_inference_s for cost in samples),
+        statistics.median(cost.inference_s for cost in samples),
+    )
