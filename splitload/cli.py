@@ -245,6 +245,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the most stages (default: 8, or 16 where so many promise a twentieth)",
     )
     train.add_argument(
+        "--budget",
+        type=_at_least_one,
+        metavar="N",
+        help="search with at most N measured stage loads, in place of a profile of every block (host only)",
+    )
+    train.add_argument(
         "--trainable",
         metavar="SPEC",
         help="layers that stay together in the last stage: a count of last layers, or a pattern of their names",

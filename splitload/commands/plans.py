@@ -28,13 +28,33 @@ def prepare(
     Raises:
         SplitloadError: If the model cannot be read or measured.
     """
+    source, graph = read_model(options, console, cache, device, feeds)
+    return source, graph, profile_on(device, graph, console, feeds)
+
+
+def read_model(
+    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+) -> tuple[Source, ModelGraph]:
+    """Return the model and its graph for the device.
+
+    Raises:
+        SplitloadError: If it cannot be read.
+    """
     with console.status(f"reading {options.model}"):
         source = open_source(options.model, cache)
     with console.status(f"optimising {source.name}"):
         graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
+    return source, graph
+
+
+def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mapping[str, Any]) -> Profile:
+    """Return the profile of a graph on the device.
+
+    Raises:
+        SplitloadError: If it cannot be measured.
+    """
     with console.progress(f"profiling on {device.name}", unit="passes") as show:
-        profile = device.profile(graph, feeds=feeds, on_progress=show)
-    return source, graph, profile
+        return device.profile(graph, feeds=feeds, on_progress=show)
 
 
 def with_portable(plan: Plan, source: Source, console: Console, cache: Path) -> list[Plan]:

@@ -173,7 +173,7 @@ class Search:
         for name in BASELINES:
             values[name] = self.value_s(self._by_rule(name, partition.num_stages))
         two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
-        two_stages_s = None if two is None else self._seconds(two)
+        two_stages_s = None if two is None else self.seconds(two)
         bound_s = values["exact"] if optimum.proved else optimum.bound_s
         return Found(partition, values, episodes, search_s, two_stages_s, bound_s)
 
@@ -214,7 +214,7 @@ class Search:
         if limit < MANY_STAGES:
             return MAX_STAGES
         usual, many = (
-            min(self._seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
+            min(self.seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
@@ -223,11 +223,11 @@ class Search:
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
             gain = WORTHWHILE if picked is None or picked.num_stages == 1 else FURTHER[self._objective]
-            if picked is None or self._seconds(partition) < (1 - gain) * self._seconds(picked):
+            if picked is None or self.seconds(partition) < (1 - gain) * self.seconds(picked):
                 picked = partition
         return picked
 
-    def _seconds(self, partition: Partition) -> float:
+    def seconds(self, partition: Partition) -> float:
         """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds."""
         schedule = self._profile.schedule(partition)
         return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s

@@ -25,11 +25,13 @@ class SeedRun:
         seed: The seed.
         found: Its plan, and what else there is to say of the search.
         value_s: What the objective makes small, in seconds: the largest stage load, or the time to first output.
+        deciding_s: What decides between plans of different numbers of stages, in seconds, see `Search.seconds`.
     """
 
     seed: int
     found: Found
     value_s: float
+    deciding_s: float
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints of it."""
@@ -53,8 +55,6 @@ def check_seeds(options: argparse.Namespace) -> None:
         if options.jobs is not None or options.cluster is not None:
             raise UsageError("--jobs and --cluster share out the searches of several seeds: give --seeds as well")
         return
-    if options.checkpoint is not None or options.curve is not None:
-        raise UsageError("--checkpoint and --curve are of one search: leave them or --seeds out")
     if options.split_points is not None:
         raise UsageError("--seeds searches, and --split-points gives a plan: leave one of them out")
     if options.agent not in SEEDED:
@@ -66,18 +66,12 @@ def check_seeds(options: argparse.Namespace) -> None:
 
 
 def search_seeds(
-    options: argparse.Namespace,
-    search: Search,
-    settings: Mapping[str, Any],
-    profile: Profile,
-    console: Console,
-    runs: list[SeedRun],
+    options: argparse.Namespace, settings: Mapping[str, Any], profile: Profile, console: Console, runs: list[SeedRun]
 ) -> SeedRun:
     """Search with `--seeds` seeds from `--seed` on, and return the best run.
 
     Args:
         options: Of `splitload train`.
-        search: One of these searches, which need not have run: it chooses.
         settings: The arguments of each `Search`, but for its profile and seed.
         profile: Costs of the model on the device.
         console: Where to show progress, and the runs.
@@ -88,11 +82,11 @@ def search_seeds(
 
         def report(run: SeedRun) -> None:
             runs.append(run)
-            show(len(runs), len(seeds), f"best {milliseconds(best_of(search, runs).value_s)}")
+            show(len(runs), len(seeds), f"best {milliseconds(best_of(runs).value_s)}")
 
         jobs = [(profile, seed, settings) for seed in seeds]
         run_all(run_seed, jobs, workers=options.jobs, cluster=options.cluster, on_done=report)
-    best = best_of(search, runs)
+    best = best_of(runs)
     console.table(
         f"plans of {len(runs)} seeds; seed {best.seed} is taken",
         ("seed", "stages", "ms", "episodes", "search s"),
@@ -114,10 +108,9 @@ def run_seed(profile: Profile, seed: int, settings: Mapping[str, Any]) -> SeedRu
     """Search with one seed; runs wherever `run_all` puts it."""
     search = Search(profile, seed=seed, **settings)
     found = search.run()
-    return SeedRun(seed, found, search.value_s(found.partition))
+    return SeedRun(seed, found, search.value_s(found.partition), search.seconds(found.partition))
 
 
-def best_of(search: Search, runs: Sequence[SeedRun]) -> SeedRun:
-    """Return the run with the best plan, as `Search.pick` chooses it; of equals the first, with the lowest seed."""
-    plan = search.pick([run.found.partition for run in runs])
-    return next(run for run in runs if run.found.partition == plan)
+def best_of(runs: Sequence[SeedRun]) -> SeedRun:
+    """Return the run whose plan is done first; of equals the one with the smallest value, then the lowest seed."""
+    return min(runs, key=lambda run: (run.deciding_s, run.value_s, run.seed))

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from splitload.atomic import check_file, write_text
 from splitload.bench import Arm, run_arms
-from splitload.commands import LEARNERS
-from splitload.commands.checkpoint import Checkpoint
 from splitload.commands.console import Console, count_of, milliseconds, shortened
-from splitload.commands.curve import curve_csv
-from splitload.commands.plans import prepare, write_bundle
-from splitload.commands.search import BASELINES, Found, Search, fixed_plan
-from splitload.commands.seeds import SeedRun, best_of, check_seeds, search_seeds
+from splitload.commands.planning import check_search, make_plan, resume_hint
+from splitload.commands.plans import read_model, write_bundle
+from splitload.commands.search import Found
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices import open_device
 from splitload.devices.host import HostDevice
 from splitload.errors import SplitloadError, UsageError
-from splitload.graph import DEFAULT_MAX_BLOCKS, ModelGraph
+from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
-from splitload.partition import Partition
 from splitload.profile import Profile
 
 TTFO_RUNS = 5
@@ -39,77 +33,33 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     Raises:
         SplitloadError: Whatever went wrong; nothing half-written is left.
     """
-    from splitload.agents.q_learning import Progress
-
     if options.output == "":
         raise UsageError("-o needs a name, for example -o model.splitload")
     target = Path(options.output or f"{_stem(options.model)}.splitload")
     check_target(target)
-    _check_learning(options)
-    check_seeds(options)
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
-    source, graph, profile = prepare(options, console, cache, device, feeds)
+    check_search(options, device)
+    source, graph = read_model(options, console, cache, device, feeds)
     first_trainable = trainable_from(options.trainable, graph)
     if len(graph.blocks) == 1:
         console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
-    settings = {
-        "agent": options.agent,
-        "objective": options.objective,
-        "max_stages": options.max_stages,
-        "episodes": options.episodes,
-        "trainable_from": first_trainable,
-    }
-    seed, runs = options.seed, list[SeedRun]()
-    search = Search(profile, seed=seed, **settings)
-    if options.split_points is not None:
-        partition = fixed_plan(profile, options.split_points, first_trainable)
-        if options.max_stages is not None and partition.num_stages > options.max_stages:
-            count = count_of(partition.num_stages, "stage")
-            raise UsageError(
-                f"--split-points make {count}, --max-stages is {options.max_stages}; leave one of the two out"
-            )
-        found = Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
-    elif options.seeds > 1:
-        try:
-            best = search_seeds(options, search, settings, profile, console, runs)
-        except KeyboardInterrupt:
-            so_far = best_of(search, runs).found.partition if runs else None
-            raise KeyboardInterrupt(_resume_hint(options, so_far)) from None
-        seed, found = best.seed, best.found
-    else:
-        kept = None
-        if options.agent in LEARNERS:
-            file = None if options.checkpoint is None else Path(options.checkpoint)
-            kept = Checkpoint(file, search.identity, cache, console.note)
-        with console.progress("search", unit="episodes") as show:
-
-            def report(now: Progress) -> None:
-                if now.episode % 100 == 0:
-                    best = f"{now.num_stages} stages: best {milliseconds(now.best_value_s)}"
-                    show(now.episode, now.episodes, f"{best}, reward {now.reward:.2g}, ε {now.epsilon:.0%}")
-
-            try:
-                found = search.run(report, kept)
-            except KeyboardInterrupt:
-                resumes = kept is not None and kept.saved
-                raise KeyboardInterrupt(_resume_hint(options, search.best, resumes=resumes)) from None
-        if options.curve is not None and search.learned is not None:
-            write_text(Path(options.curve), curve_csv(search.learned, options.objective), "curve")
+    planned = make_plan(options, console, cache, device, graph, feeds, first_trainable)
+    search, found, profile = planned.search, planned.found, planned.profile
     trial = None
     if isinstance(device, HostDevice) and options.split_points is None:
         try:
             threads = profile.contention.threads
             found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
+            raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
     schedule = profile.schedule(found.partition)
     stages = profile
     notes = {
         "agent": options.agent if options.split_points is None else "given",
         "objective": options.objective,
         "trainable": options.trainable,
-        "seed": seed,
+        "seed": planned.seed,
         "episodes": found.episodes,
         "num_blocks": profile.num_blocks,
         "split_points": list(found.partition.split_points),
@@ -121,12 +71,13 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
         write_bundle(target, source, plan, console, cache, device=device.name, notes=notes, feeds=feeds)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_resume_hint(options, found.partition)) from None
+        raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
     measured = None
     if isinstance(device, HostDevice):
         try:
             with console.status("measuring the stages and the time to first output in fresh processes"):
-                stages = device.measure(graph, found.partition.stages(), feeds=feeds)
+                if planned.measured_loads is None:  # else they are in the profile
+                    stages = device.measure(graph, found.partition.stages(), feeds=feeds)
                 measured = _measured_ttfo_s(target, graph, feeds)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{target}' is complete") from None
@@ -147,8 +98,10 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "search_s": found.search_s,
         "bundle": str(target),
     }
-    if runs:
-        result["seeds"] = [run.to_json() for run in runs]
+    if planned.runs:
+        result["seeds"] = [run.to_json() for run in planned.runs]
+    if planned.measured_loads is not None:
+        result["measured_loads"] = planned.measured_loads
     _show(console, graph, profile, stages, found, result)
     return result
 
@@ -188,44 +141,6 @@ def trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
                 "trainable layers must be the last ones"
             )
     return next(number for number, block in enumerate(graph.blocks) if block.end > first)
-
-
-def _check_learning(options: argparse.Namespace) -> None:
-    """Make sure that what a learning agent writes is wanted of one, and can be written.
-
-    Raises:
-        UsageError: If there is nothing to learn.
-        OutputError: If a file cannot be written.
-    """
-    for what, file in (("checkpoint", options.checkpoint), ("curve", options.curve)):
-        if file is None:
-            continue
-        if file == "":
-            raise UsageError(f"--{what} needs a name")
-        if options.split_points is not None:
-            raise UsageError(f"--{what} is of a search, and with --split-points there is none")
-        if options.agent not in LEARNERS:
-            raise UsageError(f"--{what} is of an agent that learns, {' or '.join(LEARNERS)}; {options.agent} does not")
-        check_file(Path(file), what)
-
-
-def _resume_hint(options: argparse.Namespace, best: Partition | None, *, resumes: bool = False) -> str:
-    """Return what to do with the best plan so far after an interrupt; and that the search resumes, if it does."""
-    if best is None:
-        return "interrupted before a first plan was found; nothing was written"
-    points = ",".join(map(str, best.split_points))
-    words = ["splitload", "train", options.model, "--device", options.device, f"--split-points={points}"]
-    words.append(f"--objective={options.objective}")
-    if options.max_blocks != DEFAULT_MAX_BLOCKS:
-        words.append(f"--max-blocks={options.max_blocks}")
-    if options.trainable:
-        words.append(f"--trainable={options.trainable}")
-    words += [f"--input={pair}" for pair in options.input]
-    if options.output:
-        words += ["-o", options.output]
-    plan = f"The best plan so far has {count_of(best.num_stages, 'stage')}"
-    what = "the same command goes on with the search" if resumes else "nothing was written"
-    return f"interrupted; {what}. {plan}; to build it: {shlex.join(words)}"
 
 
 def _stem(model: str) -> str:

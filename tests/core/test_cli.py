@@ -287,17 +287,19 @@ def test_unexpected_errors_say_how_to_see_more(cli: Run, chain_bundle: Path, mon
 
 
 INTERRUPTED = {
-    "search": ("splitload.agents.q_learning:QLearning._play", 50, "The best plan so far has"),
-    "building": ("splitload.frontends.stages:StageWriter.write", 1, "The best plan so far has"),
+    "search": (
+        "splitload.agents.q_learning:QLearning._play",
+        50,
+        "the same command goes on with the search. The best plan",
+    ),
+    "building": ("splitload.frontends.stages:StageWriter.write", 1, "nothing was written. The best plan so far has"),
     "zoo": ("splitload.frontends.zoo:_write_mobilenet", 1, "interrupted; nothing was written"),
     "profile": ("splitload.devices.simulated:SimulatedDevice.profile", 1, "interrupted; nothing was written"),
 }
 
 
 @pytest.mark.parametrize(("place", "count", "message"), INTERRUPTED.values(), ids=INTERRUPTED)
-def test_interrupt(
-    cli: Run, cache: Path, chain_model: Path, tmp_path: Path, place: str, count: int, message: str
-) -> None:
+def test_interrupt(cli: Run, chain_model: Path, tmp_path: Path, place: str, count: int, message: str) -> None:
     """A real signal, at the moment that the count-th call of a function begins."""
     code = f"""
 import importlib, operator, os, signal, sys
@@ -315,10 +317,8 @@ def interrupted(*arguments, **options):
 setattr(owner, name, interrupted)
 raise SystemExit(main())
 """
-    if place.endswith("mobilenet"):
-        words, cache = ["zoo:mobilenet_v1"], tmp_path / "fresh"
-    else:
-        words = [str(chain_model)]
+    cache = tmp_path / "fresh"  # which holds neither the zoo's model nor a search to resume
+    words = ["zoo:mobilenet_v1" if place.endswith("mobilenet") else str(chain_model)]
     out = tmp_path / "a folder"
     out.mkdir()
     bundle = out / "b.splitload"

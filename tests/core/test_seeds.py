@@ -36,39 +36,26 @@ def train(
     return run
 
 
-@pytest.fixture
-def profile() -> Profile:
-    """Nine blocks, unlike each other, on four threads."""
-    blocks = tuple(BlockProfile(f"b{number}", 9, Cost(1.0 + number % 3, 0.1, 0.1)) for number in range(9))
-    return Profile("m", "a" * 64, "native", "dev", "measured", blocks, 0.1, Contention(4))
+def run_of(seed: int, deciding_s: float, value_s: float = 1.0) -> SeedRun:
+    return SeedRun(seed, Found(Partition(4), {}, 1, 0.1, None), value_s, deciding_s)
 
 
-@pytest.mark.parametrize(
-    ("plans", "seed"),
-    [
-        ([(1,), (4,), (4,)], 6),  # the lowest of equals
-        ([(4,), (1,), (4,)], 5),
-        ([(), (1,), (3, 6)], 7),
-        ([(3, 6), (), (4,)], 5),
-        ([(3, 6), (3, 5, 7), (2, 4, 6)], 5),  # four stages must gain a tenth
-    ],
-)
-def test_the_best_plan_is_taken_and_of_equals_the_lowest_seed(
-    profile: Profile, plans: list[tuple[int, ...]], seed: int
-) -> None:
-    runs = [
-        SeedRun(5 + place, Found(Partition.of(9, points), {}, 1, 0.1, None), 1.0) for place, points in enumerate(plans)
-    ]
-    assert best_of(Search(profile, max_stages=4), runs).seed == seed
+def test_the_first_done_is_best_and_the_lowest_seed_among_equals() -> None:
+    assert best_of([run_of(3, 2.0), run_of(4, 1.0), run_of(5, 1.0)]).seed == 4
+    assert best_of([run_of(3, 1.0, 2.0), run_of(4, 1.0, 1.0)]).seed == 4
 
 
 @pytest.mark.parametrize("objective", ["balance", "ttfo"])
-def test_a_run_is_the_search_with_its_seed(profile: Profile, objective: str) -> None:
+def test_a_run_is_the_search_with_its_seed(objective: str) -> None:
+    blocks = tuple(BlockProfile(f"b{number}", 9, Cost(1.0 + number % 3, 0.1, 0.1)) for number in range(9))
+    profile = Profile("m", "a" * 64, "native", "dev", "measured", blocks, 0.1, Contention(4))
     settings = {"agent": "random", "objective": objective, "max_stages": 3}
     run = run_seed(profile, 7, settings)
     found = Search(profile, seed=7, **settings).run()  # type: ignore[arg-type]
+    schedule = profile.schedule(run.found.partition)
     assert (run.seed, run.found.partition) == (7, found.partition)
     assert run.value_s == found.values_s["random"]
+    assert run.deciding_s == (schedule.load_makespan_s if objective == "balance" else schedule.ttfo_s)
 
 
 @pytest.mark.parametrize("agent", seeds.SEEDED)
@@ -122,8 +109,6 @@ def test_an_interrupt_tells_the_best_so_far(train: Run, monkeypatch: pytest.Monk
         (["--seeds", "2", "--agent", "exact"], 2, "same for every seed"),
         (["--seeds", "2", "--agent", "uniform"], 2, "same for every seed"),
         (["--seeds", "2", "--split-points", "1"], 2, "leave one of them out"),
-        (["--seeds", "2", "--checkpoint", "x"], 2, "of one search"),
-        (["--seeds", "2", "--curve", "x.csv"], 2, "of one search"),
         (["--jobs", "2"], 2, "give --seeds"),
         (["--cluster", "tcp://localhost:8786"], 2, "give --seeds"),
         (["--seeds", "2", "--cluster", "localhost"], 2, "tcp://HOST:PORT"),
