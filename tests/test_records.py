@@ -23,6 +23,19 @@ def test_learned_plans_are_shown_by_device_and_in_all():
     assert "| sarsa | all | all | 2 | 6 | 1.1000 | 1.2000 | m | 3 | 2 of 3 | 25.00% | 1.5 |" in table
 
 
+def test_the_ablation_is_shown_by_objective():
+    figures = {"num_plans": 9, "mean_ratio": 1.002, "worst_ratio": 1.5, "num_missed": 2, "num_proved": 7}
+    figures |= {"median_best_at": 12.5, "median_episodes": 100, "mean_search_s": 0.125}
+    rows = [
+        {"objective": objective, "factor": "α (1)", "value": "0.5", "figures": figures}
+        for objective in ("ttfo", "balance")
+    ]
+    record = {"rows": rows, "provenance": {"command": "make it"}}
+    table = records.fill("<!-- results:ablation -->\n<!-- end -->", {"ablation": [("a.json", record)]})
+    assert "| balance | α (1) | 0.5 | 9 | 1.0020 | 1.5000 | 2 | 7 | 12 | 100 | 0.12 |" in table
+    assert table.index("| balance |") < table.index("| ttfo |")
+
+
 def test_a_changed_record_is_noticed():
     text = "<!-- results:search -->\nold\n<!-- end -->\n"
     record = {"rows": [search_row("m", "a", [1.0, 1.0])], "provenance": {"command": "make it"}}

@@ -47,6 +47,30 @@ def _optimality(rows: Sequence[Mapping[str, Any]], agent: str) -> tuple[str, ...
     )
 
 
+def ablation(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return what the learning agent comes to with one of its defaults changed, for each objective."""
+    rows = [row for _, record in records for row in record["rows"]]
+    head = ("objective", "changed (default)", "to", "plans", "÷ optimum, mean", "worst", "missed", "proved")
+    body: list[tuple[str, ...]] = [
+        (
+            row["objective"],
+            row["factor"],
+            row["value"],
+            str(found["num_plans"]),
+            f"{found['mean_ratio']:.4f}",
+            f"{found['worst_ratio']:.4f}",
+            str(found["num_missed"]),
+            str(found["num_proved"]),
+            f"{found['median_best_at']:.0f}",
+            f"{found['median_episodes']:.0f}",
+            f"{found['mean_search_s']:.2f}",
+        )
+        for row in sorted(rows, key=lambda row: str(row["objective"]))
+        for found in [row["figures"]]
+    ]
+    return (*head, "episodes to best, median", "to stop", "search s, mean"), body
+
+
 def predictions(records: Iterable[tuple[str, Any]]) -> Table:
     """Return how far predicted times to first output are from measured ones: by model, by kind of plan, and in all."""
     rows = [row for _, record in records for row in record["rows"]]

@@ -222,6 +222,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "targets": ("bench", _warm, targets_table),
     "cold": ("bench", lambda record: not _warm(record), cold_table),
     "search": ("search", _every, lambda found: _table(*plan_tables.search(found))),
+    "ablation": ("ablation", _every, lambda found: _table(*plan_tables.ablation(found))),
     "cuts": ("cuts", _every, cuts_table),
     "calibration": ("calibration", _every, calibration_table),
     "predictions": ("predictions", _every, lambda found: _table(*plan_tables.predictions(found))),
