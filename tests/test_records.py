@@ -7,17 +7,55 @@ def test_tables_match_the_records():
     assert records.main(["--check"]) == 0, "run: python -m splitload.commands.records"
 
 
-def test_a_changed_record_is_noticed(tmp_path):
+def search_row(model, device, learned_s, proved=True):
+    stage = {"num_stages": 2, "known_s": 1.0, "bound_s": 1.0 if proved else 0.8, "proved": proved}
+    stage |= {name: {"sarsa": value} for name, value in (("learned_s", learned_s), ("stopped", ["proved", "patience"]))}
+    row = {"model": model, "device": device, "source": "simulated", "objective": "ttfo", "stages": [stage]}
+    return row | {"search_s": {"sarsa": [0.5, 1.5]}}
+
+
+def test_learned_plans_are_shown_by_device_and_in_all():
+    rows = [search_row("m", "a", [1.0, 1.2]), search_row("n", "a", [1.0, 1.0]), search_row("m", "b", [1.0, 1.0], False)]
+    record = {"rows": rows, "provenance": {"command": "make it"}}
+    table = records.fill("<!-- results:search -->\n<!-- end -->", {"search": [("a.json", record)]})
+    assert "| sarsa | a (simulated) | ttfo | 2 | 4 | 1.1400 | 1.2000 | m | 2 | 2 of 2 | – | 1.5 |" in table
+    assert "| sarsa | b (simulated) | ttfo | 1 | 2 | 1.0000 | 1.0000 | – | 1 | 0 of 1 | 25.00% | 1.5 |" in table
+    assert "| sarsa | all | all | 2 | 6 | 1.1000 | 1.2000 | m | 3 | 2 of 3 | 25.00% | 1.5 |" in table
+
+
+def test_the_ablation_is_shown_by_objective():
+    figures = {"num_plans": 9, "mean_ratio": 1.002, "worst_ratio": 1.5, "num_missed": 2, "num_proved": 7}
+    figures |= {"median_best_at": 12.5, "median_episodes": 100, "mean_search_s": 0.125}
+    rows = [
+        {"objective": objective, "factor": "α (1)", "value": "0.5", "figures": figures}
+        for objective in ("ttfo", "balance")
+    ]
+    record = {"rows": rows, "provenance": {"command": "make it"}}
+    table = records.fill("<!-- results:ablation -->\n<!-- end -->", {"ablation": [("a.json", record)]})
+    assert "| balance | α (1) | 0.5 | 9 | 1.0020 | 1.5000 | 2 | 7 | 12 | 100 | 0.12 |" in table
+    assert table.index("| balance |") < table.index("| ttfo |")
+
+
+def test_a_changed_record_is_noticed():
     text = "<!-- results:search -->\nold\n<!-- end -->\n"
-    row = {"model": "m", "device": "s20", "source": "simulated", "num_blocks": 3, "plans": [1], "worst_ratio": 1.0}
-    record = {"rows": [row | {"slowest_search_s": 0.5}], "provenance": {"command": "make it"}}
+    record = {"rows": [search_row("m", "a", [1.0, 1.0])], "provenance": {"command": "make it"}}
     filled = records.fill(text, {"search": [("a.json", record)]})
     assert "old" not in filled
-    assert "| m | s20 (simulated) | 3 | 1 | 1.0000 | 0.5 |" in filled
     assert "`make it`" in filled
     assert records.fill(filled, {"search": [("a.json", record)]}) == filled
-    record["rows"][0]["worst_ratio"] = 1.5
+    record["rows"][0]["stages"][0]["learned_s"]["sarsa"] = [1.0, 1.5]
     assert records.fill(filled, {"search": [("a.json", record)]}) != filled
+
+
+def test_a_record_has_a_row_on_each_line(tmp_path):
+    file = tmp_path / "kind.json"
+    rows = [{"a": [1, 2]}, {"b": 2}]
+    records.write_record(file, "kind", "module", ["x", "-o", str(file)], rows, schema_version=3)
+    (read,) = records.read_records(tmp_path)["kind"]
+    assert read[0] == "kind.json"
+    assert (read[1]["schema_version"], read[1]["rows"]) == (3, rows)
+    assert read[1]["provenance"]["command"] == "python -m module x"
+    assert '{"a": [1, 2]},\n{"b": 2}\n' in file.read_text()
 
 
 def test_steps_are_shown_in_thousands():

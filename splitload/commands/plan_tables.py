@@ -1,4 +1,4 @@
-"""Tables of what plans took on this machine: heads and rows, which `splitload.commands.records` sets."""
+"""Tables of plans, learned and measured: heads and rows, which `splitload.commands.records` sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,67 @@ from typing import Any
 
 import numpy as np
 
+from splitload.commands.optimality import figures, ratios
+
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # the head, and the rows
+
+
+def search(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return how near learned plans came to the optimum: by device and objective, and in all."""
+    rows = [row for _, record in records for row in record["rows"]]
+    agents = list(dict.fromkeys(agent for row in rows for agent in row["search_s"]))
+    body = []
+    for agent in agents:
+        mine = [row for row in rows if agent in row["search_s"]]
+        groups: dict[tuple[str, ...], list[Any]] = {}
+        for row in mine:
+            groups.setdefault((f"{row['device']} ({row['source']})", row["objective"]), []).append(row)
+        body += [(agent, *title, *_optimality(group, agent)) for title, group in groups.items()]
+        body.append((agent, "all", "all", *_optimality(mine, agent)))
+    head = ("agent", "device", "objective", "models", "plans", "learned ÷ optimum, p90", "worst", "worst model")
+    return (*head, "proved by learning", "optima proved", "largest gap of others", "slowest search s"), body
+
+
+def _optimality(rows: Sequence[Mapping[str, Any]], agent: str) -> tuple[str, ...]:
+    """Return the figures of an agent's plans in some rows of the record."""
+    found = figures([stage for row in rows for stage in row["stages"]], agent)
+    worst = max(rows, key=lambda row: max(ratios(row["stages"], agent)))
+    gap = found["largest_gap"]
+    return (
+        str(len({row["model"] for row in rows})),
+        str(found["num_plans"]),
+        f"{found['p90_ratio']:.4f}",
+        f"{found['worst_ratio']:.4f}",
+        worst["model"] if found["worst_ratio"] >= 1.00005 else "–",
+        str(found["num_proved_by_agent"]),
+        f"{found['num_optima_proved']} of {found['num_optima']}",
+        "–" if gap is None else f"{gap:.2%}",
+        f"{max(max(row['search_s'][agent]) for row in rows):.1f}",
+    )
+
+
+def ablation(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return what the learning agent comes to with one of its defaults changed, for each objective."""
+    rows = [row for _, record in records for row in record["rows"]]
+    head = ("objective", "changed (default)", "to", "plans", "÷ optimum, mean", "worst", "missed", "proved")
+    body: list[tuple[str, ...]] = [
+        (
+            row["objective"],
+            row["factor"],
+            row["value"],
+            str(found["num_plans"]),
+            f"{found['mean_ratio']:.4f}",
+            f"{found['worst_ratio']:.4f}",
+            str(found["num_missed"]),
+            str(found["num_proved"]),
+            f"{found['median_best_at']:.0f}",
+            f"{found['median_episodes']:.0f}",
+            f"{found['mean_search_s']:.2f}",
+        )
+        for row in sorted(rows, key=lambda row: str(row["objective"]))
+        for found in [row["figures"]]
+    ]
+    return (*head, "episodes to best, median", "to stop", "search s, mean"), body
 
 
 def predictions(records: Iterable[tuple[str, Any]]) -> Table:

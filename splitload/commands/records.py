@@ -28,12 +28,15 @@ TARGETED = {
 Named = tuple[str, Any]  # a record and the name of its file
 
 
-def write_record(output: Path, kind: str, module: str, words: Sequence[str], rows: Sequence[Any]) -> None:
-    """Write the record of a command `python -m module words`, without the path it is written to."""
+def write_record(
+    output: Path, kind: str, module: str, words: Sequence[str], rows: Sequence[Any], *, schema_version: int = 1
+) -> None:
+    """Write the record of a command `python -m module words`, without the path it is written to; a row is a line."""
     kept = [word for word in words if word not in ("-o", "--output", str(output))]
     made_by = provenance(["python", "-m", module, *kept])
-    record = {"kind": kind, "schema_version": 1, "provenance": made_by, "rows": rows}
-    output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    head = json.dumps({"kind": kind, "schema_version": schema_version, "provenance": made_by}, indent=1)
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    output.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def read_records(folder: Path) -> dict[str, list[Named]]:
@@ -140,23 +143,6 @@ def targets_table(records: Iterable[Named]) -> str:
     return _table(("of medians", "geometric mean", "worst", "model", "models"), rows)
 
 
-def search_table(records: Iterable[Named]) -> str:
-    """Return how near learned plans came to the exact optimum."""
-    rows = [
-        (
-            row["model"],
-            f"{row['device']} ({row['source']})",
-            str(row["num_blocks"]),
-            str(len(row["plans"])),
-            f"{row['worst_ratio']:.4f}",
-            f"{row['slowest_search_s']:.1f}",
-        )
-        for _, record in records
-        for row in record["rows"]
-    ]
-    return _table(("model", "device", "blocks", "plans", "worst learned ÷ exact", "slowest search s"), rows)
-
-
 def cuts_table(records: Iterable[Named]) -> str:
     """Return what the check of every cut point found."""
     rows = [
@@ -235,7 +221,8 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "ttfo": ("bench", _warm, ttfo_table),
     "targets": ("bench", _warm, targets_table),
     "cold": ("bench", lambda record: not _warm(record), cold_table),
-    "search": ("search", _every, search_table),
+    "search": ("search", _every, lambda found: _table(*plan_tables.search(found))),
+    "ablation": ("ablation", _every, lambda found: _table(*plan_tables.ablation(found))),
     "cuts": ("cuts", _every, cuts_table),
     "calibration": ("calibration", _every, calibration_table),
     "predictions": ("predictions", _every, lambda found: _table(*plan_tables.predictions(found))),
