@@ -51,7 +51,7 @@ import numpy as np
 
 __all__ = ["DEFAULT_EPISODES", "Plan", "Progress", "QLearning", "SearchResult"]
 
-DEFAULT_EPISODES = 20_000
+DEFAULT_EPISODES = 8_000
 """Most episodes for each number of stages, where the caller sets no budget."""
 
 ELITES = 16  # best plans of a round that episodes return to
