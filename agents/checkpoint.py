@@ -20,7 +20,7 @@ _SETTINGS = (
 )  # fmt: skip
 _AGENT = ("settings", "environment", "rng", "episode", "searches")
 _SEARCH = (
-    "num_stages", "options", "start", "plan", "bar", "markov", "tolerant", "one_sided", "returns", "curve", "elites",
+    "num_stages", "options", "start", "plan", "bar", "separable", "tolerant", "one_sided", "returns", "curve", "elites",
     "idle", "rounds", "band_empty", "stopped", "table",
 )  # fmt: skip
 _PLAN = ("split_points", "value_s", "load_makespan_s", "episode", "actions")
@@ -64,7 +64,7 @@ def dump(agent: QLearning) -> dict[str, Any]:
                     "actions": list(search.plan.actions),
                 },
                 "bar": None if search.bar == -math.inf else search.bar,
-                "markov": search.markov,
+                "separable": search.separable,
                 "tolerant": search.tolerant,
                 "one_sided": search.one_sided,
                 "returns": list(search.returns),
@@ -88,7 +88,8 @@ def restore(agent: QLearning, data: Any) -> None:
     """Give the agent what `dump` took from one with the same settings, on an equal environment.
 
     `agent.train(resume=True)` then goes on where that one was. Plans are played once more, so that none is taken
-    that the environment does not confirm.
+    that the environment does not confirm; what was learned (values, tolerance, why a search stopped) is taken as it is
+    written, where it can be meant.
 
     Args:
         agent: Whatever it held is gone; where an error is raised, it stays as it was.
@@ -158,7 +159,7 @@ def _search(env: gymnasium.Env[Any, Any], data: Any, where: str, episode: int) -
         table=_table_from_json(env, row["table"], f"{where}.table"),
         plan=plan,
         bar=-math.inf if row["bar"] is None else _number(row["bar"], f"{where}.bar"),
-        markov=_flag(row["markov"], f"{where}.markov"),
+        separable=_flag(row["separable"], f"{where}.separable"),
         tolerant=_flag(row["tolerant"], f"{where}.tolerant"),
         one_sided=_flag(row["one_sided"], f"{where}.one_sided"),
         returns=returns,

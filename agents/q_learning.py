@@ -18,11 +18,12 @@ Where this differs from the paper, which gives neither α, γ, the exploration, 
     ("ttfo"), the agent learns from 0 for each step up to where the return falls to the record's, and -1 for that one;
     the rest of the episode then teaches nothing and is left out. Reward 0 for every step means: the record is beaten.
     A better record can only lower what an action earns, so the table stays optimistic and is kept.
-7.  That makes a proof, where rewards depend on the state alone (`info["markov"]`). Under optimism (3) the value of an
-    action on a path of return 0 never leaves 0, whatever α and γ are; so once every value of the starting state is
-    below 0, no plan of return 0 is left. (SARSA proves it only without exploration, as its a' must be the best.)
-    Elsewhere (more stages than threads: a load waits for those before) an action may be blamed for a bad past, so the
-    table starts anew.
+7.  That makes a proof, where what is learned depends on state and action alone: always with eq. 4, and otherwise where
+    the return so far is the least of terms that each step has for itself (`info["separable"]`), so that a step either
+    falls to the record or does not, whatever came before. Under optimism (3) the value of an action on a path of return
+    0 then never leaves 0, whatever α and γ are; so once every value of the starting state is below 0, no plan of return
+    0 is left. (SARSA proves it only without exploration, as its a' must be the best.) Elsewhere (more stages than
+    threads: a load waits for those before) an action may be blamed for a bad past, so the table starts anew.
 8.  Eq. 4 is two-sided and cannot say "lighter than the target is fine". When the band around T/C is empty or
     worn out (rule below), the search goes on with the one-sided form of the paper's prose, "at max equal", and a
     new table. It ends with the proof that no plan has a smaller largest load. `finish=False` leaves this out:
@@ -31,8 +32,10 @@ Where this differs from the paper, which gives neither α, γ, the exploration, 
     and explores then (Ecoffet et al., "First return, then explore", Nature 590, 2021): it follows one of the best plans
     found, but for one to three neighbouring cuts that lie a little earlier or later.
 
-The rule for stopping one C: its proof (7); or four rounds in a row without a better plan, a round being `patience`
-episodes in a row without a plan better than those of the round, after which its plans are forgotten, the best excepted.
+The rule for stopping one C: its proof (7); or the end of the fourth round in a row that has not bettered the record
+since it began or the record was set, a round being over after `patience` episodes in a row without a plan better than
+those of the round, which are then forgotten, the record excepted; or the episodes allowed for all C together are used
+up, `DEFAULT_EPISODES` for each by default.
 
 Why the defaults are what they are is recorded in results/ (the ablation), and how near the plans of real models come to
 the optimum.
@@ -152,7 +155,7 @@ class SearchState:
         table: By observation the legal actions and their values. Restored rows have no actions until they are met.
         plan: The record.
         bar: Its return.
-        markov: Whether rewards depend on the state alone.
+        separable: Whether what is learned depends on state and action alone, point 7 in the head of this file.
         tolerant: Whether rewards are of eq. 4, with a tolerance.
         one_sided: Whether they are of its one-sided form.
         elites: The best plans of this round, best first.
@@ -165,7 +168,7 @@ class SearchState:
     table: dict[bytes, tuple[list[int], list[float]]] = field(default_factory=dict)
     plan: Plan | None = None
     bar: float = -math.inf
-    markov: bool = False
+    separable: bool = False
     tolerant: bool = False
     one_sided: bool = False
     returns: list[float] = field(default_factory=list)
@@ -182,7 +185,7 @@ class QLearning:
 
     The environment must take the reset options `num_stages` and `tolerance_s`, give array observations and no
     positive rewards, and give in `info` the `action_mask`, and at the end `split_points`, `value_s`,
-    `load_makespan_s` and `markov` (whether rewards depend on the state alone). If it also gives `excess_s` and
+    `load_makespan_s` and `separable` (point 7 in the head of this file). If it also gives `excess_s` and
     `one_sided`, its rewards are of eq. 4, and the tolerance is tightened by the reset options `tolerance_s` and
     `one_sided`; otherwise the larger return must mean the smaller value. Actions that are close in number must mean
     cuts that are close. `splitload.envs.SplitEnv` does all that.
@@ -390,7 +393,7 @@ class QLearning:
         if not search.returns:
             return list(search.start), -math.inf
         full = len(elites) == ELITES
-        sure = search.markov or search.tolerant  # the table alone ends with a proof, and sooner
+        sure = search.separable or search.tolerant  # the table alone ends with a proof, and sooner
         if sure or not elites or len(elites[0].actions) < 2 or draw() >= self.return_share:
             return [], math.inf if full else -math.inf
         guide = list(elites[int(draw() * len(elites))].actions)
@@ -431,7 +434,7 @@ class QLearning:
                     self._finish(search)
                 else:
                     search.idle = 0
-            elif search.tolerant or search.markov:
+            elif search.tolerant or search.separable:
                 search.stopped = "proved"
             else:
                 search.table = {}
@@ -448,7 +451,7 @@ class QLearning:
     def _keep(self, search: SearchState, info: dict[str, Any]) -> None:
         """Take the plan an episode ended with into the elites, and as the record, if it is good enough."""
         value_s, actions = info["value_s"], info["actions"]
-        search.markov = info["markov"]
+        search.separable = info["separable"]
         search.tolerant = "excess_s" in info
         search.one_sided = info.get("one_sided", False)
         elites = search.elites

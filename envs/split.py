@@ -28,6 +28,7 @@ _Legal = range | frozenset[int]
 _State = tuple[Observation, _Legal, Mask]
 _NONE = range(0)
 _INTEGERS = (int, np.integer)
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 class SplitEnv(gymnasium.Env[Observation, np.int64]):
@@ -67,9 +68,9 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - "balance": for each stage as it is cut, 0 if `|τ - T/C| <= ε` and -1 otherwise; τ is the stage's load time
       alone, T the whole model's, `ε = tolerance * T / C`. With `one_sided`, 0 if `τ <= T/C + ε`.
     - "ttfo": minus the seconds by which the stage moves the time to first output that its cuts so far allow: when
-      the stage has inferred, plus the inference of all blocks after it. These moves add up to the time to first
-      output, so that the return is `-profile.schedule(partition).ttfo_s`. Only waiting for a load costs anything
-      after the first stage; where inference times add up, no reward is positive.
+      the stage has inferred, plus the least that inferring all blocks after it can take. These moves add up to the time
+      to first output, so that the return is `-profile.schedule(partition).ttfo_s`. No reward is positive; where
+      inference times add up, only waiting for a load costs anything after the first stage.
     - An illegal action earns `illegal_reward`, which is below the return of every legal episode.
 
     ## Episode End
@@ -84,8 +85,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - `value_s`: what the objective makes small, in seconds: the largest stage load under contention
       ("balance"), or the time to first output ("ttfo");
     - `load_makespan_s`: seconds until every stage is loaded, by the execution policy;
-    - `markov`: whether the rewards of this episode depend on nothing but state and action. With "ttfo" that is so
-      where no load waits for a thread (stages <= threads), and seconds of inferring and of reading add up;
+    - `separable`: with "ttfo", whether the return after each stage is the least of terms that each depend on one state
+      and action alone: minus when a stage is loaded and all blocks from there on have inferred. That is so where no
+      load waits for a thread (stages <= threads) and seconds of inferring and of reading add up. With "balance" each
+      reward is such a term, and this is true;
     - only for "balance", `excess_s`: largest τ minus T/C, in seconds, the one-sided tolerance this plan just meets;
       and `one_sided`: which form of the reward the episode had.
 
@@ -150,7 +153,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._infer_s: list[list[float]] = costs.first_inference_s.tolist()
         self._read_s: list[list[float]] = costs.read_s.tolist()
         self._additive = _additive(costs.first_inference_s) and _additive(costs.read_s)
-        self._left_s = [row[-1] for row in self._infer_s[:-1]] + [0.0]  # seconds to infer all blocks from here on
+        self._left_s = _least_left_s(self._infer_s)
         slowdowns = [profile.contention.slowdown(count) for count in range(1, max_stages + 1)]
         self._slowdown = [1.0, *slowdowns]
         # No plan takes longer than all its loads one after the other and then all its inferences.
@@ -188,10 +191,13 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         if num_stages is not None and not (isinstance(num_stages, _INTEGERS) and self.feasible(int(num_stages))):
             raise UsageError(f"num_stages must be from 1 to {self.max_stages} for this model, it is {num_stages!r}")
         tolerance_s = options.get("tolerance_s")
-        if tolerance_s is not None and math.isnan(tolerance_s):
-            raise UsageError("tolerance_s must be a number of seconds, it is not a number")
-        self._option_s = tolerance_s
-        self._one_sided = options.get("one_sided", self.one_sided)
+        if tolerance_s is not None and (not isinstance(tolerance_s, _NUMBERS) or math.isnan(tolerance_s)):
+            raise UsageError(f"tolerance_s must be a number of seconds, it is {tolerance_s!r}")
+        one_sided = options.get("one_sided", self.one_sided)
+        if not isinstance(one_sided, bool | np.bool_):
+            raise UsageError(f"one_sided must be true or false, it is {one_sided!r}")
+        self._option_s = None if tolerance_s is None else float(tolerance_s)
+        self._one_sided = bool(one_sided)
         self._bounds = [0]
         self._clock = Clock(self.profile.contention.threads, 1.0)
         self._num_stages = 0
@@ -313,8 +319,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         bounds, clock, num_stages = self._bounds, self._clock, self._num_stages
         summary: dict[str, Any] = {"split_points": tuple(bounds[1:-1]), "num_stages": num_stages}
         if self._ttfo:
-            markov = self._additive and num_stages <= self.profile.contention.threads
-            return summary | {"value_s": clock.inferred_s, "load_makespan_s": clock.loaded_s, "markov": markov}
+            separable = self._additive and num_stages <= self.profile.contention.threads
+            return summary | {"value_s": clock.inferred_s, "load_makespan_s": clock.loaded_s, "separable": separable}
         largest_s = 0.0
         for start, end in pairwise(bounds):  # No reward needs the clock here: it runs once an episode, not each step.
             load_s = self._load_s[start][end]
@@ -323,7 +329,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         return summary | {
             "value_s": largest_s * self._slowdown[num_stages],
             "load_makespan_s": clock.loaded_s,
-            "markov": True,
+            "separable": True,
             "excess_s": largest_s - self._target_s,
             "one_sided": self._one_sided,
         }
@@ -344,6 +350,15 @@ def check_stages(max_stages: int, num_blocks: int, trainable_from: int | None) -
             f"max_stages is {max_stages}, but with block {trainable_from} trainable, and so in the last stage, "
             f"there can be at most {trainable_from + 1} stages"
         )
+
+
+def _least_left_s(infer_s: list[list[float]]) -> list[float]:
+    """Return the least seconds that inferring all blocks from each one on can take, however they are cut."""
+    size = len(infer_s)
+    left_s = [0.0] * size
+    for start in reversed(range(size - 1)):
+        left_s[start] = min(infer_s[start][end] + left_s[end] for end in range(start + 1, size))
+    return left_s
 
 
 def _additive(cost_s: NDArray[np.float64]) -> bool:

@@ -248,7 +248,8 @@ def _parser() -> argparse.ArgumentParser:
         "--budget",
         type=_at_least_one,
         metavar="N",
-        help="search with at most N measured stage loads, in place of a profile of every block (host only)",
+        help="search with at most N measured stage loads, in place of a profile of every block (host only); what is "
+        "measured of the plan that was found comes on top",
     )
     train.add_argument(
         "--trainable",

@@ -284,10 +284,9 @@ def _check(profile: Profile) -> None:
     if not is_count(threads) or threads < 1:
         raise ProfileError(f"threads must be at least 1, it is {threads!r:.40}")
     for key, share in (("serial_share", contention.serial_share), ("thread_penalty", contention.thread_penalty)):
-        if not _within(share, MAX_SHARE):
-            raise ProfileError(
-                f"{key} must be a finite share, not negative and at most {MAX_SHARE:g}; it is {share!r:.40}"
-            )
+        most = 1 if key == "serial_share" else MAX_SHARE
+        if not _within(share, most):
+            raise ProfileError(f"{key} must be a finite share, not negative and at most {most:g}; it is {share!r:.40}")
 
 
 def _within(value: Any, most: float) -> bool:

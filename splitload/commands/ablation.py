@@ -7,7 +7,6 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from splitload.agents.exact_ttfo import Optimum
@@ -17,6 +16,7 @@ from splitload.commands.console import Console
 from splitload.commands.optimality import Learned, Setting, call, learn, optimum
 from splitload.commands.parallel import run_all
 from splitload.commands.records import write_record
+from splitload.commands.study import at_least, record_file
 from splitload.devices import open_device
 from splitload.errors import SplitloadError, UsageError
 from splitload.frontends import open_source
@@ -182,10 +182,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m splitload.commands.ablation", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--device", action="append", help=f"default: {' and '.join(DEVICES)}")
-    parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="seeds 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, metavar="J", help="searches at a time (default: available threads)")
+    parser.add_argument(
+        "--seeds", type=at_least(1), default=SEEDS, metavar="N", help="seeds 0 to N-1 (default: %(default)s)"
+    )
+    parser.add_argument("--jobs", type=at_least(1), metavar="J", help="searches at a time (default: available threads)")
     parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
         parser.error("--seeds and --jobs must be at least 1")

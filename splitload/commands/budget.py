@@ -15,6 +15,7 @@ from splitload.commands.measured import measure_plans
 from splitload.commands.records import write_record
 from splitload.commands.refine import refine_on_host
 from splitload.commands.search import Objective, Search
+from splitload.commands.study import at_least, one_line, record_file
 from splitload.deploy.build import Plan
 from splitload.devices.host import REPEATS, HostDevice
 from splitload.frontends import open_source
@@ -83,14 +84,17 @@ def row(
     }
 
 
+@one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Compare plans of a budget with plans of full profiles, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="python -m splitload.commands.budget", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
-    parser.add_argument("--budget", type=int, default=200, metavar="N", help="stage loads (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=9, metavar="N", help="samples (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument(
+        "--budget", type=at_least(1), default=200, metavar="N", help="stage loads (default: %(default)s)"
+    )
+    parser.add_argument("--runs", type=at_least(1), default=9, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()

@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from splitload.agents import exact
 from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
+from splitload.commands.study import one_line, record_file
 from splitload.devices import names
 from splitload.devices.simulated import DeviceModel, SimulatedDevice
 from splitload.envs.costs import cost_matrices
@@ -178,11 +178,12 @@ def fit_row(
     }
 
 
+@one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Fit, print what was found beside simpler fits, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="python -m splitload.commands.calibrate", description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()

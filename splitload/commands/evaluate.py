@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from splitload.agents.exact_ttfo import Optimum
@@ -16,6 +15,7 @@ from splitload.commands.console import Console
 from splitload.commands.optimality import Learned, Setting, call, figures, learn, optimum
 from splitload.commands.parallel import run_all
 from splitload.commands.records import write_record
+from splitload.commands.study import at_least, record_file
 from splitload.devices import names, open_device
 from splitload.errors import SplitloadError, UsageError
 from splitload.frontends import open_source, zoo
@@ -105,14 +105,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", action="append", help="default: every simulated one")
     parser.add_argument("--objective", action="append", choices=OBJECTIVES, help="default: both")
     parser.add_argument("--agent", action="append", choices=LEARNERS, help="default: q-learning")
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--max-stages", type=int, default=8, metavar="K", help="(default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=at_least(1), default=10, metavar="N", help="seeds 0 to N-1 (default: %(default)s)"
+    )
+    parser.add_argument("--max-stages", type=at_least(1), default=8, metavar="K", help="(default: %(default)s)")
     parser.add_argument(
         "--limit", type=float, default=LIMIT_S, metavar="S", help="seconds for each proof (default: %(default)s)"
     )
-    parser.add_argument("--jobs", type=int, metavar="J", help="searches at a time (default: available threads)")
+    parser.add_argument("--jobs", type=at_least(1), metavar="J", help="searches at a time (default: available threads)")
     parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     for name in ("seeds", "max_stages", "jobs"):
         if getattr(options, name) is not None and getattr(options, name) < 1:

@@ -16,6 +16,7 @@ from splitload.cli import user_cache
 from splitload.commands.console import Console, count_of
 from splitload.commands.measured import measure_plans
 from splitload.commands.records import write_record
+from splitload.commands.study import at_least, one_line, record_file
 from splitload.deploy.build import Plan
 from splitload.devices.host import HostDevice
 from splitload.envs.costs import cost_matrices
@@ -113,13 +114,14 @@ def compare(model: str, runs: int, console: Console, cache: Path) -> dict[str, A
     }
 
 
+@one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Predict and measure models, print how far apart the two are, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="python -m splitload.commands.predictions", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo model")
-    parser.add_argument("--runs", type=_two_or_more, default=RUNS, metavar="N", help="samples (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument("--runs", type=at_least(2), default=RUNS, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     rows = []
@@ -135,12 +137,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.output:
         write_record(options.output, "predictions", "splitload.commands.predictions", words, rows)
     return 0
-
-
-def _two_or_more(word: str) -> int:
-    if not word.isdecimal() or int(word) < 2:
-        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 2, not '{word}'")
-    return int(word)
 
 
 if __name__ == "__main__":

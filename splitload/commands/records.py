@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.atomic import write_text
 from splitload.commands import ARMS, plan_tables
 from splitload.provenance import provenance
 
@@ -36,7 +37,7 @@ def write_record(
     made_by = provenance(["python", "-m", module, *kept])
     head = json.dumps({"kind": kind, "schema_version": schema_version, "provenance": made_by}, indent=1)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    output.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    write_text(output, f'{head[:-2]},\n "rows": [\n{lines}\n]}}\n', "the record")
 
 
 def read_records(folder: Path) -> dict[str, list[Named]]:

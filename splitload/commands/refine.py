@@ -21,7 +21,7 @@ from splitload.profile import Cost, Profile
 
 FIRST_STAGES = 8  # of the plan that is measured first: it tells where in the model the time goes
 FARTHEST = 3  # blocks by which a cut of the best plan is moved where the search asks for nothing new
-_PAIR_LOADS = 4  # of a sample of two parallel loads: each alone, and both together
+_PAIR_LOADS = 5  # of a sample of two parallel loads: the whole model, each half alone, and both together
 PATIENCE = 4  # plans measured in a row without a better one, after which the best is taken
 
 
@@ -78,7 +78,7 @@ def refine(
         if on_plan is not None:
             on_plan(ledger.loads, plan)
         enough = ledger.measure(plan)
-        if all(stage in ledger.costs() for stage in plan.stages()):  # else not even one sample was allowed
+        if enough or (plan == whole and ledger.loads > 0):  # the whole model counts even if it was sampled too seldom
             plans.append(plan)
         return enough
 
@@ -136,8 +136,9 @@ def refine_on_host(
 ) -> tuple[Refined, int]:
     """Search on this machine with at most `budget` stage loads; return what it came to, and the loads it took.
 
-    The loads are those that are measured, four of which for each sample of how parallel loads slow each other down. Not
-    among them is the first of each process, which starts the runtime.
+    Five loads are one sample of how parallel loads slow each other down: the whole model, and its halves alone and
+    together. Not among the loads are the first of each process, which starts the runtime, and what `splitload train`
+    measures of the plan that was found.
 
     Raises:
         ModelError: If the model does not run on the feeds.
@@ -155,7 +156,7 @@ def refine_on_host(
             whole = [(0, prior.num_blocks)]
             shares = []
             for _ in range(FEWEST):
-                if not ledger.spend(_PAIR_LOADS + len(whole)):
+                if not ledger.spend(_PAIR_LOADS):
                     break
                 shares.append(runs.sample(whole, pair=True)[1])
             known = [share for share in shares if share is not None]

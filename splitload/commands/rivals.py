@@ -14,6 +14,7 @@ from splitload.commands.console import Console
 from splitload.commands.measured import measure_plans
 from splitload.commands.records import TARGETED, write_record
 from splitload.commands.search import BASELINES, Search
+from splitload.commands.study import at_least, one_line, record_file
 from splitload.commands.trial import Trial, choose_measured
 from splitload.deploy.build import Plan
 from splitload.devices.host import HostDevice
@@ -130,14 +131,15 @@ def compare(samples_s: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {"learned_s": learned_s, "baselines_s": medians_s, "ratio": learned_s / min(medians_s.values())}
 
 
+@one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Measure learned plans and their rivals, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="python -m splitload.commands.rivals", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the models that targets are set for")
-    parser.add_argument("--runs", type=_at_least_one, default=RUNS, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument("--runs", type=at_least(1), default=RUNS, metavar="N", help="samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the searches (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()
@@ -160,12 +162,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.output:
         write_record(options.output, "rivals", "splitload.commands.rivals", words, rows)
     return 0
-
-
-def _at_least_one(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not '{word}'")
-    return int(word)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import gymnasium
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from splitload.commands import OBJECTIVES
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
+from splitload.commands.study import at_least, one_line, record_file
 from splitload.envs import ENV_ID, SplitEnv
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
@@ -126,13 +126,18 @@ def sample(through: str, objective: str, play: str, steps: int, seed: int) -> fl
     return alone_steps_per_s(env, SplitEnv(**kwargs), choose, steps)
 
 
+@one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Measure every way to step, for both objectives, in turns; print and perhaps record the steps a second."""
     words = list(sys.argv[1:] if words is None else words)
     parser = argparse.ArgumentParser(prog="python -m splitload.commands.steps", description=__doc__)
-    parser.add_argument("--runs", type=int, default=15, metavar="N", help="samples of each (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20_000, metavar="N", help="in a sample (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record here")
+    parser.add_argument(
+        "--runs", type=at_least(1), default=15, metavar="N", help="samples of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=at_least(1), default=20_000, metavar="N", help="in a sample (default: %(default)s)"
+    )
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     if options.runs < 1 or options.steps < 1:
         parser.error("--runs and --steps must be at least 1")

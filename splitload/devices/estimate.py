@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from splitload.devices.ledger import Segment
 from splitload.graph import ModelGraph
 from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
@@ -23,7 +24,6 @@ BYTE_FAULT_S = 0.2e-9  # first touch of a mapped weight, for each byte
 FLOP_S = 1e-11
 _SWEEPS = 40
 _DAMPING = 0.5
-Segment = tuple[int, int]
 
 
 def guess(graph: ModelGraph, device: str, threads: int, environment: Mapping[str, str]) -> Profile:
@@ -93,6 +93,7 @@ def estimate(
         stage_fixed_s=fixed_s,
         contention=prior.contention._replace(serial_share=serial_share),
         segments={everything: whole},
+        environment={**prior.environment, "blocks": f"estimated from {len(measured)} measured stages"},
     )
 
 

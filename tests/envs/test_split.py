@@ -190,6 +190,8 @@ def test_num_stages_option_restricts_the_episode(profile):
         ({"num_stages": 4}, "from 1 to 3"),
         ({"num_stages": 2.0}, "from 1 to 3"),
         ({"tolerance_s": float("nan")}, "tolerance_s"),
+        ({"tolerance_s": "x"}, "tolerance_s must be a number of seconds, it is 'x'"),
+        ({"one_sided": "no"}, "one_sided must be true or false, it is 'no'"),
     ],
 )
 def test_wrong_options(profile, options, message):
