@@ -30,7 +30,7 @@ Where this differs from the paper, which gives neither α, γ, the exploration, 
     eq. 4 alone, with ε-greedy play once the band is empty.
 9.  Where what an action earns depends on the past, as in the second part of 7, a share of the episodes returns first
     and explores then (Ecoffet et al., "First return, then explore", Nature 590, 2021): it follows one of the best plans
-    found, but for one to three neighbouring cuts that lie a little earlier or later.
+    found, but for one to three neighbouring cuts that lie a little earlier or later, or one that lies anywhere.
 
 The rule for stopping one C: its proof (7); or the end of the fourth round in a row that has not bettered the record
 since it began or the record was set, a round being over after `patience` episodes in a row without a plan better than
@@ -51,6 +51,7 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["DEFAULT_EPISODES", "Plan", "Progress", "QLearning", "SearchResult"]
 
@@ -341,11 +342,11 @@ class QLearning:
     def _play(self, search: SearchState, epsilon: float) -> dict[str, Any]:
         """Play one episode, learn from it, and return its last `info`; one that cannot be worth its end is left."""
         env, draw, table = self.env, self.rng.random, search.table
-        guide, left_below = self._guide(search)
-        guided = iter(guide)
         bar = search.bar * (1 - _EQUAL)  # returns are negative: this is a little above the record's
         hopeless_below_zero = search.tolerant and search.one_sided
         observation, info = env.reset(options=search.options)
+        guide, left_below = self._guide(search, info["action_mask"])
+        guided = iter(guide)
         path: list[tuple[list[float], int, float]] = []  # values of the state, which of them was taken, reward
         taken: list[int] = []
         total, beaten, over = 0.0, False, False
@@ -387,8 +388,13 @@ class QLearning:
         search.returns.append(total)
         return {**info, "actions": taken} if over else {}
 
-    def _guide(self, search: SearchState) -> tuple[list[int], float]:
-        """Return the actions this episode follows where they are legal, and the return at which it may be left."""
+    def _guide(self, search: SearchState, mask: NDArray[np.int8]) -> tuple[list[int], float]:
+        """Return the actions this episode follows where they are legal, and the return at which it may be left.
+
+        Args:
+            search: Of this number of stages.
+            mask: Which first actions are legal.
+        """
         elites, draw = search.elites, self.rng.random
         if not search.returns:
             return list(search.start), -math.inf
@@ -397,11 +403,17 @@ class QLearning:
         if sure or not elites or len(elites[0].actions) < 2 or draw() >= self.return_share:
             return [], math.inf if full else -math.inf
         guide = list(elites[int(draw() * len(elites))].actions)
-        first = int(draw() * (len(guide) - 1))
+        cuts = len(guide) - 1
+        first = int(draw() * cuts)
+        if draw() < 0.2:  # one cut is left out, and another made anywhere
+            low = int(mask.argmax())
+            del guide[first]
+            guide = sorted({*guide, low + int(draw() * (guide[-1] - low))})
+            return guide, elites[-1].reward if full else -math.inf
         run = 1 if (luck := draw()) < 0.4 else 2 if luck < 0.75 else 3  # neighbouring cuts that move
         together = draw() < 0.5
         move = 0
-        for place in range(first, min(first + run, len(guide) - 1)):
+        for place in range(first, min(first + run, cuts)):
             if not (move and together):
                 distance = 1 + int(math.log(1 - draw()) / _LOG_FURTHER)  # geometric
                 move = distance if draw() < 0.5 else -distance
