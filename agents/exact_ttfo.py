@@ -108,14 +108,20 @@ def ttfo(
         starts: Plans to begin with, such as a learned one: the result is not worse than any of them.
 
     Raises:
-        ValueError: If a matrix is not square or differs in shape, no such partition exists, there is no thread, or a
-            start is no such partition.
+        ValueError: If a matrix is not square or differs in shape, a cost is negative or not finite, no such partition
+            exists, there is no thread, or a start is no such partition.
     """
     end_s = time.perf_counter() + limit_s
     checked_num_blocks(load, num_stages, trainable_from)
     for name, matrix in (("infer", infer), ("read", read)):
         if matrix is not None and matrix.shape != load.shape:
             raise ValueError(f"load has shape {load.shape} and {name} {matrix.shape}: they must be equal")
+    segments = np.triu_indices(len(load), k=1)
+    for name, matrix in (("load", load), ("infer", infer), ("read", read)):
+        if matrix is not None and not (np.isfinite(matrix[segments]).all() and (matrix[segments] >= 0).all()):
+            raise ValueError(f"{name} must hold finite seconds, not negative, for every segment")
+    if not (np.isfinite(slowdown) and slowdown >= 0):
+        raise ValueError(f"slowdown must be a finite factor, not negative; it is {slowdown}")
     if threads < 1:
         raise ValueError(f"loading needs at least 1 thread, not {threads}")
     costs = stage_costs(load, infer, read, num_stages, threads, slowdown, trainable_from)

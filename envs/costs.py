@@ -35,8 +35,8 @@ def cost_matrices(profile: Profile) -> CostMatrices:
     """
     size = profile.num_blocks + 1
     legal = np.triu(np.ones((size, size), dtype=bool), k=1)
-    loads = np.array([block.cost.load_s for block in profile.blocks])
-    infers = np.array([block.cost.first_inference_s for block in profile.blocks])
+    loads = np.array([float(block.cost.load_s) for block in profile.blocks])
+    infers = np.array([float(block.cost.first_inference_s) for block in profile.blocks])
     infers *= profile.inference_scale("first_inference_s")
 
     def sums(values: NDArray[np.float64]) -> NDArray[np.float64]:

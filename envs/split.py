@@ -124,6 +124,13 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         trainable_from: int | None = None,
         render_mode: str | None = None,
     ) -> None:
+        if not isinstance(profile, Profile):
+            raise UsageError(f"profile must be a Profile, for example of Profile.read(path); it is {profile!r:.80}")
+        if not isinstance(one_sided, bool | np.bool_):
+            raise UsageError(f"one_sided must be true or false, it is {one_sided!r:.40}")
+        for name, count in (("max_stages", max_stages), ("trainable_from", trainable_from)):
+            if count is not None and (isinstance(count, bool) or not isinstance(count, _INTEGERS)):
+                raise UsageError(f"{name} must be a whole number, it is {count!r:.40}")
         num_blocks = profile.num_blocks
         if objective not in OBJECTIVES:
             raise unknown_name("objective", objective, OBJECTIVES)
@@ -184,6 +191,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         """
         super().reset(seed=seed)
         options = options or {}
+        if not isinstance(options, dict):
+            raise UsageError(f"options must be a dict, it is {options!r:.40}")
         for name in options:
             if name not in OPTIONS:
                 raise unknown_name("reset option", name, OPTIONS)

@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, command: Callable[..., Any], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=command)
-        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+        sub.add_argument(
+            "--json", action="store_true", help="print one JSON object on stdout, if it succeeds, and nothing else"
+        )
         sub.add_argument("--debug", action="store_true", help="show a traceback where something fails")
         return sub
 

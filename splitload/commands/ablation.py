@@ -189,8 +189,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster")
     parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
-    if options.seeds < 1 or (options.jobs is not None and options.jobs < 1):
-        parser.error("--seeds and --jobs must be at least 1")
+    if options.jobs is not None and options.cluster is not None:
+        parser.error("give --jobs or --cluster, not both: a cluster runs as many searches as it can")
     console = Console(json=False)
     try:
         cases = [_case(model, device) for model in options.models or MODELS for device in options.device or DEVICES]

@@ -116,9 +116,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster")
     parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
-    for name in ("seeds", "max_stages", "jobs"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.jobs is not None and options.cluster is not None:
+        parser.error("give --jobs or --cluster, not both: a cluster runs as many searches as it can")
+    if not options.limit >= 0:
+        parser.error(f"--limit must be a number of seconds, not negative; it is {options.limit}")
     console = Console(json=False)
     try:
         rows = evaluate(options, console)

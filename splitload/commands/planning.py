@@ -102,8 +102,9 @@ def make_plan(
         try:
             best = search_seeds(options, settings, profile, console, runs)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(resume_hint(options, best_of(runs).found.partition if runs else None)) from None
-        return Planned(best.found, search, profile, best.seed, tuple(runs))
+            raise KeyboardInterrupt(resume_hint(options, best_of(runs).partition if runs else None)) from None
+        found = search.found(best.partition, best.search_s, best.episodes)
+        return Planned(found, search, profile, best.seed, tuple(runs))
     return Planned(_learned(options, search, console, cache), search, profile, seed)
 
 

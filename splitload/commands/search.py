@@ -158,9 +158,15 @@ class Search:
                 best[plan.num_stages] = plan
         return self._pick(best.values()) or partitions[0]
 
-    def found(self, partition: Partition, search_s: float) -> Found:
-        """Value a plan beside the baselines; `search_s` is what it took to find it, in seconds."""
-        return self._found(partition, 0, search_s)
+    def found(self, partition: Partition, search_s: float, episodes: int = 0) -> Found:
+        """Value a plan beside the baselines.
+
+        Args:
+            partition: The plan.
+            search_s: Seconds it took to find it.
+            episodes: Episodes of a learning agent.
+        """
+        return self._found(partition, episodes, search_s)
 
     def whole(self, found: Found) -> Found:
         """Return what the search came to, with the whole model as one stage in the place of its plan."""

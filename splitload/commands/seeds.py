@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from splitload.commands import LEARNERS
 from splitload.commands.console import Console, milliseconds
 from splitload.commands.parallel import check_cluster, run_all
-from splitload.commands.search import Found, Search
+from splitload.commands.search import Search
 from splitload.errors import UsageError
+from splitload.partition import Partition
 from splitload.profile import Profile
 
 SEEDED = (*LEARNERS, "annealing", "random")
@@ -23,13 +25,17 @@ class SeedRun:
 
     Attributes:
         seed: The seed.
-        found: Its plan, and what else there is to say of the search.
+        partition: Its plan.
+        episodes: Of a learning agent, 0 for the others.
+        search_s: Seconds the search took.
         value_s: What the objective makes small, in seconds: the largest stage load, or the time to first output.
         deciding_s: What decides between plans of different numbers of stages, in seconds, see `Search.seconds`.
     """
 
     seed: int
-    found: Found
+    partition: Partition
+    episodes: int
+    search_s: float
     value_s: float
     deciding_s: float
 
@@ -38,9 +44,9 @@ class SeedRun:
         return {
             "seed": self.seed,
             "value_s": self.value_s,
-            "num_stages": self.found.partition.num_stages,
-            "episodes": self.found.episodes,
-            "search_s": self.found.search_s,
+            "num_stages": self.partition.num_stages,
+            "episodes": self.episodes,
+            "search_s": self.search_s,
         }
 
 
@@ -93,10 +99,10 @@ def search_seeds(
         [
             (
                 str(run.seed),
-                str(run.found.partition.num_stages),
+                str(run.partition.num_stages),
                 f"{run.value_s * 1e3:.2f}",
-                str(run.found.episodes),
-                f"{run.found.search_s:.2f}",
+                str(run.episodes),
+                f"{run.search_s:.2f}",
             )
             for run in runs
         ],
@@ -107,8 +113,11 @@ def search_seeds(
 def run_seed(profile: Profile, seed: int, settings: Mapping[str, Any]) -> SeedRun:
     """Search with one seed; runs wherever `run_all` puts it."""
     search = Search(profile, seed=seed, **settings)
-    found = search.run()
-    return SeedRun(seed, found, search.value_s(found.partition), search.seconds(found.partition))
+    start = time.perf_counter()
+    partition = search.plan()
+    search_s = time.perf_counter() - start
+    episodes = search.learned.episodes if search.learned else 0
+    return SeedRun(seed, partition, episodes, search_s, search.value_s(partition), search.seconds(partition))
 
 
 def best_of(runs: Sequence[SeedRun]) -> SeedRun:

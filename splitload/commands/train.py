@@ -92,6 +92,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             "split_points": list(found.partition.split_points),
         },
         "value": dict(found.values_s),
+        "exact_bound_s": found.exact_bound_s,
         "ttfo_s": {"predicted": schedule.ttfo_s, "measured": measured},
         "trial": notes["trial"],
         "episodes": found.episodes,
@@ -120,6 +121,8 @@ def trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
     """
     if spec is None:
         return None
+    if not spec:
+        raise UsageError("--trainable needs a count of last layers or a pattern of their names, and is empty")
     weighted = [index for index, node in enumerate(graph.nodes) if node.weights]
     if spec.isdecimal():
         if not 1 <= int(spec) <= len(weighted):

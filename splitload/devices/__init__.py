@@ -79,4 +79,6 @@ def open_device(name: str, cache: Path, *, refresh: bool = False) -> Device:
         return StoredDevice(path)
     if path.suffix in (".toml", ".json"):
         raise UsageError(f"no device or profile file '{name}'; known devices: {', '.join(sorted(known))}")
+    if path.is_dir():
+        raise UsageError(f"device '{name}' is a folder; give a device (.toml) or profile (.json) file in it")
     raise unknown_name("device", name, known)

@@ -12,7 +12,7 @@ import pytest
 from splitload.bundle import read_manifest
 from splitload.cli import main
 from splitload.commands import seeds
-from splitload.commands.search import Found, Search
+from splitload.commands.search import Search
 from splitload.commands.seeds import SeedRun, best_of, run_seed
 from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
@@ -37,7 +37,7 @@ def train(
 
 
 def run_of(seed: int, deciding_s: float, value_s: float = 1.0) -> SeedRun:
-    return SeedRun(seed, Found(Partition(4), {}, 1, 0.1, None), value_s, deciding_s)
+    return SeedRun(seed, Partition(4), 1, 0.1, value_s, deciding_s)
 
 
 def test_the_first_done_is_best_and_the_lowest_seed_among_equals() -> None:
@@ -52,8 +52,8 @@ def test_a_run_is_the_search_with_its_seed(objective: str) -> None:
     settings = {"agent": "random", "objective": objective, "max_stages": 3}
     run = run_seed(profile, 7, settings)
     found = Search(profile, seed=7, **settings).run()  # type: ignore[arg-type]
-    schedule = profile.schedule(run.found.partition)
-    assert (run.seed, run.found.partition) == (7, found.partition)
+    schedule = profile.schedule(run.partition)
+    assert (run.seed, run.partition) == (7, found.partition)
     assert run.value_s == found.values_s["random"]
     assert run.deciding_s == (schedule.load_makespan_s if objective == "balance" else schedule.ttfo_s)
 
@@ -95,7 +95,7 @@ def test_an_interrupt_tells_the_best_so_far(train: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(seeds, "run_seed", interrupted)
     code, _, err = train("--seeds", "3", "--jobs", "1", "--max-stages", "3")
     assert code == 1
-    points = ",".join(map(str, done[0].found.partition.split_points))
+    points = ",".join(map(str, done[0].partition.split_points))
     assert f"--split-points={points} " in err
     code, _, err = train("--seeds", "3", "--jobs", "1", "--max-stages", "3")
     assert code == 1

@@ -7,6 +7,11 @@ from splitload.envs import cost_matrices
 from splitload.profile import Cost
 
 
+def test_whole_seconds_may_be_whole_numbers(make_profile):
+    costs = cost_matrices(make_profile([1, 2], [1, 1], segments={(0, 2): Cost(4, 3, 2, 1)}))
+    assert costs.first_inference_s[0].tolist()[1:] == [1.5, 3.0]
+
+
 def test_every_segment_costs_what_the_profile_says(make_profile):
     rng = np.random.default_rng(0)
     measured = {(0, 9): Cost(0.5, 0.4, 0.3, 0.2), (2, 4): Cost(0.011, 0.012, 0.013, 0.01)}

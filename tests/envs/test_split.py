@@ -205,6 +205,10 @@ def test_wrong_options(profile, options, message):
     [
         {"objective": "speed"},
         {"max_stages": 0},
+        {"max_stages": 2.5},
+        {"max_stages": True},
+        {"trainable_from": 1.5},
+        {"one_sided": 3},
         {"tolerance": -0.1},
         {"tolerance": float("nan")},
         {"trainable_from": 6},
