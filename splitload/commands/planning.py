@@ -103,6 +103,7 @@ def make_plan(
             best = search_seeds(options, settings, profile, console, runs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(options, best_of(runs).partition if runs else None)) from None
+        search = Search(profile, seed=best.seed, **settings)
         found = search.found(best.partition, best.search_s, best.episodes)
         return Planned(found, search, profile, best.seed, tuple(runs))
     return Planned(_learned(options, search, console, cache), search, profile, seed)
