@@ -83,7 +83,9 @@ def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> 
     assert list(found) == keys
     assert found["trial"] is None
     assert list(found["plan"]) == ["num_stages", "split_points"]
-    assert list(found["value"]) == ["learned", "exact", "annealing", "uniform_bytes", "uniform_blocks", "random"]
+    baselines = ["exact", "annealing", "uniform_bytes", "uniform_blocks", "random"]
+    assert list(found["value"]) == ["learned", *baselines, "exact_bound"]
+    assert found["value"]["exact_bound"] == found["value"]["exact"], "so small a model is proved"
     assert list(found["ttfo_s"]) == ["predicted", "measured"]
     assert (found["model"], found["device"], found["objective"]) == (str(chain_model), "s20", objective)
     assert found["ttfo_s"]["measured"] is None
