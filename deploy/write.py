@@ -9,21 +9,28 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from splitload.atomic import sync
 from splitload.bundle import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, Manifest, validate
 from splitload.errors import OutputError
 from splitload.scratch import scratch_folder
+from splitload.tails import names
 
 
 def check_target(target: Path) -> None:
     """Make sure that a bundle may be written at `target`: nothing is there, or a bundle.
 
     Raises:
-        OutputError: If something else is there, or its folder cannot be written to.
+        OutputError: If something else is there, a bundle that was personalized, or its folder cannot be written to.
     """
     if target.is_symlink():
         raise OutputError(f"'{target}' is a link; give the place it points to, or choose another -o")
     if target.exists() and not _is_bundle(target):
         raise OutputError(f"'{target}' exists and is not a bundle; choose another -o, it is left as it is")
+    if personalized := names(target):
+        raise OutputError(
+            f"'{target}' holds personalized tails ({', '.join(personalized)}), which a new bundle would lose; choose "
+            "another name, or remove its folder 'tails'"
+        )
     parent = target.parent
     if not parent.is_dir():
         raise OutputError(f"there is no folder '{parent}' to write '{target.name}' into")
@@ -57,11 +64,11 @@ def writing(target: Path) -> Iterator[Path]:
             made.chmod(0o755)
             yield made
             for path in made.iterdir():
-                _sync(path)
-            _sync(made)
+                sync(path)
+            sync(made)
             _replace(made, target)
             with contextlib.suppress(OSError):  # the bundle is in place
-                _sync(target.parent)
+                sync(target.parent)
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -92,15 +99,6 @@ def _exchange(first: Path, second: Path) -> bool:
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to storage, so that a rename never outlives what it names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -49,3 +49,16 @@ def write_text(path: Path, text: str, what: str) -> None:
             raise
     except OSError as error:
         raise OutputError(f"cannot write {what} '{path}': {error.strerror or error}") from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to storage, so that a rename never outlives what it names.
+
+    Raises:
+        OSError: If it cannot be opened or flushed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

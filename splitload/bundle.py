@@ -6,12 +6,13 @@ The README carries the format in prose. `validate` knows the whole of it: everyt
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from splitload.errors import BundleError
+from splitload.errors import BundleError, UsageError
 from splitload.fields import Reader, is_count
 from splitload.record import Record
 
@@ -20,6 +21,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_STAGES = 1024
+DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
 Verify = Literal["none", "sizes", "hashes"]
 _MAX_NAME = 128  # characters
@@ -110,6 +112,50 @@ class Variant(Record):
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
 
 
+class Weight(Record):
+    """A weight that is trained, and where its bytes lie in the weights file of the last stage.
+
+    Attributes:
+        name: Its name; the training steps read it by that.
+        shape: Its size; its elements are float32, in C order.
+        offset: First byte.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Step(Record):
+    """A graph that makes one training step of the last stage; `frontends/training.py` says what it reads and gives.
+
+    Attributes:
+        loss: "cross-entropy" or "mse".
+        optimizer: "sgd" or "adam".
+        file: The .onnx file.
+    """
+
+    loss: Literal["cross-entropy", "mse"]
+    optimizer: Literal["sgd", "adam"]
+    file: File
+
+
+class Training(Record):
+    """How the last stage is trained on the device.
+
+    Attributes:
+        features: Names of what the last stage reads; a step reads the same, of as many samples as there are.
+        output: Name of the output that is trained.
+        weights: What is trained.
+        steps: Graphs that train it, at most one for each loss and optimiser.
+    """
+
+    features: tuple[str, ...]
+    output: str
+    weights: tuple[Weight, ...]
+    steps: tuple[Step, ...]
+
+
 class Manifest(Record):
     """What `manifest.json` says.
 
@@ -124,6 +170,7 @@ class Manifest(Record):
         inputs: The model's inputs.
         outputs: The model's outputs.
         variants: In order of preference; the last fits everywhere.
+        training: How the last stage is trained; None where nothing is.
     """
 
     model: str
@@ -136,10 +183,12 @@ class Manifest(Record):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     variants: tuple[Variant, ...]
+    training: Training | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values."""
-        return {"format": FORMAT, "version": VERSION, **to_json(self)}
+        """Return the manifest as plain JSON values; without `training` where nothing is trained."""
+        data = {"format": FORMAT, "version": VERSION, **to_json(self)}
+        return data if self.training is not None else {key: data[key] for key in data if key != "training"}
 
     def files(self) -> Iterator[File]:
         """Yield every file of every variant."""
@@ -148,10 +197,29 @@ class Manifest(Record):
                 yield stage.graph
                 if stage.weights is not None:
                     yield stage.weights
+        if self.training is not None:
+            for step in self.training.steps:
+                yield step.file
 
     def variant_for(self, cpu: str, runtime: str) -> Variant:
         """Return the first variant that runs on this processor and runtime version."""
         return next(variant for variant in self.variants if variant.fits(cpu, runtime))
+
+
+def without_tail(manifest: Manifest) -> Manifest:
+    """Return what a bundle computes before its trainable last stage: the outputs are what that stage reads.
+
+    Raises:
+        UsageError: If the bundle was built without trainable layers.
+    """
+    if manifest.training is None:
+        raise UsageError(
+            "the bundle has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
+        )
+    features = set(manifest.training.features)
+    variants = [variant._replace(stages=variant.stages[:-1]) for variant in manifest.variants]
+    made = {spec.name: spec for stage in variants[0].stages for spec in stage.outputs if spec.name in features}
+    return manifest._replace(outputs=tuple(made.values()), variants=tuple(variants), training=None)
 
 
 def to_json(value: Any) -> Any:
@@ -256,6 +324,7 @@ def validate(data: Any) -> Manifest:
         inputs=tuple(_tensor(item) for item in top.items("inputs")),
         outputs=tuple(_tensor(item) for item in top.items("outputs", at_least=1)),
         variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
+        training=_training(top.child("training")) if "training" in top.data else None,
     )
     for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len({spec.name for spec in specs}) < len(specs):
@@ -267,6 +336,8 @@ def validate(data: Any) -> Manifest:
         for stage in variant.stages:
             if missing := [name for name in stage.shares if name not in files]:
                 raise BundleError(f"stage '{stage.name}' shares weights of {missing}, which is no file of the bundle")
+    if manifest.training is not None:
+        _check_training(manifest, manifest.training)
     last = manifest.variants[-1]
     if last.cpu is not None or last.runtime is not None:
         raise BundleError("manifest.variants: the last one must fit every processor and runtime version")
@@ -319,6 +390,43 @@ def _read_order(reader: Reader) -> tuple[int, ...]:
     return tuple(places)
 
 
+def _training(reader: Reader) -> Training:
+    reader.only(*Training._fields)
+    weights, steps = [], []
+    for row in reader.items("weights", at_least=1):
+        row.only(*Weight._fields)
+        shape = row.sequence("shape")
+        if not all(is_count(size) for size in shape):
+            raise BundleError(f"{row.where}.shape must be sizes, it is {shape!r}")
+        weights.append(Weight(row.text("name"), tuple(shape), row.count("offset")))
+    for row in reader.items("steps"):
+        row.only(*Step._fields)
+        loss, optimizer = row.choice("loss", "cross-entropy", "mse"), row.choice("optimizer", "sgd", "adam")
+        steps.append(Step(loss, optimizer, _file(row.child("file"))))
+    return Training(_names(reader, "features"), reader.text("output"), tuple(weights), tuple(steps))
+
+
+def _check_training(manifest: Manifest, training: Training) -> None:
+    """Check that every variant ends with the stage that is trained, and that its weights lie in its file."""
+    tails = {(stage.graph, stage.weights, stage.inputs) for stage in (each.stages[-1] for each in manifest.variants)}
+    if len(tails) > 1 or not all(variant.stages[-1].trainable for variant in manifest.variants):
+        raise BundleError("manifest.training: every variant must end with the same trainable stage")
+    (_, file, inputs), *_ = tails
+    if set(training.features) != set(inputs):
+        raise BundleError(f"manifest.training.features must be what the last stage reads, {list(inputs)}")
+    if training.output not in [spec.name for spec in manifest.outputs]:
+        raise BundleError(f"manifest.training.output '{training.output}' is no output of the model")
+    if len({weight.name for weight in training.weights}) < len(training.weights):
+        raise BundleError("manifest.training.weights has a name twice")
+    end = 0
+    for weight in sorted(training.weights, key=lambda each: each.offset):
+        if weight.offset < end:
+            raise BundleError(f"manifest.training.weights: '{weight.name}' begins inside the one before it")
+        end = weight.offset + 4 * math.prod(weight.shape)
+    if file is None or end > file.bytes:
+        raise BundleError(f"manifest.training.weights end at byte {end}, behind the weights of the last stage")
+
+
 def _names(reader: Reader, key: str) -> tuple[str, ...]:
     names = reader.sequence(key)
     if not all(isinstance(name, str) for name in names):
@@ -326,7 +434,7 @@ def _names(reader: Reader, key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_plain(name: str) -> bool:
+def is_plain(name: str) -> bool:
     """Return whether a name is of letters, digits, dots, dashes and underscores, with a letter or digit first."""
     known = all(char.isalnum() or char in "._-" for char in name)  # compiling a pattern takes longer than all names
     return known and name.isascii() and 0 < len(name) <= _MAX_NAME and name[0].isalnum()
@@ -335,7 +443,7 @@ def _is_plain(name: str) -> bool:
 def _file(reader: Reader) -> File:
     reader.only("name", "bytes", "sha256")
     name = reader.text("name")
-    if not _is_plain(name) or name == MANIFEST:
+    if not is_plain(name) or name == MANIFEST:
         raise BundleError(f"{reader.where}.name '{name}' is not a plain file name; refused")
     return File(name, reader.count("bytes"), reader.sha256("sha256"))
 

@@ -134,6 +134,13 @@ def external_entry(tensor: Any) -> tuple[str, int, int | None]:
     return entries.get("location", ""), int(offset), int(length) if length else None
 
 
+def point(tensor: Any, location: str, offset: int, length: int) -> None:
+    """Say where the bytes of an external tensor lie."""
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
 def external_files(model: Any, path: Path) -> list[Path]:
     """Return the external data files of a model, checked to lie beside it and to be long enough."""
     needed: dict[str, int] = {}

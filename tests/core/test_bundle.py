@@ -265,7 +265,7 @@ def test_writing_that_fails_changes_nothing(
         assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
 
 
-@pytest.mark.parametrize("call", ["_sync", "_replace", "write"])
+@pytest.mark.parametrize("call", ["sync", "_replace", "write"])
 def test_full_disk(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     target = tmp_path / "new.splitload"
     shutil.copytree(chain_bundle, target)

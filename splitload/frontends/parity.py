@@ -1,0 +1,89 @@
+"""Gradients of an exported training step beside those of torch's autograd, both in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from splitload.errors import ModelError
+from splitload.frontends.torch_graph import run_graph, tensors_of
+from splitload.frontends.training import Loss, at_opset, in_dtype, training_step
+
+TOLERANCE = 1e-9  # of the largest gradient of a weight; what rounding in double precision makes is far below
+
+
+def check_gradients(model: Any, weights: Sequence[str], loss: Loss, feeds: Mapping[str, Any], target: Any) -> float:
+    """Return by how much gradients differ from autograd's, as a share of the largest of each weight.
+
+    Args:
+        model: As `training.training_step` takes it.
+        weights: Names of the initializers that are trained.
+        loss: Which loss.
+        feeds: An input for each of the model's, float32 or whole numbers.
+        target: What is wanted for them.
+
+    Raises:
+        ModelError: If they differ by more than `TOLERANCE`, or cannot be computed in one of the two ways.
+    """
+    expected = autograd(model, weights, loss, feeds, target)
+    found = exported(model, weights, loss, feeds, target)
+    worst = 0.0
+    for name in weights:
+        largest = np.abs(expected[name]).max(initial=0.0)
+        apart = np.abs(found[name] - expected[name]).max(initial=0.0)
+        share = float(apart / largest) if largest > 0 else float(apart)
+        if not share <= TOLERANCE:
+            raise ModelError(
+                f"the gradient of '{name}' differs from autograd's by {share:.2g} of its largest element; "
+                f"expected at most {TOLERANCE:g}"
+            )
+        worst = max(worst, share)
+    return worst
+
+
+def exported(
+    model: Any, weights: Sequence[str], loss: Loss, feeds: Mapping[str, Any], target: Any
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the gradient of each weight by the nodes of the exported step, computed in double precision."""
+    import torch
+
+    step = training_step(model, weights, loss, "sgd", dtype="float64").graph
+    stored = tensors_of(in_dtype(at_opset(model), "float64").graph, torch.float64)
+    values = tensors_of(step, torch.float64) | {name: stored[name] for name in weights}
+    values |= {f"momentum/{name}": torch.zeros_like(stored[name]) for name in weights}
+    values |= {name: torch.zeros((), dtype=torch.float64) for name in ("learning_rate", "weight_decay", "momentum")}
+    values |= {name: torch.from_numpy(_double(value)) for name, value in {**feeds, "target": target}.items()}
+    with torch.no_grad():
+        known = run_graph(step, values)
+    return {name: known[f"new/momentum/{name}"].numpy() for name in weights}  # after one step from 0: the gradient
+
+
+def autograd(
+    model: Any, weights: Sequence[str], loss: Loss, feeds: Mapping[str, Any], target: Any
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the gradient of each weight by torch, in double precision."""
+    import torch
+    from torch.nn import functional
+
+    graph = in_dtype(at_opset(model), "float64").graph
+    values = tensors_of(graph, torch.float64) | {name: torch.from_numpy(_double(each)) for name, each in feeds.items()}
+    for name in weights:
+        values[name].requires_grad_(True)
+    known = run_graph(graph, values)
+    source = graph.output[0].name
+    wanted = torch.from_numpy(_double(target))
+    if loss == "mse":
+        taken = functional.mse_loss(known[source], wanted)
+    else:
+        last = next(node for node in graph.node if source in node.output)
+        logits = known[last.input[0] if last.op_type in ("Softmax", "LogSoftmax") else source]
+        taken = functional.cross_entropy(logits, wanted)
+    gradients = torch.autograd.grad(taken, [values[name] for name in weights])
+    return {name: gradient.numpy() for name, gradient in zip(weights, gradients, strict=True)}
+
+
+def _double(value: Any) -> np.ndarray[Any, Any]:
+    array = np.asarray(value)
+    return array.astype(np.float64) if array.dtype == np.float32 else array

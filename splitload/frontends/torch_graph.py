@@ -1,0 +1,253 @@
+"""Runs an ONNX graph in torch, node by node, so that torch can differentiate it: what gradients are checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from splitload.errors import ModelError
+from splitload.frontends.proto import attributes
+
+if TYPE_CHECKING:
+    import torch
+
+Run = Callable[..., Any]
+
+
+def run_graph(graph: Any, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Compute every value of a graph.
+
+    Args:
+        graph: A `GraphProto` of operators of the ONNX standard.
+        values: Its inputs and initializers as tensors, by name.
+
+    Raises:
+        ModelError: If there is an operator that is not known here.
+    """
+    known = dict(values)
+    operators = _operators()
+    for node in graph.node:
+        operator = operators.get(node.op_type)
+        if operator is None or node.domain not in ("", "ai.onnx"):
+            raise ModelError(f"the operator {node.op_type} cannot be run in torch")
+        results = operator(attributes(node), *(known.get(name) for name in node.input))
+        results = results if isinstance(results, list | tuple) else (results,)
+        known.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
+    return known
+
+
+def tensors_of(graph: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the initializers of a graph as tensors, float32 ones in another type."""
+    import torch
+    from onnx import numpy_helper
+
+    found = {}
+    for stored in graph.initializer:
+        tensor = torch.from_numpy(np.array(numpy_helper.to_array(stored)))
+        found[stored.name] = tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
+    return found
+
+
+def _numbers(tensor: Any) -> list[int]:
+    return [int(value) for value in np.atleast_1d(np.asarray(tensor))]
+
+
+def _operators() -> dict[str, Run]:
+    """Return what computes each operator: called with its attributes and its inputs, None where one is left out."""
+    import torch
+    from onnx import numpy_helper
+    from torch.nn import functional
+
+    def constant(settings: dict[str, Any]) -> Any:
+        value = settings.get("value")
+        return torch.from_numpy(
+            np.array(numpy_helper.to_array(value) if value is not None else next(iter(settings.values())))
+        )
+
+    def reduce(kind: Callable[..., Any]) -> Run:
+        def run(settings: dict[str, Any], x: Any, axes: Any = None) -> Any:
+            wanted = _numbers(axes) if axes is not None else list(settings.get("axes", range(x.ndim)))
+            return kind(x, dim=wanted, keepdim=bool(settings.get("keepdims", 1)))
+
+        return run
+
+    def reshape(settings: dict[str, Any], x: Any, shape: Any) -> Any:
+        sizes = _numbers(shape) if shape.numel() else []
+        if not settings.get("allowzero", 0):
+            sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+        return x.reshape(sizes)
+
+    def slices(_: dict[str, Any], x: Any, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Any:
+        first, last = _numbers(starts), _numbers(ends)
+        along = _numbers(axes) if axes is not None else range(len(first))
+        strides = _numbers(steps) if steps is not None else [1] * len(first)
+        place = [slice(None)] * x.ndim
+        for start, end, axis, step in zip(first, last, along, strides, strict=True):
+            place[axis] = slice(start, end, step)
+        return x[tuple(place)]
+
+    def split(settings: dict[str, Any], x: Any, sizes: Any = None) -> Any:
+        axis = settings.get("axis", 0)
+        return x.split(_numbers(sizes), axis) if sizes is not None else x.chunk(settings["num_outputs"], axis)
+
+    def padded(x: Any, settings: dict[str, Any], kernel: Any, value: float) -> Any:
+        """Pad before and behind; windows that slide in torch pad the same on both sides."""
+        rank = x.ndim - 2
+        pads = settings.get("pads", [0] * (2 * rank))
+        automatic = settings.get("auto_pad", b"NOTSET")
+        if automatic in (b"SAME_UPPER", b"SAME_LOWER"):
+            pads = [0] * (2 * rank)
+            for axis in range(rank):
+                stride = settings.get("strides", [1] * rank)[axis]
+                wide = (kernel[axis] - 1) * settings.get("dilations", [1] * rank)[axis] + 1
+                total = max(0, (-(-x.shape[axis + 2] // stride) - 1) * stride + wide - x.shape[axis + 2])
+                less, more = total // 2, total - total // 2
+                pads[axis], pads[axis + rank] = (less, more) if automatic == b"SAME_UPPER" else (more, less)
+        order = [pads[axis + side * rank] for axis in reversed(range(rank)) for side in (0, 1)]
+        return functional.pad(x, order, value=value) if any(order) else x
+
+    def conv(settings: dict[str, Any], x: Any, kernel: Any, bias: Any = None) -> Any:
+        rank = x.ndim - 2
+        run = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
+        strides, dilations = settings.get("strides", 1), settings.get("dilations", 1)
+        wide = padded(x, settings, kernel.shape[2:], 0.0)
+        return run(wide, kernel, bias, strides, 0, dilations, settings.get("group", 1))
+
+    def conv_transpose(settings: dict[str, Any], x: Any, kernel: Any, bias: Any = None) -> Any:
+        rank = x.ndim - 2
+        run = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
+        group, dilations = settings.get("group", 1), settings.get("dilations", 1)
+        wide = run(x, kernel, bias, settings.get("strides", 1), 0, 0, group, dilations)
+        pads = settings.get("pads", [0] * (2 * rank))
+        inner = [slice(pads[axis], wide.shape[axis + 2] - pads[axis + rank]) for axis in range(rank)]
+        place = (slice(None), slice(None), *inner)
+        return wide[place]
+
+    def max_pool(settings: dict[str, Any], x: Any) -> Any:
+        """With where the largest elements stood in the whole value, as ONNX counts them."""
+        kernel, rank = settings["kernel_shape"], x.ndim - 2
+        run = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
+        settings_ = (kernel, settings.get("strides", [1] * rank), 0, settings.get("dilations", 1))
+        wide = padded(x, settings, kernel, float("-inf"))
+        ceil = bool(settings.get("ceil_mode", 0))
+        largest, where = run(wide, *settings_, ceil, return_indices=True)
+        numbers = torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape)
+        flat = padded(numbers, settings, kernel, -1.0).flatten(2).gather(2, where.flatten(2))
+        return largest, flat.reshape(where.shape).long()
+
+    def pad(_: dict[str, Any], x: Any, pads: Any, value: Any = None) -> Any:
+        sizes = _numbers(pads)
+        order = [sizes[axis + side * x.ndim] for axis in reversed(range(x.ndim)) for side in (0, 1)]
+        return functional.pad(x, order, value=0.0 if value is None else float(value))
+
+    def one_hot(settings: dict[str, Any], places: Any, depth: Any, values: Any) -> Any:
+        made = functional.one_hot(places, int(depth.reshape(-1)[0])).movedim(-1, settings.get("axis", -1))
+        return torch.where(made.bool(), values[1], values[0])
+
+    def scatter(settings: dict[str, Any], x: Any, places: Any, parts: Any) -> Any:
+        axis = settings.get("axis", 0)
+        places = torch.where(places < 0, places + x.shape[axis], places)
+        if settings.get("reduction", b"none") == b"add":
+            return x.scatter_add(axis, places, parts)
+        return x.scatter(axis, places, parts)
+
+    def average_pool(settings: dict[str, Any], x: Any) -> Any:
+        kernel = settings["kernel_shape"]
+        run = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 1]
+        strides = settings.get("strides", [1] * len(kernel))
+        mean = run(padded(x, settings, kernel, 0.0), kernel, strides)
+        if settings.get("count_include_pad", 0):
+            return mean
+        return mean / run(padded(torch.ones_like(x), settings, kernel, 0.0), kernel, strides)
+
+    def batch_norm(settings: dict[str, Any], x: Any, scale: Any, offset: Any, mean: Any, variance: Any) -> Any:
+        return functional.batch_norm(x, mean, variance, scale, offset, False, 0.0, settings.get("epsilon", 1e-5))
+
+    def layer_norm(settings: dict[str, Any], x: Any, scale: Any, offset: Any = None) -> Any:
+        axis = settings.get("axis", -1) % x.ndim
+        normal = functional.layer_norm(x, x.shape[axis:], None, None, settings.get("epsilon", 1e-5))
+        return normal * scale + (0 if offset is None else offset)
+
+    def gemm(settings: dict[str, Any], a: Any, b: Any, c: Any = None) -> Any:
+        left, right = a.T if settings.get("transA") else a, b.T if settings.get("transB") else b
+        made = settings.get("alpha", 1.0) * (left @ right)
+        return made if c is None else made + settings.get("beta", 1.0) * c
+
+    def gather(settings: dict[str, Any], x: Any, places: Any) -> Any:
+        axis = settings.get("axis", 0) % x.ndim
+        places = places.long()
+        flat = torch.where(places < 0, places + x.shape[axis], places).reshape(-1)
+        return x.index_select(axis, flat).reshape([*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]])
+
+    def cast(settings: dict[str, Any], x: Any) -> Any:
+        from onnx import helper
+
+        kind = helper.tensor_dtype_to_np_dtype(settings["to"])
+        return x.to(torch.from_numpy(np.empty(0, dtype=kind)).dtype)
+
+    def unsqueeze(_: dict[str, Any], x: Any, axes: Any) -> Any:
+        wanted = _numbers(axes)
+        rank = x.ndim + len(wanted)
+        for axis in sorted(each % rank for each in wanted):
+            x = x.unsqueeze(axis)
+        return x
+
+    def clip(_: dict[str, Any], x: Any, low: Any = None, high: Any = None) -> Any:
+        return x.clamp(low, high) if low is not None or high is not None else x
+
+    def gelu(settings: dict[str, Any], x: Any) -> Any:
+        return functional.gelu(x, approximate=settings.get("approximate", b"none").decode())
+
+    def element(kind: Callable[..., Any]) -> Run:
+        return lambda _, *inputs: kind(*inputs)
+
+    plain: dict[str, Callable[..., Any]] = {
+        "Abs": torch.abs, "Add": torch.add, "And": torch.logical_and, "Div": torch.div, "Equal": torch.eq,
+        "Erf": torch.erf, "Exp": torch.exp, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
+        "HardSwish": functional.hardswish, "Identity": lambda x: x, "Less": torch.lt, "LessOrEqual": torch.le,
+        "Log": torch.log, "MatMul": torch.matmul, "Mul": torch.mul, "Neg": torch.neg, "Not": torch.logical_not,
+        "Or": torch.logical_or, "PRelu": lambda x, slope: torch.where(x > 0, x, slope * x), "Pow": torch.pow,
+        "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Sign": torch.sign,
+        "Softplus": functional.softplus, "Sqrt": torch.sqrt, "Sub": torch.sub, "Sum": lambda *all_: sum(all_),
+        "CastLike": lambda x, like: x.to(like.dtype),
+        "Tanh": torch.tanh, "Where": torch.where, "Expand": lambda x, size: x + x.new_zeros(_numbers(size)),
+        "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True),
+        "GlobalMaxPool": lambda x: x.amax(tuple(range(2, x.ndim)), keepdim=True),
+        "Shape": lambda x: torch.tensor(x.shape), "Size": lambda x: torch.tensor(x.numel()),
+    }  # fmt: skip
+    return {name: element(kind) for name, kind in plain.items()} | {
+        "ArgMax": lambda settings, x: x.argmax(settings.get("axis", 0), bool(settings.get("keepdims", 1))),
+        "AveragePool": average_pool,
+        "BatchNormalization": batch_norm,
+        "Cast": cast,
+        "Clip": clip,
+        "Concat": lambda settings, *parts: torch.cat(parts, settings["axis"]),
+        "Constant": constant,
+        "Conv": conv,
+        "ConvTranspose": conv_transpose,
+        "Dropout": lambda _, x, *__: x,
+        "Elu": lambda settings, x: functional.elu(x, settings.get("alpha", 1.0)),
+        "Flatten": lambda settings, x: x.reshape(int(np.prod(x.shape[: settings.get("axis", 1)])), -1),
+        "Gather": gather,
+        "Gelu": gelu,
+        "Gemm": gemm,
+        "HardSigmoid": lambda settings, x: (settings.get("alpha", 0.2) * x + settings.get("beta", 0.5)).clamp(0, 1),
+        "LayerNormalization": layer_norm,
+        "LeakyRelu": lambda settings, x: functional.leaky_relu(x, settings.get("alpha", 0.01)),
+        "LogSoftmax": lambda settings, x: torch.log_softmax(x, settings.get("axis", -1)),
+        "MaxPool": max_pool,
+        "OneHot": one_hot,
+        "Pad": pad,
+        "ReduceMean": reduce(torch.mean),
+        "ReduceSum": reduce(torch.sum),
+        "Reshape": reshape,
+        "ScatterElements": scatter,
+        "Slice": slices,
+        "Softmax": lambda settings, x: torch.softmax(x, settings.get("axis", -1)),
+        "Split": split,
+        "Squeeze": lambda _, x, axes=None: x.squeeze() if axes is None else x.squeeze(tuple(_numbers(axes))),
+        "Transpose": lambda settings, x: x.permute(settings.get("perm", [*reversed(range(x.ndim))])),
+        "Unsqueeze": unsqueeze,
+    }

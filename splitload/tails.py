@@ -1,0 +1,241 @@
+"""Personalized last stages of a bundle: `tails/NAME/VERSION/` beside the frozen files, which are never touched.
+
+A version is a folder of its own with the new weights, the stage's graph file, and `tail.json`. It is written whole
+before `tails/NAME/current`, a small text file that is replaced in one step, names it as its last line; the lines before
+are the versions that going back leads to. Who reads sees the old tail or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitload.atomic import sync
+from splitload.bundle import File, StageEntry, Training, is_plain, sha256_of
+from splitload.errors import BundleError, OutputError, UsageError
+from splitload.fields import Reader
+from splitload.record import Record
+from splitload.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FOLDER = "tails"
+_CURRENT = "current"
+_NOTES = "tail.json"
+_FORMAT = "splitload-tail"
+_MAX_BYTES = 1 << 20  # of the small files
+
+
+class Tail(Record):
+    """A personalized last stage.
+
+    Attributes:
+        name: Whose it is.
+        version: Counts from 1.
+        graph: The stage's graph file, which reads the weights beside it.
+        notes: How it was made.
+    """
+
+    name: str
+    version: int
+    graph: Path
+    notes: Mapping[str, Any]
+
+
+def names(bundle: Path) -> list[str]:
+    """Return the names of the tails that a bundle has, in alphabetical order."""
+    with contextlib.suppress(OSError):
+        return sorted(each.name for each in (bundle / _FOLDER).iterdir() if is_plain(each.name) and each.is_dir())
+    return []
+
+
+def current_version(bundle: Path, name: str) -> int:
+    """Return the version of a tail that counts; 0 for the last stage as the bundle was built.
+
+    Raises:
+        UsageError: If that cannot be a tail's name.
+        BundleError: If what is written there is no version.
+    """
+    return (0, *_history(_place(bundle, name)))[-1]
+
+
+def open_tail(bundle: Path, name: str, stage: StageEntry, *, verify: str = "sizes") -> Tail | None:
+    """Return the current version of a tail, or None where the last stage is as the bundle was built.
+
+    Args:
+        bundle: The bundle's folder.
+        name: Whose tail; one that was never made is none, and so is one that was reverted to the beginning.
+        stage: The trainable last stage as built.
+        verify: "none", "sizes" or "hashes" of its weights.
+
+    Raises:
+        UsageError: If that cannot be a tail's name.
+        BundleError: If it is damaged, or of another bundle.
+    """
+    version = current_version(bundle, name)
+    if not version:
+        return None
+    folder = _place(bundle, name) / f"{version:04}"
+    path = folder / _NOTES
+    try:
+        with path.open("rb") as file:
+            row = Reader(json.loads(file.read(_MAX_BYTES)), str(path))
+    except OSError as error:
+        raise BundleError(f"cannot read '{path}': {error.strerror}; 'splitload finetune --revert' goes back") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"'{path}' is damaged: not JSON ({error}); 'splitload finetune --revert' goes back"
+        ) from error
+    row.only("format", "version", "base", "weights", "notes")
+    if row.get("format") != _FORMAT or row.get("version") != version:
+        raise BundleError(f"'{path}' is not version {version} of a tail; 'splitload finetune --revert' goes back")
+    if row.get("base") != _base(stage):
+        raise BundleError(f"'{folder}' is the tail of another bundle; 'splitload finetune --revert' goes back")
+    graph, weights = folder / stage.graph.name, folder / _weights(stage).name
+    with contextlib.suppress(OSError):
+        same = graph.stat().st_size == stage.graph.bytes and weights.stat().st_size == _weights(stage).bytes
+        if verify == "hashes":
+            same = same and sha256_of(weights) == row.sha256("weights") and sha256_of(graph) == stage.graph.sha256
+        if same or verify == "none":
+            return Tail(name, version, graph, row.mapping("notes"))
+    raise BundleError(f"'{folder}' is damaged; 'splitload finetune --revert' goes back to the version before")
+
+
+def read_weights(weights: Path, training: Training) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the trained weights in a file of the last stage's, by name.
+
+    Raises:
+        BundleError: If it cannot be read, or is too short.
+    """
+    import numpy as np
+
+    found = {}
+    try:
+        for weight in training.weights:
+            count = int(np.prod(weight.shape, dtype=np.int64))
+            flat = np.fromfile(weights, dtype=np.float32, count=count, offset=weight.offset)
+            found[weight.name] = flat.reshape(weight.shape)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read the weights in '{weights}': {error}") from error
+    return found
+
+
+def write_tail(
+    bundle: Path,
+    name: str,
+    stage: StageEntry,
+    training: Training,
+    weights: Mapping[str, np.ndarray[Any, Any]],
+    notes: Mapping[str, Any],
+) -> Tail:
+    """Write a new version of a tail and make it the current one; what was there stays.
+
+    Args:
+        bundle: The bundle's folder.
+        name: Whose tail.
+        stage: The trainable last stage as built.
+        training: Where its weights lie.
+        weights: New values of all of them.
+        notes: How they were found, as JSON values.
+
+    Raises:
+        UsageError: If that cannot be a tail's name.
+        OutputError: If it cannot be written; the tail is as it was.
+    """
+    place = _place(bundle, name)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(place, ".new-") as made:
+            shutil.copyfile(bundle / stage.graph.name, made / stage.graph.name)
+            path = made / _weights(stage).name
+            shutil.copyfile(bundle / _weights(stage).name, path)
+            with path.open("r+b") as file:
+                for weight in training.weights:
+                    file.seek(weight.offset)
+                    file.write(weights[weight.name].astype("<f4").tobytes())
+            history = _history(place)
+            version = max([0, *history, *(int(each.name) for each in place.iterdir() if each.name.isdigit())]) + 1
+            row = {
+                "format": _FORMAT,
+                "version": version,
+                "base": _base(stage),
+                "weights": sha256_of(path),
+                "notes": dict(notes),
+            }
+            (made / _NOTES).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+            for each in (*made.iterdir(), made):
+                sync(each)
+            made.chmod(0o755)
+            folder = made.rename(place / f"{version:04}")
+            sync(place)
+        _write_history(place, [*history, version])
+    except OSError as error:
+        raise OutputError(f"cannot write the tail to '{place}': {error.strerror or error}; it is as it was") from error
+    return Tail(name, version, folder / stage.graph.name, notes)
+
+
+def revert(bundle: Path, name: str) -> int:
+    """Go back to the version that counted before and return it; 0 is the last stage as the bundle was built.
+
+    Raises:
+        UsageError: If there is nothing to go back from.
+        OutputError: If it cannot be written.
+    """
+    place = _place(bundle, name)
+    history = _history(place)
+    if not history:
+        there = ", ".join(each for each in names(bundle) if current_version(bundle, each)) or "none"
+        raise UsageError(f"'{bundle}' has no personalized tail '{name}' to go back from; there are: {there}")
+    try:
+        _write_history(place, history[:-1])
+    except OSError as error:
+        raise OutputError(f"cannot write to '{place}': {error.strerror or error}; it is as it was") from error
+    return current_version(bundle, name)
+
+
+def _place(bundle: Path, name: str) -> Path:
+    if not is_plain(name):
+        raise UsageError(f"a tail's name is of letters, digits, dots, dashes and underscores, not '{name}'")
+    return bundle / _FOLDER / name
+
+
+def _weights(stage: StageEntry) -> File:
+    assert stage.weights is not None  # noqa: S101 - `validate` saw to it
+    return stage.weights
+
+
+def _base(stage: StageEntry) -> list[str]:
+    return [stage.graph.sha256, _weights(stage).sha256]
+
+
+def _history(place: Path) -> list[int]:
+    """Return the versions that counted, the one that counts now last."""
+    path = place / _CURRENT
+    try:
+        with path.open("rb") as file:
+            words = file.read(_MAX_BYTES).decode("ascii", "replace").split()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise BundleError(f"cannot read '{path}': {error.strerror}") from error
+    for word in words:
+        if not (word.isdigit() and len(word) < 10 and int(word)):
+            raise BundleError(
+                f"'{path}' is damaged: it should hold numbers of versions, not {word[:40]!r}; without that file the "
+                "bundle is as it was built"
+            )
+    return [int(word) for word in words]
+
+
+def _write_history(place: Path, history: list[int]) -> None:
+    made = place / f".{_CURRENT}-{os.getpid()}"
+    made.write_text("".join(f"{version}\n" for version in history), encoding="ascii")
+    sync(made)
+    made.replace(place / _CURRENT)
+    sync(place)
