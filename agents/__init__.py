@@ -7,7 +7,8 @@ from splitload.agents.annealing import anneal
 from splitload.agents.baselines import random_partition, uniform_blocks, uniform_bytes
 from splitload.agents.exact import balance
 from splitload.agents.exact_ttfo import Optimum, ttfo
-from splitload.agents.q_learning import Plan, Progress, QLearning, SearchResult
+from splitload.agents.q_learning import QLearning
+from splitload.agents.results import Plan, Progress, SearchResult
 
 __all__ = [
     "Optimum",

@@ -10,7 +10,8 @@ from typing import Any, get_args
 import gymnasium
 import numpy as np
 
-from splitload.agents.q_learning import ELITES, ROUNDS, Elite, Plan, QLearning, SearchState, StopReason
+from splitload.agents.q_learning import ELITES, ROUNDS, Elite, QLearning, SearchState
+from splitload.agents.results import Plan, StopReason
 
 __all__ = ["dump", "restore"]
 

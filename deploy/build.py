@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import File, Manifest, StageEntry, TensorSpec, Variant
+from splitload.bundle import File, Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.deploy.write import write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
 from splitload.frontends.onnx import one_line
@@ -45,6 +45,7 @@ def build_bundle(
     notes: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     choose: Callable[[Path, Variant], Variant] | None = None,
+    add_training: Callable[[Path, StageEntry], Training | None] | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -55,6 +56,8 @@ def build_bundle(
         notes: How it was found, kept in the manifest's `plan`.
         on_progress: Called as `on_progress(stages_written, num_stages)`.
         choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
+        add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
+            says what it wrote.
 
     Returns:
         The manifest that was written.
@@ -89,7 +92,10 @@ def build_bundle(
             writer = StageWriter(plan.graph, stored=stored)
             stages = []
             for number, (start, end) in enumerate(plan.partition.stages()):
-                stages.append(_write_stage(writer, plan, number, start, end, folder))
+                if variants and plan.trainable_from == start:  # all variants end with one and the same tail
+                    stages.append(variants[0].stages[-1]._replace(blocks=(start, end)))
+                else:
+                    stages.append(_write_stage(writer, plan, number, start, end, folder))
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
@@ -106,6 +112,8 @@ def build_bundle(
             )
         if choose is not None:
             variants[0] = choose(folder, variants[0])
+        tail = variants[0].stages[-1]
+        training = add_training(folder, tail) if add_training is not None and tail.trainable else None
         manifest = Manifest(
             model=graph.name,
             model_sha256=graph.source_sha256,
@@ -117,6 +125,7 @@ def build_bundle(
             inputs=tuple(_spec(graph, name) for name in graph.inputs),
             outputs=tuple(_spec(graph, name) for name in graph.outputs),
             variants=tuple(variants),
+            training=training,
         )
         write_manifest(folder, manifest)
     return manifest
@@ -129,10 +138,10 @@ def _check(plan: Plan) -> None:
             f"the partition is of {plan.partition.num_blocks} blocks, the model has {len(plan.graph.blocks)}"
         )
     last_start = plan.partition.bounds[-2]
-    if plan.trainable_from is not None and plan.trainable_from < last_start:
+    if plan.trainable_from is not None and plan.trainable_from != last_start:
         raise PartitionError(
             f"block {plan.trainable_from} is trainable, but the last stage starts at block {last_start}; "
-            "all trainable blocks must lie in the last stage"
+            "it must hold all trainable blocks and nothing else"
         )
 
 
@@ -146,21 +155,8 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
             f"stage {number + 1} of '{plan.graph.name}' does not load ({one_line(error)}); cut elsewhere, for example "
             "with --split-points"
         ) from error
-    return StageEntry(
-        name=plan.graph.segment_name(*nodes),
-        blocks=(start, end),
-        graph=files.graph,
-        weights=files.weights,
-        weights_bytes=files.weights_bytes,
-        inputs=files.inputs,
-        outputs=files.outputs,
-        prepack=False,
-        trainable=plan.trainable_from is not None and end == plan.partition.num_blocks,
-        shares=files.shares,
-        optimized=files.optimized,
-        upgrade=True,
-        read_order=files.read_order,
-    )
+    trainable = plan.trainable_from is not None and end == plan.partition.num_blocks
+    return files.entry(plan.graph.segment_name(*nodes), (start, end), trainable=trainable)
 
 
 def _files(variant: Variant) -> Iterator[File]:

@@ -68,9 +68,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - "balance": for each stage as it is cut, 0 if `|τ - T/C| <= ε` and -1 otherwise; τ is the stage's load time
       alone, T the whole model's, `ε = tolerance * T / C`. With `one_sided`, 0 if `τ <= T/C + ε`.
     - "ttfo": minus the seconds by which the stage moves the time to first output that its cuts so far allow: when
-      the stage has inferred, plus the least that inferring all blocks after it can take. These moves add up to the time
-      to first output, so that the return is `-profile.schedule(partition).ttfo_s`. No reward is positive; where
-      inference times add up, only waiting for a load costs anything after the first stage.
+      the stage has inferred, plus the least that inferring all blocks after it can take, however they are cut, and what
+      each stage left infers longer. These moves add up to the time to first output, so that the return is
+      `-profile.schedule(partition).ttfo_s`. No reward is positive; where inference times add up, only waiting for a
+      load costs anything after the first stage.
     - An illegal action earns `illegal_reward`, which is below the return of every legal episode.
 
     ## Episode End
@@ -161,12 +162,15 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._read_s: list[list[float]] = costs.read_s.tolist()
         self._additive = _additive(costs.first_inference_s) and _additive(costs.read_s)
         self._left_s = _least_left_s(self._infer_s)
-        slowdowns = [profile.contention.slowdown(count) for count in range(1, max_stages + 1)]
+        contention = profile.contention
+        slowdowns = [contention.slowdown(count) for count in range(1, max_stages + 1)]
         self._slowdown = [1.0, *slowdowns]
         # No plan takes longer than all its loads one after the other and then all its inferences.
         stage_s = float(np.max(costs.load_s[np.isfinite(costs.load_s)])) * max(slowdowns)
         stage_s += float(np.max(costs.first_inference_s[np.isfinite(costs.first_inference_s)]))
-        self.illegal_reward = -float(max_stages + 1) if objective == "balance" else -max_stages * stage_s - 1
+        stage_s += contention.cut_infer_s
+        most_s = contention.start_s + max_stages * stage_s
+        self.illegal_reward = -float(max_stages + 1) if objective == "balance" else -most_s - 1
         self._ttfo = objective == "ttfo"
         self._size = max_stages * num_blocks
         self._limit = most  # a stage with m stages after it ends at most m blocks before here
@@ -208,7 +212,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._option_s = None if tolerance_s is None else float(tolerance_s)
         self._one_sided = bool(one_sided)
         self._bounds = [0]
-        self._clock = Clock(self.profile.contention.threads, 1.0)
+        self._clock = Clock(self.profile.contention.threads, 1.0, self.profile.contention.start_s)
         self._num_stages = 0
         if num_stages is not None:
             self._fix(int(num_stages))
@@ -233,9 +237,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         bounds = self._bounds
         start, end = bounds[-1], number % self.num_blocks + 1
         if self._ttfo:
-            left_s = self._left_s
+            left_s, beside_s = self._left_s, self._clock.beside_s
             moved_s = self._clock.add(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end])
-            reward = (left_s[start] if start else 0.0) - left_s[end] - moved_s
+            before_s = left_s[start] + beside_s if start else -beside_s * (self._num_stages - 1)
+            reward = before_s - left_s[end] - moved_s
         else:
             reward = balance_reward(self._load_s[start][end], self._target_s, self._tolerance_s, self._one_sided)
         key = len(bounds) * self._size + number  # how many stages are cut now, of how many, and where the last ends
@@ -269,6 +274,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         """Let the episode have `num_stages` stages; what depends on their number is worked out once."""
         self._num_stages = num_stages
         self._clock.slowdown = self._slowdown[num_stages]
+        self._clock.beside_s = self.profile.contention.beside_s(num_stages)
         self._target_s = self._load_s[0][-1] / num_stages
         self._tolerance_s = self.tolerance * self._target_s if self._option_s is None else self._option_s
 

@@ -144,6 +144,12 @@ def _specialize(options: argparse.Namespace, console: Any, cache: Path) -> Any:
     return specialize(options, console, cache)
 
 
+def _finetune(options: argparse.Namespace, console: Any, cache: Path) -> Any:
+    from splitload.commands.finetune import finetune
+
+    return finetune(options, console)
+
+
 def _devices(options: argparse.Namespace, console: Any, cache: Path) -> Any:
     from splitload.devices import names, open_device
 
@@ -298,6 +304,10 @@ def _parser() -> argparse.ArgumentParser:
     takes_input(run)
     run.add_argument("--threads", type=_at_least_one, metavar="N", help="loading threads (default: the bundle's)")
     run.add_argument("-o", "--output", metavar="FOLDER", help="save each output as FOLDER/NAME.npy")
+
+    from splitload.deploy.arguments import add_arguments
+
+    add_arguments(add("finetune", _finetune, "train the last stage of a bundle on this device"))
 
     bench = add("bench", _bench, "compare with what a user would do otherwise, in fresh processes")
     takes_model(bench, nargs="?")

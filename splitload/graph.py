@@ -104,6 +104,8 @@ class ModelGraph:
         outputs: Names of the model's outputs.
         weights_bytes: Size of each weight, by name.
         max_blocks: The most blocks it is divided into.
+        tail_start: Position of the first node of the trainable tail, which is the last block; None where there is none.
+        trainable: Names of the weights that are trained, all read by the tail.
     """
 
     name: str
@@ -117,6 +119,8 @@ class ModelGraph:
     outputs: tuple[str, ...]
     weights_bytes: Mapping[str, int]
     max_blocks: int = DEFAULT_MAX_BLOCKS
+    tail_start: int | None = None
+    trainable: tuple[str, ...] = ()
 
     @cached_property
     def cut_points(self) -> tuple[CutPoint, ...]:
@@ -143,9 +147,14 @@ class ModelGraph:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The model divided at its best cut points into at most `max_blocks` blocks."""
-        cuts = choose_cuts(self.cut_points, self.cumulative_cost(), self.max_blocks)
-        bounds = [0, *(cut.position for cut in cuts), len(self.nodes)]
+        """The model divided at its best cut points into at most `max_blocks` blocks; two if there is a tail."""
+        if self.tail_start is None:
+            cuts = choose_cuts(self.cut_points, self.cumulative_cost(), self.max_blocks)
+            bounds = [0, *(cut.position for cut in cuts), len(self.nodes)]
+        else:
+            body = [cut for cut in self.cut_points if cut.position < self.tail_start]
+            cuts = choose_cuts(body, self.cumulative_cost(), max(self.max_blocks - 1, 1))
+            bounds = [0, *(cut.position for cut in cuts), self.tail_start, len(self.nodes)]
         return tuple(
             Block(
                 self.segment_name(start, end),
@@ -192,8 +201,11 @@ class ModelGraph:
 
     def segment_name(self, start: int, end: int) -> str:
         """Return the first and last of the nodes `[start, end)` as one name, for people."""
-        first, last = (node.name or node.op_type for node in (self.nodes[start], self.nodes[end - 1]))
-        return first if end - start == 1 else f"{first} … {last}"
+        first, last = (
+            node.name.rpartition("/")[0] or node.name or node.op_type
+            for node in (self.nodes[start], self.nodes[end - 1])
+        )
+        return first if first == last else f"{first} … {last}"
 
 
 def choose_cuts(cuts: Sequence[CutPoint], cumulative_cost: Sequence[float], max_blocks: int) -> list[CutPoint]:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from splitload.arguments import checked
-from splitload.bundle import Manifest, StageEntry, Variant, Verify, read_manifest
+from splitload.bundle import DEFAULT_TAIL, Manifest, StageEntry, Variant, Verify, read_manifest, without_tail
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
 from splitload.pool import Latch, LoadingPool, report, started
@@ -25,6 +25,7 @@ from splitload.session import fetch, is_cached, open_session, read_ahead, run_st
 
 if TYPE_CHECKING:
     from splitload.schedule import Schedule  # half a millisecond of import for who only loads
+    from splitload.tails import Tail
 
 Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
 HAND_OVER_S = 0.001
@@ -88,6 +89,9 @@ class ParallelLoader:
             the process has processors.
         overlap: Whether inference may start before all stages are loaded; False waits for all.
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
+        tail: Name of the personalized last stage to load, if the bundle has one of that name; None for the one it was
+            built with.
+        frozen_only: Whether to leave the last stage, which is trained, out: what it reads is the output then.
         upgrade: Whether stages whose entry says that it pays are made anew after the first answer, in the background
             and at low priority, with weights rearranged for speed, and swapped in one by one; a run under way may use
             some of both. Nothing of the old ones stays in memory.
@@ -98,7 +102,8 @@ class ParallelLoader:
 
     Raises:
         BundleError: If the bundle is incomplete or damaged.
-        UsageError: If `threads` is below 1.
+        UsageError: If `threads` is below 1, `tail` cannot be a name, or `frozen_only` is asked of a bundle that was
+            built without trainable layers.
     """
 
     def __init__(
@@ -108,6 +113,8 @@ class ParallelLoader:
         threads: int | None = None,
         overlap: bool = True,
         verify: Verify = "sizes",
+        tail: str | None = DEFAULT_TAIL,
+        frozen_only: bool = False,
         upgrade: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -116,6 +123,13 @@ class ParallelLoader:
         self._start = time.perf_counter()
         self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
         self.manifest: Manifest = read_manifest(self._folder, verify)
+        self.tail: Tail | None = None
+        if frozen_only:
+            self.manifest = without_tail(self.manifest)
+        elif tail is not None and self.manifest.training is not None:
+            from splitload.tails import open_tail  # for the bundles that have one
+
+            self.tail = open_tail(self._folder, tail, self.manifest.variants[-1].stages[-1], verify=verify)
         self._closed = False
         self._error: Exception | None = None
         self._fetches = self._read_early()
@@ -422,6 +436,8 @@ class ParallelLoader:
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
         path = self._folder / stage.graph.name
+        if self.tail is not None and stage.trainable:
+            path = self.tail.graph
         if stage.prefetch and not background and not (self._fetches and stage.read_order):
             started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
         return open_session(

@@ -62,7 +62,7 @@ class Profile:
         source: "measured" or "simulated".
         blocks: In topological order, at least one.
         stage_fixed_s: Load seconds every stage pays once, contained in the blocks' `load_s`.
-        contention: How parallel loads interfere.
+        contention: How parallel loads interfere, and what a load call and a cut cost besides.
         segments: Costs of segments that were measured, by half-open block range.
         environment: Runtime version, machine and the like, for provenance.
     """
@@ -283,6 +283,8 @@ def _check(profile: Profile) -> None:
     threads = contention.threads
     if not is_count(threads) or threads < 1:
         raise ProfileError(f"threads must be at least 1, it is {threads!r:.40}")
+    seconds(contention.start_s, "start_s")
+    seconds(contention.cut_infer_s, "cut_infer_s")
     for key, share in (("serial_share", contention.serial_share), ("thread_penalty", contention.thread_penalty)):
         most = 1 if key == "serial_share" else MAX_SHARE
         if not _within(share, most):

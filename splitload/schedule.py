@@ -15,7 +15,7 @@ _LOAD_SIGNS = "123456789" + _INFER_SIGNS[9:].upper()
 
 
 class Contention(NamedTuple):
-    """How parallel loads slow each other down.
+    """How parallel loads slow each other down, and what a load call and a cut cost besides.
 
     Attributes:
         threads: Loads that can run at the same time, at least 1.
@@ -24,16 +24,30 @@ class Contention(NamedTuple):
             take `T (σ + (1 - σ) / k)`. Source: the form that explains Table 1 of the ICLR 2021 submission.
         thread_penalty: Further slow-down, as a share, once there are at least as many stages as threads.
             Source: the same paper states that it exists; its size is assumed.
+        start_s: Seconds from the load call until the first load starts.
+        cut_infer_s: Seconds that each stage of a cut infers longer than its blocks do in one session; one stage alone
+            pays nothing. It stands for all that a cut costs besides its loads, such as buffers that are touched for the
+            first time, and loads beside inferences.
     """
 
     threads: int
     serial_share: float = 0.0
     thread_penalty: float = 0.0
+    start_s: float = 0.0
+    cut_infer_s: float = 0.0
 
     def slowdown(self, num_stages: int) -> float:
         """Return how many times longer one load takes when `num_stages` stages load as the policy has it."""
         factor = 1.0 + self.serial_share * (min(num_stages, self.threads) - 1)
         return factor * (1.0 + self.thread_penalty) if num_stages >= self.threads > 1 else factor
+
+    def beside_s(self, num_stages: int) -> float:
+        """Return by how many seconds the first inference of each of `num_stages` stages takes longer than alone."""
+        return self.cut_infer_s if num_stages > 1 else 0.0
+
+    def clock(self, num_stages: int) -> Clock:
+        """Return the clock of a plan of `num_stages` stages, of which none has been added."""
+        return Clock(self.threads, self.slowdown(num_stages), self.start_s, self.beside_s(num_stages))
 
 
 class Task(NamedTuple):
@@ -103,14 +117,15 @@ class Schedule(NamedTuple):
 class Clock:
     """The execution policy on a clock, stage by stage (Algorithm 2, with half-open ranges).
 
-    Loads start in stage order, each on the thread that is free first; stage i infers once it is loaded and stage i-1
-    has finished. With fewer stages than threads every load starts at once (case 1); otherwise the rest wait for a
-    thread while loaded stages infer (case 2). Storage serves one load after the other, in stage order, as the loader
-    reads ahead: what a load reads comes first and at full bandwidth, once storage is free. The rest of each load takes
-    `slowdown` times as long as alone.
+    Loads start in stage order, the first after `start_s`, each on the thread that is free first; stage i infers once it
+    is loaded and stage i-1 has finished. With fewer stages than threads every load starts at once (case 1); otherwise
+    the rest wait for a thread while loaded stages infer (case 2). Storage serves one load after the other, in stage
+    order, as the loader reads ahead: what a load reads comes first and at full bandwidth, once storage is free. The
+    rest of each load takes `slowdown` times as long as alone, and each inference `beside_s` longer.
 
     Attributes:
         slowdown: `Contention.slowdown(k)` of the final number of stages k, a factor.
+        beside_s: `Contention.beside_s(k)`.
         thread: Where the last stage so far loaded.
         load_start_s: Seconds from the load call until that load started.
         load_end_s: And until it ended.
@@ -120,15 +135,16 @@ class Clock:
     """
 
     __slots__ = (
-        "_busy", "_storage_s", "_threads", "infer_start_s", "inferred_s", "load_end_s", "load_start_s", "loaded_s",
-        "slowdown", "thread",
+        "_busy", "_start_s", "_storage_s", "_threads", "beside_s", "infer_start_s", "inferred_s", "load_end_s",
+        "load_start_s", "loaded_s", "slowdown", "thread",
     )  # fmt: skip
 
-    def __init__(self, threads: int, slowdown: float) -> None:
+    def __init__(self, threads: int, slowdown: float, start_s: float = 0.0, beside_s: float = 0.0) -> None:
         self._threads = threads
+        self._start_s = self._storage_s = start_s
         self.slowdown = slowdown
+        self.beside_s = beside_s
         self._busy: list[float] = []  # until when each thread that has loaded is busy
-        self._storage_s = 0.0
         self.thread = 0
         self.load_start_s = self.load_end_s = self.infer_start_s = self.loaded_s = self.inferred_s = 0.0
 
@@ -144,7 +160,7 @@ class Clock:
         """
         busy = self._busy
         if len(busy) < self._threads:
-            start_s = 0.0
+            start_s = self._start_s
             thread = len(busy)
             busy.append(start_s)
         else:
@@ -161,7 +177,7 @@ class Clock:
             self.loaded_s = end_s
         before_s = self.inferred_s
         self.infer_start_s = end_s if end_s > before_s else before_s
-        self.inferred_s = self.infer_start_s + infer_s
+        self.inferred_s = self.infer_start_s + infer_s + self.beside_s
         return self.inferred_s - before_s
 
 
@@ -181,7 +197,7 @@ def simulate(
         source: What the durations are.
         read_s: Seconds of each load that storage is busy for; by default 0.
     """
-    clock = Clock(contention.threads, contention.slowdown(len(load_s)))
+    clock = contention.clock(len(load_s))
     tasks: list[Task] = []
     reads = [0.0] * len(load_s) if read_s is None else read_s
     for stage, (load, infer, read) in enumerate(zip(load_s, infer_s, reads, strict=True)):

@@ -7,7 +7,8 @@ import pytest
 
 from splitload.agents.exact_ttfo import Optimum
 from splitload.commands import evaluate
-from splitload.commands.optimality import Learned, LearnedPlan, Setting, call, figures, learn, optimum
+from splitload.commands.optimality import Learned, LearnedPlan, Setting, call, figures, learn
+from splitload.commands.optimum import optimum
 from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +12,12 @@ from splitload.agents.exact_ttfo import Optimum
 from splitload.cli import user_cache
 from splitload.commands import OBJECTIVES
 from splitload.commands.console import Console
-from splitload.commands.optimality import Learned, Setting, call, learn, optimum
+from splitload.commands.optimality import Learned, Setting, call, learn
+from splitload.commands.optimum import optimum
 from splitload.commands.parallel import run_all
 from splitload.commands.records import write_record
-from splitload.commands.study import at_least, record_file
-from splitload.devices import open_device
+from splitload.commands.study import at_least, check_workers, profile_of, study_parser, take_workers
 from splitload.errors import SplitloadError, UsageError
-from splitload.frontends import open_source
-from splitload.frontends.onnx import load_graph
 from splitload.profile import Profile
 
 MODELS = ("zoo:mobilenet_v1", "zoo:densenet201", "zoo:vgg19")
@@ -179,20 +176,17 @@ def figures(plans: Sequence[Mapping[str, Any]], search_s: Sequence[float]) -> di
 def main(words: Sequence[str] | None = None) -> int:
     """Run the ablation, show it, and write its record."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.ablation", description=__doc__)
+    parser = study_parser("ablation", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--device", action="append", help=f"default: {' and '.join(DEVICES)}")
     parser.add_argument(
         "--seeds", type=at_least(1), default=SEEDS, metavar="N", help="seeds 0 to N-1 (default: %(default)s)"
     )
-    parser.add_argument("--jobs", type=at_least(1), metavar="J", help="searches at a time (default: available threads)")
-    parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster")
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
+    take_workers(parser)
     options = parser.parse_args(words)
-    if options.jobs is not None and options.cluster is not None:
-        parser.error("give --jobs or --cluster, not both: a cluster runs as many searches as it can")
     console = Console(json=False)
     try:
+        check_workers(options)
         cases = [_case(model, device) for model in options.models or MODELS for device in options.device or DEVICES]
         rows = ablate(cases, range(options.seeds), console, workers=options.jobs, cluster=options.cluster)
     except UsageError as error:
@@ -214,10 +208,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _case(model: str, device_name: str) -> Case:
-    cache = user_cache()
-    device = open_device(device_name, cache)
-    source = open_source(model, cache)
-    profile = device.profile(load_graph(source, device.graph_kind, cache))
+    source, profile = profile_of(model, device_name, user_cache())
     return Case(source.name, device_name, profile, [count for count in STAGES if count <= profile.num_blocks])
 
 

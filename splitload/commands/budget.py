@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ from splitload.commands.measured import measure_plans
 from splitload.commands.records import write_record
 from splitload.commands.refine import refine_on_host
 from splitload.commands.search import Objective, Search
-from splitload.commands.study import at_least, one_line, record_file
+from splitload.commands.study import at_least, one_line, study_parser
 from splitload.deploy.build import Plan
-from splitload.devices.host import REPEATS, HostDevice
+from splitload.devices.host import HostDevice, profile_loads
+from splitload.errors import UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.scratch import scratch_folder
@@ -59,6 +59,8 @@ def row(
             device, graph, budget, lambda made: Search(made, objective=objective, num_stages=num_stages), console
         )
     partitions = {"full": full, "budget": refined.found.partition}
+    if num_stages is not None and refined.found.partition.num_stages != num_stages:
+        raise UsageError(f"{budget} loads do not come to a plan of {num_stages} stages; give a larger --budget")
     distinct = list(dict.fromkeys(partitions.values()))
     threads = profile.contention.threads
     measured = measure_plans(source, [Plan(graph, each, threads) for each in distinct], runs, console, cache, feeds={})
@@ -75,7 +77,7 @@ def row(
         "compared_by": key,
         "budget_loads": budget,
         "loads": loads,
-        "full_loads": profile.num_blocks * REPEATS,
+        "full_loads": profile_loads(graph),
         "plans_measured": len(refined.plans),
         "ended": "nothing better in sight" if refined.complete else "budget",
         "split_points": {name: list(partition.split_points) for name, partition in partitions.items()},
@@ -88,13 +90,12 @@ def row(
 def main(words: Sequence[str] | None = None) -> int:
     """Compare plans of a budget with plans of full profiles, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.budget", description=__doc__)
+    parser = study_parser("budget", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     parser.add_argument(
         "--budget", type=at_least(1), default=200, metavar="N", help="stage loads (default: %(default)s)"
     )
     parser.add_argument("--runs", type=at_least(1), default=9, metavar="N", help="samples (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import sys
@@ -17,7 +16,7 @@ from splitload.agents import exact
 from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
-from splitload.commands.study import one_line, record_file
+from splitload.commands.study import one_line, study_parser
 from splitload.devices import names
 from splitload.devices.simulated import DeviceModel, SimulatedDevice
 from splitload.envs.costs import cost_matrices
@@ -182,8 +181,7 @@ def fit_row(
 def main(words: Sequence[str] | None = None) -> int:
     """Fit, print what was found beside simpler fits, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.calibrate", description=__doc__)
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
+    parser = study_parser("calibrate", __doc__)
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()

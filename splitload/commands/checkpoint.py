@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from splitload.agents import checkpoint
-from splitload.agents.q_learning import Progress, QLearning, SearchResult
+from splitload.agents.q_learning import QLearning
+from splitload.agents.results import Progress, SearchResult
 from splitload.atomic import write_text
 from splitload.errors import CheckpointError, OutputError
 

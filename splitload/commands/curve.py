@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from splitload.agents.q_learning import SearchResult
+from splitload.agents.results import SearchResult
 
 
 def curve_csv(result: SearchResult, objective: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
-from splitload.commands.study import one_line, record_file
+from splitload.commands.study import one_line, study_parser
 from splitload.deploy.equality import check_graph
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import load_graph
@@ -31,10 +30,9 @@ def light_models() -> list[str]:
 def main(words: Sequence[str] | None = None) -> int:
     """Check the models, write a record, and return 1 if an output differed."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.cuts", description=__doc__)
+    parser = study_parser("cuts", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo and every light model")
     parser.add_argument("--set", choices=("zoo", "light"), help="only these of the default models")
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()

@@ -12,14 +12,14 @@ from splitload.agents.exact_ttfo import Optimum
 from splitload.cli import user_cache
 from splitload.commands import LEARNERS, OBJECTIVES
 from splitload.commands.console import Console
-from splitload.commands.optimality import Learned, Setting, call, figures, learn, optimum
+from splitload.commands.optimality import Learned, Setting, call, figures, learn
+from splitload.commands.optimum import optimum
 from splitload.commands.parallel import run_all
 from splitload.commands.records import write_record
-from splitload.commands.study import at_least, record_file
-from splitload.devices import names, open_device
+from splitload.commands.study import at_least, check_workers, profile_of, study_parser, take_workers
+from splitload.devices import names
 from splitload.errors import SplitloadError, UsageError
-from splitload.frontends import open_source, zoo
-from splitload.frontends.onnx import load_graph
+from splitload.frontends import zoo
 from splitload.profile import Profile
 
 LIMIT_S = 20.0  # for the proof that a plan is optimal
@@ -100,7 +100,7 @@ class Case:
 def main(words: Sequence[str] | None = None) -> int:
     """Evaluate models on devices, write a record, and return 1 where the plans miss their target."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.evaluate", description=__doc__)
+    parser = study_parser("evaluate", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo model")
     parser.add_argument("--device", action="append", help="default: every simulated one")
     parser.add_argument("--objective", action="append", choices=OBJECTIVES, help="default: both")
@@ -112,16 +112,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit", type=float, default=LIMIT_S, metavar="S", help="seconds for each proof (default: %(default)s)"
     )
-    parser.add_argument("--jobs", type=at_least(1), metavar="J", help="searches at a time (default: available threads)")
-    parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster")
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
+    take_workers(parser)
     options = parser.parse_args(words)
-    if options.jobs is not None and options.cluster is not None:
-        parser.error("give --jobs or --cluster, not both: a cluster runs as many searches as it can")
     if not options.limit >= 0:
         parser.error(f"--limit must be a number of seconds, not negative; it is {options.limit}")
     console = Console(json=False)
     try:
+        check_workers(options)
         rows = evaluate(options, console)
     except UsageError as error:
         parser.error(str(error))
@@ -172,10 +169,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> list[dict[str, An
 
 def _cases(model: str, device_name: str, options: argparse.Namespace) -> list[Case]:
     """Return the cases of a model on a device, one for each objective."""
-    cache = user_cache()
-    device = open_device(device_name, cache)
-    source = open_source(model, cache)
-    profile = device.profile(load_graph(source, device.graph_kind, cache))
+    source, profile = profile_of(model, device_name, user_cache())
     counts = range(1, min(options.max_stages, profile.num_blocks) + 1)
     return [
         Case(

@@ -75,6 +75,12 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
         f"whole model: load {whole.load_s * 1e3:.2f} ms, first inference {whole.first_inference_s * 1e3:.2f} ms, "
         f"inference {whole.inference_s * 1e3:.2f} ms; each stage pays {made.stage_fixed_s * 1e3:.2f} ms"
     )
+    start_s, cut_infer_s = made.contention.start_s, made.contention.cut_infer_s
+    if start_s or cut_infer_s:
+        console.print(
+            f"besides: {start_s * 1e3:.2f} ms until loading starts, and in a cut {cut_infer_s * 1e3:.2f} ms for the "
+            "first inference of each stage"
+        )
     if output:
         console.print(f"profile: {output}")
     return made.to_json()

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from splitload.agents import baselines, exact
-from splitload.agents.exact_ttfo import Optimum, ttfo
-from splitload.agents.q_learning import QLearning, StopReason
-from splitload.envs.costs import cost_matrices
+from splitload.agents import baselines
+from splitload.agents.q_learning import QLearning
+from splitload.agents.results import StopReason
+from splitload.commands.optimum import value_s_of
 from splitload.envs.split import SplitEnv
 from splitload.partition import Partition
 from splitload.profile import Profile
@@ -93,35 +93,10 @@ def learn(profile: Profile, objective: str, counts: Sequence[int], seed: int, se
         plan, curve = result.plans[count], result.curves[count]
         value_s = plan.value_s
         if setting.rewarded not in (None, objective):
-            value_s = _value_s(profile, objective, Partition.of(profile.num_blocks, plan.split_points))
+            value_s = value_s_of(profile, objective, Partition.of(profile.num_blocks, plan.split_points))
         episodes = len(result.returns[count])
         plans.append(LearnedPlan(count, value_s, curve[-1][0], episodes, result.stopped[count]))
     return Learned(seed, tuple(plans), search_s)
-
-
-def optimum(profile: Profile, objective: str, num_stages: int, limit_s: float) -> Optimum:
-    """Return the best plan of so many stages, and a bound where the time for a proof was over.
-
-    Args:
-        profile: Costs of the model on the device.
-        objective: "balance", where there always is a proof, or "ttfo".
-        num_stages: k.
-        limit_s: Seconds for the proof.
-    """
-    costs, contention = cost_matrices(profile), profile.contention
-    slowdown = contention.slowdown(num_stages)
-    if objective == "balance":
-        points, largest_s = exact.balance(costs.load_s, num_stages)
-        return Optimum(points, largest_s * slowdown, largest_s * slowdown)
-    return ttfo(
-        costs.load_s,
-        costs.first_inference_s,
-        num_stages,
-        contention.threads,
-        slowdown,
-        read=costs.read_s,
-        limit_s=limit_s,
-    )
 
 
 def figures(stages: Sequence[Mapping[str, Any]], agent: str) -> dict[str, Any]:
@@ -158,8 +133,3 @@ def _equal_bytes(profile: Profile, count: int) -> list[int]:
     """Return the actions that cut into stages of about equal bytes; see `SplitEnv` for how actions are numbered."""
     points = baselines.uniform_bytes([block.weights_bytes for block in profile.blocks], count)
     return [(count - 1) * profile.num_blocks + end - 1 for end in (*points, profile.num_blocks)]
-
-
-def _value_s(profile: Profile, objective: str, partition: Partition) -> float:
-    """Return what the objective makes small, in seconds."""
-    return profile.largest_stage_load_s(partition) if objective == "balance" else profile.schedule(partition).ttfo_s

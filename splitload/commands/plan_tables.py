@@ -81,6 +81,9 @@ def predictions(records: Iterable[tuple[str, Any]]) -> Table:
         title = f"all cuts, {threads} loading thread{'s' if threads > 1 else ''}"
         groups.append((title, [case for case in cases if case["num_stages"] > 1 and case["threads"] == threads]))
     groups.append(("all", cases))
+    free = [(1 + case["error"]) * case["predicted_plain_s"] / case["predicted_s"] - 1 for case in cases]
+    without = [{**case, "error": error} for case, error in zip(cases, free, strict=True)]
+    groups.append(("all, were a call and a cut free", without))
     head = ("model", "cases", "error median", "p10", "p90", "within ±10 %", "within ±20 %")
     return (*head, "halves apart", "profiles apart", "n"), [
         (title, *_errors(group)) for title, group in groups if group

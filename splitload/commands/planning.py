@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.agents.q_learning import Progress
+from splitload.agents.results import Progress
 from splitload.atomic import check_file, write_text
 from splitload.commands import LEARNERS
 from splitload.commands.checkpoint import Checkpoint

@@ -5,19 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from splitload.bundle import Manifest, TensorSpec, Variant
+from splitload.bundle import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.commands.console import Console
 from splitload.deploy.build import Plan, build_bundle
 from splitload.deploy.tune import tune
 from splitload.devices import Device
+from splitload.errors import MissingPackageError, ModelError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
+from splitload.frontends.opened import Opened, load_opened
+from splitload.frontends.steps import write_training
 from splitload.graph import ModelGraph
 from splitload.partition import Partition
 from splitload.profile import Profile
+
+if TYPE_CHECKING:
+    from splitload.commands.trial import Trial
 
 
 def prepare(
@@ -42,9 +49,12 @@ def read_model(
     """
     with console.status(f"reading {options.model}"):
         source = open_source(options.model, cache)
+    trainable = getattr(options, "trainable", None)
     with console.status(f"optimising {source.name}"):
-        graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
-    return source, graph
+        if trainable is None:
+            return source, load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
+        opened = load_opened(source, device.graph_kind, cache, trainable, max_blocks=options.max_blocks, feeds=feeds)
+    return source, opened.graph
 
 
 def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mapping[str, Any]) -> Profile:
@@ -57,14 +67,40 @@ def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mappi
         return device.profile(graph, feeds=feeds, on_progress=show)
 
 
+def notes_of(profile: Profile, partition: Partition, trial: Trial | None, **others: Any) -> dict[str, Any]:
+    """Return what a bundle's manifest says of how its plan was found, as JSON values; `others` come first."""
+    return {
+        **others,
+        "num_blocks": profile.num_blocks,
+        "split_points": list(partition.split_points),
+        "profile_source": profile.source,
+        "predicted_ttfo_s": profile.schedule(partition).ttfo_s,
+        "trial": None if trial is None else trial.to_json(),
+    }
+
+
 def with_portable(plan: Plan, source: Source, console: Console, cache: Path) -> list[Plan]:
     """Return what a bundle is made of: the plan, and where its graph is native a one-stage plan that runs anywhere."""
     if plan.graph.kind == "portable":
         return [plan]
     with console.status("adding the portable graph for other machines"):
         portable = load_graph(source, "portable", cache, max_blocks=plan.graph.max_blocks)
-    trainable_from = None if plan.trainable_from is None else 0
-    return [plan, Plan(portable, Partition(len(portable.blocks)), 1, trainable_from)]
+    return [plan, Plan(portable, Partition(len(portable.blocks)), 1)]
+
+
+def with_opened(
+    plan: Plan, source: Source, trainable: str, console: Console, cache: Path, feeds: Mapping[str, Any]
+) -> tuple[list[Plan], Opened]:
+    """Return what a bundle with a trainable last stage is made of, and the model it is trained by.
+
+    The plan that runs anywhere has two stages: what is frozen, and what is trained.
+    """
+    with console.status("adding the portable graph for other machines"):
+        opened = load_opened(source, "portable", cache, trainable, max_blocks=plan.graph.max_blocks, feeds=feeds)
+    if plan.graph.kind == "portable":
+        return [plan], opened
+    last = len(opened.graph.blocks) - 1
+    return [plan, Plan(opened.graph, Partition(last + 1, (last,)), 1, last)], opened
 
 
 def write_bundle(
@@ -77,17 +113,24 @@ def write_bundle(
     device: str,
     notes: Mapping[str, Any],
     feeds: Mapping[str, Any] | None = None,
+    trainable: str | None = None,
     specialized_from: Manifest | None = None,
 ) -> None:
     """Write the bundle: the plan, and where its graph is native a portable one-stage plan that runs anywhere.
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
+    With `trainable` its last stage can be trained: what does that on a device is checked and written too.
     With `specialized_from` the source is that bundle, and the new one names the same model.
 
     Raises:
         SplitloadError: If it cannot be written.
     """
-    plans = with_portable(plan, source, console, cache)
+    add_training = None
+    if trainable is None:
+        plans = with_portable(plan, source, console, cache)
+    else:
+        plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {})
+        add_training = partial(_add_training, opened, console)
     if specialized_from is not None:
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
@@ -112,4 +155,15 @@ def write_bundle(
             notes=notes,
             on_progress=show,
             choose=choose if plan.graph.kind == "native" else None,
+            add_training=add_training,
         )
+
+
+def _add_training(opened: Opened, console: Console, folder: Path, tail: StageEntry) -> Training | None:
+    """Write what trains the last stage on a device, or say why that cannot be."""
+    try:
+        with console.status("checking the gradients of the last stage"):
+            return write_training(opened, folder, tail)
+    except (ModelError, MissingPackageError) as error:
+        console.note(f"the last stage cannot be trained on a device: {error}")
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from splitload.cli import user_cache
 from splitload.commands.console import Console, count_of
 from splitload.commands.measured import measure_plans
 from splitload.commands.records import write_record
-from splitload.commands.study import at_least, one_line, record_file
+from splitload.commands.study import at_least, one_line, study_parser
 from splitload.deploy.build import Plan
 from splitload.devices.host import HostDevice
 from splitload.envs.costs import cost_matrices
@@ -66,12 +65,14 @@ def case(profile: Profile, again: Profile, plan: Plan, samples: Sequence[Sample]
         samples: Its samples, at least two.
 
     Returns:
-        predicted_s and its parts: the end of the last load and the sum of the first inferences; predicted_again_s from
-        the second profile; `samples_s`, for each part what every process took; error, predicted ÷ median - 1; and
-        halves_apart, by how much the median of the second half of the samples differs from that of the first, as a
-        share: what a perfect prediction would still err by, and more, as halves are smaller than the whole.
+        predicted_s and its parts: the end of the last load and the sum of the first inferences; predicted_plain_s
+        without what a call and a cut cost besides, and predicted_again_s from the second profile; `samples_s`, for each
+        part what every process took; error, predicted ÷ median - 1; and halves_apart, by how much the median of the
+        second half of the samples differs from that of the first, as a share: what a perfect prediction would still err
+        by, and more, as halves are smaller than the whole.
     """
     schedule = predict(profile, plan)
+    plain = profile.contention._replace(start_s=0.0, cut_infer_s=0.0)
     taken_s = [sample["ttfo_s"] for sample in samples]
     half = len(taken_s) // 2
     return {
@@ -81,6 +82,7 @@ def case(profile: Profile, again: Profile, plan: Plan, samples: Sequence[Sample]
         "predicted_s": schedule.ttfo_s,
         "predicted_load_s": schedule.load_makespan_s,
         "predicted_first_inference_s": sum(t.end_s - t.start_s for t in schedule.tasks if t.kind == "infer"),
+        "predicted_plain_s": predict(replace(profile, contention=plain), plan).ttfo_s,
         "predicted_again_s": predict(again, plan).ttfo_s,
         "samples_s": {part: [sample[part] for sample in samples] for part in PARTS},
         "error": schedule.ttfo_s / statistics.median(taken_s) - 1,
@@ -108,7 +110,8 @@ def compare(model: str, runs: int, console: Console, cache: Path) -> dict[str, A
         "model": source.name,
         "model_sha256": source.sha256,
         "num_blocks": profile.num_blocks,
-        "serial_share": profile.contention.serial_share,
+        "contention": profile.contention._asdict(),
+        "contention_again": again.contention._asdict(),
         "runs": runs,
         "cases": [case(profile, again, plan, samples) for plan, samples in zip(plans, measured, strict=True)],
     }
@@ -118,14 +121,16 @@ def compare(model: str, runs: int, console: Console, cache: Path) -> dict[str, A
 def main(words: Sequence[str] | None = None) -> int:
     """Predict and measure models, print how far apart the two are, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.predictions", description=__doc__)
+    parser = study_parser("predictions", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo model")
     parser.add_argument("--runs", type=at_least(2), default=RUNS, metavar="N", help="samples (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     rows = []
-    for model in options.models or [f"zoo:{name}" for name in zoo.names()]:
+    models = options.models or [f"zoo:{name}" for name in zoo.names()]
+    for model in models:
+        open_source(model, user_cache())  # a name that is wrong, before anything is measured
+    for model in models:
         row = compare(model, options.runs, console, user_cache())
         errors = [each["error"] for each in row["cases"]]
         apart = statistics.median(each["halves_apart"] for each in row["cases"])

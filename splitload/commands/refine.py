@@ -10,8 +10,8 @@ from typing import Any
 
 from splitload.commands.console import Console, count_of
 from splitload.commands.search import Found, Search
-from splitload.devices.estimate import estimate, guess
-from splitload.devices.host import HostDevice
+from splitload.devices.estimate import FirstOutput, estimate, guess, with_first_outputs
+from splitload.devices.host import CUT_STAGES, HostDevice
 from splitload.devices.ledger import FEWEST, Ledger, Segment
 from splitload.errors import UsageError
 from splitload.graph import ModelGraph
@@ -51,6 +51,7 @@ def refine(
     *,
     trainable_from: int | None = None,
     serial_share: Callable[[], float] = lambda: 0.0,
+    first_outputs: Callable[[Partition], tuple[FirstOutput, FirstOutput] | None] | None = None,
     on_plan: Callable[[int, Partition], None] | None = None,
 ) -> Refined:
     """Measure the whole model and an even cut; then the plan that a search on the estimate finds, again and again.
@@ -64,6 +65,8 @@ def refine(
         make_search: Returns the search on a profile.
         trainable_from: First trainable block; the last stage begins at or before it.
         serial_share: Called once, after the whole model was measured: how parallel loads slow each other down.
+        first_outputs: Called once with an even cut into `CUT_STAGES`, if there can be one: when the whole model and the
+            cut, loaded as those of a bundle, were there and answered; it returns None where the budget is over.
         on_plan: Called as `on_plan(loads, partition)` before a plan is measured.
 
     Raises:
@@ -72,7 +75,7 @@ def refine(
     start = time.perf_counter()
     whole = Partition(prior.num_blocks)
     plans: list[Partition] = []
-    share = 0.0
+    firsts: tuple[Partition, FirstOutput, FirstOutput] | None = None
 
     def measure(plan: Partition) -> bool:
         if on_plan is not None:
@@ -83,7 +86,8 @@ def refine(
         return enough
 
     def estimated() -> Profile:
-        return estimate(prior, plans, ledger.costs(), share)
+        made = estimate(prior, plans, ledger.costs())
+        return made if firsts is None else replace(made, contention=with_first_outputs(known(made), *firsts))
 
     def known(profile: Profile) -> Profile:
         return replace(profile, segments={**profile.segments, **ledger.costs()})
@@ -91,9 +95,15 @@ def refine(
     more = measure(whole)
     if not plans:
         raise UsageError("the budget does not allow a single load of the whole model; give a larger --budget")
-    if more and prior.num_blocks > 1:
-        share = serial_share()
-        more = measure(make_search(estimated()).even(FIRST_STAGES))
+    finest = make_search(estimated()).even(FIRST_STAGES)
+    if more and finest != whole:
+        prior = replace(prior, contention=prior.contention._replace(serial_share=serial_share()))
+        more = measure(finest)
+        cut = make_search(estimated()).even(CUT_STAGES)
+        if more and first_outputs is not None:
+            pair = first_outputs(cut)
+            firsts = None if pair is None else (cut, *pair)
+            more = pair is not None
         idle = 0
         while more and idle < PATIENCE:
             now = estimated()
@@ -109,8 +119,8 @@ def refine(
             idle = idle + 1 if make_search(known(now)).pick(plans) == best else 0
     profile = known(estimated())
     search = make_search(profile)
-    found = search.found(search.pick(plans), time.perf_counter() - start)
-    return Refined(search, found, profile, tuple(plans), more)
+    chosen = search.found(search.pick(plans), time.perf_counter() - start)
+    return Refined(search, chosen, profile, tuple(plans), more)
 
 
 def _neighbours(plan: Partition, trainable_from: int | None) -> Iterator[Partition]:
@@ -137,8 +147,9 @@ def refine_on_host(
     """Search on this machine with at most `budget` stage loads; return what it came to, and the loads it took.
 
     Five loads are one sample of how parallel loads slow each other down: the whole model, and its halves alone and
-    together. Not among the loads are the first of each process, which starts the runtime, and what `splitload train`
-    measures of the plan that was found.
+    together. Five more are one of what a call and a cut cost besides: the whole model and an even cut, as of a bundle.
+    Not among the loads are the first of each process that measures stages, which starts the runtime, and what
+    `splitload train` measures of the plan that was found.
 
     Raises:
         ModelError: If the model does not run on the feeds.
@@ -162,10 +173,24 @@ def refine_on_host(
             known = [share for share in shares if share is not None]
             return min(max(statistics.median(known), 0.0), 1.0) if known else 0.0
 
+        def first_outputs(cut: Partition) -> tuple[FirstOutput, FirstOutput] | None:
+            pair = (Partition(cut.num_blocks), cut)
+            if not ledger.spend(FEWEST * sum(plan.num_stages for plan in pair)):
+                return None
+            samples = [[runs.first_output(plan, prior.contention.threads) for plan in pair] for _ in range(FEWEST)]
+            whole, first = (FirstOutput.median(each) for each in zip(*samples, strict=True))
+            return whole, first
+
         def report(loads: int, plan: Partition) -> None:
             show(loads, budget, f"now {count_of(plan.num_stages, 'stage')}")
 
         refined = refine(
-            prior, ledger, make_search, trainable_from=trainable_from, serial_share=serial_share, on_plan=report
+            prior,
+            ledger,
+            make_search,
+            trainable_from=trainable_from,
+            serial_share=serial_share,
+            first_outputs=first_outputs,
+            on_plan=report,
         )
     return refined, ledger.loads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from splitload.commands.console import Console
 from splitload.commands.measured import measure_plans
 from splitload.commands.records import TARGETED, write_record
 from splitload.commands.search import BASELINES, Search
-from splitload.commands.study import at_least, one_line, record_file
+from splitload.commands.study import at_least, one_line, study_parser
 from splitload.commands.trial import Trial, choose_measured
 from splitload.deploy.build import Plan
 from splitload.devices.host import HostDevice
@@ -135,11 +134,10 @@ def compare(samples_s: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> int:
     """Measure learned plans and their rivals, and write a record."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.rivals", description=__doc__)
+    parser = study_parser("rivals", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the models that targets are set for")
     parser.add_argument("--runs", type=at_least(1), default=RUNS, metavar="N", help="samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the searches (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
     console = Console(json=False)
     cache = user_cache()

@@ -6,23 +6,24 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from splitload.agents import baselines, exact
 from splitload.agents.annealing import anneal
-from splitload.agents.exact_ttfo import Optimum, ttfo
-from splitload.agents.q_learning import Progress, QLearning, SearchResult
+from splitload.agents.exact_ttfo import Optimum
+from splitload.agents.q_learning import QLearning
+from splitload.agents.results import Progress, SearchResult
 from splitload.commands import LEARNERS
 from splitload.commands.checkpoint import Checkpoint
+from splitload.commands.optimum import optimum, value_s_of
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, check_stages
 from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
-from splitload.schedule import Clock
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what more stages must gain over fewer; plans of many stages err alike
@@ -172,6 +173,21 @@ class Search:
         """Return what the search came to, with the whole model as one stage in the place of its plan."""
         return self._found(Partition(self._profile.num_blocks), found.episodes, found.search_s)
 
+    def apart(self, found: Found, block: int) -> Found:
+        """Return what was found, and what stands beside it, with a cut before `block` besides; nothing proved of it."""
+
+        def cut(plan: Partition) -> Partition:
+            return Partition(plan.num_blocks, tuple(sorted({*plan.split_points, block})))
+
+        count = found.partition.num_stages
+        values = {
+            name: None
+            if value is None
+            else self.value_s(cut(found.partition if name == "learned" else self._by_rule(name, count)))
+            for name, value in found.values_s.items()
+        }
+        return replace(found, partition=cut(found.partition), values_s=values, exact_bound_s=0.0)
+
     def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
         """Value the plan, and what the baselines give for as many stages."""
         values: dict[str, float | None] = {"learned": self.value_s(partition) if self._agent in LEARNERS else None}
@@ -211,9 +227,7 @@ class Search:
 
     def value_s(self, partition: Partition) -> float:
         """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""
-        if self._objective == "balance":
-            return self._profile.largest_stage_load_s(partition)
-        return self._profile.schedule(partition).ttfo_s
+        return value_s_of(self._profile, self._objective, partition)
 
     def _enough(self, limit: int) -> int:
         """Return how many stages are worth looking at, with no more than `limit` blocks to cut at."""
@@ -263,29 +277,16 @@ class Search:
     def _optimum(self, count: int, start: tuple[int, ...] | None = None) -> Optimum:
         """Return the best plan of `count` stages for the objective; the first call for a count begins with `start`."""
         if count not in self._optima:
-            costs, contention = self._matrices, self._profile.contention
-            slowdown = contention.slowdown(count)
-            if self._objective == "balance":
-                points, largest_s = exact.balance(costs.load_s, count, self._trainable_from)
-                self._optima[count] = Optimum(points, largest_s * slowdown, largest_s * slowdown)
-            else:
-                optimum = ttfo(
-                    costs.load_s,
-                    costs.first_inference_s,
-                    count,
-                    contention.threads,
-                    slowdown,
-                    self._trainable_from,
-                    read=costs.read_s,
-                    limit_s=EXACT_LIMIT_S,
-                    starts=() if start is None else (start,),
-                )
-                if not optimum.proved:  # then annealing may know a better plan
-                    annealed = self._annealed(count)
-                    value_s = self._value_of(count)(annealed)
-                    if value_s < optimum.value_s:
-                        optimum = Optimum(annealed, value_s, optimum.bound_s)
-                self._optima[count] = optimum
+            starts = () if start is None else (start,)
+            best = optimum(
+                self._profile, self._objective, count, EXACT_LIMIT_S, self._trainable_from, starts, self._matrices
+            )
+            if not best.proved:  # then annealing may know a better plan
+                annealed = self._annealed(count)
+                value_s = self._value_of(count)(annealed)
+                if value_s < best.value_s:
+                    best = Optimum(annealed, value_s, best.bound_s)
+            self._optima[count] = best
         return self._optima[count]
 
     def _annealed(self, count: int) -> tuple[int, ...]:
@@ -305,7 +306,7 @@ class Search:
             return slowdown * max(load[start][end] for start, end in pairwise((0, *points, num_blocks)))
 
         def first_output(points: tuple[int, ...]) -> float:
-            clock = Clock(contention.threads, slowdown)
+            clock = contention.clock(count)
             for start, end in pairwise((0, *points, num_blocks)):
                 clock.add(load[start][end], infer[start][end], read[start][end])
             return clock.inferred_s

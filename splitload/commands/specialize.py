@@ -12,15 +12,15 @@ from google.protobuf.message import DecodeError
 
 from splitload.bundle import Manifest, read_manifest
 from splitload.commands.console import Console, count_of
-from splitload.commands.plans import write_bundle
+from splitload.commands.plans import notes_of, write_bundle
 from splitload.commands.search import Objective, Search
-from splitload.commands.train import trainable_from
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.errors import BundleError, ModelError, UsageError
 from splitload.frontends.onnx import Source, load_graph
+from splitload.frontends.opened import load_opened
 from splitload.frontends.proto import external_files
 from splitload.frontends.stages import join_stages
 from splitload.inputs import read_feeds
@@ -45,33 +45,30 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
     device = HostDevice(cache)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
         source = _source(target, manifest, folder)
-        with console.status(f"optimising {source.name}"):
-            graph = load_graph(source, "native", cache, feeds=feeds)
-        with console.progress("profiling on host", unit="passes") as show:
-            profile = device.profile(graph, feeds=feeds, on_progress=show)
-        objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
         spec = manifest.plan.get("trainable")
         if spec is not None and not isinstance(spec, str):
             raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
-        try:
-            first_trainable = trainable_from(spec, graph)
-        except UsageError as error:  # the pattern was no word of this command line
-            raise BundleError(f"'{target}': plan.trainable does not fit the model: {error}") from error
+        first_trainable = None
+        with console.status(f"optimising {source.name}"):
+            if spec is None:
+                graph = load_graph(source, "native", cache, feeds=feeds)
+            else:
+                try:
+                    graph = load_opened(source, "native", cache, spec, feeds=feeds).graph
+                except UsageError as error:  # the pattern was no word of this command line
+                    raise BundleError(f"'{target}': plan.trainable does not fit the model: {error}") from error
+                first_trainable = len(graph.blocks) - 1
+        with console.progress("profiling on host", unit="passes") as show:
+            profile = device.profile(graph, feeds=feeds, on_progress=show)
+        objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
         with console.status("searching a plan"):
             search = Search(profile, objective=objective, trainable_from=first_trainable)
             found = search.run()
         threads = profile.contention.threads
         found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
-        notes = {
-            "agent": "q-learning",
-            "objective": objective,
-            "trainable": spec,
-            "num_blocks": profile.num_blocks,
-            "split_points": list(found.partition.split_points),
-            "profile_source": profile.source,
-            "predicted_ttfo_s": profile.schedule(found.partition).ttfo_s,
-            "trial": None if trial is None else trial.to_json(),
-        }
+        if first_trainable is not None:
+            found = search.apart(found, first_trainable)
+        notes = notes_of(profile, found.partition, trial, agent="q-learning", objective=objective, trainable=spec)
         plan = Plan(graph, found.partition, threads, first_trainable)
         write_bundle(
             target,
@@ -82,6 +79,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             device=device.name,
             notes=notes,
             feeds=feeds,
+            trainable=spec,
             specialized_from=manifest,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())

@@ -6,7 +6,6 @@ are new for each sample: what they keep of the states they have seen is worked o
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from splitload.commands import OBJECTIVES
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
-from splitload.commands.study import at_least, one_line, record_file
+from splitload.commands.study import at_least, one_line, study_parser
 from splitload.envs import ENV_ID, SplitEnv
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
@@ -130,17 +129,14 @@ def sample(through: str, objective: str, play: str, steps: int, seed: int) -> fl
 def main(words: Sequence[str] | None = None) -> int:
     """Measure every way to step, for both objectives, in turns; print and perhaps record the steps a second."""
     words = list(sys.argv[1:] if words is None else words)
-    parser = argparse.ArgumentParser(prog="python -m splitload.commands.steps", description=__doc__)
+    parser = study_parser("steps", __doc__)
     parser.add_argument(
         "--runs", type=at_least(1), default=15, metavar="N", help="samples of each (default: %(default)s)"
     )
     parser.add_argument(
         "--steps", type=at_least(1), default=20_000, metavar="N", help="in a sample (default: %(default)s)"
     )
-    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     options = parser.parse_args(words)
-    if options.runs < 1 or options.steps < 1:
-        parser.error("--runs and --steps must be at least 1")
     console = Console(json=False)
     arms = [(through, objective, play) for through in THROUGH for objective in OBJECTIVES for play in PLAYS]
     samples: dict[tuple[str, str, str], list[float]] = {arm: [] for arm in arms}

@@ -1,4 +1,4 @@
-"""What the commands that make records share: types of arguments, and errors in one line."""
+"""What the commands that make records share: arguments, profiles to search on, and errors in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from splitload.atomic import check_file
+from splitload.devices import open_device
 from splitload.errors import OutputError, SplitloadError, UsageError
+from splitload.frontends import open_source
+from splitload.frontends.onnx import Source, load_graph
+from splitload.profile import Profile
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -32,6 +36,36 @@ def record_file(word: str) -> Path:
     except OutputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return Path(word)
+
+
+def study_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m splitload.commands.NAME`, which writes a record where `-o` says so."""
+    parser = argparse.ArgumentParser(prog=f"python -m splitload.commands.{name}", description=text)
+    parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
+    return parser
+
+
+def take_workers(parser: argparse.ArgumentParser) -> None:
+    """Let a study run its searches beside each other, see `parallel.run_all`."""
+    parser.add_argument("--jobs", type=at_least(1), metavar="J", help="searches at a time (default: available threads)")
+    parser.add_argument("--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster")
+
+
+def check_workers(options: argparse.Namespace) -> None:
+    """Raise `UsageError` where both processes and a cluster are asked for, before anything is read."""
+    if options.jobs is not None and options.cluster is not None:
+        raise UsageError("give --jobs or --cluster, not both: a cluster runs as many searches as it can")
+
+
+def profile_of(model: str, device_name: str, cache: Path) -> tuple[Source, Profile]:
+    """Return a model and its profile on a device.
+
+    Raises:
+        SplitloadError: If one of the two cannot be read, or the model not be measured.
+    """
+    device = open_device(device_name, cache)
+    source = open_source(model, cache)
+    return source, device.profile(load_graph(source, device.graph_kind, cache))
 
 
 def one_line(main: Main) -> Callable[..., int]:

@@ -12,13 +12,14 @@ from typing import Any
 from splitload.bench import Arm, run_arms
 from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.planning import check_search, make_plan, resume_hint
-from splitload.commands.plans import read_model, write_bundle
+from splitload.commands.plans import notes_of, read_model, write_bundle
 from splitload.commands.search import Found
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices import open_device
 from splitload.devices.host import HostDevice
+from splitload.envs.split import check_stages
 from splitload.errors import SplitloadError, UsageError
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
@@ -41,10 +42,11 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     device = open_device(options.device, cache)
     check_search(options, device)
     source, graph = read_model(options, console, cache, device, feeds)
-    first_trainable = trainable_from(options.trainable, graph)
+    first_trainable = None if graph.tail_start is None else len(graph.blocks) - 1
     if len(graph.blocks) == 1:
         console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
-    planned = make_plan(options, console, cache, device, graph, feeds, first_trainable)
+    searched = options if first_trainable is None else _without_tail(options, len(graph.blocks))
+    planned = make_plan(searched, console, cache, device, graph, feeds, first_trainable)
     search, found, profile = planned.search, planned.found, planned.profile
     trial = None
     if isinstance(device, HostDevice) and options.split_points is None:
@@ -53,23 +55,32 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
-    schedule = profile.schedule(found.partition)
+    if first_trainable is not None:
+        found = search.apart(found, first_trainable)
     stages = profile
-    notes = {
-        "agent": options.agent if options.split_points is None else "given",
-        "objective": options.objective,
-        "trainable": options.trainable,
-        "seed": planned.seed,
-        "episodes": found.episodes,
-        "num_blocks": profile.num_blocks,
-        "split_points": list(found.partition.split_points),
-        "profile_source": profile.source,
-        "predicted_ttfo_s": schedule.ttfo_s,
-        "trial": None if trial is None else trial.to_json(),
-    }
+    notes = notes_of(
+        profile,
+        found.partition,
+        trial,
+        agent=options.agent if options.split_points is None else "given",
+        objective=options.objective,
+        trainable=options.trainable,
+        seed=planned.seed,
+        episodes=found.episodes,
+    )
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
-        write_bundle(target, source, plan, console, cache, device=device.name, notes=notes, feeds=feeds)
+        write_bundle(
+            target,
+            source,
+            plan,
+            console,
+            cache,
+            device=device.name,
+            notes=notes,
+            feeds=feeds,
+            trainable=options.trainable,
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
     measured = None
@@ -92,7 +103,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             "split_points": list(found.partition.split_points),
         },
         "value": {**found.values_s, "exact_bound": found.exact_bound_s},
-        "ttfo_s": {"predicted": schedule.ttfo_s, "measured": measured},
+        "ttfo_s": {"predicted": notes["predicted_ttfo_s"], "measured": measured},
         "trial": notes["trial"],
         "episodes": found.episodes,
         "search_s": found.search_s,
@@ -112,37 +123,18 @@ def _measured_ttfo_s(target: Path, graph: ModelGraph, feeds: Mapping[str, Any]) 
     return statistics.median(sample["ttfo_s"] for sample in samples)
 
 
-def trainable_from(spec: str | None, graph: ModelGraph) -> int | None:
-    """Return the first block that must lie in the last stage: of the last COUNT nodes with weights, or of a pattern.
+def _without_tail(options: argparse.Namespace, num_blocks: int) -> argparse.Namespace:
+    """Return the options of the search: what is trained takes one of the stages that are allowed.
 
     Raises:
-        UsageError: If the pattern is none, matches nothing, or leaves a frozen layer behind a trainable one.
+        UsageError: If none is left, or there are more than blocks.
     """
-    if spec is None:
-        return None
-    if not spec:
-        raise UsageError("--trainable needs a count of last layers or a pattern of their names, and is empty")
-    weighted = [index for index, node in enumerate(graph.nodes) if node.weights]
-    if spec.isdecimal():
-        if not 1 <= int(spec) <= len(weighted):
-            raise UsageError(f"--trainable {spec}: give 1 to {len(weighted)}, so many layers of the model have weights")
-        first = weighted[-int(spec)]
-    else:
-        try:
-            pattern = re.compile(spec)
-        except re.error as error:
-            raise UsageError(f"--trainable '{spec}' is no regular expression: {error}") from error
-        matches = [index for index in weighted if pattern.search(graph.nodes[index].name)]
-        if not matches:
-            names = ", ".join(graph.nodes[index].name for index in weighted[-5:])
-            raise UsageError(f"--trainable '{spec}' matches no layer with weights; the last ones are: {names}")
-        first = matches[0]
-        if frozen := [graph.nodes[index].name for index in weighted if index > first and index not in matches]:
-            raise UsageError(
-                f"--trainable '{spec}': '{graph.nodes[first].name}' is trainable, but '{frozen[0]}' after it is not; "
-                "trainable layers must be the last ones"
-            )
-    return next(number for number, block in enumerate(graph.blocks) if block.end > first)
+    if options.max_stages is None:
+        return options
+    check_stages(options.max_stages, num_blocks, None)
+    if options.max_stages == 1:
+        raise UsageError("--trainable needs two stages, one frozen and one trained; give --max-stages 2 or more")
+    return argparse.Namespace(**{**vars(options), "max_stages": options.max_stages - 1})
 
 
 def _stem(model: str) -> str:

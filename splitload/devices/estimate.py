@@ -6,8 +6,10 @@ techniques", J. Theor. Biol. 29, 1970): where a stage takes longer than its bloc
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +48,15 @@ def guess(graph: ModelGraph, device: str, threads: int, environment: Mapping[str
     )
 
 
-def estimate(
-    prior: Profile, plans: Sequence[Partition], measured: Mapping[Segment, Cost], serial_share: float = 0.0
-) -> Profile:
+def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segment, Cost]) -> Profile:
     """Return the prior, corrected until the stages of some plans cost what was measured.
 
     Loads follow the stages; inferences follow them in their shares, and the whole model in their sum.
 
     Args:
-        prior: What each block costs before the correction.
+        prior: What each block costs before the correction; its contention is kept.
         plans: Partitions that were measured, the whole model as one stage among them.
         measured: Costs of their stages, by half-open block range.
-        serial_share: Of `Contention`, measured.
     """
     everything = (0, prior.num_blocks)
     whole = measured[everything]
@@ -91,10 +90,48 @@ def estimate(
         source="measured",
         blocks=blocks,
         stage_fixed_s=fixed_s,
-        contention=prior.contention._replace(serial_share=serial_share),
         segments={everything: whole},
         environment={**prior.environment, "blocks": f"estimated from {len(measured)} measured stages"},
     )
+
+
+class FirstOutput(NamedTuple):
+    """When a plan that was loaded as a bundle's was there, and when it answered; seconds from the load call."""
+
+    load_s: float
+    ttfo_s: float
+
+    @classmethod
+    def median(cls, samples: Sequence[FirstOutput]) -> FirstOutput:
+        """Return the median of each part."""
+        return cls(*(statistics.median(part) for part in zip(*samples, strict=True)))
+
+
+def with_first_outputs(profile: Profile, cut: Partition, whole: FirstOutput, first: FirstOutput) -> Contention:
+    """Return the contention of a profile, with what a load call and a cut cost besides.
+
+    Loading starts as much later as the whole model was loaded later than its load alone takes. What a cut answers later
+    than all that says is spread over its stages: the least for each that makes the cut come out right, and not below 0.
+
+    Args:
+        profile: What is known of loads and inferences, each alone.
+        cut: A plan of several stages, or the whole model where it cannot be cut.
+        whole: When the whole model as one stage was loaded, measured.
+        first: When the cut answered.
+    """
+    start_s = max(0.0, whole.load_s - profile.whole().load_s)
+    contention = profile.contention._replace(start_s=start_s, cut_infer_s=0.0)
+    if cut.num_stages == 1:
+        return contention
+    tasks = replace(profile, contention=contention).schedule(cut).tasks
+    loaded_s = {task.stage: task.end_s for task in tasks if task.kind == "load"}
+    infer_s = {task.stage: task.end_s - task.start_s for task in tasks if task.kind == "infer"}
+    # the cut answers when it and all before are loaded, and all from any one on have inferred, each that much later
+    left_s, later_s = first.ttfo_s, []
+    for number, stage in enumerate(reversed(range(cut.num_stages)), start=1):
+        left_s -= infer_s[stage]
+        later_s.append((left_s - loaded_s[stage]) / number)
+    return contention._replace(cut_infer_s=max(0.0, min(later_s)))
 
 
 def _growth(loads: NDArray[np.float64], fixed_s: float, whole_s: float) -> float:

@@ -14,25 +14,32 @@ from pathlib import Path
 from typing import Any, Literal
 
 from splitload.atomic import write_text
+from splitload.bundle import MANIFEST, Manifest, TensorSpec, Variant
 from splitload.devices import Progress
+from splitload.devices.estimate import FirstOutput, with_first_outputs
 from splitload.devices.ledger import Segment, median_cost
 from splitload.errors import ModelError, OutputError, ProfileError
+from splitload.frontends.stages import StageFiles, StageWriter
 from splitload.graph import GraphKind, ModelGraph
 from splitload.inputs import save_feeds
 from splitload.machine import available_threads, cpu_architecture, cpu_model
+from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
 from splitload.scratch import scratch_folder
 
 REPEATS = 5
-_CACHE_VERSION = 4  # of what a profile in the cache means
+CUT_STAGES = 4  # of the cut that is loaded as a bundle's, to see what a cut costs besides its loads and inferences
+PLAN_SAMPLES = 2  # of each of the two plans that are loaded so, for each one of the blocks: they are noisier
+_CACHE_VERSION = 5  # of what a profile in the cache means
 
 
 class HostDevice:
     """Measures on this machine, with a warm page cache.
 
     Every figure is the median of `repeats` fresh processes; each opens every segment once, as the loader does, and
-    runs it twice. What was measured is kept by model hash, blocks, runtime version and machine.
+    runs it twice. Two plans are loaded as those of a bundle besides, each in processes of its own: the whole model, and
+    an even cut. What was measured is kept by model hash, blocks, runtime version and machine.
 
     Args:
         cache: The user's cache folder.
@@ -57,7 +64,7 @@ class HostDevice:
         feeds: Mapping[str, Any] | None = None,
         on_progress: Progress | None = None,
     ) -> Profile:
-        """Measure every block, the whole model, and how two loads slow each other down; see `Device.profile`.
+        """Measure every block, the whole model, and what loads in parallel cost besides; see `Device.profile`.
 
         Segments that `measure` was asked for before are left out, so that a search does not depend on them.
 
@@ -73,7 +80,9 @@ class HostDevice:
             except (ProfileError, KeyError):
                 path.unlink()  # of an older version
         num_blocks = len(graph.blocks)
-        costs, serial_share = self._measure(graph, [(0, num_blocks)], feeds, on_progress)
+        cut = _even(graph, CUT_STAGES)
+        plans = list(dict.fromkeys((Partition(num_blocks), cut)))
+        costs, serial_share, firsts = self._measure(graph, [(0, num_blocks)], feeds, on_progress, plans)
         loads = [costs[number, number + 1].load_s for number in range(num_blocks)]
         whole = costs[0, num_blocks]
         fixed = (sum(loads) - whole.load_s) / (num_blocks - 1) if num_blocks > 1 else 0.0
@@ -87,11 +96,13 @@ class HostDevice:
                 BlockProfile(block.name, block.weights_bytes, costs[number, number + 1])
                 for number, block in enumerate(graph.blocks)
             ),
-            stage_fixed_s=max(fixed, 0.0),
+            stage_fixed_s=min(max(fixed, 0.0), *loads),  # every block's load contains it
             contention=Contention(available_threads(), min(max(serial_share, 0.0), 1.0)),
             segments={(0, num_blocks): whole},
             environment=self.environment(self._repeats),
         )
+        if firsts:
+            profile = replace(profile, contention=with_first_outputs(profile, cut, firsts[0], firsts[-1]))
         self._store(path, profile)
         self._refresh = False
         return profile
@@ -116,7 +127,7 @@ class HostDevice:
         missing = [segment for segment in dict.fromkeys(segments) if segment not in known]
         if not missing:
             return profile
-        costs, _ = self._measure(graph, missing, feeds, on_progress)
+        costs, _, _ = self._measure(graph, missing, feeds, on_progress)
         added = {segment: costs[segment] for segment in missing}
         profile = replace(profile, segments={**profile.segments, **added})
         self._store(path, profile)
@@ -155,11 +166,16 @@ class HostDevice:
         segments: list[Segment],
         feeds: Mapping[str, Any] | None,
         on_progress: Progress | None,
-    ) -> tuple[dict[Segment, Cost], float]:
-        """Return the median cost of each block and segment, and the serial share of two parallel loads."""
+        plans: Sequence[Partition] = (),
+    ) -> tuple[dict[Segment, Cost], float, list[FirstOutput]]:
+        """Return medians: of each block and segment, the serial share of two loads, and each plan's first output.
+
+        Of the plans none is returned where one cannot be loaded: another cut may.
+        """
         chain = [(number, number + 1) for number in range(len(graph.blocks))]
         samples: dict[Segment, list[Cost]] = {}
         shares = []
+        outputs: list[list[FirstOutput]] = [[] for _ in plans]
         with self.runs(graph, feeds) as runs:
             for done in range(self._repeats):
                 others = [segment for segment in segments if segment not in chain]
@@ -168,10 +184,16 @@ class HostDevice:
                     samples.setdefault(segment, []).append(cost)
                 if share is not None:
                     shares.append(share)
+                try:
+                    for plan, firsts in [*zip(plans, outputs, strict=True)] * PLAN_SAMPLES:
+                        firsts.append(runs.first_output(plan, available_threads()))
+                except ModelError:
+                    plans, outputs = (), []
                 if on_progress is not None:
                     on_progress(done + 1, self._repeats)
         costs = {segment: median_cost(each) for segment, each in samples.items()}
-        return costs, statistics.median(shares) if shares else 0.0
+        serial_share = statistics.median(shares) if shares else 0.0
+        return costs, serial_share, [FirstOutput.median(each) for each in outputs]
 
     def _cache_file(self, graph: ModelGraph, feeds: Mapping[str, Any] | None) -> Path:
         import onnxruntime as ort
@@ -203,11 +225,22 @@ def write_profile(path: Path, profile: Profile, *, make_folder: bool = False) ->
     write_text(path, json.dumps(profile.to_json(), indent=1), "profile")
 
 
-def _half(graph: ModelGraph) -> int:
-    """Return the block with about half of the loading work on either side, or 0 for a single block."""
-    cost = graph.cumulative_cost()
-    inner = range(1, len(graph.blocks))
-    return min(inner, key=lambda number: abs(cost[graph.blocks[number].start] - cost[-1] / 2), default=0)
+def _even(graph: ModelGraph, num_stages: int) -> Partition:
+    """Return a cut into about equal loading work; of fewer stages where blocks are few or one does most of it."""
+    cost, num_blocks = graph.cumulative_cost(), len(graph.blocks)
+    shares = [cost[-1] * number / num_stages for number in range(1, num_stages)] if num_blocks > 1 else []
+    starts = {number: cost[graph.blocks[number].start] for number in range(1, num_blocks)}
+    points = {min(starts, key=lambda number: abs(starts[number] - share)) for share in shares}
+    return Partition(num_blocks, tuple(sorted(points)))
+
+
+def profile_loads(graph: ModelGraph, repeats: int = REPEATS) -> int:
+    """Return how many stages are loaded to profile a graph, but for the first of each process."""
+    num_blocks = len(graph.blocks)
+    if num_blocks == 1:
+        return repeats * (1 + PLAN_SAMPLES)
+    whole, halves = 1, 4  # two halves, alone and together
+    return repeats * (num_blocks + whole + halves + PLAN_SAMPLES * (1 + _even(graph, CUT_STAGES).num_stages))
 
 
 class Runs:
@@ -220,12 +253,10 @@ class Runs:
     """
 
     def __init__(self, graph: ModelGraph, feeds: Mapping[str, Any], folder: Path) -> None:
-        from splitload.frontends.stages import StageWriter
-
         self._graph = graph
         self._folder = folder
         self._writer = StageWriter(graph)
-        self._written: dict[Segment, dict[str, Any]] = {}
+        self._written: dict[Segment, StageFiles] = {}
         self._inputs = {
             "folder": str(folder.resolve()),
             "inputs": [asdict(tensor) for tensor in graph.input_tensors()],
@@ -248,8 +279,7 @@ class Runs:
         Raises:
             ModelError: If the model does not run.
         """
-        half, end = _half(self._graph), len(self._graph.blocks)
-        halves = [(0, half), (half, end)] if pair and half else []
+        halves = list(_even(self._graph, 2).stages()) if pair and len(self._graph.blocks) > 1 else []
         files = (("chain", chain), ("segments", others), ("pair", halves))
         answer = run_worker(
             {**self._inputs, **{name: [self._row(segment) for segment in each] for name, each in files}}
@@ -261,19 +291,54 @@ class Runs:
         return costs, answer["serial_share"]
 
     def _row(self, segment: Segment) -> dict[str, Any]:
-        """Describe a segment's stage file for the worker, and write it the first time."""
+        """Describe a segment's stage file for the worker."""
+        stage = self._stage(segment)
+        return {
+            "start": segment[0],
+            "end": segment[1],
+            "graph": stage.graph.name,
+            "inputs": stage.inputs,
+            "outputs": [(spec.name, spec.type) for spec in stage.outputs],
+        }
+
+    def _stage(self, segment: Segment) -> StageFiles:
+        """Return a segment's stage file, and write it the first time."""
         if segment not in self._written:
-            start, end = segment
-            nodes = self._graph.node_range(start, end)
-            stage = self._writer.write(*nodes, self._folder, f"blocks-{start}-{end}")
-            self._written[segment] = {
-                "start": start,
-                "end": end,
-                "graph": stage.graph.name,
-                "inputs": stage.inputs,
-                "outputs": [(spec.name, spec.type) for spec in stage.outputs],
-            }
+            nodes = self._graph.node_range(*segment)
+            self._written[segment] = self._writer.write(*nodes, self._folder, "blocks-{}-{}".format(*segment))
         return self._written[segment]
+
+    def first_output(self, plan: Partition, threads: int) -> FirstOutput:
+        """Load a plan once as that of a bundle, in a fresh process, and return when it was loaded and when it answered.
+
+        Args:
+            plan: Its stages are loaded in the plain way, and not made anew afterwards.
+            threads: Loading threads.
+
+        Raises:
+            ModelError: If the model does not run.
+        """
+        graph = self._graph
+        stages = tuple(self._stage(segment).entry(str(segment), segment, upgrade=False) for segment in plan.stages())
+        inputs, outputs = (
+            tuple(TensorSpec(name, graph.tensors[name].type, graph.tensors[name].shape) for name in names)
+            for names in (graph.inputs, graph.outputs)
+        )
+        manifest = Manifest(
+            model=graph.name,
+            model_sha256=graph.source_sha256,
+            model_bytes=graph.source_bytes,
+            created_with={},
+            cpu=cpu_architecture(),
+            device=HostDevice.name,
+            plan={},
+            inputs=inputs,
+            outputs=outputs,
+            variants=(Variant(graph.kind, None, None, threads, True, stages),),
+        )
+        (self._folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+        answer = run_worker({**self._inputs, "threads": threads})
+        return FirstOutput(answer["load_s"], answer["ttfo_s"])
 
 
 def run_worker(job: dict[str, Any]) -> dict[str, Any]:

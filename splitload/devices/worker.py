@@ -2,7 +2,8 @@
 
 The job names a folder, the model's inputs and those that are given. A profile's job names also the chain of block
 stages, further segments to measure, and a pair of segments to load in parallel; a scheme's job the stages of a bundle
-and the way to load them. All are opened by the same call that the loader uses.
+and the way to load them. All are opened by the same call that the loader uses. A plan's job has the loader itself load
+the folder, which is a bundle then, on so many threads.
 """
 
 from __future__ import annotations
@@ -102,6 +103,23 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def measure_plan(folder: Path, job: dict[str, Any]) -> dict[str, float]:
+    """Load a bundle and run it once; return seconds from the load call until all is loaded, and to the output."""
+    import onnxruntime  # noqa: F401 - its import is not the load's
+
+    from splitload.loader import ParallelLoader
+    from splitload.warmup import warm_up
+
+    warm_up()  # as the import of splitload does where onnxruntime is there before
+    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
+    values = example_inputs(specs, load_feeds(job["feeds"]))
+    start = time.perf_counter()
+    with ParallelLoader(folder, threads=job["threads"], upgrade=False) as loader:
+        loader.run(None, values)
+        ttfo_s = time.perf_counter() - start
+        return {"load_s": loader.timeline.load_makespan_s, "ttfo_s": ttfo_s}
+
+
 def _serial_share(pair: list[Segment]) -> float | None:
     """Return the share of the shorter of two loads that the longer one waits for when they run in parallel.
 
@@ -128,7 +146,7 @@ def _serial_share(pair: list[Segment]) -> float | None:
 def main() -> None:
     """Answer one job."""
     job = json.load(sys.stdin)
-    answer = measure_scheme if "scheme" in job else measure
+    answer = measure_scheme if "scheme" in job else measure_plan if "threads" in job else measure
     json.dump(answer(Path(job["folder"]), job), sys.stdout)
 
 

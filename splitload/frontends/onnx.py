@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,31 @@ def load_graph(
         ModelError: If onnxruntime cannot load the model.
         OutputError: If the optimised file cannot be written.
     """
-    folder = _optimized_folder(source, kind, cache, feeds)
-    path = folder / "model.onnx"
+    path = _optimized_folder(source, kind, cache, feeds) / "model.onnx"
+    return read_graph(path, source, kind, max_blocks=max_blocks, feeds=feeds)
+
+
+def read_graph(
+    path: Path,
+    source: Source,
+    kind: GraphKind,
+    *,
+    max_blocks: int = DEFAULT_MAX_BLOCKS,
+    feeds: Mapping[str, Any] | None = None,
+    tail: frozenset[str] = frozenset(),
+    trainable: tuple[str, ...] = (),
+) -> ModelGraph:
+    """Read an optimised file as what can be cut; see `load_graph`.
+
+    Args:
+        path: The file, in a folder of the cache.
+        source: The model it was made of.
+        kind: Which graph it is.
+        max_blocks: The most blocks, at least 1.
+        feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
+        tail: Outputs of the nodes of the trainable tail, which come last.
+        trainable: Names of the weights that are trained.
+    """
     proto = read_model(path)
     graph = proto.graph
     weights = {tensor.name: tensor_bytes(tensor) for tensor in graph.initializer}
@@ -132,7 +155,7 @@ def load_graph(
             name = f"{node.op_type}#{index} bodies"  # what the bodies of a node hold counts as one weight of its own
             weights[name] = own
             uses[id(node)] += (name,)
-    seen = _observe(path, proto, body, feeds)
+    seen = observe(path, proto, body, feeds)
     tensors = {name: tensor for name, (tensor, _) in seen.items()}
     sizes = {name: size for name, (_, size) in seen.items()}
     nodes = tuple(
@@ -150,6 +173,7 @@ def load_graph(
     return ModelGraph(
         source.name, source.sha256, source.size_bytes, kind, path, nodes, tensors, inputs,
         tuple(value.name for value in graph.output), weights, max_blocks,
+        next((index for index, node in enumerate(body) if not tail.isdisjoint(node.output)), None), trainable,
     )  # fmt: skip
 
 
@@ -188,12 +212,44 @@ def read_model(path: Path) -> Any:
 
 def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mapping[str, Any] | None) -> Path:
     """Return the folder with the optimised model, made now unless the cache has it."""
+    folder = folder_of(source, kind, cache)
+    if not (folder / "model.onnx").is_file():
+        optimize_into(folder, source.path, source, kind, feeds)
+    return folder
+
+
+def folder_of(source: Source, kind: GraphKind, cache: Path, part: str = "") -> Path:
+    """Return the place in the cache of an optimised model, or of one of which a part stays as it is."""
     import onnxruntime as ort
 
     machine = f"-{cpu_architecture()}" if kind == "native" else ""
-    folder = cache / "graphs" / f"{source.sha256[:24]}-{kind}-ort{ort.__version__}{machine}-v{_CACHE_VERSION}"
-    if (folder / "model.onnx").is_file():
-        return folder
+    return cache / "graphs" / f"{source.sha256[:24]}{part}-{kind}-ort{ort.__version__}{machine}-v{_CACHE_VERSION}"
+
+
+def optimize_into(
+    folder: Path,
+    path: Path,
+    source: Source,
+    kind: GraphKind,
+    feeds: Mapping[str, Any] | None,
+    finish: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Optimise a model file as far as onnxruntime can, and put the result into the cache, whole or not at all.
+
+    Args:
+        folder: Of the cache; `model.onnx` in it will be the optimised model.
+        path: The file.
+        source: The model it is, or is a part of.
+        kind: How it is optimised.
+        feeds: Inputs of the run that decides what is stored in blocks; made up where they are missing.
+        finish: Called with the folder of the optimised model, before it is put in place.
+
+    Raises:
+        ModelError: If onnxruntime cannot load it.
+        OutputError: If it cannot be written.
+    """
+    import onnxruntime as ort
+
     levels = ort.GraphOptimizationLevel
     wanted = [levels.ORT_ENABLE_ALL] if kind == "native" else []
     wanted += [levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL]
@@ -203,7 +259,7 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mappi
         for level in wanted:
             with scratch_folder(folder.parent, f".{folder.name}.") as made:
                 try:
-                    optimize(source.path, level, made)
+                    optimize(path, level, made)
                 except OSError:
                     raise
                 except Exception as error:  # onnxruntime has no common root for its errors
@@ -213,12 +269,13 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mappi
                 _join_concats_of_file(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
                     _block_products(made / "model.onnx", feeds)
+                finish(made)
                 try:
                     made.rename(folder)
                 except OSError:
                     if not (folder / "model.onnx").is_file():  # not made by someone else meanwhile
                         raise
-                return folder
+                return
     except OSError as error:
         raise OutputError(
             f"cannot write the optimised model to '{folder.parent}': {error.strerror or error}"
@@ -264,7 +321,7 @@ def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
         ready = example_inputs(session.get_inputs(), feeds)
         del session
         proto = read_model(path)
-        seen = _observe(path, proto, split_constants(proto.graph)[0], ready)
+        seen = observe(path, proto, split_constants(proto.graph)[0], ready)
     except Exception:  # onnxruntime has no common root for its errors
         if feeds:
             raise
@@ -302,7 +359,7 @@ def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:
         path.write_bytes(model.SerializeToString())
 
 
-def _observe(
+def observe(
     path: Path, proto: Any, body: list[Any], feeds: Mapping[str, Any] | None
 ) -> dict[str, tuple[Tensor, tuple[int, ...] | None]]:
     """Return type, declared shape, size and seen shape of each value, from onnxruntime itself.

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from splitload.bundle import File, Manifest, TensorSpec, sha256_of
+from splitload.bundle import File, Manifest, StageEntry, TensorSpec, sha256_of
 from splitload.errors import OutputError
 from splitload.frontends.onnx import elem_type, plain_options, refuse_full_disk
 from splitload.frontends.ortfile import lay_out
-from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, split_constants
+from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, point, split_constants
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
 
@@ -49,6 +49,24 @@ class StageFiles:
     shares: tuple[str, ...] = ()
     optimized: bool = True
     read_order: tuple[int, ...] = ()
+
+    def entry(self, name: str, blocks: tuple[int, int], *, trainable: bool = False, upgrade: bool = True) -> StageEntry:
+        """Return the stage as a manifest has it, with nothing chosen yet of how it is loaded; see `StageEntry`."""
+        return StageEntry(
+            name=name,
+            blocks=blocks,
+            graph=self.graph,
+            weights=self.weights,
+            weights_bytes=self.weights_bytes,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            prepack=False,
+            trainable=trainable,
+            shares=self.shares,
+            optimized=self.optimized,
+            upgrade=upgrade,
+            read_order=self.read_order,
+        )
 
 
 class StageWriter:
@@ -132,7 +150,8 @@ class StageWriter:
         written = None
         read_order: tuple[int, ...] = ()
         weights_bytes = graph.segment_weights_bytes(start, end)
-        if self._copy_weights and graph.kind == "native" and weights_bytes < MAX_ORT_BYTES:
+        is_tail = graph.tail_start is not None and start >= graph.tail_start  # its weights will be written anew
+        if self._copy_weights and graph.kind == "native" and not is_tail and weights_bytes < MAX_ORT_BYTES:
             written, read_order = self._convert(model, folder, stem)
         weights = None
         shares: tuple[str, ...] = ()
@@ -167,7 +186,7 @@ class StageWriter:
                 model.graph.initializer.append(size)
                 makers.append(helper.make_node("Transpose", [tensor.name], [f"{name}/ordered"], perm=place.order))
                 makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [name]))
-            _point(tensor, place.file, place.offset, place.length)
+            point(tensor, place.file, place.offset, place.length)
         body = list(model.graph.node)
         del model.graph.node[:]
         model.graph.node.extend([*makers, *body])
@@ -276,7 +295,7 @@ class StageWriter:
         name = f"{stem}-{sha256[:12]}.bin"
         unnamed.rename(folder / name)
         for tensor, (offset, length) in zip(tensors, places, strict=True):
-            _point(tensor, name, offset, length)
+            point(tensor, name, offset, length)
         return File(name, position, sha256)
 
 
@@ -325,13 +344,6 @@ def _tables(graph: Any) -> list[str]:
     read = {name for node in graph.node for name in node_inputs(node)[1 if node.op_type in _LOOKUPS else 0 :]}
     read.update(value.name for value in graph.output)
     return [tensor.name for tensor in graph.initializer if tensor.name in looked_up - read]
-
-
-def _point(tensor: Any, location: str, offset: int, length: int) -> None:
-    """Say where the bytes of an external tensor lie."""
-    del tensor.external_data[:]
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
 
 
 def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Example: TypeAlias = "tuple[torch.Tensor, ...] | dict[str, torch.Tensor]"
 
 INSTALL = "pip install torch==2.13.0 transformers onnxscript && pip install --no-deps torchvision==0.28.0"
+SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter keeps the modules that a node comes from
+_QUOTED = re.compile(r"'([^']*)'")
 _OPSET = 20  # torch 2.13's default, and the first with Gelu as one operator
 _TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-4}  # of the largest magnitude; other types are equal
 
@@ -127,10 +129,13 @@ def export_module(
     *,
     name: str,
     output_names: Sequence[str] | None = None,
+    dynamic_shapes: Any = None,
+    external_data: bool = False,
 ) -> None:
     """Write a torch module to an ONNX file, in evaluation mode, and check that the file computes the same.
 
-    The weights are inside the file, up to 1.5 GB; above that, torch writes them to `FILE.data`.
+    Nodes are named by the modules they come from. The weights are inside the file, up to 1.5 GB; above that, or with
+    `external_data`, they are written to `FILE.data` one after the other, with no second copy of them in memory.
 
     Args:
         module: The module; it is switched to evaluation mode.
@@ -138,6 +143,8 @@ def export_module(
         file: The file to write, in place.
         name: What to call the module in messages.
         output_names: Names for the outputs; torch's if left out.
+        dynamic_shapes: Which sizes of the inputs stay open, as `torch.export.export` takes it; by default none.
+        external_data: Whether the weights go to a file of their own.
 
     Raises:
         ModelError: The module cannot be run or exported, or the outputs on the example inputs differ by more than
@@ -160,15 +167,18 @@ def export_module(
                 verbose=False,
                 opset_version=_OPSET,
                 output_names=output_names,
+                dynamic_shapes=dynamic_shapes,
             )
     except Exception as e:  # whatever the module's own code raises
         raise ModelError(f"{name} cannot be exported to ONNX: {_first_line(e)}") from e
     if program is None:
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
-    for node in program.model.graph.all_nodes():
+    for index, node in enumerate(program.model.graph.all_nodes()):
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
+        modules = [name for name in _QUOTED.findall(node.metadata_props.get(SCOPES, ""))[:-1] if name]
+        node.name = f"{modules[-1] if modules else 'model'}/{node.op_type}_{index}"
     with quiet():
-        program.save(str(file))
+        program.save(str(file), external_data=external_data)
     _compare(name, file, example, [t for t in torch.utils._pytree.tree_leaves(expected) if torch.is_tensor(t)])
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 
-from splitload.agents import QLearning, balance, ttfo
-from splitload.envs import SplitEnv, cost_matrices
+from splitload.agents import QLearning
+from splitload.commands.optimum import optimum, value_s_of
+from splitload.envs import SplitEnv
+from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
 
@@ -24,23 +27,19 @@ def profile(seed: int, threads: int, segments: Mapping[tuple[int, int], Cost] | 
         load_s, infer_s = rng.lognormal(0, 1), 0.5 * rng.lognormal(0, 1)
         read_s = load_s * rng.choice([0.0, 0.3, 0.9])
         blocks.append(BlockProfile(f"b{number}", 100, Cost(0.2 + load_s, infer_s, infer_s, read_s)))
-    contention = Contention(threads, 0.3, 0.2)
+    contention = Contention(threads, 0.3, 0.2, start_s=0.4 * (seed % 2), cut_infer_s=0.1 * seed)
     return Profile("m", "a" * 64, "native", "d", "measured", tuple(blocks), 0.2, contention, segments or {})
 
 
 def optima(made: Profile, objective: str) -> dict[int, float]:
-    costs, contention = cost_matrices(made), made.contention
     found = {}
     for count in COUNTS:
-        slowdown = contention.slowdown(count)
-        if objective == "balance":
-            found[count] = slowdown * balance(costs.load_s, count)[1]
-        else:
-            optimum = ttfo(
-                costs.load_s, costs.first_inference_s, count, contention.threads, slowdown, read=costs.read_s
-            )
-            assert optimum.proved
-            found[count] = optimum.value_s
+        best = optimum(made, objective, count, limit_s=60)
+        assert best.proved
+        assert best.value_s == pytest.approx(value_s_of(made, objective, Partition(10, best.split_points)), rel=1e-12)
+        plans = (Partition(10, points) for points in combinations(range(1, 10), count - 1))
+        assert best.value_s == pytest.approx(min(value_s_of(made, objective, plan) for plan in plans), rel=1e-9)
+        found[count] = best.value_s
     return found
 
 

@@ -174,7 +174,7 @@ TRAIN = ["train", "model.onnx", "--device", "s20"]
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "no command given (see 'splitload --help')"),
     "command": (["trian"], "unknown command 'trian'. Did you mean train"),
-    "nonsense": (["nonsense"], "unknown command 'nonsense'. Known: bench, devices"),
+    "nonsense": (["nonsense"], "unknown command 'nonsense'. Did you mean finetune? Known: bench, devices"),
     "option": ([*TRAIN, "--speed"], "unrecognized arguments: --speed"),
     "no device": (["train", "model.onnx"], "required: --device"),
     "device": (["train", "model.onnx", "--device", "s21"], "unknown device 's21'. Did you mean s20?"),

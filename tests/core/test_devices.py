@@ -240,14 +240,58 @@ def test_host_measures_once_and_again_only_when_asked(
     assert runs == []
     refreshing = HostDevice(host_cache, repeats=1, refresh=True)
     second = refreshing.profile(graphs["native"])
-    assert len(runs) == 1
+    assert len(runs) == 5  # the blocks, and twice each of two plans
     assert refreshing.profile(graphs["native"]) == second
-    assert len(runs) == 1
+    assert len(runs) == 5
     (stored,) = (host_cache / "profiles").glob("*.json")
     stored.write_text(json.dumps({"schema_version": 0}))
     HostDevice(host_cache, repeats=1).profile(graphs["native"])  # of an older version: measured again
-    assert len(runs) == 2
+    assert len(runs) == 10
     assert not list(graphs["native"].path.parent.glob(".measure-*"))
+
+
+def test_host_loads_two_plans_as_those_of_a_bundle(
+    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitload.bundle import read_manifest
+    from splitload.devices import host
+
+    run, stages = host.run_worker, []
+
+    def count(job: dict[str, Any]) -> dict[str, Any]:
+        answer = run(job)  # as it is: the loader of a fresh process takes the folder for a bundle
+        if "threads" in job:
+            assert 0 < answer["load_s"] < answer["ttfo_s"]
+            stages.append(len(read_manifest(Path(job["folder"]), "hashes").variants[0].stages))
+            answer = {"load_s": 100.0, "ttfo_s": 200.0 * len(stages)}
+        return answer
+
+    monkeypatch.setattr(host, "run_worker", count)
+    profile = HostDevice(host_cache, repeats=1, refresh=True).profile(graphs["native"])
+    assert stages == [1, profile.num_blocks, 1, profile.num_blocks], "three blocks: a cut cannot be of four stages"
+    assert profile.contention.start_s == pytest.approx(100.0, rel=0.01)
+    later_s = (400 + 800) / 2 - 100  # of the cut, whose loads and inferences take next to nothing
+    assert profile.contention.cut_infer_s == pytest.approx(later_s / profile.num_blocks, rel=0.01)
+    assert host.profile_loads(graphs["native"], 1) == profile.num_blocks + 5 + len(stages) // 2 * (
+        1 + profile.num_blocks
+    )
+
+
+def test_a_profile_does_without_a_cut_that_cannot_be_loaded(
+    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitload.devices import host
+
+    run = host.run_worker
+
+    def fail(job: dict[str, Any]) -> dict[str, Any]:
+        if "threads" in job:
+            raise ModelError("it failed")
+        return run(job)
+
+    monkeypatch.setattr(host, "run_worker", fail)
+    profile = HostDevice(host_cache, repeats=2, refresh=True).profile(graphs["native"])
+    assert (profile.contention.start_s, profile.contention.cut_infer_s) == (0.0, 0.0)
 
 
 def test_host_measures_further_segments_and_keeps_them(host_cache: Path, graphs: dict[str, ModelGraph]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +63,24 @@ def test_a_case_by_hand(model: str) -> None:
     graph = load_graph(open_source(model, user_cache()), "native", user_cache())
     plan = Plan(graph, Partition(5, (2,)), 1)
     taken = [sample(seconds) for seconds in (5.0, 6.0, 4.0, 7.0, 6.0)]
-    made = predictions.case(profile([1.0, 2.0, 1.0, 1.0, 1.0]), profile([1.0] * 5), plan, taken)
+    first = profile([1.0, 2.0, 1.0, 1.0, 1.0])
+    first = replace(first, contention=first.contention._replace(start_s=0.25, cut_infer_s=0.125))
+    made = predictions.case(first, profile([1.0] * 5), plan, taken)
     assert made == {
         "split_points": [2],
         "num_stages": 2,
         "threads": 1,
-        "predicted_s": 7.5,
-        "predicted_load_s": 6.0,
-        "predicted_first_inference_s": 2.5,
+        "predicted_s": 7.875,  # the second stage is loaded 0.25 later, and infers 0.125 longer
+        "predicted_load_s": 6.25,
+        "predicted_first_inference_s": 2.75,
+        "predicted_plain_s": 7.5,
         "predicted_again_s": 6.5,
         "samples_s": {
             "ttfo_s": [5.0, 6.0, 4.0, 7.0, 6.0],
             "load_s": [2.5, 3.0, 2.0, 3.5, 3.0],
             "first_inference_s": [1.25, 1.5, 1.0, 1.75, 1.5],
         },
-        "error": pytest.approx(7.5 / 6 - 1),
+        "error": pytest.approx(7.875 / 6 - 1),
         "halves_apart": pytest.approx(6.5 / 5.5 - 1),  # the sample in the middle is in neither
     }
 
@@ -129,6 +133,7 @@ def case(error: float, stages: int = 1, threads: int = 1, apart: float = 0.02, r
         "threads": threads,
         "halves_apart": apart,
         "predicted_s": 2.0,
+        "predicted_plain_s": 1.0,
         "predicted_again_s": 1.8,
         "samples_s": {"ttfo_s": [1.0] * runs},
     }
@@ -146,6 +151,7 @@ def test_the_table_tells_errors_and_noise() -> None:
         ("all cuts, 1 loading thread", "1", "-15.0%", "-15.0%", "-15.0%", "0%", "100%", "2.0%", "10.0%", "9"),
         ("all cuts, 2 loading threads", "1", "+25.0%", "+25.0%", "+25.0%", "0%", "0%", "4.0%", "10.0%", "9"),
         ("all", "4", "-2.5%", "-13.5%", "+19.0%", "50%", "75%", "2.0%", "10.0%", "5–9"),
+        ("all, were a call and a cut free", "4", "-51.2%", "-56.8%", "-40.5%", "0%", "0%", "2.0%", "10.0%", "5–9"),
     ]
     named = ("p.json", {"rows": [first], "provenance": {"command": "predict"}})
     text = records.fill("<!-- results:predictions -->\n<!-- end -->", {"predictions": [named]})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from splitload.commands.refine import refine
 from splitload.commands.search import Objective, Search
-from splitload.devices.estimate import estimate
+from splitload.devices.estimate import FirstOutput, estimate, with_first_outputs
 from splitload.devices.ledger import FEWEST, MOST, Ledger
 from splitload.errors import UsageError
 from splitload.partition import Partition
@@ -147,9 +148,56 @@ def test_an_estimate_gives_back_what_was_measured() -> None:
     real = truth(2)
     plans = [Partition(64), Partition(64, (16, 32, 48)), Partition(64, (20, 40))]
     costs = {stage: real.cost(*stage) for plan in plans for stage in plan.stages()}
-    made = estimate(guess(real, 2), plans, costs, 0.3)
-    assert (made.source, made.contention.serial_share) == ("measured", 0.3)
+    made = estimate(guess(real, 2), plans, costs)
+    assert (made.source, made.contention) == ("measured", Contention(4, 0.2, 0.1))
     assert made.whole() == real.whole()
     for stage, cost in costs.items():
         assert made.cost(*stage).load_s == pytest.approx(cost.load_s, rel=0.05)
         assert made.cost(*stage).first_inference_s == pytest.approx(cost.first_inference_s, rel=0.05)
+
+
+def first_output(profile: Profile, plan: Partition) -> FirstOutput:
+    schedule = profile.schedule(plan)
+    return FirstOutput(schedule.load_makespan_s, schedule.ttfo_s)
+
+
+@pytest.mark.parametrize("infers", [0.3, 3.0])  # the cut waits for loads, or it does not
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_a_call_and_a_cut_cost_is_found_from_two_plans(threads: int, infers: float) -> None:
+    contention = Contention(threads, 0.2, 0.1, start_s=0.003, cut_infer_s=0.002)
+    slower = [replace(b, cost=replace(b.cost, first_inference_s=infers * b.cost.load_s)) for b in truth(3).blocks]
+    real = replace(truth(3), blocks=tuple(slower), contention=contention)
+    known = replace(real, contention=contention._replace(start_s=0.0, cut_infer_s=0.0))
+    whole, cut = Partition(64), Partition(64, (12, 30, 50))
+    found = with_first_outputs(known, cut, first_output(real, whole), first_output(real, cut))
+    assert found == pytest.approx(contention)
+    soon = FirstOutput(0.0, 0.0)
+    assert with_first_outputs(known, cut, soon, soon) == known.contention, "nothing costs less than 0"
+
+
+@pytest.mark.parametrize(("cut_infer_s", "stages"), [(0.0, 4), (0.5, 1)])
+def test_a_cut_that_costs_more_than_it_gains_is_not_taken(cut_infer_s: float, stages: int) -> None:
+    real = replace(truth(1), contention=Contention(4, 0.2, 0.1, start_s=0.001, cut_infer_s=cut_infer_s))
+    asked = []
+
+    def first_outputs(cut: Partition) -> tuple[FirstOutput, FirstOutput]:
+        asked.append(cut.num_stages)
+        return first_output(real, Partition(64)), first_output(real, cut)
+
+    def search(most: int) -> Any:
+        return lambda profile: Search(profile, objective="ttfo", max_stages=most, episodes=2000)
+
+    ledger = Ledger(device(real, 0.0, 1, []), BUDGET)
+    found = refine(guess(real, 1), ledger, search(4), first_outputs=first_outputs).found
+    assert (found.partition.num_stages, asked) == (stages, [4])
+    only = Ledger(device(real, 0.0, 1, []), BUDGET)
+    refined = refine(guess(real, 1), only, search(1), first_outputs=first_outputs)
+    assert asked == [4], "where nothing may be cut nothing is asked"
+    assert (refined.plans, only.loads, refined.complete) == ((Partition(64),), FEWEST, True)
+
+
+def test_a_budget_that_ends_before_a_cut_is_known_is_said_to_end() -> None:
+    real = truth(1)
+    ledger = Ledger(device(real, 0.0, 1, []), BUDGET)
+    refined = refine(guess(real, 1), ledger, lambda profile: Search(profile), first_outputs=lambda _: None)
+    assert (len(refined.plans), refined.complete) == (2, False)

@@ -89,6 +89,20 @@ def test_contention_stretches_every_load() -> None:
     assert schedule.load_makespan_s == pytest.approx(1.5 * 1.1)
 
 
+def test_a_load_call_and_a_cut_cost_besides() -> None:
+    contention = Contention(1, start_s=0.25, cut_infer_s=0.5)
+    assert simulate([1.0], [2.0], contention).ttfo_s == 3.25  # one stage is no cut
+    schedule = simulate([1.0, 4.0], [2.0, 1.0], contention)
+    assert {(task.stage, task.kind, task.start_s, task.end_s) for task in schedule.tasks} == {
+        (0, "load", 0.25, 1.25),
+        (1, "load", 1.25, 5.25),
+        (0, "infer", 1.25, 3.75),
+        (1, "infer", 5.25, 6.75),
+    }
+    reading = simulate([1.0, 1.0], [0.0, 0.0], Contention(2, start_s=0.25), read_s=[0.5, 0.5])
+    assert reading.load_makespan_s == 1.75, "storage serves nobody before the call"
+
+
 def test_a_schedule_draws_itself() -> None:
     lines = simulate([1.0, 1.0], [1.0, 1.0], Contention(2)).render(width=30).splitlines()
     assert lines[0] == "  load 0 |" + "1" * 10 + " " * 20 + "|"
@@ -136,6 +150,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("contention", {"threads": True}, "threads must be at least 1"),
     ("contention", {"threads": 2, "serial_share": math.inf}, "serial_share"),
     ("contention", {"threads": 2, "thread_penalty": -0.5}, "thread_penalty"),
+    ("contention", {"threads": 2, "start_s": -0.1}, "start_s must be a finite number of seconds"),
+    ("contention", {"threads": 2, "cut_infer_s": math.nan}, "cut_infer_s must be a finite number of seconds"),
     ("contention", {"threads": 2, "cores": 3}, "cores"),
     (
         "segments",

@@ -55,11 +55,11 @@ CONTRADICTIONS: dict[str, tuple[list[str], str]] = {
     "no stages": (["--max-stages=0"], "whole number of at least 1"),
     "stages of trainable blocks": (
         ["--max-stages=9", "--trainable=2"],
-        "max_stages is 9, but with block 7 trainable, and so in the last stage, there can be at most 8 stages",
+        "more stages than blocks: max_stages is 9, the model has 8 blocks",  # what is trained is one block
     ),
     "a cut of trainable blocks": (
         ["--trainable=2", "--split-points=4,8"],
-        "the last stage would start at block 8, but block 7 is trainable",
+        "split points [4, 8] do not cut 8 blocks",
     ),
     "fewer stages than points": (
         ["--max-stages=2", "--split-points=1,2"],

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import re
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -143,10 +144,12 @@ def test_balance_reward_by_hand(profile):
 
 @pytest.mark.parametrize("read_share", [0.0, 0.6])
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])  # plans have from 1 to 5 stages
-def test_ttfo_return_and_end_of_episode_agree_with_the_profile(make_profile, threads, read_share):
+@pytest.mark.parametrize("besides", [{}, {"start_s": 0.25, "cut_infer_s": 0.07}, {"start_s": 30.0, "cut_infer_s": 7.0}])
+def test_ttfo_return_and_end_of_episode_agree_with_the_profile(make_profile, threads, read_share, besides):
     loads, infers = [0.3, 0.1, 0.2, 0.15, 0.4], [0.1, 0.3, 0.05, 0.2, 0.1]
     reads = [load * read_share for load in loads]
     profile = make_profile(loads, infers, reads=reads, fixed=0.02, threads=threads)
+    profile = replace(profile, contention=profile.contention._replace(**besides))
     for objective in ("balance", "ttfo"):
         env = SplitEnv(profile, objective=objective)
         for points in plans(5, 8):
@@ -159,6 +162,8 @@ def test_ttfo_return_and_end_of_episode_agree_with_the_profile(make_profile, thr
             assert info["load_makespan_s"] == pytest.approx(schedule.load_makespan_s, rel=1e-12)
             if objective == "ttfo":
                 assert sum(rewards) == pytest.approx(-schedule.ttfo_s, rel=1e-12)
+                assert max(rewards) <= 1e-12
+                assert env.illegal_reward < sum(rewards)
                 assert "excess_s" not in info
             else:
                 slowdown = profile.contention.slowdown(len(points) + 1)

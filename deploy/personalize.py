@@ -1,0 +1,319 @@
+"""On-device personalization: `python -m splitload.deploy.personalize BUNDLE --data train.npz`, or `splitload finetune`.
+
+The frozen stages run as they always do, once for each sample; what they give, the features, is kept. Then the last
+stage alone is trained, by the steps that lie in the bundle, and written beside the original. Neither torch nor onnx is
+needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.bundle import DEFAULT_TAIL, StageEntry, Training, read_manifest
+from splitload.deploy.arguments import LEARNING_RATES, Settings, add_arguments, settings_of
+from splitload.deploy.samples import Samples, read_samples
+from splitload.errors import SplitloadError, TrainingError, UsageError
+from splitload.loader import ParallelLoader
+from splitload.scratch import scratch_folder
+from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One time through the samples.
+
+    Attributes:
+        number: Counts from 1.
+        loss: Mean over the training samples, each before its step.
+        valid_loss: Mean over the validation samples after the epoch, None without such.
+        valid_accuracy: Share of them whose class is right, None where there are no classes.
+    """
+
+    number: int
+    loss: float
+    valid_loss: float | None
+    valid_accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Personalized:
+    """What came of it.
+
+    Attributes:
+        tail: Name of the new last stage.
+        version: Its version.
+        best: The epoch whose weights were kept.
+        epochs: All of them.
+    """
+
+    tail: str
+    version: int
+    best: Epoch
+    epochs: tuple[Epoch, ...]
+
+
+def personalize(
+    bundle: str | Path,
+    data: str | Path,
+    valid: str | Path | None = None,
+    *,
+    settings: Settings | None = None,
+    tail: str = DEFAULT_TAIL,
+    threads: int | None = None,
+    on_features: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Personalized:
+    """Train the last stage of a bundle and write it as a new version of a tail; training goes on where that one stands.
+
+    Args:
+        bundle: The `NAME.splitload` folder, built with trainable layers.
+        data: An .npz file: an array for each input of the model, by its name (or "x" for the only one), and "y":
+            classes, or wanted outputs.
+        valid: The same, of samples that are not trained on.
+        settings: How it is trained.
+        tail: Whose it is.
+        threads: Loading threads, see `ParallelLoader`.
+        on_features: Called as `on_features(samples, total)` while the frozen stages run.
+        on_epoch: Called after each epoch.
+
+    Raises:
+        UsageError: If the bundle has no trainable stage, or data or settings do not fit.
+        BundleError: If the bundle is damaged.
+        TrainingError: If the loss is no number any more; the bundle is as it was.
+        OutputError: If the tail cannot be written; it is as it was.
+    """
+    settings = settings or Settings()
+    folder = Path(bundle).resolve()
+    manifest = read_manifest(folder)
+    training = manifest.training
+    if training is None:
+        raise UsageError(
+            f"'{bundle}' has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
+        )
+    stage = manifest.variants[-1].stages[-1]
+    current_version(folder, tail)  # the name, before any work is done
+    samples = read_samples(Path(data), manifest, settings.loss)
+    others = None if valid is None else read_samples(Path(valid), manifest, samples.loss)
+    with scratch_folder(folder, ".features-") as made:
+        total = samples.count + (others.count if others else 0)
+        with ParallelLoader(folder, threads=threads, frozen_only=True, upgrade=False) as body:
+            features = _features(body, samples, training, made / "train", settings.batch_size, 0, total, on_features)
+            known = (
+                None
+                if others is None
+                else _features(
+                    body, others, training, made / "valid", settings.batch_size, samples.count, total, on_features
+                )
+            )
+        learner = _Learner(folder, training, samples.loss, settings, _start(folder, tail, stage, training))
+        epochs = []
+        best: Epoch | None = None
+        weights: dict[str, Array] = {}
+        for epoch in _epochs(learner, features, samples, known, others, settings):
+            epochs.append(epoch)
+            if on_epoch is not None:
+                on_epoch(epoch)
+            if best is None or _judged(epoch) < _judged(best):
+                best, weights = epoch, learner.weights()
+            elif epoch.number - best.number >= settings.patience:
+                break
+    assert best is not None  # noqa: S101 - there is at least one epoch
+    notes = {"settings": asdict(settings), "loss": samples.loss, "samples": samples.count, "epoch": asdict(best)}
+    written = write_tail(folder, tail, stage, training, weights, notes)
+    return Personalized(tail, written.version, best, tuple(epochs))
+
+
+def _judged(epoch: Epoch) -> float:
+    return epoch.loss if epoch.valid_loss is None else epoch.valid_loss
+
+
+def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> dict[str, Array]:
+    """Return the weights to begin with: those of the tail as it is, or as built."""
+    assert stage.weights is not None  # noqa: S101 - `validate` saw to it
+    now = open_tail(folder, tail, stage, verify="hashes")
+    return read_weights((folder if now is None else now.graph.parent) / stage.weights.name, training)
+
+
+def _features(
+    body: ParallelLoader,
+    samples: Samples,
+    training: Training,
+    stem: Path,
+    batch_size: int,
+    done: int,
+    total: int,
+    on_features: Callable[[int, int], None] | None,
+) -> dict[str, Array]:
+    """Run the frozen stages on all samples, and keep what the last stage reads in files."""
+    names = [spec.name for spec in body.manifest.outputs]
+    kept: dict[str, Array] = {name: samples.inputs[name] for name in training.features if name not in names}
+    step = batch_size if samples.takes_many else 1
+    for start in range(0, samples.count, step):
+        part = {name: value[start : start + step] for name, value in samples.inputs.items()}
+        for number, (name, value) in enumerate(zip(names, body.run(names, part), strict=True)):
+            if name not in kept:
+                shape = (samples.count, *value.shape[1:])
+                kept[name] = np.lib.format.open_memmap(f"{stem}-{number}.npy", "w+", value.dtype, shape)
+            kept[name][start : start + step] = value
+        if on_features is not None:
+            on_features(done + min(start + step, samples.count), total)
+    return kept
+
+
+def _epochs(
+    learner: _Learner,
+    features: Mapping[str, Array],
+    samples: Samples,
+    known: Mapping[str, Array] | None,
+    others: Samples | None,
+    settings: Settings,
+) -> Iterator[Epoch]:
+    """Train, and yield each epoch when it is over."""
+    rng = np.random.default_rng(settings.seed)
+    for number in range(1, settings.epochs + 1):
+        order = rng.permutation(samples.count)
+        total = 0.0
+        for start in range(0, samples.count, settings.batch_size):
+            rows = np.sort(order[start : start + settings.batch_size])
+            loss = learner.step({name: value[rows] for name, value in features.items()}, samples.target[rows])
+            if not np.isfinite(loss):
+                raise TrainingError(
+                    f"the loss is {loss} in epoch {number}: nothing was written; give a smaller --lr than "
+                    f"{learner.learning_rate:g}"
+                )
+            total += loss * len(rows)
+        valid = (None, None) if known is None or others is None else _judge(learner, known, others, settings.batch_size)
+        yield Epoch(number, total / samples.count, *valid)
+
+
+def _judge(
+    learner: _Learner, features: Mapping[str, Array], samples: Samples, batch_size: int
+) -> tuple[float, float | None]:
+    """Return the loss of samples, and the share of right classes."""
+    total, right = 0.0, 0
+    for start in range(0, samples.count, batch_size):
+        rows = slice(start, start + batch_size)
+        target = samples.target[rows]
+        loss, output = learner.look({name: value[rows] for name, value in features.items()}, target)
+        total += loss * len(target)
+        right += int((output.argmax(axis=-1) == target).sum()) if samples.loss == "cross-entropy" else 0
+    return total / samples.count, right / samples.count if samples.loss == "cross-entropy" else None
+
+
+class _Learner:
+    """The weights of a tail and the graph that changes them; everything stays in the runtime from step to step.
+
+    Args:
+        folder: The bundle.
+        training: Which graphs there are.
+        loss: Which loss.
+        settings: Which optimiser, and its numbers.
+        weights: To begin with.
+    """
+
+    def __init__(
+        self, folder: Path, training: Training, loss: str, settings: Settings, weights: Mapping[str, Array]
+    ) -> None:
+        import onnxruntime as ort
+
+        step = next(
+            (each for each in training.steps if (each.loss, each.optimizer) == (loss, settings.optimizer)), None
+        )
+        if step is None:
+            there = ", ".join(f"{each.loss} with {each.optimizer}" for each in training.steps) or "none"
+            raise UsageError(f"the bundle has no training step for {loss} with {settings.optimizer}; it has: {there}")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        self._ort = ort
+        self._session = ort.InferenceSession(str(folder / step.file.name), options, providers=["CPUExecutionProvider"])
+        self._only_forward = ort.RunOptions()
+        self._only_forward.only_execute_path_to_fetches = True
+        self._output = training.output
+        self._names = [weight.name for weight in training.weights]
+        rate = settings.learning_rate
+        self.learning_rate = LEARNING_RATES[settings.optimizer] if rate is None else rate
+        numbers = {
+            "learning_rate": self.learning_rate,
+            "weight_decay": settings.weight_decay,
+            "momentum": settings.momentum,
+            "step": 0.0,
+        }
+        inputs = {value.name for value in self._session.get_inputs()}
+        self._numbers = {name: value for name, value in numbers.items() if name in inputs}
+        outputs = [value.name for value in self._session.get_outputs()]
+        self._changed = [name.removeprefix("new/") for name in outputs if name.startswith("new/")]
+        # what is no weight is a state of the optimiser, STATE/NAME, which begins with zeros
+        states = {name: np.zeros_like(weights[name.partition("/")[2]]) for name in self._changed if name not in weights}
+        values = {name: {**weights, **states}[name] for name in self._changed}
+        self._values = {name: self._held(value) for name, value in values.items()}
+
+    def step(self, features: Mapping[str, Array], target: Array) -> float:
+        """Change the weights by one batch, and return its loss before that."""
+        if "step" in self._numbers:
+            self._numbers["step"] += 1
+        names = ["loss", *(f"new/{name}" for name in self._changed)]
+        loss, *changed = self._session.run_with_ort_values(names, self._feeds(features, target))
+        self._values = dict(zip(self._changed, changed, strict=True))
+        return float(loss.numpy())
+
+    def look(self, features: Mapping[str, Array], target: Array) -> tuple[float, Array]:
+        """Return the loss and the output of a batch; nothing changes."""
+        names = ["loss", self._output]
+        loss, output = self._session.run_with_ort_values(names, self._feeds(features, target), self._only_forward)
+        return float(loss.numpy()), output.numpy()
+
+    def weights(self) -> dict[str, Array]:
+        """Return the weights as they are, by name."""
+        return {name: self._values[name].numpy() for name in self._names}
+
+    def _feeds(self, features: Mapping[str, Array], target: Array) -> dict[str, Any]:
+        arrays = {**features, "target": target, **{name: np.array(each, "f4") for name, each in self._numbers.items()}}
+        return {name: self._held(array) for name, array in arrays.items()} | self._values
+
+    def _held(self, array: Array) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Personalize from the command line, printing one JSON object a line: an epoch each, and then the result."""
+    parser = argparse.ArgumentParser(prog="personalize", description="Train the last stage of a bundle on this device.")
+    add_arguments(parser)
+    options = parser.parse_args(words)
+    try:
+        if options.revert:
+            version = revert(Path(options.bundle).resolve(), options.tail)
+            print(json.dumps({"tail": options.tail, "version": version}))  # noqa: T201
+            return 0
+        if options.data is None:
+            raise UsageError("--data is missing; give an .npz file to train on")
+        result = personalize(
+            options.bundle,
+            options.data,
+            options.valid,
+            settings=settings_of(options),
+            tail=options.tail,
+            threads=options.threads,
+            on_epoch=lambda epoch: print(json.dumps(asdict(epoch)), flush=True),  # noqa: T201
+        )
+    except SplitloadError as error:
+        print(f"personalize: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("personalize: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
+        return 1
+    print(json.dumps({"tail": result.tail, "version": result.version, "best": asdict(result.best)}))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,160 @@
+"""What trains the tail of a bundle on a device: its training steps, for many samples at once, checked and written."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.bundle import File, StageEntry, Step, Training, Weight
+from splitload.errors import ModelError
+from splitload.frontends.onnx import one_line, plain_options, read_model
+from splitload.frontends.opened import Opened
+from splitload.frontends.parity import check_gradients
+from splitload.frontends.proto import attributes, external_entry
+from splitload.frontends.torch import require
+from splitload.frontends.training import LOSSES, OPTIMIZERS, SAMPLES, Loss, shapes_of, training_step
+
+CHECKED_SAMPLES = 2
+_TOLERANCE = 1e-4  # of the largest output, for what several samples at once may differ from one by one
+
+
+def write_training(opened: Opened, folder: Path, tail: StageEntry) -> Training:
+    """Write the training steps of a bundle's last stage into its folder, each checked against torch's autograd first.
+
+    There is one for each optimiser and each loss that fits the output: "mse" always, "cross-entropy" where it is of
+    shape (samples, classes).
+
+    Args:
+        opened: The model.
+        folder: The bundle's.
+        tail: Its last stage, written there.
+
+    Raises:
+        ModelError: If the tail cannot be trained: the operator, layer or value that is in the way is named.
+        MissingPackageError: If torch is not installed.
+    """
+    import onnx
+
+    require("torch")
+    model = onnx.load_model(str(opened.tail), format="protobuf")
+    if len(model.graph.output) != 1:
+        raise ModelError(
+            f"a model of {len(model.graph.output)} outputs cannot be trained by one loss; it must have one"
+        )
+    examples = _example_features(model)
+    model = open_samples(model, examples)
+    several = {name: np.concatenate(each) for name, each in examples.items()}
+    output = model.graph.output[0].name
+    shape = shapes_of(model)[output]
+    weights = opened.division.weights
+    steps = []
+    for loss in LOSSES:
+        if loss == "cross-entropy" and not (len(shape) == 2 and isinstance(shape[1], int)):
+            continue
+        check_gradients(model, weights, loss, several, _example_target(loss, shape, CHECKED_SAMPLES))
+        for optimizer in OPTIMIZERS:
+            data = training_step(model, weights, loss, optimizer).SerializeToString()
+            sha256 = hashlib.sha256(data).hexdigest()
+            file = File(f"step-{loss}-{optimizer}-{sha256[:12]}.onnx", len(data), sha256)
+            (folder / file.name).write_bytes(data)
+            steps.append(Step(loss, optimizer, file))
+    stored = {tensor.name: tensor for tensor in read_model(folder / tail.graph.name).graph.initializer}
+    table = tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in weights)
+    return Training(tail.inputs, output, table, tuple(steps))
+
+
+def _example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
+    """Return made-up features of as many samples as are checked, by name; each of one sample.
+
+    Raises:
+        ModelError: If a size other than the number of samples is open.
+    """
+    from onnx import helper
+
+    rng = np.random.default_rng(0)
+    found = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        sizes = [1, *(dim.dim_value for dim in dims[1:])]
+        if not dims or not all(sizes) or dims[0].dim_value > 1:
+            raise ModelError(
+                f"what is trained reads '{value.name}', whose first size must be 1 or open, for samples, and all "
+                "others known; export the model with such inputs"
+            )
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        floating = np.issubdtype(dtype, np.floating)
+        found[value.name] = [
+            (rng.standard_normal(sizes) if floating else np.ones(sizes)).astype(dtype) for _ in range(CHECKED_SAMPLES)
+        ]
+    return found
+
+
+def _example_target(loss: Loss, shape: tuple[int | str, ...], samples: int) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(1)
+    if loss == "cross-entropy":
+        return rng.integers(0, int(shape[1]), samples)
+    return rng.standard_normal([samples, *(int(size) for size in shape[1:])]).astype(np.float32)
+
+
+def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) -> Any:
+    """Return a model that takes any number of samples, of one that may have been exported for a single one.
+
+    The first size of every input and output becomes `SAMPLES`; where a Reshape names a first size of 1, it keeps that
+    of its input instead. That this computes the same is checked with several samples.
+
+    Args:
+        model: Its inputs have a first size for samples.
+        examples: Inputs of one sample each, several of them.
+
+    Raises:
+        ModelError: If several samples at once give something else than one by one.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = made.graph
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = SAMPLES
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
+    for node in graph.node:
+        stored = constants.get(node.input[1]) if node.op_type == "Reshape" else None
+        sizes = np.zeros(0, dtype=np.int64) if stored is None else numpy_helper.to_array(stored)
+        if sizes.size and sizes[0] == 1 and not (attributes(node).get("allowzero", 0) and (sizes == 0).any()):
+            name = f"{node.output[0]}/size"
+            graph.initializer.append(numpy_helper.from_array(np.array([0, *sizes[1:]], dtype=np.int64), name))
+            node.input[1] = name
+            del node.attribute[:]  # there is none but allowzero: 0 is to mean the size of the input
+    one_by_one = [
+        _run(model, {name: each[number] for name, each in examples.items()}) for number in range(CHECKED_SAMPLES)
+    ]
+    expected = np.concatenate(one_by_one)
+    try:
+        found = _run(made, {name: np.concatenate(each) for name, each in examples.items()})
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(
+            f"what is trained takes one sample at a time ({one_line(error)}); export the model with an open first size"
+        ) from error
+    largest = np.abs(expected).max(initial=0.0)
+    if found.shape != expected.shape or not np.abs(found - expected).max(initial=0.0) <= _TOLERANCE * largest:
+        raise ModelError(
+            "what is trained computes something else for several samples at once than for one by one; export the model "
+            "with an open first size"
+        )
+    return made
+
+
+def _run(model: Any, feeds: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"])
+    output: np.ndarray[Any, Any] = session.run(None, feeds)[0]
+    return output

@@ -1,0 +1,236 @@
+"""Which layers of a model are trained, and the model divided there: a frozen body, and the tail that depends on them.
+
+The body may be optimised as it likes; the tail keeps its operators and weights as they were exported, as its gradients
+are of these. What the tail reads of the body are the features: they depend on no trained weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from splitload.errors import UsageError
+from splitload.frontends.proto import needed_nodes, node_inputs, split_constants, with_constants
+
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter keeps the modules that a node comes from
+_QUOTED = re.compile(r"'([^']*)'")
+_STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are measured, not trained
+_TABLES = {"Gather": (0,)}  # inputs of operators that read only these as weights
+_WEIGHTS = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul", "PRelu"}
+_ARITHMETIC = {"Add", "Div", "Mul", "Sub"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A module with weights, in the order of its first use.
+
+    Attributes:
+        name: Path of the module where the model tells it; otherwise what its weight or node is called.
+        weights: Names of its weights.
+        first: Index of the first node that reads one, among the nodes that depend on inputs.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """A model in two.
+
+    Attributes:
+        features: Names of the values that the tail reads of the body, and of model inputs it reads.
+        weights: Names of the trained weights, in the order of their use.
+        tail: Names of the tail's outputs by node: the nodes are told apart by them.
+    """
+
+    features: tuple[str, ...]
+    weights: tuple[str, ...]
+    tail: frozenset[str]
+
+
+def layers_of(graph: Any) -> list[Layer]:
+    """Return the layers of a graph that have weights to train."""
+    body, constants = split_constants(graph)
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    found: dict[str, dict[str, None]] = {}
+    first: dict[str, int] = {}
+    for index, node in enumerate(body):
+        for place, name in enumerate(node.input):
+            if not _may_hold_weights(node, place):
+                continue
+            for weight in with_constants([name], constants):
+                tensor = tensors.get(weight)
+                if tensor is None or not _is_trainable(tensor, node.op_type):
+                    continue
+                layer = _layer_name(weight, node)
+                found.setdefault(layer, {})[weight] = None
+                first.setdefault(layer, index)
+    return [Layer(name, tuple(weights), first[name]) for name, weights in found.items()]
+
+
+def _may_hold_weights(node: Any, place: int) -> bool:
+    kind = node.op_type
+    if kind in _TABLES:
+        return place in _TABLES[kind]
+    return kind in _WEIGHTS | _ARITHMETIC and place not in _STATISTICS.get(kind, ())
+
+
+def _is_trainable(tensor: Any, reader: str) -> bool:
+    """Return whether a stored tensor is a weight: float32, and no number that a formula is made of."""
+    from onnx import TensorProto
+
+    if tensor.data_type != TensorProto.FLOAT:
+        return False
+    elements = 1
+    for size in tensor.dims:
+        elements *= size
+    return elements > 1 or (reader not in _ARITHMETIC and len(tensor.dims) > 0)
+
+
+def _layer_name(weight: str, node: Any) -> str:
+    if "." in weight:
+        return weight.rpartition(".")[0]
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = [scope for scope in _QUOTED.findall(entry.value)[:-1] if scope]
+            if scopes:
+                return str(scopes[-1])
+    return str(node.name or weight)
+
+
+def chosen(spec: str, layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers that a `--trainable` word means: so many last ones, or those whose name a pattern is part of.
+
+    A pattern is a regular expression for whole words of a name: `layer4.2` is in `layer4.2.conv1`, not in `layer4.20`.
+
+    Raises:
+        UsageError: If it means none, or is no regular expression.
+    """
+    if not spec:
+        raise UsageError("--trainable needs a count of last layers or a pattern of their names, and is empty")
+    if not layers:
+        raise UsageError(f"--trainable {spec}: no layer of the model has weights of type float32 to train")
+    if spec.isdecimal():
+        if not 1 <= int(spec) <= len(layers):
+            raise UsageError(f"--trainable {spec}: give 1 to {len(layers)}, so many layers of the model have weights")
+        return sorted(layers, key=lambda layer: layer.first)[-int(spec) :]
+    try:
+        pattern = re.compile(rf"(?<!\w)(?:{spec})(?!\w)")
+    except re.error as error:
+        raise UsageError(f"--trainable '{spec}' is no regular expression: {error}") from error
+    found = [layer for layer in layers if pattern.search(layer.name)]
+    if not found:
+        names = ", ".join(layer.name for layer in layers[-5:])
+        raise UsageError(f"--trainable '{spec}' matches no layer with weights; the last ones are: {names}")
+    return found
+
+
+def divide(graph: Any, spec: str) -> Division:
+    """Divide a graph before the first value that depends on a trained weight.
+
+    Raises:
+        UsageError: If `spec` means no layer, or a frozen layer depends on a trainable one.
+    """
+    layers = layers_of(graph)
+    trained = chosen(spec, layers)
+    weights = {name for layer in trained for name in layer.weights}
+    body, constants = split_constants(graph)
+    depends: set[str] = set()
+    tail = []
+    for node in body:
+        read = with_constants(node_inputs(node), constants)
+        if not depends.isdisjoint(read) or not weights.isdisjoint(read):
+            tail.append(node)
+            depends.update(name for name in node.output if name)
+    _refuse_frozen(layers, trained, weights, tail, constants)
+    made = {name for node in tail for name in node.output if name}
+    fixed = set(constants) | {tensor.name for tensor in graph.initializer}
+    fixed |= {sparse.values.name for sparse in graph.sparse_initializer}
+    names = dict.fromkeys(name for node in tail for name in node_inputs(node))
+    features = tuple(name for name in names if name not in made and name not in fixed)
+    ordered = dict.fromkeys(name for node in tail for name in with_constants(node_inputs(node), constants))
+    return Division(features, tuple(name for name in ordered if name in weights), frozenset(made))
+
+
+def _refuse_frozen(
+    layers: Iterable[Layer],
+    trained: Sequence[Layer],
+    weights: set[str],
+    tail: Sequence[Any],
+    constants: Mapping[str, Any],
+) -> None:
+    """Raise if the tail reads weights that are not trained."""
+    owners = {name: layer.name for layer in layers for name in layer.weights}
+    for node in tail:
+        for name in with_constants(node_inputs(node), constants):
+            if name in owners and name not in weights:
+                raise UsageError(
+                    f"--trainable: '{trained[0].name}' is trainable, but '{owners[name]}' after it is not; "
+                    "trainable layers must be the last ones"
+                )
+
+
+def parts(
+    model: Any, division: Division, types: Mapping[str, tuple[int, Sequence[int | str | None]]]
+) -> tuple[Any, Any]:
+    """Return the body and the tail as models of their own, with the weights each reads.
+
+    Args:
+        model: The whole model.
+        division: Where it is divided.
+        types: For each feature that the body makes its type, as `TensorProto` counts, and its shape.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    nodes, constants = split_constants(graph)
+    tail = [node for node in nodes if not division.tail.isdisjoint(node.output)]
+    given = {value.name: value for value in graph.input}
+    crossing = [name for name in division.features if name not in given]
+    early = [value for value in graph.output if value.name not in division.tail]
+    declared = {name: helper.make_tensor_value_info(name, *types[name]) for name in crossing}
+    wanted = dict.fromkeys([*crossing, *(value.name for value in early)])
+    front = needed_nodes([node for node in nodes if division.tail.isdisjoint(node.output)], wanted)
+    given_early = [*early, *(declared[name] for name in crossing if name not in {value.name for value in early})]
+    features = [declared.get(name) or given[name] for name in division.features]
+    late = [value for value in graph.output if value.name in division.tail]
+    return (
+        _model(model, front, constants, list(given.values()), given_early, "body"),
+        _model(model, tail, constants, features, late, "tail"),
+    )
+
+
+def _model(
+    model: Any,
+    nodes: Sequence[Any],
+    constants: Mapping[str, Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    name: str,
+) -> Any:
+    """Return a model of some nodes of another, with the constants and weights that they read."""
+    import onnx
+
+    made = onnx.ModelProto(ir_version=model.ir_version, producer_name="splitload")
+    made.opset_import.extend(model.opset_import)
+    made.functions.extend(model.functions)
+    made.graph.name = name
+    read = with_constants((each for node in nodes for each in node_inputs(node)), constants)
+    makers = {id(maker): maker for each, maker in constants.items() if each in read}
+    made.graph.node.extend([*makers.values(), *nodes])
+    made.graph.input.extend(inputs)
+    made.graph.output.extend(outputs)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    declared = {value.name for value in inputs}
+    made.graph.initializer.extend(
+        tensor for tensor in model.graph.initializer if tensor.name in read and tensor.name not in declared
+    )
+    made.graph.sparse_initializer.extend(
+        sparse for sparse in model.graph.sparse_initializer if sparse.values.name in read
+    )
+    assert stored  # noqa: S101 - there are weights to train
+    return made
