@@ -11,7 +11,7 @@ from typing import Any
 from splitload.bundle import File, Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.deploy.write import write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
-from splitload.frontends.onnx import one_line
+from splitload.frontends.observe import one_line
 from splitload.frontends.shared import StoredWeights
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError
-from splitload.frontends.onnx import Source, one_line
+from splitload.frontends.observe import one_line
+from splitload.frontends.onnx import Source
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.inputs import example_inputs

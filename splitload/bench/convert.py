@@ -19,7 +19,8 @@ import numpy as np
 
 from splitload.errors import ModelError
 from splitload.frontends import zoo
-from splitload.frontends.onnx import optimize, plain_options
+from splitload.frontends.observe import plain_options
+from splitload.frontends.onnx import optimize
 from splitload.frontends.torch import declare_torchvision_ops, quiet
 
 if TYPE_CHECKING:

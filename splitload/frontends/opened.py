@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from splitload.errors import ModelError
-from splitload.frontends.onnx import (
-    EXTERNAL_FROM_BYTES,
-    Source,
-    elem_type,
-    folder_of,
-    observe,
-    optimize_into,
-    plain_options,
-    read_graph,
-    read_model,
-)
+from splitload.frontends.observe import elem_type, observe, plain_options
+from splitload.frontends.onnx import EXTERNAL_FROM_BYTES, Source, folder_of, optimize_into, read_graph, read_model
 from splitload.frontends.proto import bodies, point, split_constants, tensor_bytes
 from splitload.frontends.tail import Division, divide, parts
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph

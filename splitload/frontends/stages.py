@@ -14,7 +14,8 @@ import numpy as np
 
 from splitload.bundle import File, Manifest, StageEntry, TensorSpec, sha256_of
 from splitload.errors import OutputError
-from splitload.frontends.onnx import elem_type, plain_options, refuse_full_disk
+from splitload.frontends.observe import elem_type, plain_options
+from splitload.frontends.onnx import refuse_full_disk
 from splitload.frontends.ortfile import lay_out
 from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, point, split_constants
 from splitload.frontends.shared import StoredWeights, read_external

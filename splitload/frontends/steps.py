@@ -10,7 +10,8 @@ import numpy as np
 
 from splitload.bundle import File, StageEntry, Step, Training, Weight
 from splitload.errors import ModelError
-from splitload.frontends.onnx import one_line, plain_options, read_model
+from splitload.frontends.observe import one_line, plain_options
+from splitload.frontends.onnx import read_model
 from splitload.frontends.opened import Opened
 from splitload.frontends.parity import check_gradients
 from splitload.frontends.proto import attributes, external_entry

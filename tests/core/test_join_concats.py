@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 from models import floats
 
-from splitload.frontends.onnx import Source, load_graph, plain_options
+from splitload.frontends.observe import plain_options
+from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.tidy import join_concats
 from splitload.session import open_session
 

@@ -16,7 +16,7 @@ import pytest
 from models import floats
 
 from splitload.frontends import ortfile
-from splitload.frontends.onnx import plain_options
+from splitload.frontends.observe import plain_options
 from splitload.frontends.ortfile import ALIGNMENT_BYTES, lay_out
 from splitload.inputs import example_inputs
 from splitload.session import open_session

@@ -1,0 +1,166 @@
+"""What onnxruntime says of a graph: types and sizes of all values, seen in one run, and its errors as one line."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.errors import ModelError, OutputError
+from splitload.graph import Tensor, used_names
+from splitload.inputs import DTYPES, example_inputs
+
+# what onnxruntime puts before the message: its code, the file once more, and a place in its own source
+_NOISE = re.compile(
+    r"^\d+ : [A-Z_]+ : |(?:Load model from \S+ failed: ?)|/onnxruntime_src/\S+:\d+ .*?\)(?: const)? (?=[A-Z])"
+)
+
+
+def plain_options() -> Any:
+    """Return session options that take a graph file as it is: no optimisation, no prepacking, own messages off."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error of onnxruntime or protobuf as one line, without its code and place in the source."""
+    text = " ".join(str(error).split()).rpartition("[ONNXRuntimeError] : ")[2]
+    return _NOISE.sub("", text)[:400] or type(error).__name__
+
+
+def observe(
+    path: Path, proto: Any, body: list[Any], feeds: Mapping[str, Any] | None
+) -> dict[str, tuple[Tensor, tuple[int, ...] | None]]:
+    """Return type, declared shape, size and seen shape of each value, from onnxruntime itself.
+
+    Every value is made a model output, so that onnxruntime tells types and shapes also of the tensors of its own
+    operators, which the file leaves out. Sizes come from one run on example inputs; where that fails, they follow
+    from declared shapes.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    del probe.graph.value_info[:]
+    given = {value.name for value in probe.graph.output}
+    names = used_names(name for node in body for name in node.output)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
+    handle, file = tempfile.mkstemp(dir=path.parent, prefix=".probe-", suffix=".onnx")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(probe.SerializeToString())
+        session = ort.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise OutputError(f"cannot write to '{path.parent}': {error.strerror}") from error
+    finally:
+        Path(file).unlink(missing_ok=True)
+    found: dict[str, tuple[Tensor, tuple[int, ...] | None]] = {}
+    values: dict[str, Any] = {}
+    given_feeds = example_inputs(session.get_inputs(), feeds) if feeds else None
+    try:
+        ready = given_feeds or example_inputs(session.get_inputs())
+        values = ready | _run(session, ready)
+    except Exception as error:  # the made-up inputs may not suit the model; sizes then come from declared shapes
+        if given_feeds:
+            raise ModelError(f"the model does not run on the given inputs: {one_line(error)}") from error
+    for info in [*session.get_inputs(), *session.get_outputs()]:
+        value = values.get(info.name)
+        seen = _shape_of(value)
+        # onnxruntime gives [] for an unknown rank as well as for a scalar
+        shape = tuple(info.shape) if info.shape or seen == () else None
+        known = seen if seen is not None else shape
+        itemsize = _itemsize(info.type)
+        nbytes = (
+            math.prod(int(size) for size in known) * itemsize
+            if known is not None and itemsize and all(isinstance(size, int) for size in known)
+            else None
+        )
+        found[info.name] = (Tensor(info.name, info.type, shape, nbytes), seen)
+    return found
+
+
+def _run(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outputs by name, tensors as OrtValues where the feeds allow it: numpy lacks some of their types."""
+    import onnxruntime as ort
+
+    if all(isinstance(value, ort.OrtValue) or _is_numeric(value) for value in feeds.values()):
+        names = [value.name for value in session.get_outputs()]
+        ready = {
+            name: value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
+            for name, value in feeds.items()
+        }
+        return dict(zip(names, session.run_with_ort_values(names, ready), strict=True))
+    # strings, lists and maps cannot be OrtValues
+    names = [value.name for value in session.get_outputs() if value.type in DTYPES]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True)) if names else {}
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    if isinstance(value, np.ndarray):
+        return tuple(value.shape)
+    return tuple(value.shape()) if hasattr(value, "is_tensor") and value.is_tensor() else None
+
+
+def elem_type(type_name: str) -> int:
+    """Return the TensorProto type for onnxruntime's word, for example FLOAT for "tensor(float)".
+
+    Raises:
+        ModelError: If there is none.
+    """
+    import onnx
+
+    word = type_name.removeprefix("tensor(").removesuffix(")").upper()
+    try:
+        return int(onnx.TensorProto.DataType.Value(word))
+    except ValueError as error:
+        raise ModelError(f"a {type_name} cannot be handed from one stage to the next") from error
+
+
+def _itemsize(type_name: str) -> int:
+    import onnx
+
+    if not type_name.startswith("tensor(") or type_name == "tensor(string)":
+        return 0
+    return int(onnx.helper.tensor_dtype_to_np_dtype(elem_type(type_name)).itemsize)
+
+
+def flops(node: Any, shapes: Mapping[str, tuple[int, ...] | None], weights: Mapping[str, tuple[int, ...]]) -> int:
+    """Estimate the floating-point operations of a node: 2 x multiply-adds for products, one an element otherwise.
+
+    Args:
+        node: The node.
+        shapes: Seen sizes of values, by name.
+        weights: Sizes of weights, by name.
+    """
+    out = shapes.get(node.output[0]) if node.output else None
+    if out is None:
+        return 0
+    elements = math.prod(out)
+    if node.op_type in ("Conv", "FusedConv", "ConvTranspose") and len(node.input) > 1:
+        kernel = weights.get(node.input[1])
+        if node.op_type == "ConvTranspose":  # each input element meets the whole kernel of its channel
+            elements = math.prod(shapes.get(node.input[0]) or (0,))
+        if kernel and kernel[0]:
+            return 2 * elements * math.prod(kernel) // kernel[0]
+    if "MatMul" in node.op_type or "Gemm" in node.op_type:
+        left = shapes.get(node.input[0]) or weights.get(node.input[0])
+        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        if left:
+            return 2 * elements * left[-2 if transposed and len(left) > 1 else -1]
+    return elements
