@@ -265,6 +265,13 @@ def _parser() -> argparse.ArgumentParser:
         help="layers that stay together in the last stage: a count of last layers, or a pattern of their names",
     )
     train.add_argument(
+        "--new-head",
+        type=_at_least_one,
+        metavar="CLASSES",
+        help="replace the last linear layer by a fresh one of so many classes, to be trained on the device; without "
+        "--trainable it alone is trainable",
+    )
+    train.add_argument(
         "--split-points",
         type=_split_points,
         metavar="P,P,…",

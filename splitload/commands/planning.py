@@ -186,6 +186,8 @@ def resume_hint(options: argparse.Namespace, best: Partition | None, *, resumes:
         words.append(f"--max-blocks={options.max_blocks}")
     if options.trainable:
         words.append(f"--trainable={options.trainable}")
+    if options.new_head is not None:
+        words.append(f"--new-head={options.new_head}")
     words += [f"--input={pair}" for pair in options.input]
     if options.output:
         words += ["-o", options.output]

@@ -16,6 +16,7 @@ from splitload.deploy.tune import tune
 from splitload.devices import Device
 from splitload.errors import MissingPackageError, ModelError
 from splitload.frontends import open_source
+from splitload.frontends.head import with_new_head
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import Opened, load_opened
 from splitload.frontends.steps import write_training
@@ -49,6 +50,8 @@ def read_model(
     """
     with console.status(f"reading {options.model}"):
         source = open_source(options.model, cache)
+        if getattr(options, "new_head", None) is not None:
+            source = with_new_head(source, options.new_head, cache, feeds=feeds)
     trainable = getattr(options, "trainable", None)
     with console.status(f"optimising {source.name}"):
         if trainable is None:

@@ -38,6 +38,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         raise UsageError("-o needs a name, for example -o model.splitload")
     target = Path(options.output or f"{_stem(options.model)}.splitload")
     check_target(target)
+    if options.new_head is not None and options.trainable is None:
+        options.trainable = "1"  # a fresh layer is to be trained
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
     check_search(options, device)
@@ -65,6 +67,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         agent=options.agent if options.split_points is None else "given",
         objective=options.objective,
         trainable=options.trainable,
+        new_head=options.new_head,
         seed=planned.seed,
         episodes=found.episodes,
     )

@@ -66,7 +66,7 @@ def layers_of(graph: Any) -> list[Layer]:
                 tensor = tensors.get(weight)
                 if tensor is None or not _is_trainable(tensor, node.op_type):
                     continue
-                layer = _layer_name(weight, node)
+                layer = layer_name(weight, node)
                 found.setdefault(layer, {})[weight] = None
                 first.setdefault(layer, index)
     return [Layer(name, tuple(weights), first[name]) for name, weights in found.items()]
@@ -91,7 +91,8 @@ def _is_trainable(tensor: Any, reader: str) -> bool:
     return elements > 1 or (reader not in _ARITHMETIC and len(tensor.dims) > 0)
 
 
-def _layer_name(weight: str, node: Any) -> str:
+def layer_name(weight: str, node: Any) -> str:
+    """Return what the layer is called that holds a weight, which this node reads."""
     if "." in weight:
         return weight.rpartition(".")[0]
     for entry in node.metadata_props:
