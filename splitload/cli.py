@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         try:
-            options = _parser().parse_args(words)
+            options = parser().parse_args(words)
         except SystemExit:  # --help and --version
             sys.stdout.flush()
             raise
@@ -172,7 +172,8 @@ def _zoo(options: argparse.Namespace, console: Any, cache: Path) -> Any:
     return {"models": [{"name": f"zoo:{name}", "description": text} for name, text in models.items()]}
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; what it refuses is a `UsageError`."""
     parser = _Parser(prog="splitload", description="Load a neural network in parallel stages, and answer meanwhile.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", dest="command_name", required=True, parser_class=_Parser)

@@ -51,6 +51,6 @@ def test_every_module_has_a_purpose_and_no_bare_import():
 
 
 def test_public_names():
-    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__"]
+    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
     for name in splitload.__all__:
         assert hasattr(splitload, name)

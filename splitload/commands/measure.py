@@ -108,7 +108,13 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             storage_s = stack.enter_context(reader(cache, most_bytes))
         show = stack.enter_context(console.progress("benchmark", unit="samples"))
         samples = run_arms(
-            arms, subject.graph.input_tensors(), feeds, options.runs, show, cold=options.cold, storage_s=storage_s
+            arms,
+            subject.graph.input_tensors(),
+            subject.feeds,
+            options.runs,
+            show,
+            cold=options.cold,
+            storage_s=storage_s,
         )
     summary = {name: summarize(rows) for name, rows in samples.items()}
     _show(console, options, subject, summary)
@@ -167,6 +173,7 @@ def _subject(
     if "splitload" in names:
         same = argparse.Namespace(**{**vars(options), "model": word})
         source, graph, measured = prepare(same, console, cache, open_device("host", cache), feeds)
+        feeds = {**source.examples, **feeds}
         if options.bundle is None:
             bundle = _bundle(console, cache, source, graph, measured, feeds)
         else:
@@ -180,6 +187,7 @@ def _subject(
     else:
         with console.status(f"reading {model}"):
             source = open_source(word, cache)
+            feeds = {**source.examples, **feeds}
             graph = load_graph(source, "native", cache, max_blocks=options.max_blocks, feeds=feeds)
     return Subject(model, source, graph, bundle, feeds, cache, synthetic=options.deep is not None), plan
 

@@ -37,7 +37,7 @@ def prepare(
         SplitloadError: If the model cannot be read or measured.
     """
     source, graph = read_model(options, console, cache, device, feeds)
-    return source, graph, profile_on(device, graph, console, feeds)
+    return source, graph, profile_on(device, graph, console, {**source.examples, **feeds})
 
 
 def read_model(
@@ -50,6 +50,7 @@ def read_model(
     """
     with console.status(f"reading {options.model}"):
         source = open_source(options.model, cache)
+        feeds = {**source.examples, **feeds}
         if getattr(options, "new_head", None) is not None:
             source = with_new_head(source, options.new_head, cache, feeds=feeds)
     trainable = getattr(options, "trainable", None)

@@ -44,6 +44,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     device = open_device(options.device, cache)
     check_search(options, device)
     source, graph = read_model(options, console, cache, device, feeds)
+    feeds = {**source.examples, **feeds}
     first_trainable = None if graph.tail_start is None else len(graph.blocks) - 1
     if len(graph.blocks) == 1:
         console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")

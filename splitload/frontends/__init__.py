@@ -43,6 +43,6 @@ def open_source(model: str, cache: Path) -> Source:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the folder '{out.parent}': {error.strerror}") from error
-        torch_frontend.export(model, out)
-        return Source.open(out, name)
+        examples = torch_frontend.export(model, out)
+        return Source.open(out, name, examples)
     return Source.open(path, path.stem)

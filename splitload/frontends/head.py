@@ -63,7 +63,7 @@ def with_new_head(
             raise OutputError(
                 f"cannot write the model with its new head to '{folder.parent}': {error.strerror or error}"
             ) from error
-    return Source.open(file, source.name)
+    return Source.open(file, source.name, source.examples)
 
 
 def _write(source: Source, file: Path, classes: int, rng: np.random.Generator, feeds: Mapping[str, Any] | None) -> None:

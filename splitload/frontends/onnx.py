@@ -6,7 +6,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,17 @@ class Source:
         path: The file.
         sha256: Hash over the file and its external data.
         size_bytes: Size of the file and its external data.
+        examples: Inputs that came with the model, by name; empty for a file.
     """
 
     name: str
     path: Path
     sha256: str
     size_bytes: int
+    examples: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, name: str) -> Source:
+    def open(cls, path: Path, name: str, examples: Mapping[str, Any] | None = None) -> Source:
         """Check and hash the file.
 
         Raises:
@@ -70,7 +72,7 @@ class Source:
             size_bytes = sum(file.stat().st_size for file in files)
         except OSError as error:
             raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
-        return cls(name, path, digest.hexdigest(), size_bytes)
+        return cls(name, path, digest.hexdigest(), size_bytes, examples or {})
 
 
 def model_files(path: Path) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import logging
@@ -10,13 +11,14 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
+from splitload.frontends.observe import plain_options
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +63,13 @@ def quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the type and the first line of an error, without terminal colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text[:300]}"
+    """Return the type and the first line of an error's own cause, without terminal colours."""
+    while error.__cause__ is not None:  # the exporter's own message is only which of its steps failed
+        error = error.__cause__
+    first, _, rest = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")
+    if first.endswith(":"):
+        first += " " + rest.strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first[:300]}"
 
 
 def declare_torchvision_ops() -> None:
@@ -94,13 +100,14 @@ def declare_torchvision_ops() -> None:
         raise MissingPackageError(f"torchvision does not fit the installed torch ({e}). Install: {INSTALL}") from e
 
 
-def export(spec: str, out: Path) -> None:
-    """Write the torch module that a factory returns to an ONNX file.
+def export(spec: str, out: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Write the torch module that a factory returns to an ONNX file, and return its example inputs by name.
 
     Args:
         spec: `package.module:factory`. The module is imported with the current folder on the path; the factory takes
             no arguments and returns the torch module and its example inputs: a tuple of tensors, or a dict of them by
-            the names of the module's parameters. Shapes are exported as the examples have them.
+            the names of the module's parameters. Shapes are exported as the examples have them, unless a third value
+            says which sizes stay open, as `dynamic_shapes` of `torch.export.export` does.
         out: The file to write; one that exists is replaced once the new one is complete and checked.
 
     Raises:
@@ -117,9 +124,71 @@ def export(spec: str, out: Path) -> None:
     with quiet():
         declare_torchvision_ops()
     with _current_folder_importable():
-        module, example = _checked(spec, _call(spec, _find(spec, module_name, factory_name)))
-    with written_beside(out) as file:
-        export_module(module, example, file, name=spec)
+        module, example, dynamic_shapes = _checked(spec, _call(spec, _find(spec, module_name, factory_name)))
+    return export_given(module, example, out, name=spec, dynamic_shapes=dynamic_shapes)
+
+
+def export_given(
+    module: torch.nn.Module, example: Example, out: Path, *, name: str, dynamic_shapes: Any = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Write a user's torch module to an ONNX file with its weights beside it, and return its example inputs by name.
+
+    The module stays as it is. One with bfloat16 weights, which onnxruntime has no kernels for on a CPU, is exported as
+    a copy in float32.
+
+    Args:
+        module: The module.
+        example: Example inputs, a tuple or a dict by name.
+        out: The file to write; one that exists is replaced once the new one is complete and checked.
+        name: What to call the module in messages.
+        dynamic_shapes: Which sizes of the inputs stay open, as `torch.export.export` takes it; by default none.
+
+    Raises:
+        ModelError: See `export_module`; or the module holds quantised layers.
+        OutputError: `out` cannot be written.
+    """
+    import torch
+
+    module, example, _ = _checked(name, (module, example, dynamic_shapes))
+    _refuse_quantized(module, name)
+    if any(tensor.dtype == torch.bfloat16 for tensor in (*module.parameters(), *module.buffers())):
+        module = copy.deepcopy(module).float()
+        example = _in_float32(example)
+    training = {id(each): each.training for each in module.modules()}
+    try:
+        with written_beside(out) as file:
+            export_module(module, example, file, name=name, dynamic_shapes=dynamic_shapes, external_data=True)
+            return _named(file, example)
+    finally:
+        for each in module.modules():
+            each.training = training[id(each)]
+
+
+def _refuse_quantized(module: torch.nn.Module, name: str) -> None:
+    """Raise if a layer is quantised, or holds something else than plain tensors."""
+    import torch
+
+    plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    for path, each in module.named_modules():
+        kinds = [type(tensor) for tensor in (*each.parameters(recurse=False), *each.buffers(recurse=False))]
+        other = [kind.__name__ for kind in kinds if kind not in plain]
+        if ".quantized" in type(each).__module__ or other:
+            what = f"{type(each).__module__}.{type(each).__qualname__}"
+            raise ModelError(
+                f"{name} cannot be exported to ONNX: its module '{path or 'itself'}' is quantised ({what}"
+                f"{' of ' + other[0] if other else ''}); export it before it is quantised, and quantise the ONNX file"
+            )
+
+
+def _in_float32(example: Example) -> Example:
+    import torch
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+    if isinstance(example, dict):
+        return {name: wide(tensor) for name, tensor in example.items()}
+    return tuple(wide(tensor) for tensor in example)
 
 
 def export_module(
@@ -179,7 +248,9 @@ def export_module(
         node.name = f"{modules[-1] if modules else 'model'}/{node.op_type}_{index}"
     with quiet():
         program.save(str(file), external_data=external_data)
-    _compare(name, file, example, [t for t in torch.utils._pytree.tree_leaves(expected) if torch.is_tensor(t)])
+    _compare(name, file, example, expected)
+    if dynamic_shapes is not None:
+        _compare_longer(name, file, module, example)
 
 
 @contextlib.contextmanager
@@ -238,13 +309,14 @@ def _call(spec: str, factory: Any) -> Any:
         raise ModelError(f"{spec}: calling it failed: {_first_line(e)}") from e
 
 
-def _checked(spec: str, value: Any) -> tuple[torch.nn.Module, Example]:
+def _checked(spec: str, value: Any) -> tuple[torch.nn.Module, Example, Any]:
+    """Return module, example inputs and open sizes (None for none)."""
     import torch
 
     wanted = "a pair (torch.nn.Module, example inputs), the inputs a tuple of tensors or a dict of them by name"
-    if not isinstance(value, tuple) or len(value) != 2:
+    if not isinstance(value, tuple) or len(value) not in (2, 3):
         raise ModelError(f"{spec}: expected {wanted}, got {type(value).__name__}")
-    module, example = value
+    module, example, *dynamic_shapes = value
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{spec}: expected {wanted}, but the first is {type(module).__name__}")
     inputs = (
@@ -254,21 +326,61 @@ def _checked(spec: str, value: Any) -> tuple[torch.nn.Module, Example]:
         holds = " with " + (", ".join(type(value).__name__ for value in inputs) or "nothing in it")
         kind = type(example).__name__ + (holds if isinstance(example, tuple | dict) else "")
         raise ModelError(f"{spec}: expected {wanted}, but the second is {kind}")
-    return module, example
+    return module, example, dynamic_shapes[0] if dynamic_shapes else None
 
 
-def _compare(name: str, file: Path, example: Example, expected: list[torch.Tensor]) -> None:
-    """Raise `ModelError` unless the file gives the expected outputs on the example inputs."""
+def _compare_longer(name: str, file: Path, module: torch.nn.Module, example: Example) -> None:
+    """Compare once more with each open size one longer: the exporter may have fixed it to that of the example.
+
+    Only names are known of open sizes, so equal names grow together; where torch itself refuses these inputs, there is
+    nothing to compare.
+    """
     import onnxruntime
+    import torch
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+    tensors = dict(_by_name([value.name for value in session.get_inputs()], example))
+    for value in session.get_inputs():
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, int):
+                tensor = tensors[value.name]
+                tensors[value.name] = torch.cat([tensor, tensor.narrow(axis, tensor.shape[axis] - 1, 1)], axis)
+    longer = tensors if isinstance(example, dict) else tuple(tensors.values())
+    args, kwargs = ((), longer) if isinstance(longer, dict) else (longer, {})
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_inputs()]
-        tensors = example if isinstance(example, dict) else dict(zip(names, example, strict=True))
-        outputs = session.run(None, {key: tensor.numpy(force=True) for key, tensor in tensors.items()})
-        wanted = [tensor.numpy(force=True) for tensor in expected]
+        with quiet(), torch.no_grad():
+            expected = module(*args, **kwargs)
+    except Exception:  # whatever the module's own code raises
+        return
+    _compare(f"{name}, with open sizes one longer than the example's,", file, longer, expected)
+
+
+def _by_name(names: Sequence[str], example: Example) -> Iterable[tuple[str, torch.Tensor]]:
+    """Yield the example inputs with the names that the file has for them, in the file's order."""
+    if isinstance(example, dict):
+        return ((name, example[name]) for name in names)
+    return zip(names, example, strict=True)
+
+
+def _named(file: Path, example: Example) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the example inputs as arrays, by the names that the file has for them."""
+    import onnx
+
+    names = [value.name for value in onnx.load_model(str(file), load_external_data=False).graph.input]
+    return {name: tensor.numpy(force=True) for name, tensor in _by_name(names, example)}
+
+
+def _compare(name: str, file: Path, example: Example, expected: Any) -> None:
+    """Raise `ModelError` unless the file gives the expected outputs on the example inputs; its weights stay mapped."""
+    import onnxruntime
+    import torch
+
+    try:
+        session = onnxruntime.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+        named = _by_name([value.name for value in session.get_inputs()], example)
+        outputs = session.run(None, {key: tensor.numpy(force=True) for key, tensor in named})
+        leaves = torch.utils._pytree.tree_leaves(expected)
+        wanted = [tensor.numpy(force=True) for tensor in leaves if torch.is_tensor(tensor)]
     except Exception as e:  # onnxruntime's errors have no common class but Exception
         raise ModelError(f"{name} was exported, but cannot be checked in onnxruntime: {e}") from e
     if len(outputs) != len(wanted):

@@ -49,5 +49,5 @@ def test_import_is_light(chain_bundle: Path) -> None:
 
 
 def test_public_names() -> None:
-    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__"]
+    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
     assert all(hasattr(splitload, name) for name in splitload.__all__)

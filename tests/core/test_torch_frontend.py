@@ -30,6 +30,9 @@ def by_position():
 def by_name():
     return Net(), {"right": torch.ones(1, 4), "left": torch.ones(1, 4)}
 
+def open_sizes():
+    return Net(), {"left": torch.ones(2, 4), "right": torch.ones(2, 4)}, {"left": {0: "n"}, "right": {0: "n"}}
+
 def no_module():
     return "net", (torch.ones(1),)
 
@@ -75,8 +78,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("factory", ["by_position", "by_name"])
 def test_export_computes_the_same_in_evaluation_mode(folder: Path, factory: str) -> None:
     path_before = list(sys.path)
-    export(f"own_factories:{factory}", folder / "made" / "net.onnx")
+    examples = export(f"own_factories:{factory}", folder / "made" / "net.onnx")
     assert sys.path == path_before
+    assert {name: value.tolist() for name, value in examples.items()} == {"left": [[1.0] * 4], "right": [[1.0] * 4]}
 
     session = ort.InferenceSession(folder / "made" / "net.onnx", providers=["CPUExecutionProvider"])
     assert {value.name for value in session.get_inputs()} == {"left", "right"}
@@ -84,7 +88,13 @@ def test_export_computes_the_same_in_evaluation_mode(folder: Path, factory: str)
     first, again = (session.run(None, {"left": left, "right": right}) for _ in range(2))
     np.testing.assert_array_equal(first[0], again[0])  # dropout is off
     np.testing.assert_array_equal(first[1], left * right)
-    assert [file.name for file in (folder / "made").iterdir()] == ["net.onnx"]
+    assert sorted(file.name for file in (folder / "made").iterdir()) == ["net.onnx", "net.onnx.data"]
+
+
+def test_a_factory_may_leave_sizes_open(folder: Path) -> None:
+    export("own_factories:open_sizes", folder / "net.onnx")
+    session = ort.InferenceSession(folder / "net.onnx", providers=["CPUExecutionProvider"])
+    assert [value.shape for value in session.get_inputs()] == [["n", 4], ["n", 4]]
 
 
 @pytest.mark.parametrize(

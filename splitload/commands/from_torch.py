@@ -1,0 +1,96 @@
+"""`splitload.from_torch`: what `splitload train` does, for a torch module at hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitload.deploy.write import check_target
+from splitload.errors import OutputError
+from splitload.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from splitload.frontends.torch import Example
+
+
+def from_torch(
+    module: torch.nn.Module,
+    example_inputs: Example,
+    bundle: str | Path,
+    *,
+    device: str = "host",
+    dynamic_shapes: Any = None,
+    trainable: str | int | None = None,
+    new_head: int | None = None,
+    objective: str = "balance",
+    max_stages: int | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Export a torch module, search how to cut it, and write the bundle; needs torch and onnxscript.
+
+    The module is exported by torch's exporter (dynamo), in evaluation mode, with its weights written one after the
+    other to a file; that the file computes the same as the module is checked on the example inputs, which the device
+    is measured with too. The module stays as it is. One with bfloat16 weights becomes a bundle in float32.
+
+    Args:
+        module: The module.
+        example_inputs: A tuple of tensors, or a dict of them by the names of the parameters of `forward`.
+        bundle: The folder to write, `NAME.splitload`; a bundle that is there is replaced.
+        device: What `--device` takes: "host", a simulated device's name, or a file.
+        dynamic_shapes: Which sizes of the inputs stay open, as `torch.export.export` takes it, for example
+            `({0: "batch"},)`; by default none.
+        trainable: Layers that stay together in the last stage: a pattern of module names, or a count of last layers.
+        new_head: Classes of a fresh layer in the place of the last linear one.
+        objective: "balance", equal load times, or "ttfo", the shortest time to first output.
+        max_stages: The most stages; chosen by the search if left out.
+        budget: Search with at most so many measured stage loads ("host" only).
+        seed: Of the search.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        UsageError: If an argument is wrong.
+        ModelError: If the module cannot be exported with equal outputs.
+        SplitloadError: Whatever else went wrong; a bundle that was there is as it was.
+    """
+    from splitload.cli import parser, user_cache
+    from splitload.commands.console import Console
+    from splitload.commands.train import train
+    from splitload.frontends.torch import export_given, require
+    from splitload.inputs import save_feeds
+
+    given = {
+        "device": device,
+        "trainable": trainable,
+        "new-head": new_head,
+        "objective": objective,
+        "max-stages": max_stages,
+        "budget": budget,
+        "seed": seed,
+    }
+    words = ["train", "-", "-o", str(bundle)]
+    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    options = parser().parse_args(words)  # wrong ones are refused before any work
+    check_target(Path(bundle))
+    require("torch", "onnxscript")
+    cache = user_cache()
+    exports = cache / "exports"
+    try:
+        exports.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(exports, ".from-torch-") as folder:
+            name = re.sub(r"\W", "", type(module).__name__) or "module"
+            file = folder / f"{name}.onnx"
+            examples = export_given(module, example_inputs, file, name=name, dynamic_shapes=dynamic_shapes)
+            options.model = str(file)
+            options.input = [f"{key}={path}" for key, path in save_feeds(examples, folder).items()]
+            train(options, Console(json=True), cache)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write to '{exports}': {error.strerror or error}") from error
+    return Path(bundle)
