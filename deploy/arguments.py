@@ -39,6 +39,11 @@ class Settings:
     seed: int = 0
     loss: str | None = None
 
+    @property
+    def rate(self) -> float:
+        """The learning rate, the optimiser's own where none is given."""
+        return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:

@@ -167,7 +167,10 @@ def _add_training(opened: Opened, console: Console, folder: Path, tail: StageEnt
     """Write what trains the last stage on a device, or say why that cannot be."""
     try:
         with console.status("checking the gradients of the last stage"):
-            return write_training(opened, folder, tail)
+            training, reason = write_training(opened, folder, tail)
     except (ModelError, MissingPackageError) as error:
-        console.note(f"the last stage cannot be trained on a device: {error}")
+        console.note(f"the last stage cannot be trained: {error}")
         return None
+    if reason is not None:
+        console.note(f"the last stage can only be trained where torch is installed: {reason}")
+    return training

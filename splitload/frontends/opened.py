@@ -63,7 +63,7 @@ def load_opened(
     whole = read_model(source.path).graph
     division = divide(whole, trainable)
     outputs = [value.name for value in whole.output]
-    part = "-" + hashlib.sha256(repr(division.weights).encode()).hexdigest()[:12]
+    part = "-" + hashlib.sha256(repr((division.weights, division.features)).encode()).hexdigest()[:12]
     folder = folder_of(source, kind, cache, part)
     if not (folder / "model.onnx").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError
-from splitload.frontends.torch_graph import run_graph, tensors_of
+from splitload.frontends.torch_graph import loss_of, run_graph, tensors_of
 from splitload.frontends.training import Loss, at_opset, in_dtype, training_step
 
 TOLERANCE = 1e-9  # of the largest gradient of a weight; what rounding in double precision makes is far below
@@ -65,21 +65,13 @@ def autograd(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return the gradient of each weight by torch, in double precision."""
     import torch
-    from torch.nn import functional
 
     graph = in_dtype(at_opset(model), "float64").graph
     values = tensors_of(graph, torch.float64) | {name: torch.from_numpy(_double(each)) for name, each in feeds.items()}
     for name in weights:
         values[name].requires_grad_(True)
     known = run_graph(graph, values)
-    source = graph.output[0].name
-    wanted = torch.from_numpy(_double(target))
-    if loss == "mse":
-        taken = functional.mse_loss(known[source], wanted)
-    else:
-        last = next(node for node in graph.node if source in node.output)
-        logits = known[last.input[0] if last.op_type in ("Softmax", "LogSoftmax") else source]
-        taken = functional.cross_entropy(logits, wanted)
+    taken = loss_of(graph, known, graph.output[0].name, loss, torch.from_numpy(_double(target)))
     gradients = torch.autograd.grad(taken, [values[name] for name in weights])
     return {name: gradient.numpy() for name, gradient in zip(weights, gradients, strict=True)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,26 @@ from splitload.frontends.opened import Opened
 from splitload.frontends.parity import check_gradients
 from splitload.frontends.proto import attributes, external_entry
 from splitload.frontends.torch import require
-from splitload.frontends.training import LOSSES, OPTIMIZERS, SAMPLES, Loss, shapes_of, training_step
+from splitload.frontends.torch_learner import check_in_torch
+from splitload.frontends.training import LOSSES, OPTIMIZERS, SAMPLES, Loss, Optimizer, shapes_of, training_step
 
 CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-4  # of the largest output, for what several samples at once may differ from one by one
 
 
-def write_training(opened: Opened, folder: Path, tail: StageEntry) -> Training:
+def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Training, str | None]:
     """Write the training steps of a bundle's last stage into its folder, each checked against torch's autograd first.
 
     There is one for each optimiser and each loss that fits the output: "mse" always, "cross-entropy" where it is of
-    shape (samples, classes).
+    shape (samples, classes). Where a step cannot be exported there is none, if torch itself can train the stage.
 
     Args:
         opened: The model.
         folder: The bundle's.
         tail: Its last stage, written there.
+
+    Returns:
+        How it is trained; and why there are no steps, None if there are.
 
     Raises:
         ModelError: If the tail cannot be trained: the operator, layer or value that is in the way is named.
@@ -46,25 +51,43 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> Training:
             f"a model of {len(model.graph.output)} outputs cannot be trained by one loss; it must have one"
         )
     examples = _example_features(model)
+    weights = opened.division.weights
+    output = model.graph.output[0].name
+    steps: list[Step] = []
+    reason = None
+    try:
+        for loss, optimizer, data in _steps(model, weights, examples):
+            sha256 = hashlib.sha256(data).hexdigest()
+            file = File(f"step-{loss}-{optimizer}-{sha256[:12]}.onnx", len(data), sha256)
+            (folder / file.name).write_bytes(data)
+            steps.append(Step(loss, optimizer, file))
+    except ModelError as error:
+        reason = str(error)
+        try:
+            check_in_torch(folder / tail.graph.name, output, {name: each[0] for name, each in examples.items()})
+        except ModelError as other:
+            raise ModelError(f"{reason}; nor can torch train it here: {other}") from error
+        for step in steps:
+            (folder / step.file.name).unlink()
+        steps = []
+    stored = {tensor.name: tensor for tensor in read_model(folder / tail.graph.name).graph.initializer}
+    table = tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in weights)
+    return Training(tail.inputs, output, table, tuple(steps)), reason
+
+
+def _steps(
+    model: Any, weights: tuple[str, ...], examples: dict[str, list[np.ndarray[Any, Any]]]
+) -> Iterator[tuple[Loss, Optimizer, bytes]]:
+    """Yield loss, optimiser and graph of each training step."""
     model = open_samples(model, examples)
     several = {name: np.concatenate(each) for name, each in examples.items()}
-    output = model.graph.output[0].name
-    shape = shapes_of(model)[output]
-    weights = opened.division.weights
-    steps = []
+    shape = shapes_of(model)[model.graph.output[0].name]
     for loss in LOSSES:
         if loss == "cross-entropy" and not (len(shape) == 2 and isinstance(shape[1], int)):
             continue
         check_gradients(model, weights, loss, several, _example_target(loss, shape, CHECKED_SAMPLES))
         for optimizer in OPTIMIZERS:
-            data = training_step(model, weights, loss, optimizer).SerializeToString()
-            sha256 = hashlib.sha256(data).hexdigest()
-            file = File(f"step-{loss}-{optimizer}-{sha256[:12]}.onnx", len(data), sha256)
-            (folder / file.name).write_bytes(data)
-            steps.append(Step(loss, optimizer, file))
-    stored = {tensor.name: tensor for tensor in read_model(folder / tail.graph.name).graph.initializer}
-    table = tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in weights)
-    return Training(tail.inputs, output, table, tuple(steps))
+            yield loss, optimizer, training_step(model, weights, loss, optimizer).SerializeToString()
 
 
 def _example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitload.errors import UsageError
-from splitload.frontends.proto import needed_nodes, node_inputs, split_constants, with_constants
+from splitload.frontends.proto import attributes, needed_nodes, node_inputs, split_constants, with_constants
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter keeps the modules that a node comes from
 _QUOTED = re.compile(r"'([^']*)'")
-_STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are measured, not trained
+_FIXED = {"BatchNormalization": (3, 4), "GRU": (4, 5), "LSTM": (4, 5, 6)}  # inputs that are measured or given
 _TABLES = {"Gather": (0,)}  # inputs of operators that read only these as weights
-_WEIGHTS = {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul", "PRelu"}
+_WEIGHTS = {
+    "BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "InstanceNormalization", "LSTM", "LayerNormalization",
+    "MatMul", "PRelu",
+}  # fmt: skip
 _ARITHMETIC = {"Add", "Div", "Mul", "Sub"}
 
 
@@ -76,7 +79,7 @@ def _may_hold_weights(node: Any, place: int) -> bool:
     kind = node.op_type
     if kind in _TABLES:
         return place in _TABLES[kind]
-    return kind in _WEIGHTS | _ARITHMETIC and place not in _STATISTICS.get(kind, ())
+    return kind in _WEIGHTS | _ARITHMETIC and place not in _FIXED.get(kind, ())
 
 
 def _is_trainable(tensor: Any, reader: str) -> bool:
@@ -148,6 +151,7 @@ def divide(graph: Any, spec: str) -> Division:
             tail.append(node)
             depends.update(name for name in node.output if name)
     _refuse_frozen(layers, trained, weights, tail, constants)
+    tail = _with_turned(graph, body, tail)
     made = {name for node in tail for name in node.output if name}
     fixed = set(constants) | {tensor.name for tensor in graph.initializer}
     fixed |= {sparse.values.name for sparse in graph.sparse_initializer}
@@ -155,6 +159,21 @@ def divide(graph: Any, spec: str) -> Division:
     features = tuple(name for name in names if name not in made and name not in fixed)
     ordered = dict.fromkeys(name for node in tail for name in with_constants(node_inputs(node), constants))
     return Division(features, tuple(name for name in ordered if name in weights), frozenset(made))
+
+
+def _with_turned(graph: Any, body: Sequence[Any], tail: Sequence[Any]) -> list[Any]:
+    """Return the tail with each Transpose before it that moves the samples away from the first axis.
+
+    Only one that the tail alone reads: recurrent layers take time first, and features are kept by samples.
+    """
+    ids = {id(node) for node in tail}
+    given = {value.name for value in graph.output}
+    for node in reversed(body):
+        turns = node.op_type == "Transpose" and list(attributes(node).get("perm", [1]))[:1] != [0]
+        readers = [each for each in body if node.output[0] in node_inputs(each)] if turns else []
+        if readers and node.output[0] not in given and all(id(each) in ids for each in readers):
+            ids.add(id(node))
+    return [node for node in body if id(node) in ids]
 
 
 def _refuse_frozen(

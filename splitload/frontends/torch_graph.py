@@ -1,7 +1,8 @@
-"""Runs an ONNX graph in torch, node by node, so that torch can differentiate it: what gradients are checked against."""
+"""Runs an ONNX graph in torch, node by node, so that torch can differentiate it: to check gradients, and to train."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,27 @@ def tensors_of(graph: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         tensor = torch.from_numpy(np.array(numpy_helper.to_array(stored)))
         found[stored.name] = tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
     return found
+
+
+def loss_of(
+    graph: Any, known: Mapping[str, torch.Tensor], output: str, loss: str, target: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean loss of an output; where that is a softmax, cross-entropy is taken of what it reads.
+
+    Args:
+        graph: The graph.
+        known: All its values.
+        output: Name of the output.
+        loss: "cross-entropy" or "mse".
+        target: Classes or wanted outputs.
+    """
+    from torch.nn import functional
+
+    if loss == "mse":
+        return functional.mse_loss(known[output], target)
+    last = next(node for node in graph.node if output in node.output)
+    logits = known[last.input[0] if last.op_type in ("Softmax", "LogSoftmax") else output]
+    return functional.cross_entropy(logits, target)
 
 
 def _numbers(tensor: Any) -> list[int]:
@@ -200,6 +222,52 @@ def _operators() -> dict[str, Run]:
     def gelu(settings: dict[str, Any], x: Any) -> Any:
         return functional.gelu(x, approximate=settings.get("approximate", b"none").decode())
 
+    def pixels(settings: dict[str, Any], x: Any) -> Any:
+        size = settings["blocksize"]
+        if settings.get("mode", b"DCR") == b"CRD":
+            return functional.pixel_shuffle(x, size)
+        samples, channels, height, width = x.shape
+        parts = x.reshape(samples, size, size, channels // size**2, height, width)
+        return parts.permute(0, 3, 4, 1, 5, 2).reshape(samples, channels // size**2, height * size, width * size)
+
+    def instance_norm(settings: dict[str, Any], x: Any, scale: Any, offset: Any) -> Any:
+        return functional.instance_norm(x, weight=scale, bias=offset, eps=settings.get("epsilon", 1e-5))
+
+    def recurrent(kind: str, gates: list[int]) -> Run:
+        """Return what runs an LSTM or a GRU; the gates of ONNX come in another order than torch's."""
+
+        def run(
+            settings: dict[str, Any], x: Any, weights: Any, recurrence: Any, bias: Any = None,
+            lengths: Any = None, first: Any = None, cell: Any = None, peepholes: Any = None,
+        ) -> Any:  # fmt: skip
+            directions, size = weights.shape[0], settings["hidden_size"]
+            known = {b"forward": 1, b"bidirectional": 2}.get(settings.get("direction", b"forward"))
+            known_names = {"hidden_size", "direction", "linear_before_reset"}
+            others = {name for name, value in settings.items() if value} - known_names
+            if lengths is not None or peepholes is not None or others or known != directions:
+                raise ModelError(f"the operator {kind} with {', '.join(sorted(others)) or 'these inputs'}")
+            if kind == "GRU" and not settings.get("linear_before_reset", 0):
+                raise ModelError("the operator GRU with linear_before_reset = 0")
+
+            def ordered(values: Any) -> Any:
+                return torch.cat([values.split(size)[gate] for gate in gates])
+
+            flat = []
+            for number in range(directions):
+                flat += [ordered(weights[number]), ordered(recurrence[number])]
+                if bias is not None:
+                    flat += [ordered(part) for part in bias[number].chunk(2)]
+            zeros = x.new_zeros(directions, x.shape[1], size)
+            start = zeros if first is None else first
+            settings_ = (bias is not None, 1, 0.0, False, directions == 2, False)
+            if kind == "LSTM":
+                made, *last = torch.lstm(x, (start, zeros if cell is None else cell), flat, *settings_)
+            else:
+                made, *last = torch.gru(x, start, flat, *settings_)
+            return [made.reshape(*made.shape[:2], directions, size).transpose(1, 2), *last]
+
+        return run
+
     def element(kind: Callable[..., Any]) -> Run:
         return lambda _, *inputs: kind(*inputs)
 
@@ -215,6 +283,10 @@ def _operators() -> dict[str, Run]:
         "Tanh": torch.tanh, "Where": torch.where, "Expand": lambda x, size: x + x.new_zeros(_numbers(size)),
         "GlobalAveragePool": lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True),
         "GlobalMaxPool": lambda x: x.amax(tuple(range(2, x.ndim)), keepdim=True),
+        "Cos": torch.cos, "Max": lambda *all_: functools.reduce(torch.maximum, all_), "Mish": functional.mish,
+        "Min": lambda *all_: functools.reduce(torch.minimum, all_), "Selu": torch.selu, "Sin": torch.sin,
+        "Softsign": functional.softsign,
+        "Tile": lambda x, times: x.repeat(_numbers(times)),
         "Shape": lambda x: torch.tensor(x.shape), "Size": lambda x: torch.tensor(x.numel()),
     }  # fmt: skip
     return {name: element(kind) for name, kind in plain.items()} | {
@@ -228,6 +300,13 @@ def _operators() -> dict[str, Run]:
         "Conv": conv,
         "ConvTranspose": conv_transpose,
         "Dropout": lambda _, x, *__: x,
+        "DepthToSpace": pixels,
+        "Einsum": lambda settings, *parts: torch.einsum(settings["equation"].decode(), *parts),
+        "GRU": recurrent("GRU", [1, 0, 2]),
+        "InstanceNormalization": instance_norm,
+        "LSTM": recurrent("LSTM", [0, 2, 3, 1]),
+        "ReduceMax": reduce(torch.amax),
+        "ReduceMin": reduce(torch.amin),
         "Elu": lambda settings, x: functional.elu(x, settings.get("alpha", 1.0)),
         "Flatten": lambda settings, x: x.reshape(int(np.prod(x.shape[: settings.get("axis", 1)])), -1),
         "Gather": gather,

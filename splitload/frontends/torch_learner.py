@@ -1,0 +1,169 @@
+"""Trains the last stage of a bundle in torch: what `finetune` falls back to where no step could be exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from splitload.bundle import StageEntry, Training
+from splitload.errors import ModelError
+from splitload.frontends.observe import one_line, plain_options
+from splitload.frontends.torch import require
+from splitload.frontends.torch_graph import loss_of, run_graph, tensors_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from splitload.deploy.arguments import Settings
+
+Array = np.ndarray[Any, Any]
+_TOLERANCE = 1e-4  # of the largest output
+
+
+class TorchLearner:
+    """The weights of a tail, and torch's optimiser that changes them; see `deploy.personalize.Learner`.
+
+    The last stage is run node by node in torch. One that takes a single sample is run sample by sample.
+
+    Args:
+        folder: The bundle.
+        stage: Its last stage.
+        training: What is trained.
+        loss: "cross-entropy" or "mse".
+        settings: Which optimiser, and its numbers.
+        weights: To begin with.
+
+    Raises:
+        MissingPackageError: If torch is not installed.
+        ModelError: If the last stage holds an operator that cannot be run in torch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: StageEntry,
+        training: Training,
+        loss: str,
+        settings: Settings,
+        weights: Mapping[str, Array],
+    ) -> None:
+        require("torch")
+        import torch
+
+        self._graph, self._constants = read_tail(folder / stage.graph.name)
+        self._weights = {
+            name: torch.from_numpy(np.array(value)).requires_grad_(True) for name, value in weights.items()
+        }
+        self._loss = loss
+        self._output = training.output
+        self._together: bool | None = None
+        self.learning_rate = settings.rate
+        given: dict[str, Any] = {"lr": settings.rate, "weight_decay": settings.weight_decay}
+        tensors = list(self._weights.values())
+        self._optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(tensors, **given)
+            if settings.optimizer == "adam"
+            else torch.optim.SGD(tensors, momentum=settings.momentum, **given)
+        )
+
+    def step(self, features: Mapping[str, Array], target: Array) -> float:
+        """Change the weights by one batch, and return its loss before that."""
+        import torch
+
+        loss, _ = self._run(features, target)
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+        return float(loss)
+
+    def look(self, features: Mapping[str, Array], target: Array) -> tuple[float, Array]:
+        """Return the loss and the output of a batch; nothing changes."""
+        import torch
+
+        with torch.no_grad():
+            loss, output = self._run(features, target)
+        return float(loss), output.numpy()
+
+    def weights(self) -> dict[str, Array]:
+        """Return the weights as they are, by name."""
+        return {name: weight.detach().numpy().copy() for name, weight in self._weights.items()}
+
+    def _run(self, features: Mapping[str, Array], target: Array) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return loss and output of a batch."""
+        import torch
+
+        wanted = torch.from_numpy(np.array(target))
+        if wanted.is_floating_point():
+            wanted = wanted.float()
+        tensors = {name: torch.from_numpy(np.array(each)) for name, each in features.items()}
+        if self._together is None and len(wanted) > 1:
+            self._together = self._takes_many(tensors)
+        parts = [slice(None)] if self._together else [slice(row, row + 1) for row in range(len(wanted))]
+        taken, outputs = [], []
+        for part in parts:
+            known = self._known({name: each[part] for name, each in tensors.items()})
+            taken.append(loss_of(self._graph, known, self._output, self._loss, wanted[part]))
+            outputs.append(known[self._output])
+        return torch.stack(taken).mean(), torch.cat(outputs)
+
+    def _known(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return run_graph(self._graph, {**self._constants, **self._weights, **features})
+
+    def _takes_many(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Return whether two samples at once give what they give one by one."""
+        import torch
+
+        with torch.no_grad():
+            single = [
+                self._known({name: each[row : row + 1] for name, each in tensors.items()})[self._output]
+                for row in range(2)
+            ]
+            expected = torch.cat(single)
+            try:
+                found = self._known({name: each[:2] for name, each in tensors.items()})[self._output]
+            except (RuntimeError, ModelError, ValueError, IndexError):  # sizes that fit one sample only
+                return False
+            return found.shape == expected.shape and bool(
+                (found - expected).abs().max() <= _TOLERANCE * expected.abs().max()
+            )
+
+
+def read_tail(file: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the graph of a last stage, and its constants and weights as tensors.
+
+    Raises:
+        ModelError: If the file cannot be read.
+    """
+    import onnx
+    import torch
+
+    try:
+        model = onnx.load_model(str(file), format="protobuf")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read '{file}': {error}") from error
+    return model.graph, tensors_of(model.graph, torch.float32)
+
+
+def check_in_torch(file: Path, output: str, examples: Mapping[str, Array]) -> None:
+    """Make sure that torch computes what onnxruntime does for one sample of a last stage.
+
+    Raises:
+        ModelError: If it does not, or an operator cannot be run there.
+    """
+    import onnxruntime as ort
+    import torch
+
+    graph, constants = read_tail(file)
+    session = ort.InferenceSession(str(file), plain_options(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run([output], dict(examples))
+    try:
+        with torch.no_grad():
+            known = run_graph(graph, constants | {name: torch.from_numpy(each) for name, each in examples.items()})
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+        raise ModelError(f"what is trained cannot be run in torch: {one_line(error)}") from error
+    found = known[output].numpy()
+    if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
+        raise ModelError("what is trained gives something else in torch than in onnxruntime")
