@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from splitload.bundle import DEFAULT_TAIL, StageEntry, Training, read_manifest
-from splitload.deploy.arguments import LEARNING_RATES, Settings, add_arguments, settings_of
+from splitload.bundle import DEFAULT_TAIL, StageEntry, Step, Training, read_manifest
+from splitload.deploy.arguments import Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
 from splitload.deploy.samples import Samples, read_samples
 from splitload.errors import SplitloadError, TrainingError, UsageError
@@ -26,6 +26,16 @@ from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
 
 Array = np.ndarray[Any, Any]
+
+
+class AnyLearner(Protocol):
+    """What changes the weights of a tail: `Learner`, or one that needs more than a device has."""
+
+    learning_rate: float
+
+    def step(self, features: Mapping[str, Array], target: Array) -> float: ...  # noqa: D102
+    def look(self, features: Mapping[str, Array], target: Array) -> tuple[float, Array]: ...  # noqa: D102
+    def weights(self) -> dict[str, Array]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,7 @@ def personalize(
     on_features: Callable[[int, int], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    make_learner: Callable[..., AnyLearner] | None = None,
 ) -> Personalized:
     """Train the last stage of a bundle and write it as a new version of a tail; training goes on where that one stands.
 
@@ -88,6 +99,7 @@ def personalize(
             its batch, before the second on all other samples.
         on_step: Called as `on_step(steps, loss)` after each step, with the mean loss of its samples before it.
         on_epoch: Called after each epoch.
+        make_learner: What trains the last stage, called as `Learner` is, which is the default.
 
     Raises:
         UsageError: If the bundle has no trainable stage, or data or settings do not fit.
@@ -113,7 +125,9 @@ def personalize(
             folder, training.features, sets, made,
             batch_size=settings.batch_size, threads=threads, on_features=on_features,
         )  # fmt: skip
-        learner = _Learner(folder, training, samples.loss, settings, _start(folder, tail, stage, training))
+        learner = (make_learner or Learner)(
+            folder, stage, training, samples.loss, settings, _start(folder, tail, stage, training)
+        )
         epochs = []
         best: Epoch | None = None
         weights: dict[str, Array] = {}
@@ -143,7 +157,7 @@ def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> di
 
 
 def _epochs(
-    learner: _Learner,
+    learner: AnyLearner,
     features: Features,
     sets: Sequence[Samples],
     settings: Settings,
@@ -173,7 +187,7 @@ def _epochs(
 
 
 def _judge(
-    learner: _Learner, features: Features, sets: Sequence[Samples], batch_size: int
+    learner: AnyLearner, features: Features, sets: Sequence[Samples], batch_size: int
 ) -> tuple[float, float | None]:
     """Return the loss of the second set of samples, and the share of right classes."""
     samples = sets[1]
@@ -187,11 +201,17 @@ def _judge(
     return total / samples.count, right / samples.count if samples.loss == "cross-entropy" else None
 
 
-class _Learner:
+def step_for(training: Training, loss: str, optimizer: str) -> Step | None:
+    """Return the training step of a bundle for a loss and an optimiser, None if it has none."""
+    return next((each for each in training.steps if (each.loss, each.optimizer) == (loss, optimizer)), None)
+
+
+class Learner:
     """The weights of a tail and the graph that changes them; everything stays in the runtime from step to step.
 
     Args:
         folder: The bundle.
+        stage: Its last stage.
         training: Which graphs there are.
         loss: Which loss.
         settings: Which optimiser, and its numbers.
@@ -199,16 +219,23 @@ class _Learner:
     """
 
     def __init__(
-        self, folder: Path, training: Training, loss: str, settings: Settings, weights: Mapping[str, Array]
+        self,
+        folder: Path,
+        stage: StageEntry,
+        training: Training,
+        loss: str,
+        settings: Settings,
+        weights: Mapping[str, Array],
     ) -> None:
         import onnxruntime as ort
 
-        step = next(
-            (each for each in training.steps if (each.loss, each.optimizer) == (loss, settings.optimizer)), None
-        )
+        step = step_for(training, loss, settings.optimizer)
         if step is None:
             there = ", ".join(f"{each.loss} with {each.optimizer}" for each in training.steps) or "none"
-            raise UsageError(f"the bundle has no training step for {loss} with {settings.optimizer}; it has: {there}")
+            raise UsageError(
+                f"the bundle has no training step for {loss} with {settings.optimizer}; it has: {there}; "
+                "'splitload finetune' trains without one where torch is installed"
+            )
         options = ort.SessionOptions()
         options.log_severity_level = 4
         # a step takes as long without them, and less memory
@@ -219,8 +246,7 @@ class _Learner:
         self._only_forward.only_execute_path_to_fetches = True
         self._output = training.output
         self._names = [weight.name for weight in training.weights]
-        rate = settings.learning_rate
-        self.learning_rate = LEARNING_RATES[settings.optimizer] if rate is None else rate
+        self.learning_rate = settings.rate
         numbers = {
             "learning_rate": self.learning_rate,
             "weight_decay": settings.weight_decay,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import read_manifest
+from splitload.bundle import StageEntry, Training, read_manifest
 from splitload.commands.console import Console
-from splitload.deploy.arguments import settings_of
-from splitload.deploy.personalize import Epoch, personalize
+from splitload.deploy.arguments import Settings, settings_of
+from splitload.deploy.personalize import AnyLearner, Epoch, Learner, personalize, step_for
 from splitload.errors import UsageError
 from splitload.tails import revert
 
@@ -50,6 +52,7 @@ def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             threads=options.threads,
             on_features=lambda done, total: show(done, total),
             on_epoch=report,
+            make_learner=partial(_learner, console),
         )
     console.print(
         f"{bundle}: version {result.version} of the tail '{result.tail}', of epoch {result.best.number}; "
@@ -62,3 +65,21 @@ def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "best": asdict(result.best),
         "epochs": [asdict(epoch) for epoch in result.epochs],
     }
+
+
+def _learner(
+    console: Console,
+    folder: Path,
+    stage: StageEntry,
+    training: Training,
+    loss: str,
+    settings: Settings,
+    weights: Mapping[str, Any],
+) -> AnyLearner:
+    """Return what trains the last stage: its own training step, or torch where it has none."""
+    if step_for(training, loss, settings.optimizer) is not None:
+        return Learner(folder, stage, training, loss, settings, weights)
+    from splitload.frontends.torch_learner import TorchLearner
+
+    console.note(f"the bundle has no training step for {loss} with {settings.optimizer}: torch trains it")
+    return TorchLearner(folder, stage, training, loss, settings, weights)

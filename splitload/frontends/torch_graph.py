@@ -233,41 +233,6 @@ def _operators() -> dict[str, Run]:
     def instance_norm(settings: dict[str, Any], x: Any, scale: Any, offset: Any) -> Any:
         return functional.instance_norm(x, weight=scale, bias=offset, eps=settings.get("epsilon", 1e-5))
 
-    def recurrent(kind: str, gates: list[int]) -> Run:
-        """Return what runs an LSTM or a GRU; the gates of ONNX come in another order than torch's."""
-
-        def run(
-            settings: dict[str, Any], x: Any, weights: Any, recurrence: Any, bias: Any = None,
-            lengths: Any = None, first: Any = None, cell: Any = None, peepholes: Any = None,
-        ) -> Any:  # fmt: skip
-            directions, size = weights.shape[0], settings["hidden_size"]
-            known = {b"forward": 1, b"bidirectional": 2}.get(settings.get("direction", b"forward"))
-            known_names = {"hidden_size", "direction", "linear_before_reset"}
-            others = {name for name, value in settings.items() if value} - known_names
-            if lengths is not None or peepholes is not None or others or known != directions:
-                raise ModelError(f"the operator {kind} with {', '.join(sorted(others)) or 'these inputs'}")
-            if kind == "GRU" and not settings.get("linear_before_reset", 0):
-                raise ModelError("the operator GRU with linear_before_reset = 0")
-
-            def ordered(values: Any) -> Any:
-                return torch.cat([values.split(size)[gate] for gate in gates])
-
-            flat = []
-            for number in range(directions):
-                flat += [ordered(weights[number]), ordered(recurrence[number])]
-                if bias is not None:
-                    flat += [ordered(part) for part in bias[number].chunk(2)]
-            zeros = x.new_zeros(directions, x.shape[1], size)
-            start = zeros if first is None else first
-            settings_ = (bias is not None, 1, 0.0, False, directions == 2, False)
-            if kind == "LSTM":
-                made, *last = torch.lstm(x, (start, zeros if cell is None else cell), flat, *settings_)
-            else:
-                made, *last = torch.gru(x, start, flat, *settings_)
-            return [made.reshape(*made.shape[:2], directions, size).transpose(1, 2), *last]
-
-        return run
-
     def element(kind: Callable[..., Any]) -> Run:
         return lambda _, *inputs: kind(*inputs)
 
@@ -302,9 +267,9 @@ def _operators() -> dict[str, Run]:
         "Dropout": lambda _, x, *__: x,
         "DepthToSpace": pixels,
         "Einsum": lambda settings, *parts: torch.einsum(settings["equation"].decode(), *parts),
-        "GRU": recurrent("GRU", [1, 0, 2]),
+        "GRU": _recurrent("GRU", [1, 0, 2]),
         "InstanceNormalization": instance_norm,
-        "LSTM": recurrent("LSTM", [0, 2, 3, 1]),
+        "LSTM": _recurrent("LSTM", [0, 2, 3, 1]),
         "ReduceMax": reduce(torch.amax),
         "ReduceMin": reduce(torch.amin),
         "Elu": lambda settings, x: functional.elu(x, settings.get("alpha", 1.0)),
@@ -330,3 +295,44 @@ def _operators() -> dict[str, Run]:
         "Transpose": lambda settings, x: x.permute(settings.get("perm", [*reversed(range(x.ndim))])),
         "Unsqueeze": unsqueeze,
     }
+
+
+def _recurrent(kind: str, gates: list[int]) -> Run:
+    """Return what runs an LSTM or a GRU.
+
+    Args:
+        kind: "LSTM" or "GRU".
+        gates: For each gate in torch's order, its place in that of ONNX.
+    """
+    import torch
+
+    def run(
+        settings: dict[str, Any], x: Any, weights: Any, recurrence: Any, bias: Any = None,
+        lengths: Any = None, first: Any = None, cell: Any = None, peepholes: Any = None,
+    ) -> Any:  # fmt: skip
+        size, wide = settings["hidden_size"], len(gates) * settings["hidden_size"]
+        directions = {b"forward": 1, b"bidirectional": 2}.get(settings.get("direction", b"forward"))
+        others = {name for name, value in settings.items() if value} - {"direction", "hidden_size"}
+        if (kind == "GRU") != ("linear_before_reset" in others) or others - {"linear_before_reset"}:
+            raise ModelError(f"the operator {kind} cannot be run in torch with its attributes {sorted(settings)}")
+        if lengths is not None or peepholes is not None or directions is None:
+            raise ModelError(f"the operator {kind} cannot be run in torch backwards, with lengths or with peepholes")
+        zeros = x.new_zeros(directions, x.shape[1], size)
+        start, memory = (zeros if each is None else each for each in (first, cell))
+        expected = [(directions, wide, x.shape[2]), (directions, wide, size), (directions, 2 * wide)]
+        found = [weights.shape, recurrence.shape, expected[2] if bias is None else bias.shape]
+        if found != expected or start.shape != zeros.shape or memory.shape != zeros.shape:
+            # torch's own operator looks at no sizes, and reads past the end
+            raise ModelError(f"the sizes of what the operator {kind} reads do not fit together")
+        parts = []
+        for number in range(directions):
+            parts += [weights[number], recurrence[number], *(() if bias is None else bias[number].chunk(2))]
+        flat = [torch.cat([part.split(size)[gate] for gate in gates]) for part in parts]
+        others_ = (bias is not None, 1, 0.0, False, directions == 2, False)
+        if kind == "LSTM":
+            made, *last = torch.lstm(x, (start, memory), flat, *others_)
+        else:
+            made, *last = torch.gru(x, start, flat, *others_)
+        return [made.reshape(*made.shape[:2], directions, size).transpose(1, 2), *last]
+
+    return run

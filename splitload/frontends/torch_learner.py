@@ -77,7 +77,7 @@ class TorchLearner:
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         self._optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def look(self, features: Mapping[str, Array], target: Array) -> tuple[float, Array]:
         """Return the loss and the output of a batch; nothing changes."""

@@ -1,0 +1,102 @@
+"""Last stages that torch alone can train: `splitload finetune` falls back to it, the script of the device says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import splitload
+from splitload import ParallelLoader
+from splitload.bundle import read_manifest
+from splitload.cli import main
+from splitload.deploy import personalize as script
+from splitload.errors import ModelError
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+SAMPLES = 48
+
+
+class Recurrent(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(6, 6)
+        self.rnn = kind(6, 5, batch_first=True, bidirectional=True)
+        self.fc = torch.nn.Linear(10, 3)
+
+    def forward(self, x: Any) -> Any:
+        hidden, _ = self.rnn(torch.relu(self.body(x)))
+        return self.fc(hidden[:, -1])
+
+
+def build(folder: Path, kind: Any, **options: Any) -> tuple[Any, Path]:
+    torch.manual_seed(0)
+    module = Recurrent(kind)
+    example = (torch.randn(1, 7, 6),)
+    return module, splitload.from_torch(
+        module, example, folder / "net.splitload", device="s20", trainable="rnn|fc", **options
+    )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(SAMPLES, 7, 6)).astype("f4")
+    np.savez(tmp_path / "train.npz", x=x, y=(x[:, :, 0].sum(1) > 0).astype(int))
+    return tmp_path / "train.npz"
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU])
+def test_torch_trains_what_has_no_step(
+    kind: Any, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, bundle = build(tmp_path, kind)
+    training = read_manifest(bundle).training
+    assert training is not None
+    assert training.steps == ()
+    capsys.readouterr()
+    words = [str(bundle), "--data", str(data), "--epochs", "4", "--batch-size", str(SAMPLES), "--lr", "0.01"]
+    assert main(["finetune", *words, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "no training step for cross-entropy with adam: torch trains it" in printed.err
+    losses = [epoch["loss"] for epoch in json.loads(printed.out)["epochs"]]
+
+    arrays = np.load(data)
+    x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    module.body.requires_grad_(False)
+    optimizer = torch.optim.Adam([*module.rnn.parameters(), *module.fc.parameters()], lr=0.01)
+    expected = []
+    for _ in range(4):
+        loss = torch.nn.functional.cross_entropy(module(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    with ParallelLoader(bundle) as loaded, torch.no_grad():
+        answers = np.concatenate([loaded.run(None, {"x": each[None]})[0] for each in arrays["x"][:4]])
+        np.testing.assert_allclose(answers, module(x[:4]).numpy(), rtol=0, atol=5e-3)
+
+    assert script.main(words) == 2, "the script of a device trains by steps alone"
+    assert "'splitload finetune' trains without one where torch is installed" in capsys.readouterr().err
+
+
+def test_an_initial_state_of_other_sizes_is_refused() -> None:
+    from onnx import helper
+
+    from splitload.frontends.torch_graph import run_graph
+
+    node = helper.make_node("LSTM", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=3)
+    graph = helper.make_graph([node], "g", [], [])
+    sizes = {"x": (5, 2, 4), "w": (1, 12, 4), "r": (1, 12, 3), "h": (1, 1, 3)}
+    with pytest.raises(ModelError, match="sizes of what the operator LSTM reads do not fit"):
+        run_graph(graph, {name: torch.zeros(size) for name, size in sizes.items()})
