@@ -217,6 +217,26 @@ def _every(record: Mapping[str, Any]) -> bool:
 
 
 # By the word in a document: the kind of its records, which of them it takes, and how the table is made.
+
+
+def gradients_table(records: Iterable[Named]) -> str:
+    """Return by how much gradients of training steps differ from autograd's, the worst of all weights."""
+    rows = [
+        (
+            row["model"].removeprefix("zoo:"),
+            f"`{row['trainable']}`".replace("|", "\\|"),
+            row["loss"],
+            str(len(row["difference"]["float32"])),
+            *(f"{max(row['difference'][kind].values()):.1e}" for kind in ("float32", "float64")),
+            ", ".join(row["operators"]),
+        )
+        for _, record in records
+        for row in record["rows"]
+    ]
+    head = ("model", "trained", "loss", "weights", "on a device (float32)", "in float64", "operators")
+    return _table(head, rows)
+
+
 _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Iterable[Named]], str]]] = {
     "bench": ("bench", _warm, bench_table),
     "ttfo": ("bench", _warm, ttfo_table),
@@ -230,6 +250,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "rivals": ("rivals", _every, lambda found: _table(*plan_tables.rivals(found))),
     "budget": ("budget", _every, lambda found: _table(*plan_tables.budget(found))),
     "steps": ("steps", _every, steps_table),
+    "gradients": ("gradients", _every, gradients_table),
 }
 
 

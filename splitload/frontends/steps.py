@@ -11,17 +11,16 @@ import numpy as np
 
 from splitload.bundle import File, StageEntry, Step, Training, Weight
 from splitload.errors import ModelError
-from splitload.frontends.observe import one_line, plain_options
 from splitload.frontends.onnx import read_model
+from splitload.frontends.open_samples import open_samples
 from splitload.frontends.opened import Opened
 from splitload.frontends.parity import check_gradients
-from splitload.frontends.proto import attributes, external_entry
+from splitload.frontends.proto import external_entry
 from splitload.frontends.torch import require
 from splitload.frontends.torch_learner import check_in_torch
-from splitload.frontends.training import LOSSES, OPTIMIZERS, SAMPLES, Loss, Optimizer, shapes_of, training_step
+from splitload.frontends.training import LOSSES, OPTIMIZERS, Loss, Optimizer, shapes_of, training_step
 
 CHECKED_SAMPLES = 2
-_TOLERANCE = 1e-4  # of the largest output, for what several samples at once may differ from one by one
 
 
 def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Training, str | None]:
@@ -50,7 +49,7 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Trai
         raise ModelError(
             f"a model of {len(model.graph.output)} outputs cannot be trained by one loss; it must have one"
         )
-    examples = _example_features(model)
+    examples = example_features(model)
     weights = opened.division.weights
     output = model.graph.output[0].name
     steps: list[Step] = []
@@ -85,12 +84,12 @@ def _steps(
     for loss in LOSSES:
         if loss == "cross-entropy" and not (len(shape) == 2 and isinstance(shape[1], int)):
             continue
-        check_gradients(model, weights, loss, several, _example_target(loss, shape, CHECKED_SAMPLES))
+        check_gradients(model, weights, loss, several, example_target(loss, shape, CHECKED_SAMPLES))
         for optimizer in OPTIMIZERS:
             yield loss, optimizer, training_step(model, weights, loss, optimizer).SerializeToString()
 
 
-def _example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
+def example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
     """Return made-up features of as many samples as are checked, by name; each of one sample.
 
     Raises:
@@ -116,69 +115,9 @@ def _example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
     return found
 
 
-def _example_target(loss: Loss, shape: tuple[int | str, ...], samples: int) -> np.ndarray[Any, Any]:
+def example_target(loss: Loss, shape: tuple[int | str, ...], samples: int) -> np.ndarray[Any, Any]:
+    """Return made-up classes, or made-up outputs of a shape whose first size is that of the samples."""
     rng = np.random.default_rng(1)
     if loss == "cross-entropy":
         return rng.integers(0, int(shape[1]), samples)
     return rng.standard_normal([samples, *(int(size) for size in shape[1:])]).astype(np.float32)
-
-
-def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) -> Any:
-    """Return a model that takes any number of samples, of one that may have been exported for a single one.
-
-    The first size of every input and output becomes `SAMPLES`; where a Reshape names a first size of 1, it keeps that
-    of its input instead. That this computes the same is checked with several samples.
-
-    Args:
-        model: Its inputs have a first size for samples.
-        examples: Inputs of one sample each, several of them.
-
-    Raises:
-        ModelError: If several samples at once give something else than one by one.
-    """
-    import onnx
-    from onnx import numpy_helper
-
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    graph = made.graph
-    for value in (*graph.input, *graph.output):
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = SAMPLES
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            constants.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
-    for node in graph.node:
-        stored = constants.get(node.input[1]) if node.op_type == "Reshape" else None
-        sizes = np.zeros(0, dtype=np.int64) if stored is None else numpy_helper.to_array(stored)
-        if sizes.size and sizes[0] == 1 and not (attributes(node).get("allowzero", 0) and (sizes == 0).any()):
-            name = f"{node.output[0]}/size"
-            graph.initializer.append(numpy_helper.from_array(np.array([0, *sizes[1:]], dtype=np.int64), name))
-            node.input[1] = name
-            del node.attribute[:]  # there is none but allowzero: 0 is to mean the size of the input
-    one_by_one = [
-        _run(model, {name: each[number] for name, each in examples.items()}) for number in range(CHECKED_SAMPLES)
-    ]
-    expected = np.concatenate(one_by_one)
-    try:
-        found = _run(made, {name: np.concatenate(each) for name, each in examples.items()})
-    except Exception as error:  # onnxruntime has no common root for its errors
-        raise ModelError(
-            f"what is trained takes one sample at a time ({one_line(error)}); export the model with an open first size"
-        ) from error
-    largest = np.abs(expected).max(initial=0.0)
-    if found.shape != expected.shape or not np.abs(found - expected).max(initial=0.0) <= _TOLERANCE * largest:
-        raise ModelError(
-            "what is trained computes something else for several samples at once than for one by one; export the model "
-            "with an open first size"
-        )
-    return made
-
-
-def _run(model: Any, feeds: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"])
-    output: np.ndarray[Any, Any] = session.run(None, feeds)[0]
-    return output

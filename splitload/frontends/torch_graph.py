@@ -239,7 +239,8 @@ def _operators() -> dict[str, Run]:
     plain: dict[str, Callable[..., Any]] = {
         "Abs": torch.abs, "Add": torch.add, "And": torch.logical_and, "Div": torch.div, "Equal": torch.eq,
         "Erf": torch.erf, "Exp": torch.exp, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
-        "HardSwish": functional.hardswish, "Identity": lambda x: x, "Less": torch.lt, "LessOrEqual": torch.le,
+        "HardSwish": functional.hardswish, "Identity": lambda x: x, "IsNaN": torch.isnan,
+        "Less": torch.lt, "LessOrEqual": torch.le,
         "Log": torch.log, "MatMul": torch.matmul, "Mul": torch.mul, "Neg": torch.neg, "Not": torch.logical_not,
         "Or": torch.logical_or, "PRelu": lambda x, slope: torch.where(x > 0, x, slope * x), "Pow": torch.pow,
         "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Sign": torch.sign,

@@ -188,3 +188,13 @@ def _global_max(g: Gradients, node: Any, dy: str) -> list[str | None]:
     where = g.op("ArgMax", flat, axis=2, keepdims=1)
     part = g.op("ScatterElements", g.zeros(flat), where, g.reshaped(dy, -1, channels, 1), axis=2)
     return [g.as_was(part, x)]
+
+
+@rule("DepthToSpace")
+def _depth_to_space(g: Gradients, node: Any, dy: str) -> list[str | None]:
+    settings = attributes(node)
+    size = settings["blocksize"]
+    channels, height, width = g.static(node.input[0])
+    parts = g.reshaped(dy, -1, channels // size**2, height, size, width, size)
+    order = [0, 1, 3, 5, 2, 4] if settings.get("mode", b"DCR") == b"CRD" else [0, 3, 5, 1, 2, 4]
+    return [g.reshaped(g.op("Transpose", parts, perm=order), -1, channels, height, width)]
