@@ -59,7 +59,7 @@ class Cuda:
     def pinned(self, size_bytes: int) -> torch.Tensor:
         """Return pinned bytes; torch keeps them for the next load when they are let go."""
         with torch.cuda.device(self._device):
-            return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(size_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def lane(self) -> Callable[[torch.Tensor, torch.Tensor], Mark]:
         """Return a call that copies on a stream of its own."""

@@ -232,7 +232,9 @@ def write_stage(
     unnamed = folder / f"{stem}.safetensors"
     try:
         with unnamed.open("xb") as file:
-            for data in chain[Any]([len(text).to_bytes(8, "little") + text], (memory(tensor) for _, tensor in laid)):
+            for data in chain[Any](
+                [len(text).to_bytes(8, "little") + text], (as_bytes(tensor).cpu().numpy() for _, tensor in laid)
+            ):
                 file.write(data)
                 digest.update(data)
             size = file.tell()
@@ -254,6 +256,6 @@ def write_stage(
     return File(named.name, size, sha256), entries
 
 
-def memory(tensor: torch.Tensor) -> memoryview[int]:
-    """Return a tensor's elements in C order as bytes."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's elements in C order as a row of bytes, on its device."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

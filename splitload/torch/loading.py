@@ -25,6 +25,7 @@ from splitload.torch.reads import Watch
 from splitload.torch.sources import Copied, Lane, Mapped, Source
 from splitload.torch.tensors import Place, check_loadable, named, places
 
+GPU_THREADS = 4  # one fills pinned memory with 5 GB/s or more
 _loadings: weakref.WeakKeyDictionary[nn.Module, Loading] = weakref.WeakKeyDictionary()
 _alive: set[Loading] = set()  # those with stages to come
 
@@ -54,7 +55,8 @@ def load(
             ...`), so that building it takes no memory or time. Its training flag stays as it is: call `eval()`.
         bundle: The folder that `save` wrote.
         device: "cpu", "cuda" or "cuda:N".
-        threads: How many stages load at a time, at least 1; None: as many as the process has processors.
+        threads: How many stages load at a time, at least 1; None: as many as the process has processors, on a GPU no
+            more than 4, so that stages still come one after the other.
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
 
     Returns:
@@ -77,7 +79,8 @@ def load(
     manifest = read_manifest(folder, verify)
     check_loadable(module)
     slots = _fitting(module, manifest)
-    loading = Loading(folder, manifest, slots, place, threads or available_threads())
+    most = threads or min(available_threads(), available_threads() if place.type == "cpu" else GPU_THREADS)
+    loading = Loading(folder, manifest, slots, place, most)
     _loadings[module] = loading
     loading.start()
     return module

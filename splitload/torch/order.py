@@ -12,6 +12,7 @@ from torch import nn
 
 from splitload.errors import ModelError, UsageError
 from splitload.partition import Partition
+from splitload.torch.format import as_bytes
 from splitload.torch.reads import Watch
 from splitload.torch.tensors import Place
 
@@ -83,7 +84,7 @@ def _left_as_it_was(root: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, key, buffer, value in buffers:
                 module._buffers[key] = buffer
-                if not torch.equal(buffer, value):
+                if not torch.equal(as_bytes(buffer), as_bytes(value)):  # expanded ones cannot be written to
                     buffer.copy_(value)
 
 

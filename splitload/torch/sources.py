@@ -83,9 +83,10 @@ class Copied:
         self._backend = backend
         self._stopped = stopped
         starts = [min(entry.offset for entry in stage.tensors) // ALIGNMENT * ALIGNMENT for stage in stages]
-        self._targets = [
-            (start, backend.memory(stage.file.bytes - start)) for start, stage in zip(starts, stages, strict=True)
-        ]
+        with torch.inference_mode(False):  # it is written to on threads where that mode is off
+            self._targets = [
+                (start, backend.memory(stage.file.bytes - start)) for start, stage in zip(starts, stages, strict=True)
+            ]
         backend.begin()
 
     def lane(self) -> Lane:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import io
 import os
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -406,6 +410,26 @@ def test_a_module_is_loaded_once_at_a_time(chain: tuple[Chain, Path], gates: Gat
     assert splitload.torch.wait(made)
     splitload.torch.load(made, chain[1])  # anew
     assert torch.equal(made(torch.ones(1, 8)), chain[0](torch.ones(1, 8)))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_kept_of_a_module_that_is_gone(chain: tuple[Chain, Path], gates: Gates, fails: bool) -> None:
+    _, bundle = chain
+    gates.hold(3)
+    made = loaded(Chain, bundle)
+    if fails:
+        (bundle / read_manifest(bundle).stages[3].file.name).unlink()
+    gates.open()
+    with contextlib.suppress(StageError):
+        splitload.torch.wait(made)
+    gone = weakref.ref(made)
+    del made
+    for _ in range(100):  # a thread of the pool may be about to let go
+        gc.collect()
+        if gone() is None:
+            break
+        time.sleep(0.01)
+    assert gone() is None
 
 
 FORK = """
