@@ -263,6 +263,15 @@ def test_what_the_user_replaces_meanwhile_stays(chain: tuple[Chain, Path], gates
     assert torch.equal(made.scale, torch.ones(8))
 
 
+def test_a_module_that_keeps_its_tensors_twice_waits_too(tmp_path: Path, gates: Gates) -> None:
+    module, bundle = Recurrent().eval(), tmp_path / "m.splitload"
+    splitload.torch.save(module, torch.ones(1, 1, 8), bundle, num_stages=2)
+    gates.hold(1)
+    made: Any = loaded(Recurrent, bundle)
+    made.before.register_forward_hook(lambda *_: threading.Timer(0.1, gates.open).start())
+    assert torch.equal(made(torch.ones(1, 1, 8)), module(torch.ones(1, 1, 8)))
+
+
 def test_hooks_of_the_user_stay(tmp_path: Path) -> None:
     splitload.torch.save(Recurrent(), torch.ones(1, 1, 8), tmp_path / "m.splitload", num_stages=2)
     made: Any = on_meta(Recurrent)
