@@ -70,7 +70,8 @@ class Watch:
     """Watches the tensors that a module itself holds, until `end`.
 
     Modules that keep them in another place besides (`nn.LSTM` in a list) set attributes in a way of their own to keep
-    that place right. There reads cannot be seen, and a forward pre-hook takes all tensors of the module for read.
+    that place right. Reads there cannot be seen, so that a forward pre-hook takes all tensors of the module for read.
+    No other module gets a hook: torch's fused transformer layer takes its slow path where there is one.
 
     Args:
         module: The module.

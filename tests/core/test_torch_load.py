@@ -20,7 +20,8 @@ import pytest
 import torch
 import torch_modules
 from torch import nn
-from torch_modules import Chain, Mixed, Reader, Recurrent, Tied, loaded, on_meta
+from torch.utils import _pytree as pytree
+from torch_modules import Chain, Mirror, Mixed, Reader, Recurrent, Tied, loaded, on_meta
 
 import splitload.torch
 from splitload.errors import BundleError, ModelError, SplitloadError, StageError, UsageError
@@ -263,13 +264,19 @@ def test_what_the_user_replaces_meanwhile_stays(chain: tuple[Chain, Path], gates
     assert torch.equal(made.scale, torch.ones(8))
 
 
-def test_a_module_that_keeps_its_tensors_twice_waits_too(tmp_path: Path, gates: Gates) -> None:
-    module, bundle = Recurrent().eval(), tmp_path / "m.splitload"
-    splitload.torch.save(module, torch.ones(1, 1, 8), bundle, num_stages=2)
+@pytest.mark.parametrize("build", [lambda: nn.LSTM(8, 8), lambda: Mirror(8, 8)], ids=["torch's", "a user's"])
+def test_a_module_that_keeps_its_tensors_twice(build: Callable[[], nn.Module], tmp_path: Path, gates: Gates) -> None:
+    def both() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), build())
+
+    module, bundle = both().eval(), tmp_path / "m.splitload"
+    splitload.torch.save(module, torch.ones(1, 8), bundle, num_stages=2)
+    assert read_manifest(bundle).stages[1].name == "1"
     gates.hold(1)
-    made: Any = loaded(Recurrent, bundle)
-    made.before.register_forward_hook(lambda *_: threading.Timer(0.1, gates.open).start())
-    assert torch.equal(made(torch.ones(1, 1, 8)), module(torch.ones(1, 1, 8)))
+    made: Any = loaded(both, bundle)
+    made[0].register_forward_hook(lambda *_: threading.Timer(0.1, gates.open).start())
+    outputs = [each(torch.ones(1, 8)) for each in (made, module)]
+    assert all(torch.equal(a, b) for a, b in zip(*(pytree.tree_leaves(each) for each in outputs), strict=True))
 
 
 def test_hooks_of_the_user_stay(tmp_path: Path) -> None:

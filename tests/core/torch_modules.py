@@ -72,6 +72,18 @@ class Recurrent(nn.Module):
         return self.cell(self.before(x))[0]
 
 
+class Mirror(nn.Linear):
+    """Keeps its tensors in a list besides, and reads them there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("weight", "bias"):
+            vars(self).setdefault("kept", {})[name] = value
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, *vars(self)["kept"].values())
+
+
 class Mixed(nn.Module):
     """Tensors of many types and odd sizes, a number among them and an empty one."""
 
