@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from splitload.errors import BundleError, UsageError
 from splitload.fields import Reader, is_count
@@ -206,6 +206,14 @@ class Manifest(Record):
         return next(variant for variant in self.variants if variant.fits(cpu, runtime))
 
 
+if TYPE_CHECKING:
+
+    class HasFiles(Protocol):
+        """A manifest of any format."""
+
+        def files(self) -> Iterator[File]: ...  # noqa: D102
+
+
 def without_tail(manifest: Manifest) -> Manifest:
     """Return what a bundle computes before its trainable last stage: the outputs are what that stage reads.
 
@@ -242,28 +250,38 @@ def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:
     Raises:
         BundleError: If anything is amiss.
     """
+    manifest = validate(read_json(folder, "'splitload train MODEL --device host -o NAME.splitload' makes one"))
+    check_files(folder, manifest, verify)
+    return manifest
+
+
+def read_json(folder: Path, cure: str) -> Any:
+    """Return the JSON of a bundle's manifest, of whatever format; nothing in it is checked yet.
+
+    Args:
+        folder: The bundle.
+        cure: What makes one, for the error.
+
+    Raises:
+        BundleError: If it cannot be read, is too large or is not JSON.
+    """
     path = folder / MANIFEST
     try:
         if path.exists() and not path.is_file():
             raise BundleError(f"'{path}' is no file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES} bytes; no manifest is")
-        data = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
-        raise BundleError(
-            f"'{folder}' is not a bundle: {what}; 'splitload train MODEL --device host -o NAME.splitload' makes one"
-        ) from error
+        raise BundleError(f"'{folder}' is not a bundle: {what}; {cure}") from error
     except OSError as error:
         raise BundleError(f"cannot read '{path}': {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"'{path}' is damaged: not JSON ({error})") from error
-    manifest = validate(data)
-    check_files(folder, manifest, verify)
-    return manifest
 
 
-def check_files(folder: Path, manifest: Manifest, verify: Verify = "sizes") -> None:
+def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> None:
     """Check the files that a manifest names.
 
     Raises:
@@ -364,8 +382,8 @@ def _stage(reader: Reader) -> StageEntry:
     return StageEntry(
         name=reader.text("name"),
         blocks=(blocks[0], blocks[1]),
-        graph=_file(reader.child("graph")),
-        weights=None if reader.get("weights") is None else _file(reader.child("weights")),
+        graph=file_entry(reader.child("graph")),
+        weights=None if reader.get("weights") is None else file_entry(reader.child("weights")),
         weights_bytes=reader.count("weights_bytes"),
         inputs=_names(reader, "inputs"),
         outputs=tuple(_tensor(item) for item in reader.items("outputs", at_least=1)),
@@ -402,7 +420,7 @@ def _training(reader: Reader) -> Training:
     for row in reader.items("steps"):
         row.only(*Step._fields)
         loss, optimizer = row.choice("loss", "cross-entropy", "mse"), row.choice("optimizer", "sgd", "adam")
-        steps.append(Step(loss, optimizer, _file(row.child("file"))))
+        steps.append(Step(loss, optimizer, file_entry(row.child("file"))))
     return Training(_names(reader, "features"), reader.text("output"), tuple(weights), tuple(steps))
 
 
@@ -440,7 +458,8 @@ def is_plain(name: str) -> bool:
     return known and name.isascii() and 0 < len(name) <= _MAX_NAME and name[0].isalnum()
 
 
-def _file(reader: Reader) -> File:
+def file_entry(reader: Reader) -> File:
+    """Return the description of a file, whose name is a plain one."""
     reader.only("name", "bytes", "sha256")
     name = reader.text("name")
     if not is_plain(name) or name == MANIFEST:

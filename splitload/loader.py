@@ -48,6 +48,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_pool)
 
 
+def submit(job: Callable[[], None], at_least: int = 1) -> bool:
+    """Run a job on the process's pool of loading threads, see `LoadingPool.submit`."""
+    return _pool.submit(job, at_least)
+
+
 @atexit.register
 def _close_all() -> None:
     """Let no thread be inside onnxruntime when the interpreter goes away: that would abort the process."""

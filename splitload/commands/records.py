@@ -208,6 +208,26 @@ def steps_table(records: Iterable[Named]) -> str:
     return _table(("through", "environments", "objective", "actions", "thousand steps/s", "n"), rows)
 
 
+def torch_table(records: Iterable[Named]) -> str:
+    """Return the time to first output of torch modules, and the time in which their bytes could be copied."""
+    rows = [
+        (
+            row["gpu"] or row["device"],
+            f"{row['model_bytes'] / 1e6:.0f} MB, {row['dtype']}",
+            row["page_cache"],
+            row["arm"] if row["num_stages"] is None else f"{row['arm']}, k = {row['num_stages']}",
+            _spread(row["ttfo_s"]),
+            *(f"{row[key]['median'] * 1e3:.0f}" for key in ("load_s", "steady_inference_s", "limit_s")),
+            f"{row['ttfo_s']['median'] / max(row['limit_s']['median'], row['steady_inference_s']['median']):.2f}",
+            str(len(row["ttfo_s"]["samples"])),
+        )
+        for _, record in records
+        for row in record["rows"]
+    ]
+    head = ("device", "module", "page cache", "arm", "TTFO ms", "load call ms", "steady ms", "copy ms")
+    return _table((*head, "TTFO ÷ longer of the two", "n"), rows)
+
+
 def _warm(record: Mapping[str, Any]) -> bool:
     return bool(record["page_cache"] == "warm")
 
@@ -251,6 +271,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "budget": ("budget", _every, lambda found: _table(*plan_tables.budget(found))),
     "steps": ("steps", _every, steps_table),
     "gradients": ("gradients", _every, gradients_table),
+    "torch_load": ("torch_load", _every, torch_table),
 }
 
 

@@ -18,7 +18,7 @@ import pytest
 from runtime_models import feeds
 
 import splitload.bundle
-import splitload.deploy.write
+import splitload.replace
 from splitload import ParallelLoader
 from splitload.bundle import (
     MANIFEST,
@@ -239,7 +239,7 @@ def test_writing_makes_and_replaces(
     chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(splitload.deploy.write, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(splitload.replace, "_exchange", lambda first, second: False)
     target = tmp_path / "new.splitload"
     for mark in ("first", "second"):
         with writing(target) as folder:
@@ -274,7 +274,7 @@ def test_full_disk(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if call != "write":
-        monkeypatch.setattr(splitload.deploy.write, call, fail)
+        monkeypatch.setattr(splitload.replace, call, fail)
     with pytest.raises(OutputError, match="No space left on device; nothing was changed"), writing(target) as folder:
         fill(folder, chain_bundle, "new")
         if call == "write":
@@ -295,7 +295,7 @@ def test_second_rename_that_fails_brings_the_old_bundle_back(
             raise OSError(errno.EIO, "Input/output error")
         return real(self, to)
 
-    monkeypatch.setattr(splitload.deploy.write, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(splitload.replace, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(OutputError, match="Input/output error"), writing(target) as folder:
         fill(folder, chain_bundle, "new")

@@ -1,0 +1,99 @@
+"""How the folder of a bundle is written: whole or not at all, in the place of its like and of nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from splitload.atomic import sync
+from splitload.bundle import MANIFEST, MAX_MANIFEST_BYTES
+from splitload.errors import OutputError
+from splitload.scratch import scratch_folder
+
+
+def check_folder(target: Path, bundle_format: str) -> None:
+    """Make sure that a bundle may be written at `target`: nothing is there, or a bundle of the same format.
+
+    Raises:
+        OutputError: If something else is there, or its folder cannot be written to.
+    """
+    if target.is_symlink():
+        raise OutputError(f"'{target}' is a link; give the place it points to, or another name")
+    if target.exists() and not _is_bundle(target, bundle_format):
+        raise OutputError(f"'{target}' exists and is not a bundle; choose another name, it is left as it is")
+    parent = target.parent
+    if not parent.is_dir():
+        raise OutputError(f"there is no folder '{parent}' to write '{target.name}' into")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write to '{parent}': permission denied")
+
+
+def _is_bundle(folder: Path, bundle_format: str) -> bool:
+    """Return whether the folder holds a bundle of any version; other things have a manifest.json too."""
+    try:
+        with (folder / MANIFEST).open("rb") as file:
+            data = json.loads(file.read(MAX_MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("format") == bundle_format
+
+
+@contextlib.contextmanager
+def replacing(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a new folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
+
+    A bundle that stood there is replaced in one step where the system can exchange two names (Linux), in two renames
+    elsewhere.
+
+    Args:
+        target: Where the bundle will stand.
+        check: Raises if it may not.
+
+    Raises:
+        OutputError: If the folder cannot be made or moved, for example on a full disk.
+    """
+    check(target)
+    try:
+        with scratch_folder(target.parent, f".{target.name}.") as made:
+            made.chmod(0o755)
+            yield made
+            for path in made.iterdir():
+                sync(path)
+            sync(made)
+            _replace(made, target)
+            with contextlib.suppress(OSError):  # the bundle is in place
+                sync(target.parent)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write '{target}': {error.strerror or error}; nothing was changed") from error
+
+
+def _replace(made: Path, target: Path) -> None:
+    """Put the folder `made` at `target`; what was there is left at `made`."""
+    if not target.exists():
+        made.rename(target)
+    elif not _exchange(made, target):
+        old = made.with_suffix(".old")
+        target.rename(old)
+        try:
+            made.rename(target)
+        except BaseException:  # an interrupt as well
+            old.rename(target)
+            raise
+        old.rename(made)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; return whether the system could."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
