@@ -19,11 +19,10 @@ from splitload.commands.records import write_record
 from splitload.commands.study import one_line, study_parser
 from splitload.errors import UsageError
 from splitload.frontends import open_source
-from splitload.frontends.open_samples import open_samples
 from splitload.frontends.opened import load_opened
 from splitload.frontends.parity import ZERO, autograd, exported, on_a_device
-from splitload.frontends.steps import CHECKED_SAMPLES, example_features, example_target
-from splitload.frontends.training import LOSSES, shapes_of
+from splitload.frontends.steps import CHECKED_SAMPLES, example_target, opened_tail
+from splitload.frontends.training import LOSSES
 
 TAILS = {
     "zoo:mobilenet_v1": "block13|fc",
@@ -47,15 +46,9 @@ def rows_of(model: str, trainable: str, cache: Path) -> list[dict[str, Any]]:
     Raises:
         SplitloadError: If the model cannot be read, or trained so.
     """
-    import onnx
-
     source = open_source(model, cache)
     opened = load_opened(source, "portable", cache, trainable)
-    tail = onnx.load_model(str(opened.tail), format="protobuf")
-    examples = example_features(tail)
-    tail = open_samples(tail, examples)
-    feeds = {name: np.concatenate(each) for name, each in examples.items()}
-    shape = shapes_of(tail)[tail.graph.output[0].name]
+    tail, feeds, shape = opened_tail(opened)
     weights = opened.division.weights
     rows = []
     for loss in LOSSES:

@@ -55,7 +55,7 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Trai
     steps: list[Step] = []
     reason = None
     try:
-        for loss, optimizer, data in _steps(model, weights, examples):
+        for loss, optimizer, data in _steps(opened):
             sha256 = hashlib.sha256(data).hexdigest()
             file = File(f"step-{loss}-{optimizer}-{sha256[:12]}.onnx", len(data), sha256)
             (folder / file.name).write_bytes(data)
@@ -74,19 +74,31 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Trai
     return Training(tail.inputs, output, table, tuple(steps)), reason
 
 
-def _steps(
-    model: Any, weights: tuple[str, ...], examples: dict[str, list[np.ndarray[Any, Any]]]
-) -> Iterator[tuple[Loss, Optimizer, bytes]]:
+def _steps(opened: Opened) -> Iterator[tuple[Loss, Optimizer, bytes]]:
     """Yield loss, optimiser and graph of each training step."""
-    model = open_samples(model, examples)
-    several = {name: np.concatenate(each) for name, each in examples.items()}
-    shape = shapes_of(model)[model.graph.output[0].name]
+    weights = opened.division.weights
+    model, features, shape = opened_tail(opened)
     for loss in LOSSES:
         if loss == "cross-entropy" and not (len(shape) == 2 and isinstance(shape[1], int)):
             continue
-        check_gradients(model, weights, loss, several, example_target(loss, shape, CHECKED_SAMPLES))
+        check_gradients(model, weights, loss, features, example_target(loss, shape, CHECKED_SAMPLES))
         for optimizer in OPTIMIZERS:
             yield loss, optimizer, training_step(model, weights, loss, optimizer).SerializeToString()
+
+
+def opened_tail(opened: Opened) -> tuple[Any, dict[str, np.ndarray[Any, Any]], Any]:
+    """Return the tail as a model of any number of samples, made-up features of some, and the shape of its output.
+
+    Raises:
+        ModelError: If it takes one sample only.
+    """
+    import onnx
+
+    model = onnx.load_model(str(opened.tail), format="protobuf")
+    examples = example_features(model)
+    model = open_samples(model, examples)
+    shape = shapes_of(model)[model.graph.output[0].name]
+    return model, {name: np.concatenate(each) for name, each in examples.items()}, shape
 
 
 def example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
