@@ -6,8 +6,8 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from splitload.bundle import DEFAULT_TAIL
 from splitload.errors import UsageError
+from splitload.manifest import DEFAULT_TAIL
 
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}  # where none is given
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import File, Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.deploy.write import write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
 from splitload.frontends.observe import one_line
@@ -16,6 +15,7 @@ from splitload.frontends.shared import StoredWeights
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.machine import cpu_architecture
+from splitload.manifest import File, Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition
 from splitload.session import open_session
 

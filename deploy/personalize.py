@@ -17,11 +17,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from splitload.bundle import DEFAULT_TAIL, StageEntry, Step, Training, read_manifest
+from splitload.bundle import read_manifest
 from splitload.deploy.arguments import Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
 from splitload.deploy.samples import Samples, read_samples
 from splitload.errors import SplitloadError, TrainingError, UsageError
+from splitload.manifest import DEFAULT_TAIL, StageEntry, Step, Training
 from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
 

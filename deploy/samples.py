@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from splitload.bundle import Manifest, TensorSpec
 from splitload.errors import UsageError
 from splitload.inputs import DTYPES
+from splitload.manifest import Manifest, TensorSpec
 
 TARGET = "y"
 MAX_DATA_BYTES = 16 << 30

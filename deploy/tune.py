@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import StageEntry, TensorSpec, Variant, to_json
 from splitload.devices.host import run_worker
 from splitload.inputs import save_feeds
+from splitload.manifest import StageEntry, TensorSpec, Variant, to_json
 from splitload.scratch import scratch_folder
 
 REPEATS = 5

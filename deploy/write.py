@@ -6,8 +6,9 @@ import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from splitload.bundle import FORMAT, MANIFEST, Manifest, validate
+from splitload.bundle import MANIFEST, validate
 from splitload.errors import OutputError
+from splitload.manifest import FORMAT, Manifest
 from splitload.replace import check_folder, replacing
 from splitload.tails import names
 

@@ -17,9 +17,11 @@ __all__ = ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a device has no use for when it is asked for."""
-    if name != "from_torch":
-        raise AttributeError(f"module 'splitload' has no attribute '{name}'")
+    """Import what needs torch when it is asked for."""
     import importlib
 
-    return importlib.import_module("splitload.commands.from_torch").from_torch
+    if name == "from_torch":
+        return importlib.import_module("splitload.commands.from_torch").from_torch
+    if name == "torch":
+        return importlib.import_module("splitload.torch")
+    raise AttributeError(f"module 'splitload' has no attribute '{name}'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from splitload.bundle import Manifest, TensorSpec
+from splitload.manifest import Manifest, TensorSpec
 
 
 def checked(

@@ -1,4 +1,4 @@
-"""The bundle, the folder `NAME.splitload/` that ships: its manifest and its checks; `deploy/write.py` writes it.
+"""The bundle, the folder `NAME.splitload/` that ships, read and checked; `deploy/write.py` writes it.
 
 The README carries the format in prose. `validate` knows the whole of it: everything that is read has passed there.
 """
@@ -7,203 +7,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from splitload.errors import BundleError, UsageError
+from splitload.errors import BundleError
 from splitload.fields import Reader, is_count
-from splitload.record import Record
+from splitload.manifest import (
+    FORMAT,
+    VERSION,
+    File,
+    Manifest,
+    StageEntry,
+    Step,
+    TensorSpec,
+    Training,
+    Variant,
+    Weight,
+)  # fmt: skip
 
-FORMAT = "splitload-bundle"
-VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_STAGES = 1024
-DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
 Verify = Literal["none", "sizes", "hashes"]
 _MAX_NAME = 128  # characters
-
-
-class File(Record):
-    """A file of the bundle: its name in the folder, its size and its SHA-256."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-class TensorSpec(Record):
-    """A tensor that enters or leaves a stage or the model.
-
-    Attributes:
-        name: Its name.
-        type: onnxruntime's word, for example "tensor(float)".
-        shape: One entry a dimension, a name or None where it is open; None where the rank is unknown.
-    """
-
-    name: str
-    type: str
-    shape: tuple[int | str | None, ...] | None
-
-
-class StageEntry(Record):
-    """One stage of a variant.
-
-    Attributes:
-        name: Which part of the model it is, for people.
-        blocks: Half-open range of blocks.
-        graph: The .onnx or .ort file.
-        weights: The file its weights are mapped from, or None where they are in the graph file.
-        weights_bytes: Bytes of its weights.
-        inputs: Names of model inputs and of outputs of earlier stages.
-        outputs: What it gives.
-        prepack: Whether the first session rearranges weights for speed, at the price of a slower load.
-        trainable: Whether it holds all trainable layers.
-        shares: Names of files of other stages that it reads weights from.
-        optimized: Whether the graph is taken as it is, or optimised by the runtime when it is loaded.
-        mapped: Whether weights stay mapped from the file, or are read into memory.
-        prefetch: Whether the file is read ahead by a thread of its own while the runtime makes the session.
-        upgrade: Whether a session with rearranged weights takes over after the first answer.
-        read_order: Where in the .ort file each larger weight starts, in the order in which they are used, and where
-            reading ahead ends: behind it lies what is read in places only. Empty where that is not known.
-    """
-
-    name: str
-    blocks: tuple[int, int]
-    graph: File
-    weights: File | None
-    weights_bytes: int
-    inputs: tuple[str, ...]
-    outputs: tuple[TensorSpec, ...]
-    prepack: bool
-    trainable: bool
-    shares: tuple[str, ...] = ()
-    optimized: bool = True
-    mapped: bool = True
-    prefetch: bool = False
-    upgrade: bool = False
-    read_order: tuple[int, ...] = ()
-
-
-class Variant(Record):
-    """One way to run the model: its stages, and where they run.
-
-    Attributes:
-        kind: "native" or "portable".
-        cpu: Processor it needs (see `machine.cpu_architecture`), or None for any.
-        runtime: onnxruntime version it needs, or None for any.
-        threads: Loading threads of the execution scheme.
-        overlap: Whether inference starts while later stages load.
-        stages: In the order they run, at least one.
-    """
-
-    kind: Literal["native", "portable"]
-    cpu: str | None
-    runtime: str | None
-    threads: int
-    overlap: bool
-    stages: tuple[StageEntry, ...]
-
-    def fits(self, cpu: str, runtime: str) -> bool:
-        """Return whether it runs on this processor with this runtime version."""
-        return self.cpu in (None, cpu) and self.runtime in (None, runtime)
-
-
-class Weight(Record):
-    """A weight that is trained, and where its bytes lie in the weights file of the last stage.
-
-    Attributes:
-        name: Its name; the training steps read it by that.
-        shape: Its size; its elements are float32, in C order.
-        offset: First byte.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-class Step(Record):
-    """A graph that makes one training step of the last stage; `frontends/training.py` says what it reads and gives.
-
-    Attributes:
-        loss: "cross-entropy" or "mse".
-        optimizer: "sgd" or "adam".
-        file: The .onnx file.
-    """
-
-    loss: Literal["cross-entropy", "mse"]
-    optimizer: Literal["sgd", "adam"]
-    file: File
-
-
-class Training(Record):
-    """How the last stage is trained on the device.
-
-    Attributes:
-        features: Names of what the last stage reads; a step reads the same, of as many samples as there are.
-        output: Name of the output that is trained.
-        weights: What is trained.
-        steps: Graphs that train it, at most one for each loss and optimiser.
-    """
-
-    features: tuple[str, ...]
-    output: str
-    weights: tuple[Weight, ...]
-    steps: tuple[Step, ...]
-
-
-class Manifest(Record):
-    """What `manifest.json` says.
-
-    Attributes:
-        model: Name of the source model.
-        model_sha256: Its hash.
-        model_bytes: Its size.
-        created_with: Versions of what made the bundle.
-        cpu: Processor it was made on.
-        device: Device the partition was searched for.
-        plan: How it was found: agent, objective, seed, predicted seconds; for people and records.
-        inputs: The model's inputs.
-        outputs: The model's outputs.
-        variants: In order of preference; the last fits everywhere.
-        training: How the last stage is trained; None where nothing is.
-    """
-
-    model: str
-    model_sha256: str
-    model_bytes: int
-    created_with: Mapping[str, str]
-    cpu: str
-    device: str
-    plan: Mapping[str, Any]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    variants: tuple[Variant, ...]
-    training: Training | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values; without `training` where nothing is trained."""
-        data = {"format": FORMAT, "version": VERSION, **to_json(self)}
-        return data if self.training is not None else {key: data[key] for key in data if key != "training"}
-
-    def files(self) -> Iterator[File]:
-        """Yield every file of every variant."""
-        for variant in self.variants:
-            for stage in variant.stages:
-                yield stage.graph
-                if stage.weights is not None:
-                    yield stage.weights
-        if self.training is not None:
-            for step in self.training.steps:
-                yield step.file
-
-    def variant_for(self, cpu: str, runtime: str) -> Variant:
-        """Return the first variant that runs on this processor and runtime version."""
-        return next(variant for variant in self.variants if variant.fits(cpu, runtime))
 
 
 if TYPE_CHECKING:
@@ -212,31 +41,6 @@ if TYPE_CHECKING:
         """A manifest of any format."""
 
         def files(self) -> Iterator[File]: ...  # noqa: D102
-
-
-def without_tail(manifest: Manifest) -> Manifest:
-    """Return what a bundle computes before its trainable last stage: the outputs are what that stage reads.
-
-    Raises:
-        UsageError: If the bundle was built without trainable layers.
-    """
-    if manifest.training is None:
-        raise UsageError(
-            "the bundle has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
-        )
-    features = set(manifest.training.features)
-    variants = [variant._replace(stages=variant.stages[:-1]) for variant in manifest.variants]
-    made = {spec.name: spec for stage in variants[0].stages for spec in stage.outputs if spec.name in features}
-    return manifest._replace(outputs=tuple(made.values()), variants=tuple(variants), training=None)
-
-
-def to_json(value: Any) -> Any:
-    """Return an entry of the manifest, and whatever it holds, as plain JSON values."""
-    if hasattr(value, "_asdict"):
-        return {key: to_json(each) for key, each in value._asdict().items()}
-    if isinstance(value, list | tuple):
-        return [to_json(each) for each in value]
-    return value
 
 
 def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:

@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from splitload.arguments import checked
-from splitload.bundle import DEFAULT_TAIL, Manifest, StageEntry, Variant, Verify, read_manifest, without_tail
+from splitload.bundle import Verify, read_manifest
 from splitload.errors import StageError, UsageError
 from splitload.machine import available_threads, cpu_architecture
+from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
 from splitload.pool import Latch, LoadingPool, report, started
 from splitload.record import Record
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python

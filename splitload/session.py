@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from splitload.arguments import to_ort
-from splitload.bundle import TensorSpec
 from splitload.machine import inference_threads
+from splitload.manifest import TensorSpec
 
 SPIN_US = 1000
 _READ_BYTES = 1 << 20

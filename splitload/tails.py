@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.atomic import sync
-from splitload.bundle import File, StageEntry, Training, is_plain, sha256_of
+from splitload.bundle import is_plain, sha256_of
 from splitload.errors import BundleError, OutputError, UsageError
 from splitload.fields import Reader
+from splitload.manifest import File, StageEntry, Training
 from splitload.record import Record
 from splitload.scratch import scratch_folder
 

@@ -281,8 +281,8 @@ def _forward(module: Any, feeds: dict[str, Any]) -> Callable[[], list[Any]]:
 def _feed(row: dict[str, Any]) -> Any:
     """Return one input, read from its file, or made up where it is of a type that no file holds."""
     if row["file"] is None:
-        from splitload.bundle import TensorSpec
         from splitload.inputs import example_inputs
+        from splitload.manifest import TensorSpec
 
         spec = TensorSpec(row["name"], row["type"], row["shape"])
         return example_inputs([spec])[spec.name]

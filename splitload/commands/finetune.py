@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import StageEntry, Training, read_manifest
+from splitload.bundle import read_manifest
 from splitload.commands.console import Console
 from splitload.deploy.arguments import Settings, settings_of
 from splitload.deploy.personalize import AnyLearner, Epoch, Learner, personalize, step_for
 from splitload.errors import UsageError
+from splitload.manifest import StageEntry, Training
 from splitload.tails import revert
 
 

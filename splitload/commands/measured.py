@@ -8,11 +8,11 @@ from typing import Any
 
 from splitload.bench import Arm, run_arms
 from splitload.bench.sampling import Sample
-from splitload.bundle import Variant
 from splitload.commands.console import Console, count_of
 from splitload.commands.plans import with_portable
 from splitload.deploy.build import Plan, build_bundle
 from splitload.frontends.onnx import Source
+from splitload.manifest import Variant
 from splitload.partition import Partition
 from splitload.scratch import scratch_folder
 

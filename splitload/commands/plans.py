@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.bundle import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.commands.console import Console
 from splitload.deploy.build import Plan, build_bundle
 from splitload.deploy.tune import tune
@@ -21,6 +20,7 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import Opened, load_opened
 from splitload.frontends.steps import write_training
 from splitload.graph import ModelGraph
+from splitload.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition
 from splitload.profile import Profile
 

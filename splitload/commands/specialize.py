@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from splitload.bundle import Manifest, read_manifest
+from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of
 from splitload.commands.plans import notes_of, write_bundle
 from splitload.commands.search import Objective, Search
@@ -25,6 +25,7 @@ from splitload.frontends.proto import external_files
 from splitload.frontends.stages import join_stages
 from splitload.inputs import read_feeds
 from splitload.machine import cpu_architecture
+from splitload.manifest import Manifest
 from splitload.scratch import scratch_folder
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from splitload.atomic import write_text
-from splitload.bundle import MANIFEST, Manifest, TensorSpec, Variant
+from splitload.bundle import MANIFEST
 from splitload.devices import Progress
 from splitload.devices.estimate import FirstOutput, with_first_outputs
 from splitload.devices.ledger import Segment, median_cost
@@ -23,6 +23,7 @@ from splitload.frontends.stages import StageFiles, StageWriter
 from splitload.graph import GraphKind, ModelGraph
 from splitload.inputs import save_feeds
 from splitload.machine import available_threads, cpu_architecture, cpu_model
+from splitload.manifest import Manifest, TensorSpec, Variant
 from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import TensorSpec
 from splitload.inputs import example_inputs, load_feeds
+from splitload.manifest import TensorSpec
 from splitload.session import open_session, read_ahead, run_stage
 
 STEADY_RUNS = 5

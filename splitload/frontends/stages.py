@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from splitload.bundle import File, Manifest, StageEntry, TensorSpec, sha256_of
+from splitload.bundle import sha256_of
 from splitload.errors import OutputError
 from splitload.frontends.observe import elem_type, plain_options
 from splitload.frontends.onnx import refuse_full_disk
@@ -20,6 +20,7 @@ from splitload.frontends.ortfile import lay_out
 from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, point, split_constants
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
+from splitload.manifest import File, Manifest, StageEntry, TensorSpec
 
 PAGE_BYTES = 4096
 MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from splitload.bundle import File, StageEntry, Step, Training, Weight
 from splitload.errors import ModelError
 from splitload.frontends.onnx import read_model
 from splitload.frontends.open_samples import open_samples
@@ -19,6 +18,7 @@ from splitload.frontends.proto import external_entry
 from splitload.frontends.torch import require
 from splitload.frontends.torch_learner import check_in_torch
 from splitload.frontends.training import LOSSES, OPTIMIZERS, Loss, Optimizer, shapes_of, training_step
+from splitload.manifest import File, StageEntry, Step, Training, Weight
 
 CHECKED_SAMPLES = 2
 

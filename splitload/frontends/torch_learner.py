@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from splitload.bundle import StageEntry, Training
 from splitload.errors import ModelError
 from splitload.frontends.observe import one_line, plain_options
 from splitload.frontends.torch import require
 from splitload.frontends.torch_graph import loss_of, run_graph, tensors_of
+from splitload.manifest import StageEntry, Training
 
 if TYPE_CHECKING:
     import torch

@@ -17,18 +17,10 @@ from typing import Any
 
 import torch
 
-from splitload.bundle import (
-    MANIFEST,
-    MAX_STAGES,
-    File,
-    Verify,
-    check_files,
-    file_entry,
-    read_json,
-    to_json,
-)
+from splitload.bundle import MANIFEST, MAX_STAGES, Verify, check_files, file_entry, read_json
 from splitload.errors import BundleError, OutputError
 from splitload.fields import Reader, is_count
+from splitload.manifest import File, to_json
 from splitload.record import Record
 from splitload.replace import check_folder
 

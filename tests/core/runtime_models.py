@@ -12,9 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import splitload.loader
-from splitload.bundle import TensorSpec
 from splitload.deploy.build import Plan, build_bundle
 from splitload.frontends.onnx import Source, load_graph
+from splitload.manifest import TensorSpec
 from splitload.partition import Partition
 
 WIDTH = 16  # its square in floats is just large enough to lie in a weights file

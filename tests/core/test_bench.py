@@ -16,8 +16,8 @@ from runtime_models import INPUTS, feeds
 from splitload.bench import FIGURES, Arm, compare, first_outputs, run_arms, sampling, summarize
 from splitload.bench import __main__ as child
 from splitload.bench.arms import ARMS
-from splitload.bundle import TensorSpec
 from splitload.errors import StageError
+from splitload.manifest import TensorSpec
 
 
 def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from splitload import commands
 from splitload.bench import Arm, compare, deep, first_outputs, run_arms
 from splitload.bench import __main__ as child
 from splitload.bench.arms import ARMS, Subject, make_arm
-from splitload.bundle import TensorSpec
 from splitload.errors import MissingPackageError, ModelError, UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
+from splitload.manifest import TensorSpec
 
 FACTORY = """
 import torch

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from splitload.bundle import TensorSpec
 from splitload.errors import ModelError
 from splitload.inputs import example_inputs
+from splitload.manifest import TensorSpec
 
 
 @pytest.mark.parametrize("kind", ["seq(tensor(float))", "tensor(complex64)"])

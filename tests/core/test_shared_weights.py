@@ -18,13 +18,14 @@ from onnx import numpy_helper
 
 import splitload.loader
 from splitload import ParallelLoader
-from splitload.bundle import Manifest, Variant, read_manifest, validate
+from splitload.bundle import read_manifest, validate
 from splitload.deploy.build import Plan, build_bundle
 from splitload.errors import BundleError
 from splitload.frontends import layout, stages
 from splitload.frontends.layout import channel_block
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.proto import all_tensors, is_external
+from splitload.manifest import Manifest, Variant
 from splitload.partition import Partition
 
 WAIT_S = 60

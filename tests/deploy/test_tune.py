@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from splitload.bundle import File, StageEntry, TensorSpec, Variant
 from splitload.deploy import tune as module
 from splitload.deploy.build import Plan, build_bundle
 from splitload.deploy.tune import PLAIN, SCHEMES, Scheme, tune
 from splitload.errors import ModelError
 from splitload.frontends.onnx import Source, load_graph
+from splitload.manifest import File, StageEntry, TensorSpec, Variant
 from splitload.partition import Partition
 
 WIDTH = 640  # 1.6 MB of weights
