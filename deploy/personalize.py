@@ -1,8 +1,8 @@
 """On-device personalization: `python -m splitload.deploy.personalize BUNDLE --data train.npz`, or `splitload finetune`.
 
-The frozen stages run as they always do, once for each sample; what they give, the features, is kept. Then the last
-stage alone is trained, by the steps that lie in the bundle, and written beside the original. Neither torch nor onnx is
-needed.
+The frozen stages run as they always do, once for each sample, when it is first needed; what they give, the features, is
+kept. The last stage alone is trained, by the steps that lie in the bundle, and written beside the original. Neither
+torch nor onnx is needed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 
 from splitload.bundle import DEFAULT_TAIL, StageEntry, Training, read_manifest
 from splitload.deploy.arguments import LEARNING_RATES, Settings, add_arguments, settings_of
+from splitload.deploy.features import Features
 from splitload.deploy.samples import Samples, read_samples
 from splitload.errors import SplitloadError, TrainingError, UsageError
-from splitload.loader import ParallelLoader
 from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
 
@@ -71,6 +71,7 @@ def personalize(
     tail: str = DEFAULT_TAIL,
     threads: int | None = None,
     on_features: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Personalized:
     """Train the last stage of a bundle and write it as a new version of a tail; training goes on where that one stands.
@@ -83,7 +84,9 @@ def personalize(
         settings: How it is trained.
         tail: Whose it is.
         threads: Loading threads, see `ParallelLoader`.
-        on_features: Called as `on_features(samples, total)` while the frozen stages run.
+        on_features: Called as `on_features(samples, total)` while the frozen stages run: before the first step on
+            its batch, before the second on all other samples.
+        on_step: Called as `on_step(steps, loss)` after each step, with the mean loss of its samples before it.
         on_epoch: Called after each epoch.
 
     Raises:
@@ -104,22 +107,17 @@ def personalize(
     current_version(folder, tail)  # the name, before any work is done
     samples = read_samples(Path(data), manifest, settings.loss)
     others = None if valid is None else read_samples(Path(valid), manifest, samples.loss)
+    sets = [samples] if others is None else [samples, others]
     with scratch_folder(folder, ".features-") as made:
-        total = samples.count + (others.count if others else 0)
-        with ParallelLoader(folder, threads=threads, frozen_only=True, upgrade=False) as body:
-            features = _features(body, samples, training, made / "train", settings.batch_size, 0, total, on_features)
-            known = (
-                None
-                if others is None
-                else _features(
-                    body, others, training, made / "valid", settings.batch_size, samples.count, total, on_features
-                )
-            )
+        features = Features(
+            folder, training.features, sets, made,
+            batch_size=settings.batch_size, threads=threads, on_features=on_features,
+        )  # fmt: skip
         learner = _Learner(folder, training, samples.loss, settings, _start(folder, tail, stage, training))
         epochs = []
         best: Epoch | None = None
         weights: dict[str, Array] = {}
-        for epoch in _epochs(learner, features, samples, known, others, settings):
+        for epoch in _epochs(learner, features, sets, settings, on_step):
             epochs.append(epoch)
             if on_epoch is not None:
                 on_epoch(epoch)
@@ -144,67 +142,46 @@ def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> di
     return read_weights((folder if now is None else now.graph.parent) / stage.weights.name, training)
 
 
-def _features(
-    body: ParallelLoader,
-    samples: Samples,
-    training: Training,
-    stem: Path,
-    batch_size: int,
-    done: int,
-    total: int,
-    on_features: Callable[[int, int], None] | None,
-) -> dict[str, Array]:
-    """Run the frozen stages on all samples, and keep what the last stage reads in files."""
-    names = [spec.name for spec in body.manifest.outputs]
-    kept: dict[str, Array] = {name: samples.inputs[name] for name in training.features if name not in names}
-    step = batch_size if samples.takes_many else 1
-    for start in range(0, samples.count, step):
-        part = {name: value[start : start + step] for name, value in samples.inputs.items()}
-        for number, (name, value) in enumerate(zip(names, body.run(names, part), strict=True)):
-            if name not in kept:
-                shape = (samples.count, *value.shape[1:])
-                kept[name] = np.lib.format.open_memmap(f"{stem}-{number}.npy", "w+", value.dtype, shape)
-            kept[name][start : start + step] = value
-        if on_features is not None:
-            on_features(done + min(start + step, samples.count), total)
-    return kept
-
-
 def _epochs(
     learner: _Learner,
-    features: Mapping[str, Array],
-    samples: Samples,
-    known: Mapping[str, Array] | None,
-    others: Samples | None,
+    features: Features,
+    sets: Sequence[Samples],
     settings: Settings,
+    on_step: Callable[[int, float], None] | None,
 ) -> Iterator[Epoch]:
-    """Train, and yield each epoch when it is over."""
+    """Train on the first set, and yield each epoch when it is over, judged by the second if there is one."""
+    samples = sets[0]
     rng = np.random.default_rng(settings.seed)
+    steps = 0
     for number in range(1, settings.epochs + 1):
         order = rng.permutation(samples.count)
         total = 0.0
         for start in range(0, samples.count, settings.batch_size):
             rows = np.sort(order[start : start + settings.batch_size])
-            loss = learner.step({name: value[rows] for name, value in features.items()}, samples.target[rows])
+            loss = learner.step(features.of(0, rows), samples.target[rows])
             if not np.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss} in epoch {number}: nothing was written; give a smaller --lr than "
                     f"{learner.learning_rate:g}"
                 )
             total += loss * len(rows)
-        valid = (None, None) if known is None or others is None else _judge(learner, known, others, settings.batch_size)
+            steps += 1
+            if on_step is not None:
+                on_step(steps, loss)
+        valid = (None, None) if len(sets) == 1 else _judge(learner, features, sets, settings.batch_size)
         yield Epoch(number, total / samples.count, *valid)
 
 
 def _judge(
-    learner: _Learner, features: Mapping[str, Array], samples: Samples, batch_size: int
+    learner: _Learner, features: Features, sets: Sequence[Samples], batch_size: int
 ) -> tuple[float, float | None]:
-    """Return the loss of samples, and the share of right classes."""
+    """Return the loss of the second set of samples, and the share of right classes."""
+    samples = sets[1]
     total, right = 0.0, 0
     for start in range(0, samples.count, batch_size):
-        rows = slice(start, start + batch_size)
+        rows = np.arange(start, min(start + batch_size, samples.count))
         target = samples.target[rows]
-        loss, output = learner.look({name: value[rows] for name, value in features.items()}, target)
+        loss, output = learner.look(features.of(1, rows), target)
         total += loss * len(target)
         right += int((output.argmax(axis=-1) == target).sum()) if samples.loss == "cross-entropy" else 0
     return total / samples.count, right / samples.count if samples.loss == "cross-entropy" else None
@@ -234,6 +211,8 @@ class _Learner:
             raise UsageError(f"the bundle has no training step for {loss} with {settings.optimizer}; it has: {there}")
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        # a step takes as long without them, and less memory
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         self._ort = ort
         self._session = ort.InferenceSession(str(folder / step.file.name), options, providers=["CPUExecutionProvider"])
         self._only_forward = ort.RunOptions()
@@ -253,7 +232,9 @@ class _Learner:
         outputs = [value.name for value in self._session.get_outputs()]
         self._changed = [name.removeprefix("new/") for name in outputs if name.startswith("new/")]
         # what is no weight is a state of the optimiser, STATE/NAME, which begins with zeros
-        states = {name: np.zeros_like(weights[name.partition("/")[2]]) for name in self._changed if name not in weights}
+        states = {
+            name: np.zeros(weights[name.partition("/")[2]].shape, "f4") for name in self._changed if name not in weights
+        }
         values = {name: {**weights, **states}[name] for name in self._changed}
         self._values = {name: self._held(value) for name, value in values.items()}
 

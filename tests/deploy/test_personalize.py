@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 from splitload import ParallelLoader
 from splitload.bundle import read_manifest
 from splitload.cli import main
+from splitload.deploy import features
 from splitload.deploy import personalize as script
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import personalize
@@ -260,6 +261,32 @@ def test_a_model_with_an_open_first_size_runs_many_samples_at_once(tmp_path: Pat
         bundle, data(tmp_path / "train.npz"), settings=QUICK, on_features=lambda done, total: calls.append(done)
     )
     assert calls == [16, 32, 48, 64, 80, 96, 112, 120]
+
+
+def test_training_begins_after_one_batch_of_features(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each sample goes through the frozen stages once, which are gone whenever the last stage is trained."""
+    happened: list[Any] = []
+    inside, leave = features.ParallelLoader.__enter__, features.ParallelLoader.__exit__
+    monkeypatch.setattr(features.ParallelLoader, "__enter__", lambda each: (happened.append("load"), inside(each))[1])
+    monkeypatch.setattr(
+        features.ParallelLoader, "__exit__", lambda each, *error: (leave(each, *error), happened.append("close"))[0]
+    )
+    personalize(
+        bundle,
+        data(tmp_path / "train.npz", count=40),
+        data(tmp_path / "valid.npz", seed=1, count=5),
+        settings=Settings(epochs=2, batch_size=16),
+        on_features=lambda done, total: happened.append((done, total)),
+        on_step=lambda steps, loss: happened.append(f"step {steps}"),
+        on_epoch=lambda epoch: happened.append("epoch"),
+    )
+    assert happened == [
+        "load", *((done, 45) for done in range(1, 17)), "close", "step 1",
+        "load", *((done, 45) for done in range(17, 46)), "close", "step 2", "step 3", "epoch",
+        "step 4", "step 5", "step 6", "epoch",
+    ]  # fmt: skip
 
 
 def test_whole_outputs_are_learned_too(bundle: Path, tmp_path: Path) -> None:

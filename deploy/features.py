@@ -1,0 +1,93 @@
+"""Features: what the last stage reads of samples, worked out by the frozen stages, each once, and kept in files.
+
+The first samples that are asked for are worked out alone, so that training begins after one batch; all others with the
+next. The frozen stages are loaded for that and let go of: they are never in memory beside a training step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.deploy.samples import Samples
+from splitload.loader import ParallelLoader
+
+Array = np.ndarray[Any, Any]
+
+
+class Features:
+    """The features of sets of samples.
+
+    Args:
+        bundle: The bundle's folder.
+        names: Which the last stage reads.
+        sets: The sets of samples.
+        folder: Where they are kept.
+        batch_size: Samples of a run, where the model takes many at once.
+        threads: Loading threads, see `ParallelLoader`.
+        on_features: Called as `on_features(samples, total)` after each run.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        names: Sequence[str],
+        sets: Sequence[Samples],
+        folder: Path,
+        *,
+        batch_size: int,
+        threads: int | None = None,
+        on_features: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._bundle = bundle
+        self._names = names
+        self._sets = sets
+        self._folder = folder
+        self._batch_size = batch_size
+        self._threads = threads
+        self._on_features = on_features
+        self._known = [np.zeros(samples.count, dtype=bool) for samples in sets]
+        self._kept: list[dict[str, Array]] = [{} for _ in sets]
+
+    def of(self, place: int, rows: Array) -> dict[str, Array]:
+        """Return the features of some samples by name, each of shape `(len(rows), …)`.
+
+        Args:
+            place: Which set they are of.
+            rows: Their numbers in it, in ascending order.
+
+        Raises:
+            BundleError: If the bundle is damaged.
+            StageError: If a frozen stage cannot be loaded.
+        """
+        if not self._known[place][rows].all():
+            first = not any(known.any() for known in self._known)
+            everything = {number: np.arange(len(known)) for number, known in enumerate(self._known)}
+            self._work_out({place: rows} if first else everything)
+        return {name: self._kept[place][name][rows] for name in self._names}
+
+    def _work_out(self, wanted: dict[int, Array]) -> None:
+        """Run the frozen stages on samples by their set; not on those that are known."""
+        with ParallelLoader(self._bundle, threads=self._threads, frozen_only=True, upgrade=False) as stages:
+            for place, rows in wanted.items():
+                missing = rows[~self._known[place][rows]]
+                step = self._batch_size if self._sets[place].takes_many else 1
+                for start in range(0, len(missing), step):
+                    self._run(stages, place, missing[start : start + step])
+
+    def _run(self, stages: ParallelLoader, place: int, rows: Array) -> None:
+        samples, kept = self._sets[place], self._kept[place]
+        outputs = [spec.name for spec in stages.manifest.outputs]
+        made = stages.run(outputs, {name: value[rows] for name, value in samples.inputs.items()})
+        for number, (name, value) in enumerate(zip(outputs, made, strict=True)):
+            if name not in kept:
+                file, shape = self._folder / f"{place}-{number}.npy", (samples.count, *value.shape[1:])
+                kept[name] = np.lib.format.open_memmap(str(file), "w+", value.dtype, shape)
+            kept[name][rows] = value
+        kept.update({name: samples.inputs[name] for name in self._names if name not in kept})
+        self._known[place][rows] = True
+        if self._on_features is not None:
+            self._on_features(sum(int(known.sum()) for known in self._known), sum(map(len, self._known)))
