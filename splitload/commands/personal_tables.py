@@ -1,0 +1,38 @@
+"""Tables of what personalization comes to: heads and rows, which `splitload.commands.records` sets."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # the head, and the rows
+
+
+def digits(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return the accuracy on samples never seen, by seed and in the mean, and the largest difference to PyTorch."""
+    rows = [row for _, record in records for row in record["rows"]]
+    differences = [row["difference"] for row in rows]
+    columns = [_accuracies(row) for row in rows]
+    body = [
+        (str(row["seed"]), *map(_percent, each), _points(row["difference"]), f"{row['same_order_loss_difference']:.1e}")
+        for row, each in zip(rows, columns, strict=True)
+    ]
+    means = [_percent(statistics.mean(column)) for column in zip(*columns, strict=True)]
+    body.append(("mean", *means, _points(statistics.mean(differences)), "–"))
+    body.append(("largest", *("–" for _ in means), _points(max(differences, key=abs)), "–"))
+    head = ("seed", "before %", "splitload %", "PyTorch %", "PyTorch, same order %", "splitload − PyTorch, points")
+    return (*head, "losses, same order, differ by"), body
+
+
+def _accuracies(row: Mapping[str, Any]) -> tuple[float, ...]:
+    names = ("splitload", "torch", "torch_same_order")
+    return row["before"]["accuracy"], *(row["arms"][name]["accuracy"] for name in names)
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.2f}"
+
+
+def _points(difference: float) -> str:
+    return f"{difference * 100:+.2f}"
