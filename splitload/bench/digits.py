@@ -162,8 +162,8 @@ def fine_tuned(
         test: Images to classify in the end.
         tuning: How it is trained.
         orders: The order of the training samples in each epoch.
-        fold: Whether the last normalization is folded into its convolution first, as exporters do: what is trained is
-            then the same weights as in a bundle, and not those of the two layers.
+        fold: Whether the last normalization is folded into its convolution first, as exporters do: the convolution's
+            weights are then those in a bundle.
     """
     import torch
     from torch.nn import functional
