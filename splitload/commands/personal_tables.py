@@ -25,6 +25,34 @@ def digits(records: Iterable[tuple[str, Any]]) -> Table:
     return (*head, "losses, same order, differ by"), body
 
 
+def personalization(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return the time to the first step and the peak memory of each arm, and what splitload takes of that."""
+    body = []
+    for _, record in records:
+        for row in record["rows"]:
+            ours = row["medians"]["splitload"]
+            for arm, taken in row["samples"].items():
+                found = row["medians"][arm]
+                cells = [f"{row['model']}, `{row['trainable']}`", arm]
+                for key, scale, digits in _PERSONALIZATION:
+                    values = [sample[key] * scale for sample in taken]
+                    spread = f"({min(values):.{digits}f}–{max(values):.{digits}f})"
+                    cells += [f"{found[key] * scale:.{digits}f} {spread}"]
+                    cells += ["–" if arm == "splitload" else f"{ours[key] / found[key]:.2f}"]
+                body.append((*cells, str(len(taken))))
+    names = ("first step s", "after the imports s", "peak MiB to there", "peak MiB of the epoch")
+    ratios = [(name, "splitload ÷ arm") for name in names]
+    return ("model, trained", "arm", *(word for pair in ratios for word in pair), "n"), body
+
+
+_PERSONALIZATION = (
+    ("process_s", 1.0, 2),
+    ("first_step_s", 1.0, 2),
+    ("first_step_peak_bytes", 1 / (1 << 20), 0),
+    ("epoch_peak_bytes", 1 / (1 << 20), 0),
+)
+
+
 def _accuracies(row: Mapping[str, Any]) -> tuple[float, ...]:
     names = ("splitload", "torch", "torch_same_order")
     return row["before"]["accuracy"], *(row["arms"][name]["accuracy"] for name in names)

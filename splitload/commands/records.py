@@ -230,6 +230,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "rivals": ("rivals", _every, lambda found: _table(*plan_tables.rivals(found))),
     "budget": ("budget", _every, lambda found: _table(*plan_tables.budget(found))),
     "steps": ("steps", _every, steps_table),
+    "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
     "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),
 }
 
