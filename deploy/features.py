@@ -14,6 +14,7 @@ import numpy as np
 
 from splitload.deploy.samples import Samples
 from splitload.loader import ParallelLoader
+from splitload.machine import return_memory
 
 CALLERS = 2  # samples at a time, where the model takes one: while one run waits for its last thread the other goes on
 Array = np.ndarray[Any, Any]
@@ -72,6 +73,7 @@ class Features:
 
     def _work_out(self, wanted: Mapping[int, Array]) -> None:
         """Run the frozen stages on samples by their set; not on those that are known."""
+        return_memory()  # what a training step has freed
         with ParallelLoader(self._bundle, threads=self._threads, frozen_only=True, upgrade=False) as stages:
             for place, rows in wanted.items():
                 missing = rows[~self._known[place][rows]]
