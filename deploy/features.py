@@ -6,7 +6,7 @@ next. The frozen stages are loaded for that and let go of: they are never in mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from splitload.deploy.samples import Samples
 from splitload.loader import ParallelLoader
+from splitload.machine import return_memory
 
+CALLERS = 2  # samples at a time, where the model takes one: while one run waits for its last thread the other goes on
 Array = np.ndarray[Any, Any]
 
 
@@ -69,20 +71,37 @@ class Features:
             self._work_out({place: rows} if first else everything)
         return {name: self._kept[place][name][rows] for name in self._names}
 
-    def _work_out(self, wanted: dict[int, Array]) -> None:
+    def _work_out(self, wanted: Mapping[int, Array]) -> None:
         """Run the frozen stages on samples by their set; not on those that are known."""
+        return_memory()  # what a training step has freed
         with ParallelLoader(self._bundle, threads=self._threads, frozen_only=True, upgrade=False) as stages:
             for place, rows in wanted.items():
                 missing = rows[~self._known[place][rows]]
-                step = self._batch_size if self._sets[place].takes_many else 1
-                for start in range(0, len(missing), step):
-                    self._run(stages, place, missing[start : start + step])
+                many = self._sets[place].takes_many
+                step = self._batch_size if many else 1
+                parts = [missing[start : start + step] for start in range(0, len(missing), step)]
+                self._run(stages, place, parts, 1 if many else CALLERS)
 
-    def _run(self, stages: ParallelLoader, place: int, rows: Array) -> None:
-        samples, kept = self._sets[place], self._kept[place]
+    def _run(self, stages: ParallelLoader, place: int, parts: Sequence[Array], callers: int) -> None:
+        """Run the frozen stages on parts of a set, so many at a time, and keep what they give."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        inputs = self._sets[place].inputs
         outputs = [spec.name for spec in stages.manifest.outputs]
-        made = stages.run(outputs, {name: value[rows] for name, value in samples.inputs.items()})
-        for number, (name, value) in enumerate(zip(outputs, made, strict=True)):
+
+        def run(rows: Array) -> list[Any]:
+            return stages.run(outputs, {name: value[rows] for name, value in inputs.items()})
+
+        pool = ThreadPoolExecutor(callers)
+        try:
+            for rows, made in zip(parts, pool.map(run, parts), strict=True):
+                self._keep(place, rows, dict(zip(outputs, made, strict=True)))
+        finally:  # after an error or an interrupt nobody wants what has not begun
+            pool.shutdown(cancel_futures=True)
+
+    def _keep(self, place: int, rows: Array, made: Mapping[str, Array]) -> None:
+        samples, kept = self._sets[place], self._kept[place]
+        for number, (name, value) in enumerate(made.items()):
             if name not in kept:
                 file, shape = self._folder / f"{place}-{number}.npy", (samples.count, *value.shape[1:])
                 kept[name] = np.lib.format.open_memmap(str(file), "w+", value.dtype, shape)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from splitload.arguments import checked
 from splitload.bundle import Verify, read_manifest
 from splitload.errors import StageError, UsageError
-from splitload.machine import available_threads, cpu_architecture
+from splitload.machine import available_threads, cpu_architecture, return_memory
 from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
 from splitload.pool import Latch, LoadingPool, report, started
 from splitload.record import Record
@@ -530,7 +530,7 @@ class ParallelLoader:
                     worker = threading.Thread(target=self._upgrade_stage, args=(index, stage), daemon=True)
                     if started(worker):
                         worker.join()
-            _return_memory()
+            return_memory()
         finally:
             self._upgraded.set()
             self._leave(lane)
@@ -541,11 +541,3 @@ class ParallelLoader:
             with self._lock:
                 if not self._closed:
                     self._sessions[index] = session
-
-
-def _return_memory() -> None:
-    """Give what was freed back to the system, where the C library keeps it otherwise (glibc)."""
-    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
-        import ctypes
-
-        ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,7 @@ from splitload.machine import available_threads, cpu_architecture, cpu_model
 
 _PACKAGES = (
     "splitload", "numpy", "onnx", "onnxruntime", "gymnasium", "torch", "torchvision", "transformers", "safetensors",
-    "openvino", "ncnn", "pnnx",
+    "openvino", "ncnn", "pnnx", "scikit-learn",
 )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def measure(job: dict[str, Any], answer: Any) -> dict[str, Any]:
         before = time.perf_counter()
         run()
         steady.append(time.perf_counter() - before)
-    peak, settled = _memory_bytes()
+    peak, settled = memory_bytes()
     return {
         "ttfo_s": first - start,
         "load_s": opened - start,
@@ -125,20 +125,32 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
 
 def _torch(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     """The module built, and its saved state dict read into it."""
+    load_module = torch_module(job)
+    return lambda: (_forward(load_module(), feeds), dict)
+
+
+def torch_module(job: dict[str, Any]) -> Callable[[], Any]:
+    """Import what a torch module needs; return the call that builds it and reads its state dict."""
     import torch
 
     build = _builder(job["module"])
 
-    def load() -> _Opened:
+    def load() -> Any:
         module = build()
         module.load_state_dict(torch.load(job["path"], weights_only=True))
-        return _forward(module, feeds), dict
+        return module
 
     return load
 
 
 def _torch_mmap(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     """The module built without memory, and the mapped tensors of a safetensors file put into it."""
+    load_module = mapped_module(job)
+    return lambda: (_forward(load_module(), feeds), dict)
+
+
+def mapped_module(job: dict[str, Any]) -> Callable[[], Any]:
+    """Import what a torch module needs; return the call that builds it empty and maps its weights."""
     import torch
     from safetensors.torch import load_file
 
@@ -147,7 +159,7 @@ def _torch_mmap(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
         with torch.device("meta"):
             build()
 
-    def load() -> _Opened:
+    def load() -> Any:
         with torch.device("meta"):
             module = build()
         weights = load_file(job["path"])
@@ -155,7 +167,7 @@ def _torch_mmap(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
         for name, value in weights.items():  # buffers that are not in the state dict, still empty
             owner, _, key = name.rpartition(".")
             setattr(module.get_submodule(owner), key, value)
-        return _forward(module, feeds), dict
+        return module
 
     return load
 
@@ -311,7 +323,7 @@ def _major_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
-def _memory_bytes() -> tuple[int | None, int | None]:
+def memory_bytes() -> tuple[int | None, int | None]:
     """Return the largest and the present resident size of this process, None where the system does not tell."""
     try:  # on Linux, where ru_maxrss starts at the size of the process that started this one
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123

@@ -31,7 +31,7 @@ FIGURES = (
     "major_faults",
 )
 PAUSE_S = 0.2  # for the system to clear away the process before, which would run beside the next one
-_CHILD = Path(__file__).with_name("__main__.py")
+CHILD = Path(__file__).with_name("__main__.py")
 _TOLERANCE = 1e-3  # of the largest magnitude in an output; arms that compute in float32 stay far below
 _ENGINE_TOLERANCE = {"openvino": 5e-2, "ncnn": 5e-2}  # which may take half precision on their own account
 Sample = dict[str, float]
@@ -225,11 +225,32 @@ def _process(
 ) -> dict[str, Any]:
     """Run the fresh process; return its figures and what `at_first` returned when the first output was there."""
     job = {"arm": arm.name, "path": str(arm.path.resolve()), "threads": arm.threads, "feeds": rows, "outputs": outputs}
+    figures = fresh_process(CHILD, {**arm.job, **job}, at_first=at_first)
+    figures["steady_inference_s"] = statistics.median(figures.pop("steady_runs_s"))
+    return figures
+
+
+def fresh_process(script: Path, job: Mapping[str, Any], *, at_first: Callable[[], int] = lambda: 0) -> dict[str, Any]:
+    """Have a script answer a job in a process of its own.
+
+    Args:
+        script: What to run; it is given the file of the job, prints a line when what is measured is done, waits for
+            one, and prints its figures as a line of JSON.
+        job: JSON values, the name of the "arm" among them.
+        at_first: Called when it is done.
+
+    Returns:
+        The figures; `first_at_s` among them, a moment, becomes `process_s`, the time since the interpreter was
+        started, and `touched_bytes` is what `at_first` returned.
+
+    Raises:
+        StageError: If it fails.
+    """
     with tempfile.TemporaryDirectory(prefix="splitload-bench-") as made, tempfile.TemporaryFile("w+") as errors:
         file = Path(made) / "job.json"
-        file.write_text(json.dumps({**arm.job, **job}), encoding="utf-8")
-        script = py_compile.compile(str(_CHILD), str(Path(made) / "child.pyc"))  # no sample is to pay for it
-        command = [sys.executable, str(script), str(file)]
+        file.write_text(json.dumps(job), encoding="utf-8")
+        compiled = py_compile.compile(str(script), str(Path(made) / "child.pyc"))  # no sample is to pay for it
+        command = [sys.executable, str(compiled), str(file)]
         start = time.monotonic()
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -244,9 +265,8 @@ def _process(
         if child.returncode != 0:
             errors.seek(0)
             lines = errors.read().strip().splitlines() or [f"the process ended with {child.returncode}"]
-            raise StageError(f"benchmark arm '{arm.name}' failed: {lines[-1][:300]}")
+            raise StageError(f"benchmark arm '{job['arm']}' failed: {lines[-1][:300]}")
     figures: dict[str, Any] = json.loads(answer)
-    figures["steady_inference_s"] = statistics.median(figures.pop("steady_runs_s"))
     figures["process_s"] = figures.pop("first_at_s") - start
     figures["touched_bytes"] = touched_bytes
     return figures

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.atomic import write_text
-from splitload.commands import ARMS, plan_tables
+from splitload.commands import ARMS, personal_tables, plan_tables
 from splitload.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,6 +272,8 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "steps": ("steps", _every, steps_table),
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
+    "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
+    "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),
 }
 
 

@@ -89,6 +89,8 @@ CASES: dict[str, Any] = {
     ),
     "Conv of volumes": made([2, 4, 5, 4], node("Conv", "x", "w", strides=[1, 2, 2]), weights={"w": (3, 2, 2, 2, 3)}),
     "Conv of points": made([3, 7, 7], node("Conv", "x", "w", strides=[3, 3]), weights={"w": (4, 3, 1, 1)}),
+    "Conv of every point": made([3, 4, 5], node("Conv", "x", "w", "b"), weights={"w": (4, 3, 1, 1), "b": (4,)}),
+    "Conv of padded points": made([3, 4, 4], node("Conv", "x", "w", pads=[1, 0, 0, 1]), weights={"w": (4, 3, 1, 1)}),
     "Conv that skips the end": made([2, 10], node("Conv", "x", "w", strides=[4]), weights={"w": (3, 2, 3)}),
     "Div": made([2, 5], node("Div", "x", "w"), weights={"w": (5,)}),
     "Dropout": made([5], node("Dropout", out="d"), node("Mul", "d", "d")),

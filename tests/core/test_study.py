@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from splitload.commands import ablation, budget, calibrate, evaluate, predictions, rivals, steps
+from splitload.commands import (
+    ablation,
+    budget,
+    calibrate,
+    digits,
+    evaluate,
+    personalization,
+    predictions,
+    rivals,
+    steps,
+)
 from splitload.commands.study import at_least, one_line, record_file
 from splitload.errors import ModelError, UsageError
 
 STUDIES = {module.__name__.rpartition(".")[2]: module for module in (
-    ablation, budget, calibrate, evaluate, predictions, rivals, steps
+    ablation, budget, calibrate, digits, evaluate, personalization, predictions, rivals, steps
 )}  # fmt: skip
 
 
@@ -27,7 +37,16 @@ def test_a_record_that_cannot_be_written_is_refused_at_once(
     assert "there is no folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "option"), [("budget", "--runs"), ("rivals", "--runs"), ("evaluate", "--seeds")])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("budget", "--runs"),
+        ("rivals", "--runs"),
+        ("personalization", "--runs"),
+        ("evaluate", "--seeds"),
+        ("digits", "--seeds"),
+    ],
+)
 def test_counts_are_at_least_one(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         STUDIES[name].main([option, "0"])

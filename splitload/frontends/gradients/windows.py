@@ -45,6 +45,11 @@ class Window:
         }
 
     @property
+    def is_point(self) -> bool:
+        """Whether each place is one element, and each element one place."""
+        return self.size == self.places and {*self.kernel, *self.strides} == {1} and not any(self.before)
+
+    @property
     def unreached(self) -> tuple[int, ...]:
         """Elements at the end that no place of the window reaches, padding included."""
         reached = (
@@ -107,6 +112,32 @@ def _spread(g: Gradients, dy: str, kernel: str, window: Window, group: int) -> s
     return made
 
 
+def _of_kernel(g: Gradients, x: str, dy: str, window: Window, group: int, outputs: int, inputs: int) -> str:
+    """Return the gradient of a kernel of shape `(outputs, inputs, …)`."""
+    # samples take the place of channels, and channels that of samples: of each group, the groups side by side
+    rank = len(window.kernel)
+    swap = [2, 1, 0, *range(3, 3 + rank)]
+    value = g.op("Transpose", g.reshaped(x, -1, group, inputs, *window.size), perm=swap)
+    grouped = g.reshaped(dy, -1, group, outputs // group, *window.places)
+    places = g.op("Transpose", grouped, perm=[1, 2, 0, *range(3, 3 + rank)])
+    if group == 1 and window.is_point:  # as one matrix product, in a fraction of the time
+        made = g.op("Gemm", g.reshaped(places, outputs, -1), g.reshaped(value, inputs, -1), transB=1)
+        return g.reshaped(made, outputs, inputs, *window.kernel)
+    made = g.op(
+        "Conv",
+        g.reshaped(value, inputs, -1, *window.size),
+        g.reshaped(places, outputs, -1, *window.places),
+        group=group,
+        strides=[*window.dilations],
+        dilations=[*window.strides],
+        pads=[*window.before, *window.after],
+    )
+    if any(window.unreached):
+        axes = range(2, 2 + rank)
+        made = g.op("Slice", made, g.sizes(*[0] * rank), g.sizes(*window.kernel), g.sizes(*axes))
+    return g.op("Transpose", made, perm=[1, 0, *range(2, 2 + rank)])
+
+
 @rule("Conv")
 def _conv(g: Gradients, node: Any, dy: str) -> list[str | None]:
     x, kernel, *bias = node.input
@@ -118,26 +149,7 @@ def _conv(g: Gradients, node: Any, dy: str) -> list[str | None]:
     if g.needs(x):
         parts[0] = _spread(g, dy, kernel, window, group)
     if g.needs(kernel):
-        # samples take the place of channels, and channels that of samples: of each group, the groups side by side
-        swap = [2, 1, 0, *range(3, 3 + rank)]
-        value = g.reshaped(
-            g.op("Transpose", g.reshaped(x, -1, group, inputs, *window.size), perm=swap), inputs, -1, *window.size
-        )
-        grouped = g.reshaped(dy, -1, group, outputs // group, *window.places)
-        places = g.op("Transpose", grouped, perm=[1, 2, 0, *range(3, 3 + rank)])
-        made = g.op(
-            "Conv",
-            value,
-            g.reshaped(places, outputs, -1, *window.places),
-            group=group,
-            strides=[*window.dilations],
-            dilations=[*window.strides],
-            pads=[*window.before, *window.after],
-        )
-        if any(window.unreached):
-            axes = range(2, 2 + rank)
-            made = g.op("Slice", made, g.sizes(*[0] * rank), g.sizes(*window_size), g.sizes(*axes))
-        parts[1] = g.op("Transpose", made, perm=[1, 0, *range(2, 2 + rank)])
+        parts[1] = _of_kernel(g, x, dy, window, group, outputs, inputs)
     if bias and g.needs(bias[0]):
         parts.append(g.op("ReduceSum", dy, g.sizes(0, *range(2, 2 + rank)), keepdims=0))
     return parts
