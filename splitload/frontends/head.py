@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def _write(source: Source, file: Path, classes: int, rng: np.random.Generator, f
     model = read_model(source.path)
     _copy_weights(model, source.path.parent, file.parent)
     graph = model.graph
+    _store_constants(graph)
     body, constants = split_constants(graph)
     shapes = {name: shape for name, (_, shape) in observe(file, model, body, feeds).items()}
     head = _head(source.name, body, constants, graph)
@@ -88,16 +89,17 @@ def _write(source: Source, file: Path, classes: int, rng: np.random.Generator, f
     sizes = _sizes(head, shapes[head.input[0]] or (), tuple(weight.dims), classes)
     bound = 1 / math.sqrt(math.prod(sizes) / classes)
     layer = layer_name(weight.name, head)
+    fixed = {*stored, *constants}
     fresh = [(head, 1, "weight", sizes)]
-    fresh += [
-        (node, at, "bias", _renumbered(stored[node.input[at]].dims, old, classes))
-        for node, at in _bias(head, behind, stored)
-    ]
+    for node, at in _bias(head, behind, fixed):
+        spread = len(made) - 2 if head.op_type == "Conv" and node is not head else 0  # what an Add repeats it over
+        fresh.append((node, at, "bias", (classes, *[1] * spread)))
+    added = []
     for node, at, what, dims in fresh:
         node.input[at] = f"{layer}.new.{what}"
-        values = rng.uniform(-bound, bound, dims).astype(np.float32)
-        graph.initializer.append(numpy_helper.from_array(values, node.input[at]))
-    _fit(source.name, graph, behind, stored, old, classes)
+        added.append(numpy_helper.from_array(rng.uniform(-bound, bound, dims).astype(np.float32), node.input[at]))
+    _fit(source.name, graph, behind, constants, old, classes)
+    graph.initializer.extend(added)
     used = {name for node in graph.node for name in node_inputs(node)}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:], graph.value_info[:]
@@ -119,6 +121,18 @@ def _copy_weights(model: Any, source: Path, folder: Path) -> None:
         place = folder / data.relative_to(source.resolve())
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, place)  # a link would follow what becomes of the other; onnx refuses such
+
+
+def _store_constants(graph: Any) -> None:
+    """Have tensors that Constant nodes make be stored like others."""
+    made = [
+        (node, each.t) for node in graph.node if node.op_type == "Constant" for each in node.attribute if each.t.dims
+    ]
+    for node, tensor in made:
+        stored = graph.initializer.add()
+        stored.CopyFrom(tensor)
+        stored.name = node.output[0]
+        graph.node.remove(node)
 
 
 def _head(name: str, body: Sequence[Any], constants: Mapping[str, Any], graph: Any) -> Any:
@@ -153,13 +167,13 @@ def _sizes(head: Any, given: tuple[int, ...], stored: tuple[int, ...], classes: 
     return (classes, features) if flags.get("transB") else (features, classes)
 
 
-def _bias(head: Any, behind: Sequence[Any], stored: Mapping[str, Any]) -> list[tuple[Any, int]]:
-    """Return the node and the place where a stored bias is read: the layer's own, or an Add right behind it."""
+def _bias(head: Any, behind: Sequence[Any], fixed: Collection[str]) -> list[tuple[Any, int]]:
+    """Return the node and the place where a bias is read: the layer's own, or a fixed one of an Add right behind it."""
     if len(head.input) > 2 and head.input[2]:
         return [(head, 2)]
     readers = [node for node in behind if head.output[0] in node.input]
     if len(readers) == 1 and readers[0].op_type == "Add":
-        return [(readers[0], place) for place, name in enumerate(readers[0].input) if name in stored]
+        return [(readers[0], place) for place, name in enumerate(readers[0].input) if name in fixed]
     return []
 
 
@@ -173,23 +187,21 @@ def _renumbered(shape: Sequence[int], old: int, classes: int) -> tuple[int, ...]
     return tuple(sizes)
 
 
-def _fit(name: str, graph: Any, behind: Sequence[Any], stored: Mapping[str, Any], old: int, classes: int) -> None:
+def _fit(name: str, graph: Any, behind: Sequence[Any], constants: Mapping[str, Any], old: int, classes: int) -> None:
     """Change the number of classes where a Reshape behind the last layer names it; refuse weights there."""
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     for node in behind:
         for at, read in enumerate(node.input):
-            if read not in stored:
-                continue
-            tensor = stored[read]
-            if node.op_type == "Reshape":
-                sizes = numpy_helper.to_array(tensor).tolist()
+            if node.op_type == "Reshape" and read in stored:
+                sizes = numpy_helper.to_array(stored[read]).tolist()
                 node.input[at] = f"{node.output[0]}/sizes"
                 fitting = np.array(_renumbered(sizes, old, classes), dtype=np.int64)
                 graph.initializer.append(numpy_helper.from_array(fitting, node.input[at]))
-            elif math.prod(tensor.dims) > 1 and np.issubdtype(
-                helper.tensor_dtype_to_np_dtype(tensor.data_type), np.floating
-            ):
+                continue
+            behind_it = (stored[each] for each in with_constants([read], constants) if each in stored)
+            if any(tensor.data_type == tensor.FLOAT and math.prod(tensor.dims) > 1 for tensor in behind_it):
                 raise UsageError(
                     f"--new-head: behind the last layer of '{name}' {node.op_type} reads the weights '{read}', "
                     "which are for the old classes"

@@ -16,7 +16,9 @@ from splitload.frontends.observe import flops, observe, one_line, plain_options
 from splitload.frontends.proto import (
     all_tensors,
     bodies,
+    external_entry,
     external_files,
+    is_external,
     node_inputs,
     split_constants,
     tensor_bytes,
@@ -184,6 +186,31 @@ def read_model(path: Path) -> Any:
         raise ModelError(f"cannot read '{path}': {error.strerror}") from error
     if not model.HasField("graph") or not model.graph.output:
         raise ModelError(f"'{path}' is truncated or not an ONNX model: it holds no graph with outputs")
+    return model
+
+
+def read_whole(path: Path) -> Any:
+    """Parse the file and read its external data into it.
+
+    onnx's own reader refuses files of several hard links, which is how file systems and package managers save room.
+
+    Raises:
+        ModelError: If it cannot be read, or its data lies elsewhere or is truncated.
+    """
+    model = read_model(path)
+    external_files(model, path)
+    try:
+        for tensor in all_tensors(model.graph):
+            if is_external(tensor):
+                location, offset, length = external_entry(tensor)
+                with (path.parent / location).open("rb") as file:
+                    file.seek(offset)
+                    data = file.read(-1 if length is None else length)
+                tensor.ClearField("data_location")
+                del tensor.external_data[:]
+                tensor.raw_data = data
+    except OSError as error:
+        raise ModelError(f"cannot read '{error.filename}': {error.strerror}") from error
     return model
 
 

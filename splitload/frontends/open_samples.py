@@ -8,7 +8,7 @@ import numpy as np
 
 from splitload.errors import ModelError
 from splitload.frontends.observe import one_line, plain_options
-from splitload.frontends.proto import attributes, needed_nodes
+from splitload.frontends.proto import attributes, needed_nodes, split_constants
 from splitload.frontends.training import SAMPLES, shapes_of
 
 _TOLERANCE = 1e-4  # of the largest output, for what several samples at once may differ from one by one
@@ -46,7 +46,8 @@ def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) ->
     stored = {name: numpy_helper.to_array(tensor) for name, tensor in constants.items()}
     makers = {node.output[0]: node for node in graph.node}
     shapes = shapes_of(model)
-    for node in graph.node:
+    varying, _ = split_constants(graph)  # what depends on an input, and so on the number of samples
+    for node in varying:
         turned = _turned(node, makers, shapes)
         if turned is not None:
             rank = len(shapes[turned])
@@ -66,10 +67,11 @@ def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) ->
     kept = needed_nodes(graph.node, [value.name for value in graph.output])
     del graph.node[:]
     graph.node.extend(kept)
-    one_by_one = [
-        _run(model, {name: each[number] for name, each in examples.items()})
-        for number in range(len(next(iter(examples.values()))))
-    ]
+    count = len(next(iter(examples.values())))
+    try:
+        one_by_one = [_run(model, {name: each[number] for name, each in examples.items()}) for number in range(count)]
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(f"what is trained does not run on made-up features: {one_line(error)}") from error
     expected = np.concatenate(one_by_one)
     try:
         found = _run(made, {name: np.concatenate(each) for name, each in examples.items()})

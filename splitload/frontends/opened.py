@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from splitload.errors import ModelError
-from splitload.frontends.observe import elem_type, observe, plain_options
-from splitload.frontends.onnx import EXTERNAL_FROM_BYTES, Source, folder_of, optimize_into, read_graph, read_model
+from splitload.frontends.observe import elem_type, observe, one_line, plain_options
+from splitload.frontends.onnx import (
+    EXTERNAL_FROM_BYTES,
+    Source,
+    folder_of,
+    optimize_into,
+    read_graph,
+    read_model,
+    read_whole,
+)
 from splitload.frontends.proto import bodies, point, split_constants, tensor_bytes
 from splitload.frontends.tail import Division, divide, parts
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
@@ -93,7 +101,7 @@ def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[s
     """Write the body into a folder and return the tail, whose weights lie in a file there."""
     import onnx
 
-    model = onnx.load_model(str(source.path), format="protobuf")
+    model = read_whole(source.path)
     whole = folder / "whole.onnx"
     onnx.save_model(
         model, str(whole), save_as_external_data=True, location="whole.bin", size_threshold=EXTERNAL_FROM_BYTES
@@ -116,10 +124,10 @@ def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[s
 
 def _merge(path: Path, tail: Any, division: Division, outputs: Sequence[str], folder: Path) -> None:
     """Put the tail behind the optimised body, and beside both the tail alone, its weights in a file of their own."""
-    import onnx
     import onnxruntime as ort
 
-    onnx.external_data_helper.load_external_data_for_model(tail, str(folder))
+    (folder / TAIL).write_bytes(tail.SerializeToString())
+    tail = read_whole(folder / TAIL)
     _rename_constants(tail.graph, division)
     _store_weights(tail.graph, division, path.parent / _TAIL_WEIGHTS)
     (path.parent / TAIL).write_bytes(tail.SerializeToString())
@@ -132,13 +140,18 @@ def _merge(path: Path, tail: Any, division: Division, outputs: Sequence[str], fo
         raise ModelError(f"'{min(clash)}' stands both before and behind the first trainable layer; choose other layers")
     model.graph.node.extend(tail.graph.node)
     model.graph.initializer.extend(tail.graph.initializer)
+    known_functions = {(each.domain, each.name) for each in model.functions}
+    model.functions.extend(each for each in tail.functions if (each.domain, each.name) not in known_functions)
     declared = {value.name: value for value in (*model.graph.output, *tail.graph.output)}
     del model.graph.output[:]
     model.graph.output.extend(declared[name] for name in outputs)
     domains = {entry.domain for entry in model.opset_import}
     model.opset_import.extend(entry for entry in tail.opset_import if entry.domain not in domains)
     path.write_bytes(model.SerializeToString())
-    ort.InferenceSession(str(path), plain_options(), providers=["CPUExecutionProvider"])
+    try:
+        ort.InferenceSession(str(path), plain_options(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(f"the model divided before its trainable layers does not load: {one_line(error)}") from error
 
 
 def _rename_constants(graph: Any, division: Division) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from splitload.errors import ModelError
 from splitload.frontends.observe import one_line, plain_options
+from splitload.frontends.onnx import read_whole
 from splitload.frontends.torch import require
 from splitload.frontends.torch_graph import loss_of, run_graph, tensors_of
 from splitload.manifest import StageEntry, Training
@@ -137,13 +138,9 @@ def read_tail(file: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     Raises:
         ModelError: If the file cannot be read.
     """
-    import onnx
     import torch
 
-    try:
-        model = onnx.load_model(str(file), format="protobuf")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read '{file}': {error}") from error
+    model = read_whole(file)
     return model.graph, tensors_of(model.graph, torch.float32)
 
 
@@ -157,8 +154,11 @@ def check_in_torch(file: Path, output: str, examples: Mapping[str, Array]) -> No
     import torch
 
     graph, constants = read_tail(file)
-    session = ort.InferenceSession(str(file), plain_options(), providers=["CPUExecutionProvider"])
-    (expected,) = session.run([output], dict(examples))
+    try:
+        session = ort.InferenceSession(str(file), plain_options(), providers=["CPUExecutionProvider"])
+        (expected,) = session.run([output], dict(examples))
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(f"what is trained does not run on made-up features: {one_line(error)}") from error
     try:
         with torch.no_grad():
             known = run_graph(graph, constants | {name: torch.from_numpy(each) for name, each in examples.items()})

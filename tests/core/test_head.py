@@ -40,6 +40,25 @@ ENDS: dict[
         ],
         {"w": RNG.normal(size=(8, 6)), "b": RNG.normal(size=6)},
     ),
+    "a bias that is a Constant, and one behind an Identity": (
+        [
+            helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("Constant", [], ["b"], value=numpy_helper.from_array(np.ones(6, "f4"))),
+            helper.make_node("Identity", ["b"], ["same"]),
+            helper.make_node("Gemm", ["f", "fc.weight", "same"], ["y"]),
+        ],
+        {"fc.weight": RNG.normal(size=(8, 6))},
+    ),
+    "Conv and Add": (
+        [
+            helper.make_node("Conv", ["x", "head.weight"], ["c"]),
+            helper.make_node("Add", ["c", "b"], ["a"]),
+            helper.make_node("GlobalAveragePool", ["a"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["y"]),
+        ],
+        {"head.weight": RNG.normal(size=(6, 8, 1, 1)), "b": RNG.normal(size=(6, 1, 1))},
+    ),
     "Conv and Reshape": (
         [
             helper.make_node("Conv", ["x", "head.weight", "head.bias"], ["c"]),
