@@ -48,6 +48,8 @@ class Settings:
         for name in ("epochs", "batch_size", "patience"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UsageError(f"{name} must be a whole number of at least 1, it is {getattr(self, name)!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UsageError(f"seed must be a whole number, not negative; it is {self.seed!r}")
         if self.optimizer not in LEARNING_RATES:
             raise UsageError(f"optimizer must be one of {sorted(LEARNING_RATES)}, it is {self.optimizer!r}")
         for name in ("learning_rate", "momentum", "weight_decay"):

@@ -6,6 +6,8 @@ next. The frozen stages are loaded for that and let go of: they are never in mem
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,10 +105,25 @@ class Features:
         samples, kept = self._sets[place], self._kept[place]
         for number, (name, value) in enumerate(made.items()):
             if name not in kept:
-                file, shape = self._folder / f"{place}-{number}.npy", (samples.count, *value.shape[1:])
-                kept[name] = np.lib.format.open_memmap(str(file), "w+", value.dtype, shape)
+                shape = (samples.count, *value.shape[1:])
+                kept[name] = _in_file(self._folder / f"{place}-{number}", value.dtype, shape)
             kept[name][rows] = value
         kept.update({name: samples.inputs[name] for name in self._names if name not in kept})
         self._known[place][rows] = True
         if self._on_features is not None:
             self._on_features(sum(int(known.sum()) for known in self._known), sum(map(len, self._known)))
+
+
+def _in_file(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Return an array that lies in a new file, whose room is taken now: a full disk found later ends the process.
+
+    Raises:
+        OSError: If there is no room for it.
+    """
+    size = max(1, dtype.itemsize * math.prod(shape))
+    with path.open("xb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    return np.memmap(path, dtype, "r+", shape=shape)

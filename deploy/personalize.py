@@ -8,6 +8,7 @@ torch nor onnx is needed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from splitload.bundle import read_manifest
 from splitload.deploy.arguments import Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
 from splitload.deploy.samples import Samples, read_samples
-from splitload.errors import SplitloadError, TrainingError, UsageError
+from splitload.errors import OutputError, SplitloadError, TrainingError, UsageError
 from splitload.manifest import DEFAULT_TAIL, StageEntry, Step, Training
 from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
@@ -46,12 +47,15 @@ class Epoch:
     Attributes:
         number: Counts from 1.
         loss: Mean over the training samples, each before its step.
+        loss_after: Mean after the epoch, by which epochs are compared: over the validation samples, or over the
+            training samples where there are none.
         valid_loss: Mean over the validation samples after the epoch, None without such.
         valid_accuracy: Share of them whose class is right, None where there are no classes.
     """
 
     number: int
     loss: float
+    loss_after: float
     valid_loss: float | None
     valid_accuracy: float | None
 
@@ -121,7 +125,7 @@ def personalize(
     samples = read_samples(Path(data), manifest, settings.loss)
     others = None if valid is None else read_samples(Path(valid), manifest, samples.loss)
     sets = [samples] if others is None else [samples, others]
-    with scratch_folder(folder, ".features-") as made:
+    with _scratch(folder) as made:
         features = Features(
             folder, training.features, sets, made,
             batch_size=settings.batch_size, threads=threads, on_features=on_features,
@@ -136,7 +140,7 @@ def personalize(
             epochs.append(epoch)
             if on_epoch is not None:
                 on_epoch(epoch)
-            if best is None or _judged(epoch) < _judged(best):
+            if best is None or epoch.loss_after < best.loss_after:
                 best, weights = epoch, learner.weights()
             elif epoch.number - best.number >= settings.patience:
                 break
@@ -146,8 +150,20 @@ def personalize(
     return Personalized(tail, written.version, best, tuple(epochs))
 
 
-def _judged(epoch: Epoch) -> float:
-    return epoch.loss if epoch.valid_loss is None else epoch.valid_loss
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yield a folder in the bundle for features.
+
+    Raises:
+        OutputError: If the bundle cannot be written to, or there is no room for them.
+    """
+    try:
+        with scratch_folder(folder, ".features-") as made:
+            yield made
+    except OSError as error:
+        if isinstance(error, SplitloadError):
+            raise
+        raise OutputError(f"cannot write to '{folder}': {error.strerror or error}; the tail is as it was") from error
 
 
 def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> dict[str, Array]:
@@ -174,29 +190,34 @@ def _epochs(
         for start in range(0, samples.count, settings.batch_size):
             rows = np.sort(order[start : start + settings.batch_size])
             loss = learner.step(features.of(0, rows), samples.target[rows])
-            if not np.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} in epoch {number}: nothing was written; give a smaller --lr than "
-                    f"{learner.learning_rate:g}"
-                )
+            _check_finite(loss, number, learner)
             total += loss * len(rows)
             steps += 1
             if on_step is not None:
                 on_step(steps, loss)
-        valid = (None, None) if len(sets) == 1 else _judge(learner, features, sets, settings.batch_size)
-        yield Epoch(number, total / samples.count, *valid)
+        after, accuracy = _judge(learner, features, len(sets) - 1, sets[-1], settings.batch_size)
+        _check_finite(after, number, learner)
+        known = (None, None) if len(sets) == 1 else (after, accuracy)
+        yield Epoch(number, total / samples.count, after, *known)
+
+
+def _check_finite(loss: float, epoch: int, learner: AnyLearner) -> None:
+    if not np.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} in epoch {epoch}: nothing was written; give a smaller --lr than "
+            f"{learner.learning_rate:g}"
+        )
 
 
 def _judge(
-    learner: AnyLearner, features: Features, sets: Sequence[Samples], batch_size: int
+    learner: AnyLearner, features: Features, place: int, samples: Samples, batch_size: int
 ) -> tuple[float, float | None]:
-    """Return the loss of the second set of samples, and the share of right classes."""
-    samples = sets[1]
+    """Return the loss of a set of samples, and the share of right classes."""
     total, right = 0.0, 0
     for start in range(0, samples.count, batch_size):
         rows = np.arange(start, min(start + batch_size, samples.count))
         target = samples.target[rows]
-        loss, output = learner.look(features.of(1, rows), target)
+        loss, output = learner.look(features.of(place, rows), target)
         total += loss * len(target)
         right += int((output.argmax(axis=-1) == target).sum()) if samples.loss == "cross-entropy" else 0
     return total / samples.count, right / samples.count if samples.loss == "cross-entropy" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,13 @@ def read_samples(path: Path, manifest: Manifest, loss: str | None) -> Samples:
     target = arrays.pop(TARGET)
     if extra := sorted(set(arrays) - set(names)):
         raise UsageError(f"'{path}' has arrays that the model does not take: {extra}; it takes {names} and '{TARGET}'")
+    if scalar := [spec.name for spec in manifest.inputs if spec.shape == ()]:
+        raise UsageError(f"the model's input '{scalar[0]}' is a number, and has no samples; it cannot be personalized")
     inputs = {spec.name: _fitting(path, spec, arrays[spec.name]) for spec in manifest.inputs}
     counts = {name: len(value) for name, value in inputs.items()} | {TARGET: len(target) if target.ndim else 0}
     if len(set(counts.values())) > 1 or not min(counts.values()):
         raise UsageError(f"'{path}' must have one entry of each array for each sample, at least one; it has {counts}")
-    loss = loss or ("cross-entropy" if target.dtype.kind in "iub" else "mse")
+    loss = loss or ("cross-entropy" if target.dtype.kind in "iu" else "mse")
     if loss not in ("cross-entropy", "mse"):
         raise UsageError(f"the loss is 'cross-entropy' or 'mse', not '{loss}'")
     assert manifest.training is not None  # noqa: S101 - who calls has checked
@@ -86,7 +89,7 @@ def _read(path: Path) -> dict[str, Array]:
             return {name: stored[name] for name in stored.files}
     except OSError as error:
         raise UsageError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"'{path}' is no .npz file of arrays: {error}") from error
 
 
@@ -111,7 +114,12 @@ def _fitting(path: Path, spec: TensorSpec, value: Array) -> Array:
 
 
 def _classes(path: Path, output: TensorSpec, target: Array) -> Array:
-    classes = output.shape[-1] if output.shape else None
+    if output.shape is None or len(output.shape) != 2:
+        raise UsageError(
+            f"'{path}': classes need an output of shape ['samples', 'classes'], that of the model is "
+            f"{None if output.shape is None else list(output.shape)}; give outputs as '{TARGET}', and --loss mse"
+        )
+    classes = output.shape[1]
     if target.dtype.kind not in "iu" or target.ndim != 1:
         raise UsageError(
             f"'{path}': '{TARGET}' must hold a class for each sample, whole numbers of shape ['samples']; it is of "
@@ -119,9 +127,8 @@ def _classes(path: Path, output: TensorSpec, target: Array) -> Array:
         )
     low, high = int(target.min()), int(target.max())
     if low < 0 or (isinstance(classes, int) and high >= classes):
-        raise UsageError(
-            f"'{path}': classes must be from 0 to {classes and int(classes) - 1}; there are {low} to {high}"
-        )
+        most = f"to {classes - 1}" if isinstance(classes, int) else "on"
+        raise UsageError(f"'{path}': classes must be from 0 {most}; there are {low} to {high}")
     return target.astype(np.int64)
 
 

@@ -132,6 +132,8 @@ class ParallelLoader:
         self.tail: Tail | None = None
         if frozen_only:
             self.manifest = without_tail(self.manifest)
+        elif tail not in (None, DEFAULT_TAIL) and self.manifest.training is None:
+            raise UsageError(f"'{bundle}' has no trainable stage, and so no tail '{tail}'")
         elif tail is not None and self.manifest.training is not None:
             from splitload.tails import open_tail  # for the bundles that have one
 

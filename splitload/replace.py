@@ -64,6 +64,7 @@ def replacing(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
             for path in made.iterdir():
                 sync(path)
             sync(made)
+            check(target)  # who else works there may have come first
             _replace(made, target)
             with contextlib.suppress(OSError):  # the bundle is in place
                 sync(target.parent)

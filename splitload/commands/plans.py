@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from splitload.frontends import open_source
 from splitload.frontends.head import with_new_head
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import Opened, load_opened
-from splitload.frontends.steps import write_training
+from splitload.frontends.steps import keep_training, write_training
 from splitload.graph import ModelGraph
 from splitload.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition
@@ -93,7 +93,12 @@ def with_portable(plan: Plan, source: Source, console: Console, cache: Path) -> 
 
 
 def with_opened(
-    plan: Plan, source: Source, trainable: str, console: Console, cache: Path, feeds: Mapping[str, Any]
+    plan: Plan,
+    source: Source,
+    trainable: str | Collection[str],
+    console: Console,
+    cache: Path,
+    feeds: Mapping[str, Any],
 ) -> tuple[list[Plan], Opened]:
     """Return what a bundle with a trainable last stage is made of, and the model it is trained by.
 
@@ -117,25 +122,28 @@ def write_bundle(
     device: str,
     notes: Mapping[str, Any],
     feeds: Mapping[str, Any] | None = None,
-    trainable: str | None = None,
+    trainable: str | Collection[str] | None = None,
     specialized_from: Manifest | None = None,
 ) -> None:
-    """Write the bundle: the plan, and where its graph is native a portable one-stage plan that runs anywhere.
+    """Write the bundle: the plan, and where its graph is native a portable plan that runs anywhere.
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
-    With `specialized_from` the source is that bundle, and the new one names the same model.
+    With `specialized_from` the source is that bundle at `target`: the new one names the same model, and is trained by
+    the same steps.
 
     Raises:
         SplitloadError: If it cannot be written.
     """
-    add_training = None
+    add_training: Callable[[Path, StageEntry], Training | None] | None = None
     if trainable is None:
         plans = with_portable(plan, source, console, cache)
     else:
         plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {})
         add_training = partial(_add_training, opened, console)
     if specialized_from is not None:
+        if specialized_from.training is not None:
+            add_training = partial(keep_training, target, specialized_from.training)
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
             replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans

@@ -50,14 +50,15 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         if spec is not None and not isinstance(spec, str):
             raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
         first_trainable = None
+        trained = spec if manifest.training is None else [weight.name for weight in manifest.training.weights]
         with console.status(f"optimising {source.name}"):
-            if spec is None:
+            if trained is None:
                 graph = load_graph(source, "native", cache, feeds=feeds)
             else:
                 try:
-                    graph = load_opened(source, "native", cache, spec, feeds=feeds).graph
-                except UsageError as error:  # the pattern was no word of this command line
-                    raise BundleError(f"'{target}': plan.trainable does not fit the model: {error}") from error
+                    graph = load_opened(source, "native", cache, trained, feeds=feeds).graph
+                except UsageError as error:  # which nobody asked for on this command line
+                    raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
                 first_trainable = len(graph.blocks) - 1
         with console.progress("profiling on host", unit="passes") as show:
             profile = device.profile(graph, feeds=feeds, on_progress=show)
@@ -69,7 +70,8 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
         if first_trainable is not None:
             found = search.apart(found, first_trainable)
-        notes = notes_of(profile, found.partition, trial, agent="q-learning", objective=objective, trainable=spec)
+        kept = {name: manifest.plan.get(name) for name in ("trainable", "new_head")}
+        notes = notes_of(profile, found.partition, trial, agent="q-learning", objective=objective, **kept)
         plan = Plan(graph, found.partition, threads, first_trainable)
         write_bundle(
             target,
@@ -80,7 +82,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             device=device.name,
             notes=notes,
             feeds=feeds,
-            trainable=spec,
+            trainable=trained,
             specialized_from=manifest,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def load_opened(
     source: Source,
     kind: GraphKind,
     cache: Path,
-    trainable: str,
+    trainable: str | Collection[str],
     *,
     max_blocks: int = DEFAULT_MAX_BLOCKS,
     feeds: Mapping[str, Any] | None = None,
@@ -59,7 +59,7 @@ def load_opened(
         source: The model.
         kind: How the body is optimised; see `load_graph`.
         cache: The user's cache folder.
-        trainable: A count of last layers, or a pattern of their names.
+        trainable: A count of last layers, a pattern of their names, or the names of the trained weights.
         max_blocks: The most blocks.
         feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
 

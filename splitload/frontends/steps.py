@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,33 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Trai
         for step in steps:
             (folder / step.file.name).unlink()
         steps = []
+    return Training(tail.inputs, output, _places(folder, tail, weights), tuple(steps)), reason
+
+
+def keep_training(old: Path, training: Training, folder: Path, tail: StageEntry) -> Training:
+    """Take the training steps of a bundle over into one that is made of it; its last stage computes the same.
+
+    Args:
+        old: The bundle's folder.
+        training: How its last stage is trained.
+        folder: Where the new one is written.
+        tail: Its last stage, written there.
+
+    Raises:
+        ModelError: If the new last stage reads something else.
+    """
+    if set(tail.inputs) != set(training.features):
+        raise ModelError(f"the last stage reads {list(tail.inputs)}, its training steps {list(training.features)}")
+    for step in training.steps:
+        shutil.copyfile(old / step.file.name, folder / step.file.name)
+    names = tuple(weight.name for weight in training.weights)
+    return training._replace(weights=_places(folder, tail, names))
+
+
+def _places(folder: Path, tail: StageEntry, names: Sequence[str]) -> tuple[Weight, ...]:
+    """Return where the trained weights lie in the weights file of a last stage."""
     stored = {tensor.name: tensor for tensor in read_model(folder / tail.graph.name).graph.initializer}
-    table = tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in weights)
-    return Training(tail.inputs, output, table, tuple(steps)), reason
+    return tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in names)
 
 
 def _steps(opened: Opened) -> Iterator[tuple[Loss, Optimizer, bytes]]:

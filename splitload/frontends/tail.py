@@ -7,7 +7,7 @@ are of these. What the tail reads of the body are the features: they depend on n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,15 +133,25 @@ def chosen(spec: str, layers: Sequence[Layer]) -> list[Layer]:
     return found
 
 
-def divide(graph: Any, spec: str) -> Division:
+def divide(graph: Any, trainable: str | Collection[str]) -> Division:
     """Divide a graph before the first value that depends on a trained weight.
 
+    Args:
+        graph: A `GraphProto`.
+        trainable: A `--trainable` word, or the names of the trained weights themselves.
+
     Raises:
-        UsageError: If `spec` means no layer, or a frozen layer depends on a trainable one.
+        UsageError: If that means no layer, all of them, or one that a frozen layer depends on.
     """
     layers = layers_of(graph)
-    trained = chosen(spec, layers)
-    weights = {name for layer in trained for name in layer.weights}
+    if isinstance(trainable, str):
+        trained = chosen(trainable, layers)
+        weights = {name for layer in trained for name in layer.weights}
+    else:
+        weights = set(trainable)
+        trained = [layer for layer in layers if not weights.isdisjoint(layer.weights)]
+        if missing := weights - {name for layer in trained for name in layer.weights}:
+            raise UsageError(f"the model has no weight '{min(missing)}' to train")
     body, constants = split_constants(graph)
     depends: set[str] = set()
     tail = []
@@ -152,9 +162,7 @@ def divide(graph: Any, spec: str) -> Division:
             depends.update(name for name in node.output if name)
     _refuse_frozen(layers, trained, weights, tail, constants)
     if len(tail) == len(body):
-        raise UsageError(
-            f"--trainable {spec}: nothing before '{trained[0].name}' is left to stay frozen; choose fewer layers"
-        )
+        raise UsageError(f"--trainable: nothing before '{trained[0].name}' is left to stay frozen; choose fewer layers")
     tail = _with_turned(graph, body, tail)
     made = {name for node in tail for name in node.output if name}
     fixed = set(constants) | {tensor.name for tensor in graph.initializer}

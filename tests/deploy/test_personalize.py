@@ -337,6 +337,8 @@ def test_bad_files_and_names_are_refused(bundle: Path, tmp_path: Path) -> None:
             personalize(bundle, good, tail=tail)
     with pytest.raises(UsageError, match="the loss is 'cross-entropy' or 'mse', not 'hinge'"):
         personalize(bundle, good, settings=Settings(loss="hinge"))
+    with pytest.raises(UsageError, match="seed must be a whole number"):
+        Settings(seed=-1)
     assert names(bundle) == []
 
 
@@ -431,6 +433,39 @@ def test_a_personalized_bundle_is_not_replaced(
         assert main(words) == 1
         assert "holds personalized tails (anna), which a new bundle would lose" in capsys.readouterr().err
     assert names(bundle) == ["anna"]
+
+
+def test_a_specialized_bundle_is_trained_by_the_same_steps(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    for module in ("torch", "onnxscript"):  # a device has neither
+        monkeypatch.setitem(sys.modules, module, None)
+    before, expected = read_manifest(bundle), answer(bundle)
+    assert main(["specialize", str(bundle)]) == 0
+    after = read_manifest(bundle)
+    assert after.variants[0].kind == "native"
+    assert before.training is not None
+    assert after.training is not None
+    assert after.training.steps == before.training.steps
+    assert after.plan["trainable"] == "head"
+    np.testing.assert_allclose(answer(bundle), expected, rtol=0, atol=1e-5)
+    epochs = personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK).epochs
+    assert epochs[-1].loss < epochs[0].loss
+
+
+@pytest.mark.parametrize("rate", [0.05, 3.0])
+def test_the_weights_that_are_kept_have_the_loss_that_is_told(bundle: Path, tmp_path: Path, rate: float) -> None:
+    train = data(tmp_path / "train.npz")
+    settings = Settings(optimizer="sgd", learning_rate=rate, epochs=4, batch_size=120)
+    best = personalize(bundle, train, settings=settings).best
+    arrays = np.load(train)
+    with ParallelLoader(bundle) as loaded:
+        logits = np.concatenate([loaded.run(None, {"image": each[None]})[0] for each in arrays["x"]])
+    chances = logits - logits.max(1, keepdims=True)
+    chances -= np.log(np.exp(chances).sum(1, keepdims=True))
+    loss = -chances[np.arange(len(logits)), arrays["y"]].mean()
+    assert best.loss_after == pytest.approx(float(loss), rel=1e-3)
 
 
 def test_what_is_trained_takes_one_of_the_stages(
