@@ -28,7 +28,7 @@ class Plan:
         graph: The graph that is cut.
         partition: Where, in its blocks.
         threads: Loading threads of the execution scheme.
-        trainable_from: First trainable block, or None; it must lie in the last stage.
+        trainable_from: First trainable block, or None; the last stage starts with it.
     """
 
     graph: ModelGraph

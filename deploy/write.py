@@ -22,8 +22,8 @@ def check_target(target: Path) -> None:
     check_folder(target, FORMAT)
     if personalized := names(target):
         raise OutputError(
-            f"'{target}' holds personalized tails ({', '.join(personalized)}), which a new bundle would lose; choose "
-            "another name, or remove its folder 'tails'"
+            f"'{target}' holds personalized tails ({', '.join(personalized)}), which a new bundle would lose; "
+            "remove its folder 'tails' to do without them, or write to another place"
         )
 
 

@@ -42,6 +42,7 @@ def write_text(path: Path, text: str, what: str) -> None:
         try:
             with made.open("x", encoding="utf-8", newline="") as file:
                 file.write(text)
+            sync(made)
             made.replace(path)
         except BaseException:  # an interrupt as well
             with contextlib.suppress(OSError):

@@ -113,7 +113,7 @@ class Weight(Record):
 
 
 class Step(Record):
-    """A graph that makes one training step of the last stage; `frontends/training.py` says what it reads and gives.
+    """A graph that makes one training step of the last stage; `frontends/training_step.py` says what it reads.
 
     Attributes:
         loss: "cross-entropy" or "mse".

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.atomic import sync
+from splitload.atomic import sync, write_text
 from splitload.bundle import is_plain, sha256_of
 from splitload.errors import BundleError, OutputError, UsageError
 from splitload.fields import Reader
@@ -176,6 +175,8 @@ def write_tail(
             folder = made.rename(place / f"{version:04}")
             sync(place)
         _write_history(place, [*history, version])
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"cannot write the tail to '{place}': {error.strerror or error}; it is as it was") from error
     return Tail(name, version, folder / stage.graph.name, notes)
@@ -193,10 +194,7 @@ def revert(bundle: Path, name: str) -> int:
     if not history:
         there = ", ".join(each for each in names(bundle) if current_version(bundle, each)) or "none"
         raise UsageError(f"'{bundle}' has no personalized tail '{name}' to go back from; there are: {there}")
-    try:
-        _write_history(place, history[:-1])
-    except OSError as error:
-        raise OutputError(f"cannot write to '{place}': {error.strerror or error}; it is as it was") from error
+    _write_history(place, history[:-1])
     return current_version(bundle, name)
 
 
@@ -235,8 +233,5 @@ def _history(place: Path) -> list[int]:
 
 
 def _write_history(place: Path, history: list[int]) -> None:
-    made = place / f".{_CURRENT}-{os.getpid()}"
-    made.write_text("".join(f"{version}\n" for version in history), encoding="ascii")
-    sync(made)
-    made.replace(place / _CURRENT)
+    write_text(place / _CURRENT, "".join(f"{version}\n" for version in history), "the tail's versions")
     sync(place)

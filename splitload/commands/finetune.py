@@ -51,7 +51,7 @@ def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             settings=settings,
             tail=options.tail,
             threads=options.threads,
-            on_features=lambda done, total: show(done, total),
+            on_features=show,
             on_epoch=report,
             make_learner=partial(_learner, console),
         )
@@ -83,4 +83,14 @@ def _learner(
     from splitload.frontends.torch_learner import TorchLearner
 
     console.note(f"the bundle has no training step for {loss} with {settings.optimizer}: torch trains it")
-    return TorchLearner(folder, stage, training, loss, settings, weights)
+    return TorchLearner(
+        folder,
+        stage,
+        training,
+        loss,
+        weights,
+        optimizer=settings.optimizer,
+        learning_rate=settings.rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )

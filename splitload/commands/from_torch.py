@@ -88,7 +88,10 @@ def from_torch(
             examples = export_given(module, example_inputs, file, name=name, dynamic_shapes=dynamic_shapes)
             options.model = str(file)
             options.input = [f"{key}={path}" for key, path in save_feeds(examples, folder).items()]
-            train(options, Console(json=True), cache)
+            try:
+                train(options, Console(json=True), cache)
+            except KeyboardInterrupt:  # what it advises names files that are gone now
+                raise KeyboardInterrupt(f"interrupted; '{bundle}' is as it was, or complete") from None
     except OSError as error:
         if isinstance(error, OutputError):
             raise

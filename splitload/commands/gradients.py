@@ -19,10 +19,10 @@ from splitload.commands.records import write_record
 from splitload.commands.study import one_line, study_parser
 from splitload.errors import UsageError
 from splitload.frontends import open_source
+from splitload.frontends.gradient_check import ZERO, autograd, exported, on_a_device
 from splitload.frontends.opened import load_opened
-from splitload.frontends.parity import ZERO, autograd, exported, on_a_device
-from splitload.frontends.steps import CHECKED_SAMPLES, example_target, opened_tail
-from splitload.frontends.training import LOSSES
+from splitload.frontends.training import CHECKED_SAMPLES, example_target, opened_tail
+from splitload.frontends.training_step import losses_for
 
 TAILS = {
     "zoo:mobilenet_v1": "block13|fc",
@@ -51,9 +51,7 @@ def rows_of(model: str, trainable: str, cache: Path) -> list[dict[str, Any]]:
     tail, feeds, shape = opened_tail(opened)
     weights = opened.division.weights
     rows = []
-    for loss in LOSSES:
-        if loss == "cross-entropy" and len(shape) != 2:
-            continue
+    for loss in losses_for(shape):
         target = example_target(loss, shape, CHECKED_SAMPLES)
         wanted = autograd(tail, weights, loss, feeds, target)
         norms = {name: float(np.linalg.norm(each)) for name, each in wanted.items()}

@@ -18,7 +18,7 @@ from splitload.frontends import open_source
 from splitload.frontends.head import with_new_head
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import Opened, load_opened
-from splitload.frontends.steps import keep_training, write_training
+from splitload.frontends.training import keep_training, write_training
 from splitload.graph import ModelGraph
 from splitload.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition

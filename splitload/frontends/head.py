@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError, OutputError, UsageError
+from splitload.frontends.division import layer_name
 from splitload.frontends.observe import observe, one_line, plain_options
 from splitload.frontends.onnx import Source, read_model
 from splitload.frontends.proto import external_files, node_inputs, split_constants, with_constants
-from splitload.frontends.tail import layer_name
 from splitload.inputs import example_inputs
 from splitload.scratch import scratch_folder
 
@@ -23,19 +23,17 @@ _VERSION = 1  # raise it when a change here changes a file
 _CLASS_AXIS = {"Gemm": 1, "MatMul": -1, "Conv": 1}  # of what each gives
 
 
-def with_new_head(
-    source: Source, classes: int, cache: Path, *, seed: int = 0, feeds: Mapping[str, Any] | None = None
-) -> Source:
+def with_new_head(source: Source, classes: int, cache: Path, *, feeds: Mapping[str, Any] | None = None) -> Source:
     """Return the model with its last Gemm, MatMul or Conv replaced by a fresh one of so many classes.
 
-    Weights and biases are uniform within 1/sqrt(fan-in), as those of `torch.nn.Linear` begin. What comes behind may
-    reshape, pool or normalise the classes, but hold no weights of its own. The new model is kept in the cache.
+    Weights and biases are drawn, with a fixed seed, uniformly within 1/sqrt(fan-in), as those of `torch.nn.Linear` are.
+    What comes behind may reshape, pool or normalise the classes, but hold no weights of its own. The new model is kept
+    in the cache.
 
     Args:
         source: The model.
         classes: How many, 2 or more.
         cache: The user's cache folder.
-        seed: Of the fresh weights.
         feeds: Inputs for the runs that see the sizes of tensors; made up where they are missing.
 
     Raises:
@@ -45,13 +43,13 @@ def with_new_head(
     """
     if not 2 <= classes <= MAX_CLASSES:
         raise UsageError(f"--new-head takes 2 to {MAX_CLASSES} classes, not {classes}")
-    folder = cache / "heads" / f"{source.sha256[:24]}-{classes}-{seed}-v{_VERSION}"
+    folder = cache / "heads" / f"{source.sha256[:24]}-{classes}-v{_VERSION}"
     file = folder / "model.onnx"
     if not file.is_file():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with scratch_folder(folder.parent, ".head-") as made:
-                _write(source, made / file.name, classes, np.random.default_rng(seed), feeds)
+                _write(source, made / file.name, classes, feeds)
                 try:
                     made.rename(folder)
                 except OSError:
@@ -66,7 +64,7 @@ def with_new_head(
     return Source.open(file, source.name, source.examples)
 
 
-def _write(source: Source, file: Path, classes: int, rng: np.random.Generator, feeds: Mapping[str, Any] | None) -> None:
+def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | None) -> None:
     """Write the model with its new head; weights that lie in other files are copied."""
     from onnx import numpy_helper
 
@@ -94,6 +92,7 @@ def _write(source: Source, file: Path, classes: int, rng: np.random.Generator, f
     for node, at in _bias(head, behind, fixed):
         spread = len(made) - 2 if head.op_type == "Conv" and node is not head else 0  # what an Add repeats it over
         fresh.append((node, at, "bias", (classes, *[1] * spread)))
+    rng = np.random.default_rng(0)
     added = []
     for node, at, what, dims in fresh:
         node.input[at] = f"{layer}.new.{what}"

@@ -9,7 +9,7 @@ import numpy as np
 from splitload.errors import ModelError
 from splitload.frontends.observe import one_line, plain_options
 from splitload.frontends.proto import attributes, needed_nodes, split_constants
-from splitload.frontends.training import SAMPLES, shapes_of
+from splitload.frontends.training_step import SAMPLES, constants_of, shapes_of
 
 _TOLERANCE = 1e-4  # of the largest output, for what several samples at once may differ from one by one
 
@@ -39,11 +39,7 @@ def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) ->
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = SAMPLES
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            constants.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
-    stored = {name: numpy_helper.to_array(tensor) for name, tensor in constants.items()}
+    stored = constants_of(graph)
     makers = {node.output[0]: node for node in graph.node}
     shapes = shapes_of(model)
     varying, _ = split_constants(graph)  # what depends on an input, and so on the number of samples

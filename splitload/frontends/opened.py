@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.errors import ModelError
+from splitload.frontends.division import Division, divide, parts
 from splitload.frontends.observe import elem_type, observe, one_line, plain_options
 from splitload.frontends.onnx import (
     EXTERNAL_FROM_BYTES,
@@ -20,7 +21,6 @@ from splitload.frontends.onnx import (
     read_whole,
 )
 from splitload.frontends.proto import bodies, point, split_constants, tensor_bytes
-from splitload.frontends.tail import Division, divide, parts
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
 from splitload.scratch import scratch_folder
 

@@ -62,6 +62,11 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
+def module_of(scopes: str) -> str:
+    """Return the innermost named module in what the exporter writes of a node, under `SCOPES`; "" if there is none."""
+    return next((name for name in reversed(_QUOTED.findall(scopes)[:-1]) if name), "")
+
+
 def _first_line(error: BaseException) -> str:
     """Return the type and the first line of an error's own cause, without terminal colours."""
     while error.__cause__ is not None:  # the exporter's own message is only which of its steps failed
@@ -244,8 +249,8 @@ def export_module(
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
     for index, node in enumerate(program.model.graph.all_nodes()):
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
-        modules = [name for name in _QUOTED.findall(node.metadata_props.get(SCOPES, ""))[:-1] if name]
-        node.name = f"{modules[-1] if modules else 'model'}/{node.op_type}_{index}"
+        module_name = module_of(node.metadata_props.get(SCOPES, "")) or "model"
+        node.name = f"{module_name}/{node.op_type}_{index}"
     with quiet():
         program.save(str(file), external_data=external_data)
     _compare(name, file, example, expected)

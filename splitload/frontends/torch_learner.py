@@ -18,8 +18,6 @@ from splitload.manifest import StageEntry, Training
 if TYPE_CHECKING:
     import torch
 
-    from splitload.deploy.arguments import Settings
-
 Array = np.ndarray[Any, Any]
 _TOLERANCE = 1e-4  # of the largest output
 
@@ -34,8 +32,11 @@ class TorchLearner:
         stage: Its last stage.
         training: What is trained.
         loss: "cross-entropy" or "mse".
-        settings: Which optimiser, and its numbers.
         weights: To begin with.
+        optimizer: "adam" or "sgd".
+        learning_rate: Of it.
+        momentum: Of "sgd".
+        weight_decay: Share of each weight that is added to its gradient.
 
     Raises:
         MissingPackageError: If torch is not installed.
@@ -48,8 +49,12 @@ class TorchLearner:
         stage: StageEntry,
         training: Training,
         loss: str,
-        settings: Settings,
         weights: Mapping[str, Array],
+        *,
+        optimizer: str,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
     ) -> None:
         require("torch")
         import torch
@@ -61,13 +66,13 @@ class TorchLearner:
         self._loss = loss
         self._output = training.output
         self._together: bool | None = None
-        self.learning_rate = settings.rate
-        given: dict[str, Any] = {"lr": settings.rate, "weight_decay": settings.weight_decay}
+        self.learning_rate = learning_rate
+        given: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
         tensors = list(self._weights.values())
         self._optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(tensors, **given)
-            if settings.optimizer == "adam"
-            else torch.optim.SGD(tensors, momentum=settings.momentum, **given)
+            if optimizer == "adam"
+            else torch.optim.SGD(tensors, momentum=momentum, **given)
         )
 
     def step(self, features: Mapping[str, Array], target: Array) -> float:

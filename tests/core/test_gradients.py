@@ -10,10 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from splitload.errors import ModelError
 from splitload.frontends.gradients import differentiable
-from splitload.frontends.training import OPTIMIZERS, SETTINGS, STATES, training_step
+from splitload.frontends.training_step import OPTIMIZERS, SETTINGS, STATES, training_step
 
 torch = pytest.importorskip("torch")
-from splitload.frontends.parity import autograd, check_gradients, on_a_device  # noqa: E402 - needs torch
+from splitload.frontends.gradient_check import autograd, check_gradients, on_a_device  # noqa: E402 - needs torch
 
 SAMPLES = 3
 

@@ -104,7 +104,6 @@ def test_the_last_layer_is_replaced_and_nothing_else(name: str, tmp_path: Path) 
     assert len(fresh) == 2
     assert all(0.1 < np.abs(new[key]).max() <= 8**-0.5 for key in fresh), "uniform within 1/sqrt(8)"
     assert with_new_head(source, 9, tmp_path / "cache").sha256 == changed.sha256
-    assert with_new_head(source, 9, tmp_path / "other", seed=1).sha256 != changed.sha256
 
 
 def test_weights_that_others_read_stay(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Gradients:
         if rule is None or node.domain not in ("", "ai.onnx"):
             raise ModelError(
                 f"the operator {node.op_type} (node {where}) has no gradient here; choose fewer trainable layers with "
-                "--trainable, or personalize with torch installed"
+                "--trainable"
             )
         if any(arriving[1:]):
             raise ModelError(f"the operator {node.op_type} (node {where}) is trained through its first output only")
@@ -107,8 +107,7 @@ class Gradients:
 
     def _split(self, node: Any, arriving: Sequence[str | None]) -> str:
         parts = [
-            part if part is not None else self.op("Mul", name, self.number(0.0))
-            for name, part in zip(node.output, arriving, strict=True)
+            part if part is not None else self.zeros(name) for name, part in zip(node.output, arriving, strict=True)
         ]
         return self.op("Concat", *parts, axis=attributes(node).get("axis", 0))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from splitload.errors import ModelError
 from splitload.frontends.torch_graph import loss_of, run_graph, tensors_of
-from splitload.frontends.training import SETTINGS, Loss, at_opset, in_dtype, training_step
+from splitload.frontends.training_step import SETTINGS, Loss, at_opset, in_dtype, training_step
 
 TOLERANCE = 1e-9  # of the largest gradient of a weight; what rounding in double precision makes is far below
 ZERO = 1e-9  # of the largest gradient of any weight: a weight with less has no effect, such as the bias of keys
@@ -22,7 +22,7 @@ def check_gradients(model: Any, weights: Sequence[str], loss: Loss, feeds: Mappi
     gradient of any weight.
 
     Args:
-        model: As `training.training_step` takes it.
+        model: As `training_step` takes it.
         weights: Names of the initializers that are trained.
         loss: Which loss.
         feeds: An input for each of the model's, float32 or whole numbers.

@@ -6,6 +6,7 @@ are of these. What the tail reads of the body are the features: they depend on n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from typing import Any
 
 from splitload.errors import UsageError
 from splitload.frontends.proto import attributes, needed_nodes, node_inputs, split_constants, with_constants
+from splitload.frontends.torch import SCOPES, module_of
 
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter keeps the modules that a node comes from
-_QUOTED = re.compile(r"'([^']*)'")
 _FIXED = {"BatchNormalization": (3, 4), "GRU": (4, 5), "LSTM": (4, 5, 6)}  # inputs that are measured or given
 _TABLES = {"Gather": (0,)}  # inputs of operators that read only these as weights
 _WEIGHTS = {
@@ -88,22 +88,15 @@ def _is_trainable(tensor: Any, reader: str) -> bool:
 
     if tensor.data_type != TensorProto.FLOAT:
         return False
-    elements = 1
-    for size in tensor.dims:
-        elements *= size
-    return elements > 1 or (reader not in _ARITHMETIC and len(tensor.dims) > 0)
+    return math.prod(tensor.dims) > 1 or (reader not in _ARITHMETIC and len(tensor.dims) > 0)
 
 
 def layer_name(weight: str, node: Any) -> str:
     """Return what the layer is called that holds a weight, which this node reads."""
     if "." in weight:
         return weight.rpartition(".")[0]
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            scopes = [scope for scope in _QUOTED.findall(entry.value)[:-1] if scope]
-            if scopes:
-                return str(scopes[-1])
-    return str(node.name or weight)
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
+    return module_of(scopes) or str(node.name or weight)
 
 
 def chosen(spec: str, layers: Sequence[Layer]) -> list[Layer]:
