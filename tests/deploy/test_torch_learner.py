@@ -14,7 +14,6 @@ from splitload import ParallelLoader
 from splitload.bundle import read_manifest
 from splitload.cli import main
 from splitload.deploy import personalize as script
-from splitload.errors import ModelError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -33,13 +32,11 @@ class Recurrent(torch.nn.Module):  # type: ignore[misc, name-defined]
         return self.fc(hidden[:, -1])
 
 
-def build(folder: Path, kind: Any, **options: Any) -> tuple[Any, Path]:
+def build(folder: Path, kind: Any) -> tuple[Any, Path]:
     torch.manual_seed(0)
     module = Recurrent(kind)
     example = (torch.randn(1, 7, 6),)
-    return module, splitload.from_torch(
-        module, example, folder / "net.splitload", device="s20", trainable="rnn|fc", **options
-    )
+    return module, splitload.from_torch(module, example, folder / "net.splitload", device="s20", trainable="rnn|fc")
 
 
 @pytest.fixture(autouse=True)
@@ -88,15 +85,3 @@ def test_torch_trains_what_has_no_step(
 
     assert script.main(words) == 2, "the script of a device trains by steps alone"
     assert "'splitload finetune' trains without one where torch is installed" in capsys.readouterr().err
-
-
-def test_an_initial_state_of_other_sizes_is_refused() -> None:
-    from onnx import helper
-
-    from splitload.frontends.torch_graph import run_graph
-
-    node = helper.make_node("LSTM", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=3)
-    graph = helper.make_graph([node], "g", [], [])
-    sizes = {"x": (5, 2, 4), "w": (1, 12, 4), "r": (1, 12, 3), "h": (1, 1, 3)}
-    with pytest.raises(ModelError, match="sizes of what the operator LSTM reads do not fit"):
-        run_graph(graph, {name: torch.zeros(size) for name, size in sizes.items()})
