@@ -22,7 +22,7 @@ from splitload.bundle import read_manifest
 from splitload.deploy.arguments import Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
 from splitload.deploy.samples import Samples, read_samples
-from splitload.errors import OutputError, SplitloadError, TrainingError, UsageError
+from splitload.errors import BundleError, OutputError, SplitloadError, TrainingError, UsageError
 from splitload.manifest import DEFAULT_TAIL, StageEntry, Step, Training
 from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
@@ -275,10 +275,15 @@ class Learner:
             "momentum": settings.momentum,
             "step": 0.0,
         }
-        inputs = {value.name for value in self._session.get_inputs()}
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        for weight in training.weights:
+            if inputs.get(weight.name) != list(weight.shape):
+                raise BundleError(f"the training steps of '{folder}' do not fit its weights; copy the bundle again")
         self._numbers = {name: value for name, value in numbers.items() if name in inputs}
         outputs = [value.name for value in self._session.get_outputs()]
         self._changed = [name.removeprefix("new/") for name in outputs if name.startswith("new/")]
+        if missing := [name for name in self._changed if name not in weights and name.partition("/")[2] not in weights]:
+            raise BundleError(f"'{folder}' has training steps for '{missing[0]}', and no such weight; copy it again")
         # what is no weight is a state of the optimiser, STATE/NAME, which begins with zeros
         states = {
             name: np.zeros(weights[name.partition("/")[2]].shape, "f4") for name in self._changed if name not in weights

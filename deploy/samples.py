@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,11 +85,16 @@ def _read(path: Path) -> dict[str, Array]:
         if size > MAX_DATA_BYTES:
             raise UsageError(f"'{path}' holds {size >> 30} GiB of data, at most {MAX_DATA_BYTES >> 30} are taken")
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"'{path}' is no .npz file of arrays: {error}") from error
+    except Exception as error:  # a damaged archive shows in many ways, down to a MemoryError
+        raise UsageError(f"'{path}' is no .npz file of arrays: {' '.join(str(error).split())[:200]}") from error
+    if other := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise UsageError(f"'{path}' is no .npz file of arrays: '{other[0]}' in it is none")
+    return arrays
 
 
 def _fitting(path: Path, spec: TensorSpec, value: Array) -> Array:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ def write_tail(
     place = _place(bundle, name)
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(place, ".new-") as made:
+        with contextlib.ExitStack() as held, scratch_folder(place, ".new-") as made:
             shutil.copyfile(bundle / stage.graph.name, made / stage.graph.name)
             path = made / _weights(stage).name
             shutil.copyfile(bundle / _weights(stage).name, path)
@@ -159,6 +160,7 @@ def write_tail(
                 for weight in training.weights:
                     file.seek(weight.offset)
                     file.write(weights[weight.name].astype("<f4").tobytes())
+            held.enter_context(_alone(place))
             history = _history(place)
             version = max([0, *history, *(int(each.name) for each in place.iterdir() if each.name.isdigit())]) + 1
             row = {
@@ -174,7 +176,7 @@ def write_tail(
             made.chmod(0o755)
             folder = made.rename(place / f"{version:04}")
             sync(place)
-        _write_history(place, [*history, version])
+            _write_history(place, [*history, version])
     except OutputError:
         raise
     except OSError as error:
@@ -190,11 +192,11 @@ def revert(bundle: Path, name: str) -> int:
         OutputError: If it cannot be written.
     """
     place = _place(bundle, name)
-    history = _history(place)
-    if not history:
+    if not _history(place):
         there = ", ".join(each for each in names(bundle) if current_version(bundle, each)) or "none"
         raise UsageError(f"'{bundle}' has no personalized tail '{name}' to go back from; there are: {there}")
-    _write_history(place, history[:-1])
+    with _alone(place):
+        _write_history(place, _history(place)[:-1])
     return current_version(bundle, name)
 
 
@@ -232,6 +234,24 @@ def _history(place: Path) -> list[int]:
     return [int(word) for word in words]
 
 
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Have no other process change a tail meanwhile, where the system has locks on folders (not Windows)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # and the lock with it
+
+
 def _write_history(place: Path, history: list[int]) -> None:
+    for left in place.glob(f".{_CURRENT}.*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     write_text(place / _CURRENT, "".join(f"{version}\n" for version in history), "the tail's versions")
     sync(place)

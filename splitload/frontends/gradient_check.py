@@ -97,7 +97,10 @@ def autograd(
         values[name].requires_grad_(True)
     known = run_graph(graph, values)
     taken = loss_of(graph, known, graph.output[0].name, loss, torch.from_numpy(_double(target)))
-    gradients = torch.autograd.grad(taken, [values[name] for name in weights])
+    try:
+        gradients = torch.autograd.grad(taken, [values[name] for name in weights])
+    except RuntimeError as error:
+        raise ModelError(f"the output does not change with what is trained: {error}") from error
     return {name: gradient.numpy() for name, gradient in zip(weights, gradients, strict=True)}
 
 

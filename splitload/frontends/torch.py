@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
-from splitload.frontends.observe import plain_options
+from splitload.frontends.observe import one_line, plain_options
 
 if TYPE_CHECKING:
     import torch
@@ -159,14 +159,11 @@ def export_given(
     if any(tensor.dtype == torch.bfloat16 for tensor in (*module.parameters(), *module.buffers())):
         module = copy.deepcopy(module).float()
         example = _in_float32(example)
-    training = {id(each): each.training for each in module.modules()}
-    try:
-        with written_beside(out) as file:
-            export_module(module, example, file, name=name, dynamic_shapes=dynamic_shapes, external_data=True)
-            return _named(file, example)
-    finally:
-        for each in module.modules():
-            each.training = training[id(each)]
+    from splitload.torch.order import left_as_it_was
+
+    with left_as_it_was(module), written_beside(out) as file:
+        export_module(module, example, file, name=name, dynamic_shapes=dynamic_shapes, external_data=True)
+        return _named(file, example)
 
 
 def _refuse_quantized(module: torch.nn.Module, name: str) -> None:
@@ -178,10 +175,10 @@ def _refuse_quantized(module: torch.nn.Module, name: str) -> None:
         kinds = [type(tensor) for tensor in (*each.parameters(recurse=False), *each.buffers(recurse=False))]
         other = [kind.__name__ for kind in kinds if kind not in plain]
         if ".quantized" in type(each).__module__ or other:
-            what = f"{type(each).__module__}.{type(each).__qualname__}"
+            what = f"{type(each).__module__}.{type(each).__qualname__}{' of ' + other[0] if other else ''}"
             raise ModelError(
-                f"{name} cannot be exported to ONNX: its module '{path or 'itself'}' is quantised ({what}"
-                f"{' of ' + other[0] if other else ''}); export it before it is quantised, and quantise the ONNX file"
+                f"{name} cannot be exported to ONNX: its module '{path or 'itself'}' is quantised, or has tensors of a "
+                f"kind of its own ({what}); export it before it is quantised, and quantise the ONNX file"
             )
 
 
@@ -243,7 +240,7 @@ def export_module(
                 output_names=output_names,
                 dynamic_shapes=dynamic_shapes,
             )
-    except Exception as e:  # whatever the module's own code raises
+    except (Exception, SystemExit) as e:  # whatever the module's own code raises
         raise ModelError(f"{name} cannot be exported to ONNX: {_first_line(e)}") from e
     if program is None:
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
@@ -387,7 +384,7 @@ def _compare(name: str, file: Path, example: Example, expected: Any) -> None:
         leaves = torch.utils._pytree.tree_leaves(expected)
         wanted = [tensor.numpy(force=True) for tensor in leaves if torch.is_tensor(tensor)]
     except Exception as e:  # onnxruntime's errors have no common class but Exception
-        raise ModelError(f"{name} was exported, but cannot be checked in onnxruntime: {e}") from e
+        raise ModelError(f"{name} was exported, but cannot be checked in onnxruntime: {one_line(e)}") from e
     if len(outputs) != len(wanted):
         raise ModelError(f"{name} was exported with {len(outputs)} outputs, but the module has {len(wanted)}")
     for index, (output, value) in enumerate(zip(outputs, wanted, strict=True)):

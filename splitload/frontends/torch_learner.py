@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,11 +149,11 @@ def read_tail(file: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     return model.graph, tensors_of(model.graph, torch.float32)
 
 
-def check_in_torch(file: Path, output: str, examples: Mapping[str, Array]) -> None:
-    """Make sure that torch computes what onnxruntime does for one sample of a last stage.
+def check_in_torch(file: Path, output: str, weights: Sequence[str], examples: Mapping[str, Array]) -> None:
+    """Make sure that torch computes what onnxruntime does for one sample of a last stage, and can train it.
 
     Raises:
-        ModelError: If it does not, or an operator cannot be run there.
+        ModelError: If it does not, an operator cannot be run there, or the output does not change with a weight.
     """
     import onnxruntime as ort
     import torch
@@ -165,10 +165,12 @@ def check_in_torch(file: Path, output: str, examples: Mapping[str, Array]) -> No
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(f"what is trained does not run on made-up features: {one_line(error)}") from error
     try:
-        with torch.no_grad():
-            known = run_graph(graph, constants | {name: torch.from_numpy(each) for name, each in examples.items()})
+        for name in weights:
+            constants[name].requires_grad_(True)
+        known = run_graph(graph, constants | {name: torch.from_numpy(each) for name, each in examples.items()})
+        torch.autograd.grad(known[output].sum(), [constants[name] for name in weights])
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"what is trained cannot be run in torch: {one_line(error)}") from error
-    found = known[output].numpy()
+        raise ModelError(f"what is trained cannot be trained in torch: {one_line(error)}") from error
+    found = known[output].detach().numpy()
     if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
         raise ModelError("what is trained gives something else in torch than in onnxruntime")

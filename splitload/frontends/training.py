@@ -64,7 +64,8 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Trai
     except ModelError as error:
         reason = str(error)
         try:
-            check_in_torch(folder / tail.graph.name, output, {name: each[0] for name, each in examples.items()})
+            single = {name: each[0] for name, each in examples.items()}
+            check_in_torch(folder / tail.graph.name, output, weights, single)
         except ModelError as other:
             raise ModelError(f"{reason}; nor can torch train it here: {other}") from error
         for step in steps:

@@ -70,7 +70,10 @@ def load(
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        place = torch.device("meta")
     if place.type not in ("cpu", "cuda"):
         raise UsageError(f"device must be 'cpu', 'cuda' or 'cuda:N', it is '{device}'")
     if module in _loadings and not _loadings[module].is_over():
@@ -79,7 +82,7 @@ def load(
     manifest = read_manifest(folder, verify)
     check_loadable(module)
     slots = _fitting(module, manifest)
-    most = threads or min(available_threads(), available_threads() if place.type == "cpu" else GPU_THREADS)
+    most = threads or (available_threads() if place.type == "cpu" else min(available_threads(), GPU_THREADS))
     loading = Loading(folder, manifest, slots, place, most)
     _loadings[module] = loading
     loading.start()

@@ -39,7 +39,7 @@ def read_order(root: nn.Module, example: Example, found: Sequence[Place]) -> lis
     """
     read: dict[tuple[int, str], None] = {}
     owners = {id(place.module): place.module for place in found}
-    with _left_as_it_was(root):
+    with left_as_it_was(root):
         watches = [
             Watch(module, partial(lambda number, key: read.setdefault((number, key)), number))
             for number, module in owners.items()
@@ -49,9 +49,8 @@ def read_order(root: nn.Module, example: Example, found: Sequence[Place]) -> lis
                 root.eval()
                 run(root, example)
         except Exception as error:
-            raise ModelError(
-                f"the module cannot be run on the example inputs: {type(error).__name__}: {error}"
-            ) from error
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ModelError(f"the module cannot be run on the example inputs: {text}") from error
         finally:
             for watch in watches:
                 watch.end()
@@ -67,7 +66,7 @@ def run(root: nn.Module, example: Example) -> Any:
 
 
 @contextlib.contextmanager
-def _left_as_it_was(root: nn.Module) -> Iterator[None]:
+def left_as_it_was(root: nn.Module) -> Iterator[None]:
     """Give a module its training flags and the values of its buffers back."""
     flags = [(module, module.training) for module in root.modules()]
     buffers = [

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,53 @@ def test_going_back_leads_to_what_counted_before(bundle: Path, tmp_path: Path) -
     assert revert(bundle, "default") == 1, "neither what was gone back from nor what never counted"
     np.testing.assert_array_equal(answer(bundle), first)
     assert revert(bundle, "default") == 0
+
+
+def test_tails_that_are_written_at_the_same_time_are_all_kept(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert manifest.training is not None
+    code = (
+        "import sys; from pathlib import Path; from splitload.bundle import read_manifest; "
+        "from splitload.tails import read_weights, write_tail; bundle = Path(sys.argv[1]); m = read_manifest(bundle); "
+        "stage = m.variants[-1].stages[-1]; weights = read_weights(bundle / stage.weights.name, m.training); "
+        "[write_tail(bundle, 'anna', stage, m.training, weights, {}) for _ in range(10)]"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(bundle)]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert (bundle / "tails" / "anna" / "current").read_text().split() == [str(number) for number in range(1, 31)]
+
+
+@pytest.mark.parametrize("name", ["no array", "a header of another size", "an encrypted member"])
+def test_damaged_archives_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    train = data(tmp_path / "train.npz")
+    with zipfile.ZipFile(train) as archive:
+        members = {each: archive.read(each) for each in archive.namelist()}
+    if name == "no array":
+        members["x"] = members.pop("x.npy")[50:]
+    elif name == "a header of another size":
+        members["x.npy"] = members["x.npy"].replace(b"(120, 1, 8, 8)", b"(120, 1<<40, 8)".ljust(14)[:14])
+    with zipfile.ZipFile(train, "w") as archive:
+        for each, content in members.items():
+            archive.writestr(each, content)
+    if name == "an encrypted member":
+        flags = b"PK\x01\x02\x14\x03\x14\x00"  # of an entry in the directory, before its flags
+        train.write_bytes(train.read_bytes().replace(flags + b"\x00", flags + b"\x01"))
+    with pytest.raises(UsageError, match=r"is no \.npz file of arrays"):
+        personalize(bundle, train, settings=QUICK)
+
+
+@pytest.mark.parametrize("change", ["name", "shape", "missing"])
+def test_weights_that_do_not_fit_their_steps_are_refused(bundle: Path, tmp_path: Path, change: str) -> None:
+    path = bundle / "manifest.json"
+    row = json.loads(path.read_text())
+    weights = row["training"]["weights"]
+    if change == "missing":
+        del weights[0]
+    else:
+        weights[0].update({"name": "other"} if change == "name" else {"shape": [1]})
+    path.write_text(json.dumps(row))
+    with pytest.raises(BundleError, match=r"do not fit its weights|and no such weight"):
+        personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
 
 
 @pytest.mark.parametrize(
