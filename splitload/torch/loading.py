@@ -208,13 +208,15 @@ class Loading:
         self._busy: set[int] = set()  # threads that load
         source: Source
         if device.type == "cpu":
-            source = Mapped(folder, manifest.stages)
-            self._files = [(folder / file.name, (1, file.bytes)) for file in manifest.files()]
+            files = [(folder / file.name, (1, file.bytes)) for file in manifest.files()]
+            cached = all(is_cached(*file) for file in files)
+            source = Mapped(folder, manifest.stages, cached=cached)
+            self._to_fetch = [] if cached else files
         else:
             from splitload.torch.cuda import Cuda
 
             source = Copied(folder, manifest.stages, Cuda(device), self.is_over)
-            self._files = []
+            self._to_fetch = []
         self._lanes = [source.lane() for _ in range(self._threads)]
         self._watched = self._watch()
 
@@ -252,8 +254,8 @@ class Loading:
             StageError: If the system has no thread left.
         """
         _alive.add(self)
-        if not all(is_cached(*file) for file in self._files):
-            started(threading.Thread(target=fetch, args=(self._files, self.is_over), daemon=True))
+        if self._to_fetch:
+            started(threading.Thread(target=fetch, args=(self._to_fetch, self.is_over), daemon=True))
         begun = [submit(partial(self._load_next, lane), self._threads) for lane in self._lanes]
         if not any(begun):
             self._give_up(StageError(f"cannot load '{self._folder}': the system has no thread left to load it with"))
