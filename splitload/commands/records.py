@@ -244,7 +244,7 @@ def gradients_table(records: Iterable[Named]) -> str:
     rows = [
         (
             row["model"].removeprefix("zoo:"),
-            f"`{row['trainable']}`".replace("|", "\\|"),
+            f"`{row['trainable']}`",
             row["loss"],
             str(len(row["difference"]["float32"])),
             *(f"{max(row['difference'][kind].values()):.1e}" for kind in ("float32", "float64")),
@@ -338,7 +338,7 @@ def _spread(figure: Mapping[str, float]) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
