@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save_model
+from onnx import numpy_helper
 
 from splitload import ParallelLoader
 from splitload.bundle import read_manifest
@@ -26,103 +21,10 @@ from splitload.deploy import personalize as script
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import personalize
 from splitload.errors import BundleError, TrainingError, UsageError
-from splitload.tails import current_version, names, revert
+from splitload.tails import current_version, names
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
-
-CLASSES = 4
-QUICK = Settings(epochs=6, batch_size=16, learning_rate=0.01)
-
-
-def model(path: Path, *, samples: int | str = 1) -> Path:
-    """Write a small network of convolutions, of which `head.conv` and `head.linear` come last."""
-    rng = np.random.default_rng(0)
-    sizes = {
-        "body.conv1.weight": (6, 1, 3, 3),
-        "body.conv1.bias": (6,),
-        "body.conv2.weight": (8, 6, 3, 3),
-        "body.conv2.bias": (8,),
-        "head.conv.weight": (8, 8, 3, 3),
-        "head.conv.bias": (8,),
-        "head.linear.weight": (CLASSES, 8),
-        "head.linear.bias": (CLASSES,),
-    }
-    weights = {name: rng.normal(0, 0.4 if len(size) > 1 else 0.1, size).astype("f4") for name, size in sizes.items()}
-
-    def conv(name: str, x: str, y: str) -> list[Any]:
-        return [
-            helper.make_node("Conv", [x, f"{name}.weight", f"{name}.bias"], [f"{y}/c"], name=name, pads=[1, 1, 1, 1]),
-            helper.make_node("Relu", [f"{y}/c"], [y]),
-        ]
-
-    nodes = [
-        *conv("body.conv1", "image", "a"),
-        helper.make_node("MaxPool", ["a"], ["b"], kernel_shape=[2, 2], strides=[2, 2]),
-        *conv("body.conv2", "b", "c"),
-        *conv("head.conv", "c", "d"),
-        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
-        helper.make_node("Reshape", ["e", "flat"], ["f"]),
-        helper.make_node("Gemm", ["f", "head.linear.weight", "head.linear.bias"], ["logits"], transB=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "digits",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [samples, 1, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [samples, CLASSES])],
-        [
-            *(numpy_helper.from_array(value, name) for name, value in weights.items()),
-            numpy_helper.from_array(np.array([1 if samples == 1 else -1, 8], dtype=np.int64), "flat"),
-        ],
-    )
-    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
-    return path
-
-
-def build(folder: Path, *, samples: int | str = 1, trainable: str = "head") -> Path:
-    bundle = folder / "digits.splitload"
-    file = model(folder / "digits.onnx", samples=samples)
-    assert main(["train", str(file), "--device", "s20", "--trainable", trainable, "-o", str(bundle), "--json"]) == 0
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("built")
-    patch.setenv("SPLITLOAD_CACHE", str(folder / "cache"))
-    made = build(folder)
-    patch.undo()
-    return made
-
-
-@pytest.fixture
-def bundle(built: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / built.name
-    subprocess.run(["cp", "-r", str(built), str(copy)], check=True)
-    return copy
-
-
-def data(path: Path, seed: int = 0, count: int = 120, **changes: Any) -> Path:
-    """Write images whose class is the quarter of the image that is bright."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, CLASSES, count)
-    x = 0.3 * rng.standard_normal((count, 1, 8, 8)).astype("f4")
-    for row, quarter in enumerate(y):
-        down, right = divmod(int(quarter), 2)
-        x[row, 0, 4 * down : 4 * down + 4, 4 * right : 4 * right + 4] += 0.5 + quarter
-    arrays = {"x": x, "y": y} | changes
-    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
-    return path
-
-
-def answer(bundle: Path, tail: str | None = "default", count: int = 5) -> Any:
-    images = np.random.default_rng(9).standard_normal((count, 1, 1, 8, 8)).astype("f4")
-    with ParallelLoader(bundle, tail=tail, upgrade=False) as loader:
-        return np.concatenate([loader.run(None, {"image": image})[0] for image in images])
-
-
-def frozen(bundle: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(bundle.iterdir()) if file.is_file()}
+from small_bundle import CLASSES, QUICK, answer, build, data, frozen
 
 
 def test_the_last_stage_is_what_is_trained(built: Path) -> None:
@@ -150,7 +52,7 @@ def test_a_bundle_answers_as_its_model_does(built: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_training_is_that_of_torch(bundle: Path, tmp_path: Path, optimizer: str) -> None:
+def test_training_is_that_of_torch(built: Path, bundle: Path, tmp_path: Path, optimizer: str) -> None:
     """The same samples in the same order, by torch in one process: the same weights."""
     import torch
     from torch.nn import functional
@@ -161,7 +63,7 @@ def test_training_is_that_of_torch(bundle: Path, tmp_path: Path, optimizer: str)
     stored = np.load(file)
     import onnx
 
-    source = onnx.load(str(Path(read_source(bundle))))
+    source = onnx.load(str(built.parent / "digits.onnx"))
     values = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in source.graph.initializer}
     trained = [name for name in values if name.startswith("head")]
     for name in trained:
@@ -196,53 +98,6 @@ def test_training_is_that_of_torch(bundle: Path, tmp_path: Path, optimizer: str)
     with torch.no_grad():
         expected = np.concatenate([forward(torch.tensor(image)).numpy() for image in images])
     np.testing.assert_allclose(answer(bundle), expected, rtol=1e-2, atol=1e-3)
-
-
-def read_source(bundle: Path) -> str:
-    """Return the model that the bundle was built from: the fixture's folder holds it."""
-    return str(SOURCES[bundle.name])
-
-
-SOURCES: dict[str, Path] = {}
-
-
-@pytest.fixture(autouse=True)
-def _sources(built: Path) -> None:
-    SOURCES[built.name] = built.parent / "digits.onnx"
-
-
-def test_a_tail_is_learned_versioned_and_gone_back_from(bundle: Path, tmp_path: Path) -> None:
-    train, valid = data(tmp_path / "train.npz"), data(tmp_path / "valid.npz", seed=1)
-    before, files = answer(bundle), frozen(bundle)
-    first = personalize(bundle, train, valid, settings=QUICK)
-    assert first.best.valid_accuracy is not None
-    assert first.best.valid_accuracy > 0.9
-    assert first.epochs[-1].loss < first.epochs[0].loss
-    after = answer(bundle)
-    assert not np.allclose(after, before)
-    np.testing.assert_array_equal(answer(bundle, tail=None), before)
-    second = personalize(bundle, train, settings=QUICK)
-    assert (first.version, second.version) == (1, 2)
-    assert second.epochs[0].loss < first.epochs[0].loss, "it goes on where the tail stands"
-    assert frozen(bundle) == files
-    assert read_manifest(bundle, "hashes")
-    assert revert(bundle, "default") == 1
-    np.testing.assert_array_equal(answer(bundle), after)
-    assert revert(bundle, "default") == 0
-    np.testing.assert_array_equal(answer(bundle), before)
-    with pytest.raises(UsageError, match="no personalized tail 'default'"):
-        revert(bundle, "default")
-    assert personalize(bundle, train, settings=QUICK).version == 3, "what was gone back from stays"
-
-
-def test_tails_of_several_users_lie_side_by_side(bundle: Path, tmp_path: Path) -> None:
-    for number, name in enumerate(("anna", "bert")):
-        flipped = np.random.default_rng(number).integers(0, CLASSES, 120)
-        personalize(bundle, data(tmp_path / f"{name}.npz", seed=number, y=flipped), settings=QUICK, tail=name)
-    assert names(bundle) == ["anna", "bert"]
-    answers = [answer(bundle, tail) for tail in ("anna", "bert", None)]
-    assert not np.allclose(answers[0], answers[1])
-    np.testing.assert_array_equal(answer(bundle, "default"), answers[2])
 
 
 def test_the_best_epoch_is_kept_and_training_ends_early(bundle: Path, tmp_path: Path) -> None:
@@ -352,33 +207,6 @@ def test_a_loss_that_is_no_number_writes_nothing(bundle: Path, tmp_path: Path) -
     assert not list(bundle.glob(".features-*"))
 
 
-def test_going_back_leads_to_what_counted_before(bundle: Path, tmp_path: Path) -> None:
-    train = data(tmp_path / "train.npz")
-    personalize(bundle, train, settings=QUICK)
-    first = answer(bundle)
-    personalize(bundle, train, settings=QUICK)
-    assert revert(bundle, "default") == 1
-    shutil.copytree(bundle / "tails" / "default" / "0002", bundle / "tails" / "default" / "0003")  # a writer was killed
-    assert personalize(bundle, train, settings=QUICK).version == 4
-    assert revert(bundle, "default") == 1, "neither what was gone back from nor what never counted"
-    np.testing.assert_array_equal(answer(bundle), first)
-    assert revert(bundle, "default") == 0
-
-
-def test_tails_that_are_written_at_the_same_time_are_all_kept(bundle: Path) -> None:
-    manifest = read_manifest(bundle)
-    assert manifest.training is not None
-    code = (
-        "import sys; from pathlib import Path; from splitload.bundle import read_manifest; "
-        "from splitload.tails import read_weights, write_tail; bundle = Path(sys.argv[1]); m = read_manifest(bundle); "
-        "stage = m.variants[-1].stages[-1]; weights = read_weights(bundle / stage.weights.name, m.training); "
-        "[write_tail(bundle, 'anna', stage, m.training, weights, {}) for _ in range(10)]"
-    )
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(bundle)]) for _ in range(3)]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
-    assert (bundle / "tails" / "anna" / "current").read_text().split() == [str(number) for number in range(1, 31)]
-
-
 @pytest.mark.parametrize("name", ["no array", "a header of another size", "an encrypted member"])
 def test_damaged_archives_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
     train = data(tmp_path / "train.npz")
@@ -412,33 +240,6 @@ def test_weights_that_do_not_fit_their_steps_are_refused(bundle: Path, tmp_path:
         personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("current", "x", "is damaged: it should hold numbers of versions"),
-        ("current", "7\n", "goes back"),
-        ("0001/tail.json", "{", "not JSON"),
-        ("0001/tail.json", "{}", "is not version 1 of a tail|is missing"),
-    ],
-)
-def test_a_damaged_tail_is_told_apart(bundle: Path, tmp_path: Path, file: str, text: str, message: str) -> None:
-    personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
-    (bundle / "tails" / "default" / file).write_text(text)
-    with pytest.raises(BundleError, match=message):
-        ParallelLoader(bundle)
-    assert answer(bundle, tail=None).shape == (5, CLASSES)
-
-
-def test_the_tail_of_another_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
-    personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
-    path = bundle / "tails" / "default" / "0001" / "tail.json"
-    row = json.loads(path.read_text())
-    row["base"][1] = "0" * 64
-    path.write_text(json.dumps(row))
-    with pytest.raises(BundleError, match="the tail of another bundle"):
-        ParallelLoader(bundle)
-
-
 def test_the_command_and_the_script(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = data(tmp_path / "train.npz")
     words = [str(bundle), "--data", str(train), "--epochs", "2", "--batch-size", "16"]
@@ -470,17 +271,6 @@ def test_neither_torch_nor_onnx_is_imported(bundle: Path, tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_a_personalized_bundle_is_not_replaced(
-    bundle: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK, tail="anna")
-    model_file = str(built.parent / "digits.onnx")
-    for words in (["train", model_file, "--device", "s20", "-o", str(bundle)], ["specialize", str(bundle)]):
-        assert main(words) == 1
-        assert "holds personalized tails (anna), which a new bundle would lose" in capsys.readouterr().err
-    assert names(bundle) == ["anna"]
 
 
 def test_a_specialized_bundle_is_trained_by_the_same_steps(
@@ -528,30 +318,3 @@ def test_what_is_trained_takes_one_of_the_stages(
     assert printed["value"]["learned"] == printed["value"]["exact"], "with that cut there is one plan of two stages"
     assert main([*words, "--max-stages", "1"]) == 2
     assert "--trainable needs two stages" in capsys.readouterr().err
-
-
-KILLS = int(os.environ.get("SPLITLOAD_TEST_KILLS", "8"))
-
-
-def test_a_kill_at_any_moment_leaves_a_bundle_that_loads(bundle: Path, tmp_path: Path) -> None:
-    train = data(tmp_path / "train.npz")
-    words = [sys.executable, "-m", "splitload.deploy.personalize", str(bundle), "--data", str(train), "--epochs", "3"]
-    start = time.perf_counter()
-    subprocess.run(words, check=True, capture_output=True)
-    whole_s = time.perf_counter() - start
-    rng = random.Random(0)  # noqa: S311 - not for secrets
-    files, seen = frozen(bundle), {1: answer(bundle)}
-    for _ in range(KILLS):
-        running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.3, 1.1) * whole_s)
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-        version, output = current_version(bundle, "default"), answer(bundle)
-        assert version >= max(seen), "what was made current stays so"
-        if version in seen:
-            np.testing.assert_array_equal(output, seen[version])
-        seen[version] = output
-        assert frozen(bundle) == files
-    subprocess.run(words, check=True, capture_output=True)
-    assert not list(bundle.rglob(".new-*"))
-    assert not list(bundle.rglob(".features-*"))
