@@ -11,14 +11,14 @@ from splitload.warmup import warm_up
 
 warm_up()  # beside the imports that follow
 
-from splitload.errors import SplitloadError  # noqa: E402
+from splitload.errors import PortableWarning, SplitloadError  # noqa: E402
 from splitload.loader import ParallelLoader  # noqa: E402
 
 if TYPE_CHECKING:
     from splitload.commands.from_torch import from_torch
 
 __version__ = "0.1.0"
-__all__ = ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
+__all__ = ["ParallelLoader", "PortableWarning", "SplitloadError", "__version__", "from_torch"]
 
 
 def __getattr__(name: str) -> Any:
