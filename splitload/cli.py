@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.commands import streams
 from splitload.commands.arguments import parser
-from splitload.errors import SplitloadError, UsageError
+from splitload.commands.console import Console, printable
+from splitload.commands.layout import wrap
+from splitload.errors import OutputError, SplitloadError, UsageError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -24,8 +26,9 @@ def main(words: Sequence[str] | None = None) -> int:
         words: The command line without the program's name; by default this process's.
 
     Returns:
-        0, 1 if it failed, or 2 if the request was wrong.
+        0, 1 if it failed, 2 if the request was wrong, or 130 if it was interrupted.
     """
+    streams.fill_missing()
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     try:
@@ -35,15 +38,12 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             raise
         options.words = words
-        result = _run(options)
-        if options.json:
-            print(json.dumps(result))  # noqa: T201
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away: so do we
-        return 1
+        _run(options)
     except KeyboardInterrupt as error:
-        return _failed(str(error) or "interrupted; nothing was written", 1)
+        return _failed(str(error) or "interrupted; nothing was written", 130)
+    except BrokenPipeError:
+        streams.abandon(sys.stdout)  # the reader went away, which only a program misses
+        return 1 if "--json" in words else 0
     except SplitloadError as error:
         if debug:
             traceback.print_exc()
@@ -51,8 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             traceback.print_exc()
-        with contextlib.suppress(OSError):  # what is left of the output goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.abandon(sys.stdout)
         where = f" '{error.filename}'" if error.filename else " the output"
         return _failed(f"cannot read or write{where}: {error.strerror or error}", 1)
     except Exception as error:
@@ -64,26 +63,47 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def user_cache() -> Path:
-    """Return the user's cache folder: `SPLITLOAD_CACHE`, or splitload's place among the user's caches."""
-    if chosen := os.environ.get("SPLITLOAD_CACHE"):
-        return Path(chosen).expanduser()
+    """Return the user's cache folder: `SPLITLOAD_CACHE`, or splitload's place among the user's caches.
+
+    Raises:
+        OutputError: If this user has no home folder.
+    """
+    chosen = os.environ.get("SPLITLOAD_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "splitload"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return (Path(base) if base else Path.home() / ".cache") / "splitload"
+    except RuntimeError as error:  # HOME is unset, and the system knows no home folder of this user
+        raise OutputError(
+            "there is no place for the cache, as this user has no home folder; set SPLITLOAD_CACHE to a folder"
+        ) from error
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"splitload: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    """Say in one line why a command failed."""
+    line = wrap(printable(f"splitload: {' '.join(message.split())}"), streams.width_of(sys.stderr))
+    try:
+        streams.write(sys.stderr, line)
+    except OSError:
+        streams.abandon(sys.stderr)
     return code
 
 
-def _run(options: argparse.Namespace) -> Any:
-    """Run the command of `options`, which is imported only now: each imports what it needs and no more."""
-    from splitload.commands.console import Console
+def _run(options: argparse.Namespace) -> None:
+    """Run the command of `options`, which is imported only now: each imports what it needs and no more.
 
+    Raises:
+        OSError: If what it had to say could not be written; it did its work all the same.
+    """
     module, _, name = options.function.partition(":")
-    command = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
+    command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
     console = Console(json=options.json)
-    return command(options, console, user_cache()) if options.takes_cache else command(options, console)
+    result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
+    if options.json:
+        print(json.dumps(result), flush=True)  # noqa: T201
+    elif console.error is not None:
+        raise console.error
 
 
 if __name__ == "__main__":
