@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.cache import cache_folder
 from splitload.commands import streams
 from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
-from splitload.errors import OutputError, SplitloadError, UsageError
+from splitload.errors import SplitloadError, UsageError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -63,21 +63,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def user_cache() -> Path:
-    """Return the user's cache folder: `SPLITLOAD_CACHE`, or splitload's place among the user's caches.
+    """Return the user's cache folder, see `cache_folder`.
 
     Raises:
-        OutputError: If this user has no home folder.
+        UsageError: If there is no place for one.
     """
-    chosen = os.environ.get("SPLITLOAD_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        if chosen:
-            return Path(chosen).expanduser()
-        return (Path(base) if base else Path.home() / ".cache") / "splitload"
-    except RuntimeError as error:  # HOME is unset, and the system knows no home folder of this user
-        raise OutputError(
-            "there is no place for the cache, as this user has no home folder; set SPLITLOAD_CACHE to a folder"
-        ) from error
+    folder = cache_folder()
+    if folder is None:
+        raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
+    return folder
 
 
 def _failed(message: str, code: int) -> int:
