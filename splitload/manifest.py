@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from splitload.errors import UsageError
@@ -10,6 +11,8 @@ from splitload.record import Record
 
 FORMAT = "splitload-bundle"
 VERSION = 1
+OPTIONAL = ("training", "metadata", "model_data")  # keys of the manifest that may be left out
+NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 
 
@@ -142,6 +145,28 @@ class Training(Record):
     steps: tuple[Step, ...]
 
 
+class Metadata(Record):
+    """What the source model says of itself; clients read names of classes, strides and vocabularies there.
+
+    Attributes:
+        producer_name: What wrote the model.
+        graph_name: Name of its graph.
+        domain: Where it comes from, for example "org.example".
+        description: For people.
+        graph_description: For people.
+        version: Its version, of 64 bits with a sign.
+        custom_metadata_map: Whatever else its maker wrote down.
+    """
+
+    producer_name: str = ""
+    graph_name: str = ""
+    domain: str = ""
+    description: str = ""
+    graph_description: str = ""
+    version: int = NO_VERSION
+    custom_metadata_map: Mapping[str, str] = MappingProxyType({})
+
+
 class Manifest(Record):
     """What `manifest.json` says.
 
@@ -157,6 +182,8 @@ class Manifest(Record):
         outputs: The model's outputs.
         variants: In order of preference; the last fits everywhere.
         training: How the last stage is trained; None where nothing is.
+        metadata: What the model says of itself; None where that is not known.
+        model_data: Files of the model's weights, relative to its folder; `model_sha256` is of the model and these.
     """
 
     model: str
@@ -170,11 +197,13 @@ class Manifest(Record):
     outputs: tuple[TensorSpec, ...]
     variants: tuple[Variant, ...]
     training: Training | None = None
+    metadata: Metadata | None = None
+    model_data: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values; without `training` where nothing is trained."""
+        """Return the manifest as plain JSON values; without the entries that say nothing."""
         data = {"format": FORMAT, "version": VERSION, **to_json(self)}
-        return data if self.training is not None else {key: data[key] for key in data if key != "training"}
+        return {key: value for key, value in data.items() if key not in OPTIONAL or value}
 
     def files(self) -> Iterator[File]:
         """Yield every file of every variant."""
@@ -214,4 +243,4 @@ def to_json(value: Any) -> Any:
         return {key: to_json(each) for key, each in value._asdict().items()}
     if isinstance(value, list | tuple):
         return [to_json(each) for each in value]
-    return value
+    return dict(value) if isinstance(value, Mapping) else value

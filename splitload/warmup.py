@@ -8,6 +8,7 @@ import sys
 import threading
 
 from splitload.pool import started
+from splitload.stock import session_class
 
 # <ir_version: 7, opset_import: ["" : 13]> g (float[1] x) => (float[1] y) { y = Identity(x) }
 _MODEL = (
@@ -37,4 +38,4 @@ def _first_session() -> None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        ort.InferenceSession(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session_class()(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)
