@@ -139,7 +139,7 @@ def build_bundle(
             variants=tuple(variants),
             training=training,
             metadata=metadata,
-            model_data=tuple(model_data),
+            model_data=tuple(model_data) or None,
         )
         write_manifest(folder, manifest)
     return manifest

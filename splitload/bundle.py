@@ -16,10 +16,12 @@ from splitload.errors import BundleError
 from splitload.fields import Reader, is_count
 from splitload.manifest import (
     FORMAT,
-    VERSION,
+    READABLE,
+    Canary,
     File,
     Manifest,
     Metadata,
+    Needs,
     StageEntry,
     Step,
     TensorSpec,
@@ -31,6 +33,7 @@ from splitload.manifest import (
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_STAGES = 1024
+MAX_CANARY_BYTES = 1 << 20
 MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
 Verify = Literal["none", "sizes", "hashes"]
 _MAX_NAME = 128  # characters
@@ -130,10 +133,10 @@ def validate(data: Any) -> Manifest:
     top = Reader(data, "manifest")
     if top.data.get("format") != FORMAT:
         raise BundleError(f"the manifest is not a splitload bundle's: format is {top.data.get('format')!r}")
-    if top.data.get("version") != VERSION or isinstance(top.data["version"], bool):
+    if not is_count(top.data.get("version")) or top.data["version"] not in READABLE:
         raise BundleError(
-            f"the bundle has version {top.data.get('version')!r}, this splitload reads version {VERSION}; "
-            "make it again or update splitload"
+            f"the bundle has version {top.data.get('version')!r}, this splitload reads versions "
+            f"{' and '.join(map(str, READABLE))}; make it again or update splitload"
         )
     top.only("format", "version", *Manifest._fields)
     manifest = Manifest(
@@ -149,7 +152,7 @@ def validate(data: Any) -> Manifest:
         variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
         training=_training(top.child("training")) if "training" in top.data else None,
         metadata=_metadata(top.child("metadata")) if "metadata" in top.data else None,
-        model_data=_data_files(top) if "model_data" in top.data else (),
+        model_data=_data_files(top) if "model_data" in top.data else None,
     )
     for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len({spec.name for spec in specs}) < len(specs):
@@ -164,7 +167,7 @@ def validate(data: Any) -> Manifest:
     if manifest.training is not None:
         _check_training(manifest, manifest.training)
     last = manifest.variants[-1]
-    if last.cpu is not None or last.runtime is not None:
+    if last.cpu is not None or last.runtime is not None or last.needs is not None:
         raise BundleError("manifest.variants: the last one must fit every processor and runtime version")
     return manifest
 
@@ -178,7 +181,26 @@ def _variant(reader: Reader) -> Variant:
         threads=reader.count("threads", at_least=1),
         overlap=reader.flag("overlap"),
         stages=tuple(_stage(item) for item in reader.items("stages", at_least=1, at_most=MAX_STAGES)),
+        needs=_needs(reader.child("needs")) if "needs" in reader.data else None,
     )
+
+
+def _needs(reader: Reader) -> Needs:
+    reader.only(*Needs._fields)
+    return Needs(
+        block=None if reader.get("block") is None else reader.count("block", at_least=1),
+        operators=_names(reader, "operators"),
+        ort_format=reader.optional_text("ort_format"),
+        canary=_canary(reader.child("canary")) if "canary" in reader.data else None,
+    )
+
+
+def _canary(reader: Reader) -> Canary:
+    reader.only(*Canary._fields)
+    canary = Canary(graph=file_entry(reader.child("graph")), answers=file_entry(reader.child("answers")))
+    if canary.answers.bytes % 8 or not 0 < canary.answers.bytes <= MAX_CANARY_BYTES >= canary.graph.bytes:
+        raise BundleError(f"{reader.where} must be two files of at most {MAX_CANARY_BYTES} bytes, answers in pairs")
+    return canary
 
 
 def _stage(reader: Reader) -> StageEntry:

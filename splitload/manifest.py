@@ -10,8 +10,8 @@ from splitload.errors import UsageError
 from splitload.record import Record
 
 FORMAT = "splitload-bundle"
-VERSION = 1
-OPTIONAL = ("training", "metadata", "model_data")  # keys of the manifest that may be left out
+VERSION = 2  # what is written
+READABLE = (1, 2)  # what is read, for ever
 NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 
@@ -77,16 +77,47 @@ class StageEntry(Record):
     read_order: tuple[int, ...] = ()
 
 
+class Canary(Record):
+    """A tiny stage without inputs that uses each internal operator of a variant, and what it must answer.
+
+    Attributes:
+        graph: The .ort file; its outputs are tensors of float32.
+        answers: The least that each element may be, all outputs one after the other in C order, then the most; as
+            little-endian float32.
+    """
+
+    graph: File
+    answers: File
+
+
+class Needs(Record):
+    """What a native variant needs beside its processor's family.
+
+    Attributes:
+        block: Channels that its layouts hold together, or None where it uses no blocked layout.
+        operators: The operators outside the standard that it uses, as "domain:name", sorted.
+        ort_format: Version of onnxruntime's own file format, or None where no stage is in it.
+        canary: What shows that a runtime is fit for it; None where none could be made, and it needs the very version
+            of the runtime that made it, and the very processor.
+    """
+
+    block: int | None
+    operators: tuple[str, ...]
+    ort_format: str | None
+    canary: Canary | None = None
+
+
 class Variant(Record):
     """One way to run the model: its stages, and where they run.
 
     Attributes:
         kind: "native" or "portable".
-        cpu: Processor it needs (see `machine.cpu_architecture`), or None for any.
-        runtime: onnxruntime version it needs, or None for any.
+        cpu: Processor it was made on (see `machine.cpu_architecture`), or None where it runs on any.
+        runtime: onnxruntime version that made it, or None where any runs it.
         threads: Loading threads of the execution scheme.
         overlap: Whether inference starts while later stages load.
         stages: In the order they run, at least one.
+        needs: What it needs; None in version 1, where it needs `cpu` and `runtime` as they are.
     """
 
     kind: Literal["native", "portable"]
@@ -95,9 +126,10 @@ class Variant(Record):
     threads: int
     overlap: bool
     stages: tuple[StageEntry, ...]
+    needs: Needs | None = None
 
     def fits(self, cpu: str, runtime: str) -> bool:
-        """Return whether it runs on this processor with this runtime version."""
+        """Return whether it was made for this processor and runtime version, and nothing is left to try."""
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
 
 
@@ -184,6 +216,7 @@ class Manifest(Record):
         training: How the last stage is trained; None where nothing is.
         metadata: What the model says of itself; None where that is not known.
         model_data: Files of the model's weights, relative to its folder; `model_sha256` is of the model and these.
+            None where it has none.
     """
 
     model: str
@@ -198,12 +231,11 @@ class Manifest(Record):
     variants: tuple[Variant, ...]
     training: Training | None = None
     metadata: Metadata | None = None
-    model_data: tuple[str, ...] = ()
+    model_data: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values; without the entries that say nothing."""
-        data = {"format": FORMAT, "version": VERSION, **to_json(self)}
-        return {key: value for key, value in data.items() if key not in OPTIONAL or value}
+        """Return the manifest as plain JSON values."""
+        return {"format": FORMAT, "version": VERSION, **to_json(self)}
 
     def files(self) -> Iterator[File]:
         """Yield every file of every variant."""
@@ -212,6 +244,9 @@ class Manifest(Record):
                 yield stage.graph
                 if stage.weights is not None:
                     yield stage.weights
+            if variant.needs is not None and variant.needs.canary is not None:
+                yield variant.needs.canary.graph
+                yield variant.needs.canary.answers
         if self.training is not None:
             for step in self.training.steps:
                 yield step.file
@@ -238,9 +273,13 @@ def without_tail(manifest: Manifest) -> Manifest:
 
 
 def to_json(value: Any) -> Any:
-    """Return an entry of the manifest, and whatever it holds, as plain JSON values."""
+    """Return an entry of the manifest, and whatever it holds, as plain JSON values.
+
+    A field that says nothing, None by default and now, is left out: later fields change no older manifest.
+    """
     if hasattr(value, "_asdict"):
-        return {key: to_json(each) for key, each in value._asdict().items()}
+        unsaid = {key for key, default in value._field_defaults.items() if default is None}
+        return {key: to_json(each) for key, each in value._asdict().items() if each is not None or key not in unsaid}
     if isinstance(value, list | tuple):
         return [to_json(each) for each in value]
     return dict(value) if isinstance(value, Mapping) else value

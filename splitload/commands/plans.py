@@ -145,7 +145,7 @@ def write_bundle(
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
-        metadata, model_data = specialized_from.metadata, specialized_from.model_data
+        metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
             replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
