@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -131,6 +131,18 @@ class Variant(Record):
     def fits(self, cpu: str, runtime: str) -> bool:
         """Return whether it was made for this processor and runtime version, and nothing is left to try."""
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
+
+    def steps(self, wanted: Iterable[str]) -> list[tuple[int, list[str], list[str]]]:
+        """Return the stages that some outputs need, in order: index, outputs needed, tensors read for the last time."""
+        alive = set(wanted)
+        steps = []
+        for index in range(len(self.stages) - 1, -1, -1):
+            stage = self.stages[index]
+            needed = [spec.name for spec in stage.outputs if spec.name in alive]
+            if needed:
+                steps.append((index, needed, [name for name in stage.inputs if name not in alive]))
+                alive.update(stage.inputs)
+        return steps[::-1]
 
 
 class Weight(Record):

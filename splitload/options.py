@@ -30,6 +30,7 @@ class CallerOptions:
         given: The caller's `sess_options`, or None.
         providers: Names of the execution providers, as a stock session lists them.
         prepacks: Whether weights may be rearranged for speed.
+        stand_in_made: The stand-in, or None where it was not needed yet.
 
     Raises:
         UsageError: If something is asked for that a bundle cannot do; the message says what to do.
@@ -56,7 +57,7 @@ class CallerOptions:
             )
         self.falls_back = int(enable_fallback) == 1
         self.given = sess_options
-        self._stand_in: Any = None
+        self.stand_in_made: Any = None
         self._sizes: dict[str, int] = {}
         if sess_options is not None:
             _refuse(sess_options, providers)
@@ -65,9 +66,9 @@ class CallerOptions:
     @property
     def stand_in(self) -> Any:
         """A session of one node with these options and on this provider."""
-        if self._stand_in is None:
-            self._stand_in = self._make(())
-        return self._stand_in
+        if self.stand_in_made is None:
+            self.stand_in_made = self._make(())
+        return self.stand_in_made
 
     def copy(self) -> Any:
         """Return options to change, with all that the caller set; None where nothing was given."""
@@ -82,8 +83,8 @@ class CallerOptions:
         if self.given is None:
             return manifest
         names = sorted({size for spec in manifest.inputs for size in spec.shape or () if isinstance(size, str)})
-        self._stand_in = self._make(names)
-        (shown,) = (argument.shape for argument in self._stand_in.get_inputs())
+        self.stand_in_made = self._make(names)
+        (shown,) = (argument.shape for argument in self.stand_in_made.get_inputs())
         if any(isinstance(size, int) for size in shown[len(names) :]):
             raise UsageError(
                 "add_free_dimension_override_by_denotation cannot be followed, a bundle does not keep what sizes denote; "
