@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from splitload.cache import cache_folder
 from splitload.commands import AGENTS, ARMS, OBJECTIVES
 from splitload.errors import SplitloadError, UsageError, unknown_name
 from splitload.graph import DEFAULT_MAX_BLOCKS
@@ -81,11 +82,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def user_cache() -> Path:
-    """Return the user's cache folder: `SPLITLOAD_CACHE`, or splitload's place among the user's caches."""
-    if chosen := os.environ.get("SPLITLOAD_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "splitload"
+    """Return the user's cache folder, see `cache_folder`.
+
+    Raises:
+        UsageError: If there is no place for one.
+    """
+    folder = cache_folder()
+    if folder is None:
+        raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
+    return folder
 
 
 def _failed(message: str, code: int) -> int:
