@@ -16,31 +16,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.cache import cache_folder
+from splitload.forks import making_session
 from splitload.machine import cpu_architecture, cpu_model
 from splitload.manifest import Canary
+from splitload.stock import session_class
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def failure(folder: Path, canary: Canary, runtime: str) -> str | None:
+def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = True) -> str | None:
     """Return why a runtime is not fit for the variant of a canary, or None if it is.
 
     Args:
         folder: The bundle.
         canary: The variant's.
         runtime: Version of the onnxruntime that is imported.
+        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
     """
     place, line = _memory(canary, runtime)
     if place is not None and _is_remembered(place, line):
         return None
-    found = _try(folder, canary)
+    found = _try(folder, canary, own_threads)
     if found is None and place is not None:
         _remember(place, line)
     return found
 
 
-def answers(graph: Path) -> Mapping[str, np.ndarray[Any, Any]]:
+def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[Any, Any]]:
     """Return what a canary gives, by the name of the output; made as first sessions on stages are, on this thread.
 
     Raises:
@@ -54,17 +57,19 @@ def answers(graph: Path) -> Mapping[str, np.ndarray[Any, Any]]:
     options.intra_op_num_threads = 1
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    options.use_per_session_threads = own_threads
+    with making_session():
+        session = session_class()(str(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {}), strict=True))
 
 
-def _try(folder: Path, canary: Canary) -> str | None:
+def _try(folder: Path, canary: Canary, own_threads: bool) -> str | None:
     """Run a canary; return what it died of, if it did."""
     import numpy as np
 
     try:
-        found = np.concatenate([value.ravel() for value in answers(folder / canary.graph.name).values()])
+        found = np.concatenate([value.ravel() for value in answers(folder / canary.graph.name, own_threads).values()])
         least, most = np.fromfile(folder / canary.answers.name, "<f4").reshape(2, -1)
     except Exception as error:  # onnxruntime has no common root for its errors
         return " ".join(str(error).split())[:200] or type(error).__name__

@@ -37,13 +37,14 @@ class Choice(Record):
     why_portable: str | None
 
 
-def choose(folder: Path, manifest: Manifest, runtime: str) -> Choice:
+def choose(folder: Path, manifest: Manifest, runtime: str, *, own_threads: bool = True) -> Choice:
     """Return the variant that runs on this machine, trying the canaries of those that may.
 
     Args:
         folder: The bundle.
         manifest: What it says.
         runtime: Version of the onnxruntime that is imported.
+        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
 
     Raises:
         MissingPackageError: If the runtime is older than splitload needs.
@@ -51,7 +52,7 @@ def choose(folder: Path, manifest: Manifest, runtime: str) -> Choice:
     check_floor(runtime)
     reasons = []
     for variant in manifest.variants:
-        reason = _obstacle(folder, variant, runtime)
+        reason = _obstacle(folder, variant, runtime, own_threads)
         if reason is None:
             break
         reasons.append(reason)
@@ -105,7 +106,7 @@ def _fits_processor(variant: Variant) -> bool:
     return variant.needs.block in (None, layout_block(here))
 
 
-def _obstacle(folder: Path, variant: Variant, runtime: str) -> str | None:
+def _obstacle(folder: Path, variant: Variant, runtime: str, own_threads: bool) -> str | None:
     """Return why a variant does not run here, or None if it does."""
     made = f"a native one is for {variant.cpu} with onnxruntime {variant.runtime}"
     if variant.fits(cpu_architecture(), runtime):
@@ -116,5 +117,5 @@ def _obstacle(folder: Path, variant: Variant, runtime: str) -> str | None:
     blocked_elsewhere = variant.needs and variant.needs.block and layout_block(cpu_architecture()) is None
     if not canary or blocked_elsewhere:
         return f"{made} exactly"
-    died = failure(folder, canary, runtime)
+    died = failure(folder, canary, runtime, own_threads=own_threads)
     return None if died is None else f"{made}, whose canary dies ({died})"

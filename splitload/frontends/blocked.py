@@ -143,7 +143,8 @@ def to_layout(value: Array, layout: str, block: int) -> Array:
         parts = np.transpose(parts, (0, 1, 3, 4, 2))
     else:
         return value
-    return np.ascontiguousarray(parts).reshape(value.shape)
+    result: Array = np.ascontiguousarray(parts).reshape(value.shape)
+    return result
 
 
 def reference(made: Instance, values: Sequence[Array | None], block: int, opset: int) -> Array:
