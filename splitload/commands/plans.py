@@ -140,7 +140,7 @@ def write_bundle(
         plans = with_portable(plan, source, console, cache)
     else:
         plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {})
-        add_training = partial(_add_training, opened, console)
+        add_training = partial(_add_training, opened, source, feeds or {}, console)
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
@@ -171,14 +171,18 @@ def write_bundle(
         )
 
 
-def _add_training(opened: Opened, console: Console, folder: Path, tail: StageEntry) -> Training | None:
+def _add_training(
+    opened: Opened, source: Source, feeds: Mapping[str, Any], console: Console, folder: Path, tail: StageEntry
+) -> Training | None:
     """Write what trains the last stage on a device, or say why that cannot be."""
     try:
         with console.status("checking the gradients of the last stage"):
-            training, reason = write_training(opened, folder, tail)
+            training, reason = write_training(opened, source, feeds, folder, tail)
     except (ModelError, MissingPackageError) as error:
         console.note(f"the last stage cannot be trained: {error}")
         return None
     if reason is not None:
         console.note(f"the last stage can only be trained where torch is installed: {reason}")
+    if training.output_doubt is not None:
+        console.note(training.output_doubt)
     return training
