@@ -301,7 +301,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("personalize: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
-        return 1
+        return 130
     if not result.improved:
         print(f"personalize: {not_improved(result)}", file=sys.stderr)  # noqa: T201
     row = {"tail": result.tail, "version": result.version, "improved": result.improved, "best": asdict(result.best)}
