@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError, OutputError, UsageError
-from splitload.frontends.division import layer_name
+from splitload.frontends.layers import layer_name
 from splitload.frontends.observe import observe, one_line, plain_options
 from splitload.frontends.onnx import Source, read_model
 from splitload.frontends.proto import external_files, node_inputs, split_constants, store_constants, with_constants

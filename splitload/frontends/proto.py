@@ -216,15 +216,16 @@ def without_traces(model: Any) -> Any:
 
 
 def store_constants(graph: Any) -> None:
-    """Have arrays that Constant nodes make be stored like others, in place."""
+    """Have arrays that Constant nodes make be stored like others, in place; outputs of the model stay as they are."""
     from onnx import numpy_helper
 
+    outputs = {value.name for value in graph.output}
     for node in [each for each in graph.node if each.op_type == "Constant" and each.domain in ("", "ai.onnx")]:
         settings = attributes(node)
         tensor = settings.get("value")
         if "value_floats" in settings:
             tensor = numpy_helper.from_array(np.array(settings["value_floats"], dtype=np.float32))
-        if tensor is not None and tensor.dims:
+        if tensor is not None and tensor.dims and node.output[0] not in outputs:
             stored = graph.initializer.add()
             stored.CopyFrom(tensor)
             stored.name = node.output[0]
