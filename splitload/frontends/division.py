@@ -32,6 +32,11 @@ class Division:
     tail: frozenset[str]
     layers: tuple[Layer, ...]
 
+    def __str__(self) -> str:
+        """Return a line for people: what is trained."""
+        layers = ", ".join(f"{layer.name} ({layer.num_weights:,})" for layer in self.layers)
+        return f"{sum(layer.num_weights for layer in self.layers):,} weights in {layers}"
+
 
 def chosen(spec: str, layers: Sequence[Layer]) -> list[Layer]:
     """Return the layers that a `--trainable` word means: so many last ones, or those whose name a pattern is part of.

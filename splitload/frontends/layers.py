@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,8 +185,3 @@ def _type_name(tensor: Any) -> str:
     from onnx import TensorProto
 
     return str(TensorProto.DataType.Name(tensor.data_type)).lower()
-
-
-def names_of(layers: Sequence[Layer]) -> str:
-    """Return a line for people: layers with the number of their weights."""
-    return ", ".join(f"{layer.name} ({layer.num_weights:,})" for layer in layers)
