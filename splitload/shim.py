@@ -1,4 +1,4 @@
-"""`splitload.InferenceSession`: loads a bundle where one is known for the model, and is a plain session otherwise."""
+"""`splitload.InferenceSession` and `IOBinding`, for clients: a bundle where a model has one, a plain session otherwise."""
 
 from __future__ import annotations
 
@@ -84,6 +84,17 @@ class InferenceSession(_Stock):  # type: ignore[misc]
         if loader is None:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         return getattr(loader, name)
+
+
+class IOBinding:
+    """What stands in for `onnxruntime.IOBinding` in clients that make bindings by that name.
+
+    `IOBinding(session)` is `session.io_binding()`: the runtime's own for a plain session, a `Binding` for a bundle.
+    """
+
+    def __new__(cls, session: Any) -> Any:
+        """Return the binding."""
+        return session.io_binding()
 
 
 def _through(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
