@@ -344,7 +344,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("personalize: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
-        return 1
+        return 130
     print(json.dumps({"tail": result.tail, "version": result.version, "best": asdict(result.best)}))  # noqa: T201
     return 0
 

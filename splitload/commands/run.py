@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         f"{model.manifest.model}: {count_of(len(variant.stages), 'stage')} ({variant.kind} graph) "
         f"on {count_of(num_threads, 'loading thread')}"
     )
-    console.print(timeline.render())
+    console.drawing(timeline)
     console.print(f"time to first output: {milliseconds(timeline.ttfo_s)} measured, one run")
     described = {}
     for name, value in zip(names, outputs, strict=True):

@@ -204,7 +204,7 @@ def _show(
         what = "have loaded" if result["objective"] == "balance" else "answer"
         two = milliseconds(found.two_stages_s)
         console.print(f"one stage, as splitting would not pay: the best two would {what} after {two} ({predicted})")
-    console.print(profile.schedule(found.partition).render())
+    console.drawing(profile.schedule(found.partition))
     measured = result["ttfo_s"]["measured"]
     line = f"time to first output: {milliseconds(result['ttfo_s']['predicted'])} {predicted}"
     if measured is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from splitload.errors import ModelError, OutputError
 from splitload.frontends.layout import block_products
+from splitload.frontends.names import NAME_CLASH, rename_weights
 from splitload.frontends.observe import flops, observe, one_line, plain_options
 from splitload.frontends.proto import (
     all_tensors,
@@ -319,7 +320,15 @@ def optimize(path: Path, level: Any, folder: Path) -> None:
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES)
     )
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common root for its errors
+        if NAME_CLASH not in str(error):
+            raise
+        model = read_model(path)
+        rename_weights(model.graph)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
     ort.InferenceSession(str(folder / "model.onnx"), plain_options(), providers=["CPUExecutionProvider"])
