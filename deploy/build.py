@@ -15,9 +15,11 @@ from splitload.frontends.shared import StoredWeights
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.machine import cpu_architecture
-from splitload.manifest import File, Manifest, StageEntry, TensorSpec, Training, Variant
+from splitload.manifest import File, Manifest, Metadata, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition
 from splitload.session import open_session
+
+MAX_METADATA_BYTES = 4 << 20  # the manifest is read at every start
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ def build_bundle(
     *,
     device: str,
     notes: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
+    model_data: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
     choose: Callable[[Path, Variant], Variant] | None = None,
     add_training: Callable[[Path, StageEntry], Training | None] | None = None,
@@ -54,6 +58,8 @@ def build_bundle(
         plans: A variant each, in order of preference; the last must be of a portable graph.
         device: Name of the device the partition was found for.
         notes: How it was found, kept in the manifest's `plan`.
+        metadata: What the source model says of itself, where that is known.
+        model_data: External data files of the source model, relative to its folder.
         on_progress: Called as `on_progress(stages_written, num_stages)`.
         choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
         add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
@@ -63,7 +69,7 @@ def build_bundle(
         The manifest that was written.
 
     Raises:
-        ModelError: If a stage cannot be loaded.
+        ModelError: If a stage cannot be loaded, or the metadata is more than a manifest holds.
         OutputError: If it cannot be written.
         PartitionError: If a partition does not fit its graph, or cuts trainable blocks off the last stage.
     """
@@ -73,6 +79,12 @@ def build_bundle(
 
     for plan in plans:
         _check(plan)
+    described_bytes = 0 if metadata is None else len(repr(metadata).encode())
+    if described_bytes > MAX_METADATA_BYTES:
+        raise ModelError(
+            f"the model's metadata has {described_bytes >> 20} MiB, a bundle keeps at most {MAX_METADATA_BYTES >> 20}; "
+            "take entries out of its metadata_props and ship them as a file"
+        )
     total = sum(plan.partition.num_stages for plan in plans)
     graph = plans[0].graph
     with writing(target) as folder:
@@ -126,6 +138,8 @@ def build_bundle(
             outputs=tuple(_spec(graph, name) for name in graph.outputs),
             variants=tuple(variants),
             training=training,
+            metadata=metadata,
+            model_data=tuple(model_data) or None,
         )
         write_manifest(folder, manifest)
     return manifest

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from splitload.errors import BundleError
@@ -20,6 +20,7 @@ from splitload.manifest import (
     Canary,
     File,
     Manifest,
+    Metadata,
     Needs,
     StageEntry,
     Step,
@@ -150,6 +151,8 @@ def validate(data: Any) -> Manifest:
         outputs=tuple(_tensor(item) for item in top.items("outputs", at_least=1)),
         variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
         training=_training(top.child("training")) if "training" in top.data else None,
+        metadata=_metadata(top.child("metadata")) if "metadata" in top.data else None,
+        model_data=_data_files(top) if "model_data" in top.data else None,
     )
     for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len({spec.name for spec in specs}) < len(specs):
@@ -232,6 +235,27 @@ def _read_order(reader: Reader) -> tuple[int, ...]:
     if any(place >= later for place, later in pairwise(places[:-1])):
         raise BundleError(f"{reader.where}.read_order must rise up to the last place, where reading ends")
     return tuple(places)
+
+
+def _metadata(reader: Reader) -> Metadata:
+    reader.only(*Metadata._fields)
+    version = reader.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or not -(1 << 63) <= version < 1 << 63:
+        raise BundleError(f"{reader.where}.version must be a whole number of 64 bits, it is {version!r:.40}")
+    entries = reader.mapping("custom_metadata_map")
+    if not all(isinstance(value, str) for value in entries.values()):
+        raise BundleError(f"{reader.where}.custom_metadata_map must hold strings")
+    texts = {name: reader.text(name) for name in Metadata._fields if name not in ("version", "custom_metadata_map")}
+    return Metadata(**texts, version=version, custom_metadata_map=entries)
+
+
+def _data_files(reader: Reader) -> tuple[str, ...]:
+    names = _names(reader, "model_data")
+    for name in names:
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+            raise BundleError(f"{reader.where}.model_data '{name}' does not lie beside the model; refused")
+    return names
 
 
 def _training(reader: Reader) -> Training:

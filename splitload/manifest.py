@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from splitload.errors import UsageError
@@ -11,6 +12,7 @@ from splitload.record import Record
 FORMAT = "splitload-bundle"
 VERSION = 2  # what is written
 READABLE = (1, 2)  # what is read, for ever
+NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 
 
@@ -130,6 +132,18 @@ class Variant(Record):
         """Return whether it was made for this processor and runtime version, and nothing is left to try."""
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
 
+    def steps(self, wanted: Iterable[str]) -> list[tuple[int, list[str], list[str]]]:
+        """Return the stages that some outputs need, in order: index, outputs needed, tensors read for the last time."""
+        alive = set(wanted)
+        steps = []
+        for index in range(len(self.stages) - 1, -1, -1):
+            stage = self.stages[index]
+            needed = [spec.name for spec in stage.outputs if spec.name in alive]
+            if needed:
+                steps.append((index, needed, [name for name in stage.inputs if name not in alive]))
+                alive.update(stage.inputs)
+        return steps[::-1]
+
 
 class Weight(Record):
     """A weight that is trained, and where its bytes lie in the weights file of the last stage.
@@ -175,6 +189,28 @@ class Training(Record):
     steps: tuple[Step, ...]
 
 
+class Metadata(Record):
+    """What the source model says of itself; clients read names of classes, strides and vocabularies there.
+
+    Attributes:
+        producer_name: What wrote the model.
+        graph_name: Name of its graph.
+        domain: Where it comes from, for example "org.example".
+        description: For people.
+        graph_description: For people.
+        version: Its version, of 64 bits with a sign.
+        custom_metadata_map: Whatever else its maker wrote down.
+    """
+
+    producer_name: str = ""
+    graph_name: str = ""
+    domain: str = ""
+    description: str = ""
+    graph_description: str = ""
+    version: int = NO_VERSION
+    custom_metadata_map: Mapping[str, str] = MappingProxyType({})
+
+
 class Manifest(Record):
     """What `manifest.json` says.
 
@@ -190,6 +226,9 @@ class Manifest(Record):
         outputs: The model's outputs.
         variants: In order of preference; the last fits everywhere.
         training: How the last stage is trained; None where nothing is.
+        metadata: What the model says of itself; None where that is not known.
+        model_data: Files of the model's weights, relative to its folder; `model_sha256` is of the model and these.
+            None where it has none.
     """
 
     model: str
@@ -203,6 +242,8 @@ class Manifest(Record):
     outputs: tuple[TensorSpec, ...]
     variants: tuple[Variant, ...]
     training: Training | None = None
+    metadata: Metadata | None = None
+    model_data: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
@@ -253,4 +294,4 @@ def to_json(value: Any) -> Any:
         return {key: to_json(each) for key, each in value._asdict().items() if each is not None or key not in unsaid}
     if isinstance(value, list | tuple):
         return [to_json(each) for each in value]
-    return value
+    return dict(value) if isinstance(value, Mapping) else value

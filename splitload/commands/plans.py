@@ -136,6 +136,7 @@ def write_bundle(
         SplitloadError: If it cannot be written.
     """
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
+    metadata, model_data = source.metadata, source.data_files
     if trainable is None:
         plans = with_portable(plan, source, console, cache)
     else:
@@ -144,6 +145,7 @@ def write_bundle(
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
+        metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
             replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
@@ -165,6 +167,8 @@ def write_bundle(
             plans,
             device=device,
             notes=notes,
+            metadata=metadata,
+            model_data=model_data,
             on_progress=show,
             choose=choose if plan.graph.kind == "native" else None,
             add_training=add_training,
