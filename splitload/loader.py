@@ -88,8 +88,8 @@ class ParallelLoader(DropIn):
             the process has processors.
         overlap: Whether inference may start before all stages are loaded; False waits for all.
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
-        tail: Name of the personalized last stage to load, if the bundle has one of that name; None for the one it was
-            built with.
+        tail: Name of the personalized last stage to load; None for the one it was built with, which is loaded as well
+            where the default one was not made yet.
         frozen_only: Whether to leave the last stage, which is trained, out: what it reads is the output then.
         upgrade: Whether stages whose entry says that it pays are made anew after the first answer, in the background
             and at low priority, with weights rearranged for speed, and swapped in one by one; a run under way may use
@@ -110,7 +110,7 @@ class ParallelLoader(DropIn):
     Raises:
         BundleError: If the bundle is incomplete or damaged.
         MissingPackageError: If onnxruntime is older than splitload needs.
-        UsageError: If `threads` is below 1, `tail` cannot be a name, `frozen_only` is asked of a bundle that was
+        UsageError: If `threads` is below 1, the bundle has no such `tail`, `frozen_only` is asked of a bundle that was
             built without trainable layers, or a session's options ask for what a bundle cannot do.
     """
 
@@ -148,8 +148,9 @@ class ParallelLoader(DropIn):
         elif tail not in (None, DEFAULT_TAIL) and self.manifest.training is None:
             raise UsageError(f"'{bundle}' has no trainable stage, and so no tail '{tail}'")
         elif tail is not None and self.manifest.training is not None:
-            from splitload.tails import open_tail  # for the bundles that have one
+            from splitload.tails import check_known, open_tail  # for the bundles that have one
 
+            check_known(self._folder, tail)
             self.tail = open_tail(self._folder, tail, self.manifest.variants[-1].stages[-1], verify=verify)
         self._closed = False
         self._error: Exception | None = None
