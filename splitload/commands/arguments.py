@@ -18,6 +18,7 @@ from splitload.commands.argument_types import (
 )
 from splitload.deploy.arguments import add_arguments
 from splitload.graph import DEFAULT_MAX_BLOCKS
+from splitload.manifest import DEFAULT_TAIL
 
 DEFAULT_MODEL = "zoo:mobilenet_v1"
 
@@ -69,12 +70,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("bundle", metavar="BUNDLE")
     _takes_input(run)
     run.add_argument("--threads", type=at_least_one, metavar="N", help="loading threads (default: the bundle's)")
+    run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
     run.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",
         help="save each output as FOLDER/NAME.npy; outputs.json there says which is which",
     )
+
+    tails = add("tails", "tails:tails", "list the personalized last stages of a bundle, and how good they are")
+    tails.add_argument("bundle", metavar="BUNDLE")
 
     add_arguments(add("finetune", "finetune:finetune", "train the last stage of a bundle on this device"))
 
