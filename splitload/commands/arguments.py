@@ -70,17 +70,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("bundle", metavar="BUNDLE")
     _takes_input(run)
     run.add_argument("--threads", type=at_least_one, metavar="N", help="loading threads (default: the bundle's)")
-<<<<<<< HEAD
+    run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
     run.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",
         help="save each output as FOLDER/NAME.npy; outputs.json there says which is which",
     )
-=======
-    run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
-    run.add_argument("-o", "--output", metavar="FOLDER", help="save each output as FOLDER/NAME.npy")
->>>>>>> main
 
     tails = add("tails", "tails:tails", "list the personalized last stages of a bundle, and how good they are")
     tails.add_argument("bundle", metavar="BUNDLE")
