@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.commands.console import Console
+from splitload.deploy.agreement import Agreement, compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
 from splitload.deploy.tune import tune
 from splitload.devices import Device
@@ -124,17 +125,22 @@ def write_bundle(
     feeds: Mapping[str, Any] | None = None,
     trainable: str | Collection[str] | None = None,
     specialized_from: Manifest | None = None,
-) -> None:
+    compare: bool = False,
+) -> Agreement | None:
     """Write the bundle: the plan, and where its graph is native a portable plan that runs anywhere.
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
     With `specialized_from` the source is that bundle at `target`: the new one names the same model, and is trained by
-    the same steps.
+    the same steps. With `compare` every variant is run once beside a stock session on the model.
+
+    Returns:
+        What that came to, or None without `compare`.
 
     Raises:
-        SplitloadError: If it cannot be written.
+        SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
+    agreements: list[Agreement] = []
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
     if trainable is None:
         plans = with_portable(plan, source, console, cache)
@@ -160,6 +166,10 @@ def write_bundle(
                 lambda done, total: show(done, total, "measuring how to load them"),
             )
 
+        def check(folder: Path, manifest: Manifest) -> None:
+            show(1, 1, "comparing what it answers with a stock session")
+            agreements.append(compare_with_stock(folder, manifest, source.path, feeds or {}))
+
         build_bundle(
             target,
             plans,
@@ -168,7 +178,13 @@ def write_bundle(
             on_progress=show,
             choose=choose if plan.graph.kind == "native" else None,
             add_training=add_training,
+            check=check if compare else None,
         )
+    for agreement in agreements:
+        if note := agreement.note():
+            console.note(note)
+        return agreement
+    return None
 
 
 def _add_training(opened: Opened, console: Console, folder: Path, tail: StageEntry) -> Training | None:

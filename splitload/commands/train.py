@@ -74,7 +74,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     )
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
-        write_bundle(
+        agreement = write_bundle(
             target,
             source,
             plan,
@@ -84,6 +84,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             notes=notes,
             feeds=feeds,
             trainable=options.trainable,
+            compare=True,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
@@ -105,12 +106,14 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "plan": {
             "num_stages": found.partition.num_stages,
             "split_points": list(found.partition.split_points),
+            "num_blocks": profile.num_blocks,
         },
         "value": {**found.values_s, "exact_bound": found.exact_bound_s},
         "ttfo_s": {"predicted": notes["predicted_ttfo_s"], "measured": measured},
         "trial": notes["trial"],
         "episodes": found.episodes,
         "search_s": found.search_s,
+        "agreement": agreement.to_json() if agreement else None,
         "bundle": str(target),
     }
     if planned.runs:
