@@ -19,6 +19,7 @@ from typing import Any
 
 from splitload.bench.architectures import LARGER, MODEL, inputs, names
 from splitload.bundle import read_manifest
+from splitload.child import python
 from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
@@ -77,7 +78,7 @@ def _try_device(row: Row, folder: Path, device: str, cache: Path, limit_s: float
             words = ["train", str(folder / MODEL), "--device", device, f"--split-points={points}", "-o", str(bundle)]
             words += [word for pair in inputs(folder) for word in ("--input", pair)]
             try:
-                result = json.loads(_run(["splitload", *words, "--json"], limit_s))
+                result = json.loads(_run(["splitload.cli", *words, "--json"], limit_s))
                 num_blocks = result["plan"]["num_blocks"]
                 found |= {"num_blocks": num_blocks, "num_stages": result["plan"]["num_stages"]}
                 differences = [_differences(result["agreement"])]
@@ -114,9 +115,7 @@ def _run(words: Sequence[str], limit_s: float) -> str:
         _FailedError: If it fails, or takes longer than it may.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", *words], capture_output=True, text=True, check=False, timeout=limit_s
-        )
+        done = subprocess.run(python(*words), capture_output=True, text=True, check=False, timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise _FailedError(f"not done after {limit_s:g} s") from None
     if done.returncode:

@@ -19,7 +19,9 @@ from splitload.frontends.proto import (
     bodies,
     external_entry,
     external_files,
+    external_sizes,
     is_external,
+    metadata_of,
     node_inputs,
     split_constants,
     tensor_bytes,
@@ -29,6 +31,7 @@ from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.inputs import example_inputs
 from splitload.machine import cpu_architecture
+from splitload.manifest import Metadata
 from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
@@ -46,6 +49,8 @@ class Source:
         sha256: Hash over the file and its external data.
         size_bytes: Size of the file and its external data.
         examples: Inputs that came with the model, by name; empty for a file.
+        metadata: What the model says of itself; None where that is not known.
+        data_files: Its external data files, as the model names them.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Source:
     sha256: str
     size_bytes: int
     examples: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Metadata | None = None
+    data_files: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path, name: str, examples: Mapping[str, Any] | None = None) -> Source:
@@ -65,7 +72,8 @@ class Source:
             raise ModelError(f"no model file '{path}'; give an .onnx file, zoo:NAME or package.module:factory")
         if path.stat().st_size > MAX_PROTOBUF_BYTES:
             raise ModelError(f"'{path}' is over 2 GB; save its weights as external data")
-        files = model_files(path)
+        model = read_model(path)
+        files = (path, *external_files(model, path))
         digest = hashlib.sha256()
         try:
             for file in files:
@@ -75,7 +83,8 @@ class Source:
             size_bytes = sum(file.stat().st_size for file in files)
         except OSError as error:
             raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
-        return cls(name, path, digest.hexdigest(), size_bytes, examples or {})
+        described = metadata_of(model), tuple(external_sizes(model))
+        return cls(name, path, digest.hexdigest(), size_bytes, examples or {}, *described)
 
 
 def model_files(path: Path) -> tuple[Path, ...]:
