@@ -13,6 +13,7 @@ from splitload.frontends.observe import one_line
 from splitload.inputs import cure, example_inputs, made_up
 from splitload.manifest import Manifest, TensorSpec, Variant
 from splitload.session import open_session, run_stage, to_python
+from splitload.stock import session_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def compare_with_stock(folder: Path, manifest: Manifest, original: Path, feeds: 
     names = [spec.name for spec in manifest.outputs]
     whole = _Whole(tuple(spec.name for spec in manifest.inputs), manifest.outputs)
     try:
-        stock = ort.InferenceSession(str(original), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        stock = session_class()(str(original), options, providers=["CPUExecutionProvider"], enable_fallback=0)
         ready = example_inputs(manifest.inputs, feeds)
         expected = [to_python(ort, value) for value in run_stage(ort, stock, whole, names, ready, None)]
     except SplitloadError:
