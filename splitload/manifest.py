@@ -271,10 +271,6 @@ class Manifest(Record):
             for step in self.training.steps:
                 yield step.file
 
-    def variant_for(self, cpu: str, runtime: str) -> Variant:
-        """Return the first variant that runs on this processor and runtime version."""
-        return next(variant for variant in self.variants if variant.fits(cpu, runtime))
-
 
 def without_tail(manifest: Manifest) -> Manifest:
     """Return what a bundle computes before its trainable last stage: the outputs are what that stage reads.

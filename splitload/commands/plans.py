@@ -186,6 +186,7 @@ def write_bundle(
             on_progress=show,
             choose=choose if plan.graph.kind == "native" else None,
             add_training=add_training,
+            on_note=console.note,
         )
 
 
