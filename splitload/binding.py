@@ -178,7 +178,7 @@ class Binding:
             element = np.dtype(f"u{one}")
         else:
             element = np.dtype(bound.element_type)
-        memory = (ctypes.c_char * (math.prod(bound.shape) * element.itemsize)).from_address(bound.address)
+        memory: Any = (ctypes.c_char * (math.prod(bound.shape) * element.itemsize)).from_address(bound.address)
         array: Any = np.ndarray(bound.shape, element, memory)
         if by_number:
             return make.ortvalue_from_numpy_with_onnx_type(array, bound.element_type)

@@ -64,6 +64,7 @@ class CallerOptions:
         self._sizes: dict[str, int] = {}
         if sess_options is not None:
             _refuse(sess_options, providers)
+            _tell(sess_options)
         self.prepacks = sess_options is None or config_entry(sess_options, "session.disable_prepacking") != "1"
 
     @property
@@ -166,6 +167,15 @@ def _refuse(options: Any, providers: Sequence[Any] | None) -> None:
         )
     if providers is None and hasattr(options, "has_providers") and options.has_providers():
         raise UsageError(f"sess_options chooses providers; a bundle runs on the processor, give providers=[{CPU!r}]")
+
+
+def _tell(options: Any) -> None:
+    """Log that a level of optimisation was asked for which a bundle's graph does not have."""
+    if options.graph_optimization_level.name not in ("ORT_ENABLE_ALL", "ORT_ENABLE_LAYOUT"):
+        import logging
+
+        level = options.graph_optimization_level.name
+        logging.getLogger("splitload").info("%s has no effect: the graph was optimised when the bundle was made", level)
 
 
 def _identity(names: Sequence[str]) -> bytes:
