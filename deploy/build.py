@@ -10,12 +10,13 @@ from typing import Any
 
 from splitload.deploy.write import write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
+from splitload.frontends.canaries import needs_of
 from splitload.frontends.observe import one_line
 from splitload.frontends.shared import StoredWeights
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.machine import cpu_architecture
-from splitload.manifest import File, Manifest, Metadata, StageEntry, TensorSpec, Training, Variant
+from splitload.manifest import File, Manifest, Metadata, Needs, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition
 from splitload.session import open_session
 
@@ -50,6 +51,7 @@ def build_bundle(
     on_progress: Callable[[int, int], None] | None = None,
     choose: Callable[[Path, Variant], Variant] | None = None,
     add_training: Callable[[Path, StageEntry], Training | None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -64,6 +66,7 @@ def build_bundle(
         choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
         add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
             says what it wrote.
+        on_note: Called with what the user should know: why a native variant has no canary.
 
     Returns:
         The manifest that was written.
@@ -112,6 +115,7 @@ def build_bundle(
                 if on_progress is not None:
                     on_progress(done, total)
             native = plan.graph.kind == "native"
+            needs = _needs(plan.graph, folder, on_note) if native else None
             variants.append(
                 Variant(
                     kind=plan.graph.kind,
@@ -120,6 +124,7 @@ def build_bundle(
                     threads=plan.threads,
                     overlap=True,
                     stages=tuple(stages),
+                    needs=needs,
                 )
             )
         if choose is not None:
@@ -143,6 +148,19 @@ def build_bundle(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _needs(graph: ModelGraph, folder: Path, on_note: Callable[[str], None] | None) -> Needs:
+    """Return what a native graph needs, and write its canary."""
+    import onnxruntime as ort
+
+    needs, reason = needs_of(graph, folder)
+    if reason is not None and on_note is not None:
+        on_note(
+            f"the native graph needs onnxruntime {ort.__version__} and {cpu_architecture()} exactly, as it has no "
+            f"canary that could show that others run it alike: {reason}"
+        )
+    return needs
 
 
 def _check(plan: Plan) -> None:

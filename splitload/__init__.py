@@ -11,7 +11,7 @@ from splitload.warmup import warm_up
 
 warm_up()  # beside the imports that follow
 
-from splitload.errors import SplitloadError  # noqa: E402
+from splitload.errors import PortableWarning, SplitloadError  # noqa: E402
 from splitload.loader import ParallelLoader  # noqa: E402
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from splitload.shim import InferenceSession, IOBinding
 
 __version__ = "0.1.0"
-__all__ = ["IOBinding", "InferenceSession", "ParallelLoader", "SplitloadError", "__version__", "from_torch"]
+__all__ = [
+    "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__", "from_torch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

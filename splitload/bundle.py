@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from splitload.errors import BundleError
 from splitload.fields import Reader, is_count
@@ -19,9 +19,12 @@ from splitload.manifest import (
     READABLE,
     Canary,
     File,
+    Loss,
     Manifest,
     Metadata,
     Needs,
+    Optimizer,
+    OutputKind,
     StageEntry,
     Step,
     TensorSpec,
@@ -269,9 +272,17 @@ def _training(reader: Reader) -> Training:
         weights.append(Weight(row.text("name"), tuple(shape), row.count("offset")))
     for row in reader.items("steps"):
         row.only(*Step._fields)
-        loss, optimizer = row.choice("loss", "cross-entropy", "mse"), row.choice("optimizer", "sgd", "adam")
+        loss = row.choice("loss", *get_args(Loss))
+        optimizer = row.choice("optimizer", *get_args(Optimizer))
         steps.append(Step(loss, optimizer, file_entry(row.child("file"))))
-    return Training(_names(reader, "features"), reader.text("output"), tuple(weights), tuple(steps))
+    return Training(
+        features=_names(reader, "features"),
+        output=reader.text("output"),
+        weights=tuple(weights),
+        steps=tuple(steps),
+        output_kind=reader.choice("output_kind", *get_args(OutputKind)) if "output_kind" in reader.data else None,
+        output_doubt=reader.text("output_doubt") if "output_doubt" in reader.data else None,
+    )
 
 
 def _check_training(manifest: Manifest, training: Training) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from splitload.arguments import checked
 from splitload.bundle import Verify, read_manifest
 from splitload.drop_in import DropIn
-from splitload.errors import StageError, UsageError
-from splitload.machine import available_threads, cpu_architecture, return_memory
-from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
+from splitload.errors import PortableWarning, StageError, UsageError
+from splitload.machine import available_threads, return_memory
+from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, without_tail
 from splitload.options import CallerOptions
 from splitload.pool import Latch, LoadingPool, report, started
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
+from splitload.variants import choose, likely
 
 if TYPE_CHECKING:
     from splitload.schedule import Schedule  # half a millisecond of import for who only loads
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
 HAND_OVER_S = 0.001
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
+_told: set[Path] = set()  # bundles of which it was said that their portable graph runs
 
 
 _pool = LoadingPool(available_threads())
@@ -85,8 +88,8 @@ class ParallelLoader(DropIn):
             the process has processors.
         overlap: Whether inference may start before all stages are loaded; False waits for all.
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
-        tail: Name of the personalized last stage to load, if the bundle has one of that name; None for the one it was
-            built with.
+        tail: Name of the personalized last stage to load; None for the one it was built with, which is loaded as well
+            where the default one was not made yet.
         frozen_only: Whether to leave the last stage, which is trained, out: what it reads is the output then.
         upgrade: Whether stages whose entry says that it pays are made anew after the first answer, in the background
             and at low priority, with weights rearranged for speed, and swapped in one by one; a run under way may use
@@ -96,9 +99,18 @@ class ParallelLoader(DropIn):
             for a model. If it raises, `threading.excepthook` reports that, loading goes on, and it is not called again;
             an interrupt of the main thread meanwhile ends `run`.
 
+    Attributes:
+        manifest: What the bundle says.
+        tail: The personalized last stage, or None.
+        variant: What runs here.
+        why_portable: Why that is not a native variant, though the bundle has one, and what helps; else None. A
+            `PortableWarning` says it too, once a bundle and process.
+        threads: How many stages load at a time.
+
     Raises:
         BundleError: If the bundle is incomplete or damaged.
-        UsageError: If `threads` is below 1, `tail` cannot be a name, `frozen_only` is asked of a bundle that was
+        MissingPackageError: If onnxruntime is older than splitload needs.
+        UsageError: If `threads` is below 1, the bundle has no such `tail`, `frozen_only` is asked of a bundle that was
             built without trainable layers, or a session's options ask for what a bundle cannot do.
     """
 
@@ -136,28 +148,36 @@ class ParallelLoader(DropIn):
         elif tail not in (None, DEFAULT_TAIL) and self.manifest.training is None:
             raise UsageError(f"'{bundle}' has no trainable stage, and so no tail '{tail}'")
         elif tail is not None and self.manifest.training is not None:
-            from splitload.tails import open_tail  # for the bundles that have one
+            from splitload.tails import check_known, open_tail  # for the bundles that have one
 
+            check_known(self._folder, tail)
             self.tail = open_tail(self._folder, tail, self.manifest.variants[-1].stages[-1], verify=verify)
         self._closed = False
         self._error: Exception | None = None
         self._fetches = self._read_early()
         try:
             import onnxruntime as ort
-        except BaseException:  # an interrupt: nobody will ask for what is being read
+
+            self._ort = ort
+            self._caller = CallerOptions(
+                sess_options,
+                providers,
+                provider_options,
+                enable_fallback=enable_fallback,
+                read_config_from_model=read_config_from_model,
+                disabled_optimizers=disabled_optimizers,
+            )
+            stored, self.manifest = self.manifest, self._caller.fixed(self.manifest)
+            own_threads = sess_options is None or sess_options.use_per_session_threads
+            self.variant, self.why_portable = choose(
+                self._folder, self.manifest, ort.__version__, own_threads=own_threads
+            )
+            if self.why_portable is not None and self._folder not in _told:
+                _told.add(self._folder)
+                warnings.warn(self.why_portable, PortableWarning, stacklevel=2)
+        except BaseException:  # nobody will ask for what is being read
             self._closed = True
             raise
-        self._ort = ort
-        self._caller = CallerOptions(
-            sess_options,
-            providers,
-            provider_options,
-            enable_fallback=enable_fallback,
-            read_config_from_model=read_config_from_model,
-            disabled_optimizers=disabled_optimizers,
-        )
-        stored, self.manifest = self.manifest, self._caller.fixed(self.manifest)
-        self.variant: Variant = self.manifest.variant_for(cpu_architecture(), ort.__version__)
         stages = self.variant.stages
         self._overlap = overlap and self.variant.overlap
         self._outputs = [spec.name for spec in self.manifest.outputs]
@@ -441,12 +461,12 @@ class ParallelLoader(DropIn):
         Returns:
             Whether storage has to be read: then one thread fetches all stages that have a `read_order`.
         """
-        likely = next(each for each in self.manifest.variants if each.cpu in (None, cpu_architecture()))
-        files = [(self._folder / stage.graph.name, stage.read_order) for stage in likely.stages if stage.read_order]
+        stages = likely(self.manifest).stages
+        files = [(self._folder / stage.graph.name, stage.read_order) for stage in stages if stage.read_order]
         if not all(is_cached(*file) for file in files):
             return started(threading.Thread(target=fetch, args=(files, self._is_over), daemon=True))
         if "onnxruntime" not in sys.modules:
-            for stage in likely.stages:
+            for stage in stages:
                 if stage.prefetch:
                     started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
         return False

@@ -9,6 +9,10 @@ from typing import Any, Literal
 from splitload.errors import UsageError
 from splitload.record import Record
 
+Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
+Optimizer = Literal["sgd", "adam"]
+OutputKind = Literal["logits", "log-probabilities", "probabilities"]
+
 FORMAT = "splitload-bundle"
 VERSION = 2  # what is written
 READABLE = (1, 2)  # what is read, for ever
@@ -163,13 +167,13 @@ class Step(Record):
     """A graph that makes one training step of the last stage; `frontends/training_step.py` says what it reads.
 
     Attributes:
-        loss: "cross-entropy" or "mse".
+        loss: "cross-entropy", "binary-cross-entropy" or "mse".
         optimizer: "sgd" or "adam".
         file: The .onnx file.
     """
 
-    loss: Literal["cross-entropy", "mse"]
-    optimizer: Literal["sgd", "adam"]
+    loss: Loss
+    optimizer: Optimizer
     file: File
 
 
@@ -181,12 +185,16 @@ class Training(Record):
         output: Name of the output that is trained.
         weights: What is trained.
         steps: Graphs that train it, at most one for each loss and optimiser.
+        output_kind: What the output is taken as by a loss of classes; None where there are none, and in version 1.
+        output_doubt: Why it may be something else, for people; None where it is sure.
     """
 
     features: tuple[str, ...]
     output: str
     weights: tuple[Weight, ...]
     steps: tuple[Step, ...]
+    output_kind: OutputKind | None = None
+    output_doubt: str | None = None
 
 
 class Metadata(Record):
@@ -262,10 +270,6 @@ class Manifest(Record):
         if self.training is not None:
             for step in self.training.steps:
                 yield step.file
-
-    def variant_for(self, cpu: str, runtime: str) -> Variant:
-        """Return the first variant that runs on this processor and runtime version."""
-        return next(variant for variant in self.variants if variant.fits(cpu, runtime))
 
 
 def without_tail(manifest: Manifest) -> Manifest:

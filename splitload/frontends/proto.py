@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from splitload.errors import ModelError
 from splitload.graph import used_names
 from splitload.manifest import NO_VERSION, Metadata
@@ -196,3 +198,35 @@ def tensor_bytes(tensor: Any) -> int:
         return sum(len(value) for value in tensor.string_data)
     itemsize: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return int(math.prod(tensor.dims)) * itemsize
+
+
+def without_traces(model: Any) -> Any:
+    """Take what exporters note of their machine out of a model, in place, and return it: stack traces, and texts."""
+    nodes = [node for each in (model.graph, *model.functions) for node in each.node]
+    graphs = [model.graph]
+    for node in nodes:  # grows while it is gone through
+        for body in bodies(node):
+            graphs.append(body)
+            nodes += body.node
+    values = [each for graph in graphs for each in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)]
+    for each in (model, *model.functions, *graphs, *values, *nodes):
+        each.ClearField("doc_string")
+        del each.metadata_props[:]
+    return model
+
+
+def store_constants(graph: Any) -> None:
+    """Have arrays that Constant nodes make be stored like others, in place; outputs of the model stay as they are."""
+    from onnx import numpy_helper
+
+    outputs = {value.name for value in graph.output}
+    for node in [each for each in graph.node if each.op_type == "Constant" and each.domain in ("", "ai.onnx")]:
+        settings = attributes(node)
+        tensor = settings.get("value")
+        if "value_floats" in settings:
+            tensor = numpy_helper.from_array(np.array(settings["value_floats"], dtype=np.float32))
+        if tensor is not None and tensor.dims and node.output[0] not in outputs:
+            stored = graph.initializer.add()
+            stored.CopyFrom(tensor)
+            stored.name = node.output[0]
+            graph.node.remove(node)
