@@ -9,6 +9,7 @@ from splitload.errors import UsageError
 from splitload.record import Record
 
 FORMAT = "splitload-bundle"
+TORCH_FORMAT = "splitload-torch"  # of the bundles of torch modules, whose manifest is `torch/format.py`'s
 VERSION = 2  # what is written
 READABLE = (1, 2)  # what is read, for ever
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
@@ -221,6 +222,15 @@ class Manifest(Record):
         if self.training is not None:
             for step in self.training.steps:
                 yield step.file
+
+    def graphs(self) -> Iterator[File]:
+        """Yield every graph: of stages, of canaries and of training steps."""
+        for variant in self.variants:
+            yield from (stage.graph for stage in variant.stages)
+            if variant.needs is not None and variant.needs.canary is not None:
+                yield variant.needs.canary.graph
+        if self.training is not None:
+            yield from (step.file for step in self.training.steps)
 
     def variant_for(self, cpu: str, runtime: str) -> Variant:
         """Return the first variant that runs on this processor and runtime version."""

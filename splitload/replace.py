@@ -12,6 +12,7 @@ from pathlib import Path
 from splitload.atomic import sync
 from splitload.bundle import MANIFEST, MAX_MANIFEST_BYTES
 from splitload.errors import OutputError
+from splitload.regular import open_regular
 from splitload.scratch import scratch_folder
 
 
@@ -35,9 +36,9 @@ def check_folder(target: Path, bundle_format: str) -> None:
 def _is_bundle(folder: Path, bundle_format: str) -> bool:
     """Return whether the folder holds a bundle of any version; other things have a manifest.json too."""
     try:
-        with (folder / MANIFEST).open("rb") as file:
+        with open_regular(folder / MANIFEST) as file:
             data = json.loads(file.read(MAX_MANIFEST_BYTES))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # a BundleError is a ValueError
         return False
     return isinstance(data, dict) and data.get("format") == bundle_format
 

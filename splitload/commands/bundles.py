@@ -8,6 +8,7 @@ from typing import Any
 
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
+from splitload.verification import verify as check
 
 
 def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -43,16 +44,29 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def verify(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Check every file's size and hash; return what `--json` prints.
+    """Check every byte of a bundle, and that nothing else lies in it; return what `--json` prints.
 
     Raises:
         BundleError: For the first thing that is wrong.
     """
-    manifest = read_manifest(Path(options.bundle), "hashes")
-    files = list(manifest.files())
-    total = sum(file.bytes for file in files)
-    console.print(f"{options.bundle}: {len(files)} files, {total / 1e6:.1f} MB, every hash is right")
-    return {"bundle": options.bundle, "files": len(files), "files_bytes": total, "verified": True}
+    found = check(Path(options.bundle))
+    console.print(
+        f"{options.bundle}: {count_of(found.files, 'file')}, {found.files_bytes / 1e6:.1f} MB, every hash is right and "
+        "nothing else is there"
+    )
+    for tail in found.tails:
+        counts = f"version {tail.current} counts" if tail.current else "none counts"
+        console.print(f"tail '{tail.name}': {count_of(len(tail.versions), 'version')}, {counts}")
+    if not found.manifest_hash:
+        console.print("the manifest itself has no hash in version 1: its format is right")
+    if found.links:
+        console.note(f"{count_of(found.links, 'file')} of them are links: what they point to is right now")
+    if found.unfinished:
+        console.note(
+            f"{count_of(found.unfinished, 'tail')} being written, or left by a killed process: nothing reads that"
+        )
+    tails = [tail._asdict() for tail in found.tails]
+    return {"bundle": options.bundle, **found._asdict(), "tails": tails, "verified": True}
 
 
 def _shape(shape: Any) -> str:

@@ -29,13 +29,16 @@ from splitload.bundle import (
 )
 from splitload.deploy.write import check_target, write_manifest, writing
 from splitload.errors import BundleError, OutputError
+from splitload.sealed import KEY
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
 def data(chain_bundle: Path) -> Any:
-    return json.loads((chain_bundle / MANIFEST).read_text())
+    data = json.loads((chain_bundle / MANIFEST).read_text())
+    del data[KEY]  # what is changed by hand has no hash of its own
+    return data
 
 
 def test_round_trip(chain_bundle: Path, tmp_path: Path) -> None:
