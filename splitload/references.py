@@ -36,7 +36,7 @@ def referenced_files(graph: Path) -> set[str]:
     """
     if not regular_size(graph):
         raise BundleError(f"'{graph}' is empty; copy the bundle again")
-    with open_regular(graph) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open_regular(graph, links=True) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return set(_locations(data))
         except ValueError as error:

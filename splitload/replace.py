@@ -36,7 +36,7 @@ def check_folder(target: Path, bundle_format: str) -> None:
 def _is_bundle(folder: Path, bundle_format: str) -> bool:
     """Return whether the folder holds a bundle of any version; other things have a manifest.json too."""
     try:
-        with open_regular(folder / MANIFEST) as file:
+        with open_regular(folder / MANIFEST, links=True) as file:
             data = json.loads(file.read(MAX_MANIFEST_BYTES))
     except (OSError, ValueError, RecursionError):  # a BundleError is a ValueError
         return False

@@ -17,7 +17,7 @@ from splitload.manifest import TORCH_FORMAT, File, Manifest, StageEntry
 from splitload.record import Record
 from splitload.regular import regular_size
 from splitload.sealed import KEY
-from splitload.tails import CURRENT, FOLDER, UNFINISHED, files_of, history, names, read_version
+from splitload.tails import CURRENT, FOLDER, UNFINISHED, counted_versions, files_of, names, read_version
 
 
 class TailVersions(Record):
@@ -116,7 +116,7 @@ def manifest_of(data: object) -> Manifest | FileList:
 def _check_tail(place: Path, stage: StageEntry) -> tuple[TailVersions, set[Path]]:
     """Check every version of a tail; return what there is, and its files."""
     files = {place / CURRENT} if (place / CURRENT).exists() else set()
-    counted = history(place)
+    counted = counted_versions(place)
     versions = sorted(int(each.name) for each in place.iterdir() if each.name.isdigit())
     if missing := set(counted) - set(versions):
         raise BundleError(f"'{place / CURRENT}' names version {min(missing)}, which is missing; copy the bundle again")

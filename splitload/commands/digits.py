@@ -101,7 +101,7 @@ def row(
         ours = Tuned(
             answers(bundle, test.x, DEFAULT_TAIL),
             result.best.number,
-            [epoch.loss for epoch in result.epochs],
+            [epoch.loss for epoch in result.epochs if epoch.loss is not None],
             [epoch.valid_loss for epoch in result.epochs if epoch.valid_loss is not None],
         )
     given = (module, LAYERS, train, valid, test.x, tuning)

@@ -103,7 +103,7 @@ def test_a_fifo_in_a_tail_blocks_nobody(tuned: Path, mode: Any) -> None:
     for file in [place / "current", *sorted((place / "0001").iterdir())]:
         kept = file.rename(file.with_name("kept"))
         os.mkfifo(file)
-        with pytest.raises(BundleError, match="is a FIFO, not a regular file"):
+        with pytest.raises(BundleError, match="is a FIFO, and a bundle holds files only"):
             ParallelLoader(tuned, tail="anna", verify=mode)
         file.unlink()
         kept.rename(file)
