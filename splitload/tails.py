@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.atomic import sync, write_text
+from splitload.atomic import sync, sync_tree, write_text
 from splitload.bundle import is_plain, sha256_of
 from splitload.errors import BundleError, OutputError, UsageError, unknown_name
 from splitload.fields import Reader
@@ -194,6 +194,7 @@ def write_tail(
         OutputError: If it cannot be written; the tail is as it was.
     """
     place = _place(bundle, name)
+    version = None
     try:
         place.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held, scratch_folder(place, UNFINISHED[0]) as made:
@@ -204,7 +205,7 @@ def write_tail(
                 for weight in training.weights:
                     file.seek(weight.offset)
                     file.write(weights[weight.name].astype("<f4").tobytes())
-            held.enter_context(_alone(place))
+            held.enter_context(alone(place))
             counted = counted_versions(place)
             version = max([0, *counted, *(int(each.name) for each in place.iterdir() if each.name.isdigit())]) + 1
             row = {
@@ -215,16 +216,13 @@ def write_tail(
                 "notes": dict(notes),
             }
             (made / _NOTES).write_text(seal(json.dumps(row, indent=1)), encoding="utf-8")
-            for each in (*made.iterdir(), made):
-                sync(each)
             made.chmod(0o755)
+            sync_tree(made, read_only=True)
             folder = made.rename(place / f"{version:04}")
             sync(place)
             _write_history(place, [*counted, version])
-    except OutputError:
-        raise
     except OSError as error:
-        raise OutputError(f"cannot write the tail to '{place}': {error.strerror or error}; it is as it was") from error
+        raise _told(place, version, error) from error
     return Tail(name, version, folder / stage.graph.name, notes)
 
 
@@ -282,9 +280,26 @@ def revert(bundle: Path, name: str) -> int:
     if not counted_versions(place):
         there = ", ".join(each for each in names(bundle) if current_version(bundle, each)) or "none"
         raise UsageError(f"'{bundle}' has no personalized tail '{name}' to go back from; there are: {there}")
-    with _alone(place):
-        _write_history(place, counted_versions(place)[:-1])
+    version = None
+    try:
+        with alone(place):
+            counted = counted_versions(place)[:-1]
+            version = (0, *counted)[-1]
+            _write_history(place, counted)
+    except OSError as error:
+        raise _told(place, version, error) from error
     return current_version(bundle, name)
+
+
+def _told(place: Path, version: int | None, error: OSError) -> OutputError:
+    """Return what went wrong while `version` was to count, and whether it does."""
+    reason = error.strerror or error
+    if (0, *counted_versions(place))[-1] != version:
+        return OutputError(f"cannot write the tail to '{place}': {reason}; it is as it was")
+    return OutputError(
+        f"version {version} of the tail counts in '{place}', but its folder could not be brought up to date: {reason}; "
+        "until it is, the version before may be back after a loss of power"
+    )
 
 
 def _place(bundle: Path, name: str) -> Path:
@@ -334,8 +349,12 @@ def counted_versions(place: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Have no other process change a tail meanwhile, where the system has locks on folders (not Windows)."""
+def alone(place: Path) -> Iterator[None]:
+    """Have no other process change a tail meanwhile, where the system has locks on folders (not Windows).
+
+    Args:
+        place: The tail's folder.
+    """
     try:
         import fcntl
     except ImportError:

@@ -76,7 +76,7 @@ def verify(bundle: str | Path) -> Verified:
         check_references(folder, manifest)
         if manifest.training is not None:
             for name in names(folder):
-                tail, its_files = _check_tail(folder / FOLDER / name, manifest.variants[-1].stages[-1])
+                tail, its_files = check_tail(folder / FOLDER / name, manifest.variants[-1].stages[-1])
                 tails.append(tail)
                 files |= its_files
     unfinished = _check_nothing_else(folder, files)
@@ -113,8 +113,16 @@ def manifest_of(data: object) -> Manifest | FileList:
     return FileList(tuple(file_entry(stage.child("file")) for stage in stages))
 
 
-def _check_tail(place: Path, stage: StageEntry) -> tuple[TailVersions, set[Path]]:
-    """Check every version of a tail; return what there is, and its files."""
+def check_tail(place: Path, stage: StageEntry) -> tuple[TailVersions, set[Path]]:
+    """Check every version of a tail; return what there is, and its files.
+
+    Args:
+        place: The tail's folder.
+        stage: The trainable last stage as built.
+
+    Raises:
+        BundleError: If anything is damaged, or of another stage.
+    """
     files = {place / CURRENT} if (place / CURRENT).exists() else set()
     counted = counted_versions(place)
     versions = sorted(int(each.name) for each in place.iterdir() if each.name.isdigit())

@@ -87,8 +87,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             feeds=feeds,
             trainable=options.trainable,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
+    except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
+        raise KeyboardInterrupt(str(interrupt) or resume_hint(options, found.partition)) from None
     measured = None
     if isinstance(device, HostDevice):
         try:

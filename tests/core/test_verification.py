@@ -42,7 +42,7 @@ def never_waits() -> Iterator[None]:
 
 @pytest.fixture
 def own_native(native_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(native_bundle, tmp_path / "native.splitload"))
+    return Path(shutil.copytree(native_bundle, tmp_path / "native.splitload", copy_function=shutil.copyfile))
 
 
 @pytest.fixture

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from splitload import ParallelLoader
+from splitload.bundle import MANIFEST, read_manifest, sha256_of
 from splitload.cli import main
+from splitload.delivery import install
 from splitload.deploy.personalize import personalize
-from splitload.errors import BundleError
+from splitload.errors import BundleError, OutputError
+from splitload.sealed import KEY
 from splitload.tails import revert
 from splitload.verification import TailVersions, verify
 
@@ -26,7 +29,7 @@ from small_bundle import QUICK, data
 @pytest.fixture(scope="session")
 def tuned_once(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
-    bundle = Path(shutil.copytree(built, folder / "tuned.splitload"))
+    bundle = Path(shutil.copytree(built, folder / "tuned.splitload", copy_function=shutil.copyfile))
     for _ in range(2):
         personalize(bundle, data(folder / "train.npz"), settings=replace(QUICK, epochs=1), tail="anna")
     revert(bundle, "anna")
@@ -36,7 +39,7 @@ def tuned_once(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tuned(tuned_once: Path, tmp_path: Path) -> Path:
     """A bundle with two versions of a tail, of which the first counts."""
-    return Path(shutil.copytree(tuned_once, tmp_path / "tuned.splitload"))
+    return Path(shutil.copytree(tuned_once, tmp_path / "tuned.splitload", copy_function=shutil.copyfile))
 
 
 def test_tails_are_verified(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,3 +112,32 @@ def test_a_fifo_in_a_tail_blocks_nobody(tuned: Path, mode: Any) -> None:
         kept.rename(file)
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+def test_an_installed_bundle_keeps_the_tails_of_its_place(tuned: Path, built: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.splitload"
+    assert install(tuned, copy).tails == verify(tuned).tails, "they come along"
+    personalize(copy, data(tmp_path / "train.npz"), settings=replace(QUICK, epochs=1), tail="bert")
+    assert install(built, copy).tails == verify(copy).tails, "they stay"
+    assert [tail.name for tail in verify(copy).tails] == ["anna", "bert"]
+    revert(tuned, "anna")
+    assert install(tuned, copy).tails[0] == TailVersions("anna", (1, 2), 1), "those of the place win"
+
+
+def test_a_bundle_that_tails_do_not_fit_is_not_installed(tuned: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tuned, tmp_path / "other.splitload", copy_function=shutil.copyfile)
+    shutil.rmtree(other / "tails")
+    stage = read_manifest(other).variants[-1].stages[-1]
+    assert stage.weights is not None
+    weights = bytearray((other / stage.weights.name).read_bytes())
+    weights[-1] ^= 1
+    (other / stage.weights.name).write_bytes(weights)
+    sha256 = sha256_of(other / stage.weights.name)
+    manifest = json.loads((other / MANIFEST).read_text().replace(stage.weights.sha256, sha256))
+    del manifest[KEY]
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    verify(other)
+    before = verify(tuned)
+    with pytest.raises(OutputError, match=r"the tail .* would be lost .*another bundle.*remove its folder"):
+        install(other, tuned)
+    assert verify(tuned) == before
