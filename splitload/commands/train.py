@@ -93,8 +93,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             trainable=options.trainable,
             on_compared=agreements.append,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
+    except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
+        raise KeyboardInterrupt(str(interrupt) or resume_hint(options, found.partition)) from None
     if note := agreements[0].note():
         console.note(note)
     measured = None
