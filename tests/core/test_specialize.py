@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import splitload.variants
 from splitload import ParallelLoader, PortableWarning
 from splitload.bundle import MANIFEST, read_manifest
 from splitload.cli import main
+from splitload.machine import cpu_architecture
 from splitload.sealed import KEY
 
 Run = Callable[..., tuple[int, str, str]]
@@ -76,6 +78,45 @@ def test_it_still_loads_elsewhere_and_again(
             model.run(None, runtime_models.feeds()), session.run(None, runtime_models.feeds()), strict=True
         ):
             assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_add_keeps_what_other_machines_have(
+    own_bundle: Path, specialize: Run, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A native part of another processor stays, one of this machine is made anew, and each is taken on its own."""
+    assert specialize(own_bundle)[0] == 0
+    manifest = json.loads((own_bundle / MANIFEST).read_text())
+    manifest["variants"][0] |= {"cpu": "pdp11", "threads": 7}  # as if made there
+    (own_bundle / MANIFEST).write_text(json.dumps(manifest))
+    before = read_manifest(own_bundle)
+    assert specialize(own_bundle, "--add")[0] == 0
+    after = read_manifest(own_bundle, "hashes")
+    assert [(variant.kind, variant.cpu) for variant in after.variants] == [
+        ("native", cpu_architecture()), ("native", "pdp11"), ("portable", None),
+    ]  # fmt: skip
+    assert after.variants[1] == before.variants[0]
+    assert specialize(own_bundle, "--add")[0] == 0
+    assert len(read_manifest(own_bundle, "hashes").variants) == 3  # this machine's own is replaced
+    expected = session.run(None, runtime_models.feeds())
+    for cpu, place in ((cpu_architecture(), 0), ("pdp11", 1), ("abacus", 2)):
+        monkeypatch.setattr(splitload.variants, "cpu_architecture", lambda cpu=cpu: cpu)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PortableWarning)
+            model = ParallelLoader(own_bundle)
+        with model:
+            assert model.variant == model.manifest.variants[place]
+            for got, wanted in zip(model.run(None, runtime_models.feeds()), expected, strict=True):
+                assert np.allclose(got, wanted, atol=1e-5)
+    monkeypatch.undo()
+
+
+def test_without_add_they_go(own_bundle: Path, specialize: Run) -> None:
+    assert specialize(own_bundle)[0] == 0
+    manifest = json.loads((own_bundle / MANIFEST).read_text())
+    manifest["variants"][0]["cpu"] = "pdp11"
+    (own_bundle / MANIFEST).write_text(json.dumps(manifest))
+    assert specialize(own_bundle)[0] == 0
+    assert [variant.cpu for variant in read_manifest(own_bundle).variants] == [cpu_architecture(), None]
 
 
 def test_a_damaged_bundle_stays_as_it_is(own_bundle: Path, specialize: Run) -> None:
