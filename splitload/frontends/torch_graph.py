@@ -49,13 +49,21 @@ def run_graph(graph: Any, values: Mapping[str, torch.Tensor]) -> dict[str, torch
 
 
 def tensors_of(graph: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the initializers of a graph as tensors, float32 ones in another type."""
+    """Return the initializers of a graph as tensors, float32 ones in another type.
+
+    Raises:
+        ModelError: If one is of a type that torch has not.
+    """
     import torch
     from onnx import numpy_helper
 
     found = {}
     for stored in graph.initializer:
-        tensor = torch.from_numpy(np.array(numpy_helper.to_array(stored)))
+        array = np.array(numpy_helper.to_array(stored))
+        try:
+            tensor = torch.from_numpy(array)
+        except TypeError as error:
+            raise ModelError(f"'{stored.name}' is of type {array.dtype}, which torch cannot take") from error
         found[stored.name] = tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
     return found
 

@@ -144,3 +144,11 @@ def test_other_recurrent_layers_are_refused(kind: str, settings: dict[str, Any],
     sizes = {"x": (5, 2, 4), "w": (1, wide, 4), "r": (1, wide, 3)}
     with pytest.raises(ModelError, match=message):
         run_graph(graph, {name: torch.zeros(size) for name, size in sizes.items()})
+
+
+def test_a_stored_type_that_torch_lacks_is_named() -> None:
+    from splitload.frontends.torch_graph import tensors_of
+
+    graph = helper.make_graph([], "g", [], [], [helper.make_tensor("w", TensorProto.BFLOAT16, [2], [1.0, 2.0])])
+    with pytest.raises(ModelError, match="'w' is of type bfloat16, which torch cannot take"):
+        tensors_of(graph, torch.float32)
