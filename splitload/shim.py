@@ -1,4 +1,4 @@
-"""`splitload.InferenceSession`: loads a bundle where one is known for the model, and is a plain session otherwise."""
+"""`splitload.InferenceSession` and `IOBinding`, for clients: a bundle where a model has one, a plain session otherwise."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ from splitload.stock import session_class
 
 _log = logging.getLogger("splitload")
 _Stock: Any = session_class()
+# What a stock session keeps in private attributes that clients read all the same, and how it is told.
+_BEHIND = {
+    "_inputs_meta": "get_inputs",
+    "_outputs_meta": "get_outputs",
+    "_overridable_initializers": "get_overridable_initializers",
+    "_model_meta": "get_modelmeta",
+    "_providers": "get_providers",
+    "_provider_options": "get_provider_options",
+    "_sess_options": "get_session_options",
+}
 _KNOWN = ("enable_fallback", "read_config_from_model", "disabled_optimizers")  # onnxruntime ignores all others
 
 
@@ -83,7 +93,18 @@ class InferenceSession(_Stock):  # type: ignore[misc]
         loader = self.__dict__.get("loader")
         if loader is None:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        return getattr(loader, name)
+        return getattr(loader, _BEHIND[name])() if name in _BEHIND else getattr(loader, name)
+
+
+class IOBinding:
+    """What stands in for `onnxruntime.IOBinding` in clients that make bindings by that name.
+
+    `IOBinding(session)` is `session.io_binding()`: the runtime's own for a plain session, a `Binding` for a bundle.
+    """
+
+    def __new__(cls, session: Any) -> Any:
+        """Return the binding."""
+        return session.io_binding()
 
 
 def _through(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:

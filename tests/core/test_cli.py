@@ -80,7 +80,19 @@ def one_line(result: tuple[int, str, str], code: int) -> str:
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
-    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "trial", "episodes", "search_s", "bundle"]
+    keys = [
+        "model",
+        "device",
+        "objective",
+        "plan",
+        "value",
+        "ttfo_s",
+        "trial",
+        "trained",
+        "episodes",
+        "search_s",
+        "bundle",
+    ]
     assert list(found) == keys
     assert found["trial"] is None
     assert list(found["plan"]) == ["num_stages", "split_points"]
@@ -373,7 +385,8 @@ def test_interrupt_while_measuring_says_that_the_bundle_is_there(
     "words",
     [
         ["train", "--device", "s20"], ["profile", "m.onnx", "--device", "s20"], ["bench", "m.onnx"], ["run", "b"],
-        ["inspect", "b"], ["verify", "b"], ["specialize", "b"], ["finetune", "b"], ["tails", "b"], ["devices"], ["zoo"], ["cache"],
+        ["inspect", "b"], ["verify", "b"], ["specialize", "b"], ["finetune", "b"], ["tails", "b"],
+        ["devices"], ["zoo"], ["cache"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
