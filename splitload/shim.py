@@ -1,4 +1,4 @@
-"""`splitload.InferenceSession` and `IOBinding`, for clients: a bundle where a model has one, a plain session otherwise."""
+"""`splitload.InferenceSession` and `IOBinding`, for clients: a bundle where a model has one, else a plain session."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _KNOWN = ("enable_fallback", "read_config_from_model", "disabled_optimizers")  #
 
 
 class InferenceSession(_Stock):  # type: ignore[misc]
-    """An `onnxruntime.InferenceSession` that loads `model.splitload` in place of `model.onnx` where that lies beside it.
+    """An `onnxruntime.InferenceSession` that loads `model.splitload` for `model.onnx` where that lies beside it.
 
     It is made and used like the class that it derives from, so that it can stand in for it before a client library is
-    imported: `onnxruntime.InferenceSession = splitload.InferenceSession`. A bundle of another model is not taken, nor one
-    that cannot do what is asked (another provider, profiling): then it is a plain session, and the logger "splitload"
-    has a warning. All that `ParallelLoader` has beside, such as `timeline` and `wait`, is there where it loads a bundle.
+    imported: `onnxruntime.InferenceSession = splitload.InferenceSession`. A bundle of another model is not taken, nor
+    one that cannot do what is asked (another provider, profiling): then it is a plain session, and the logger
+    "splitload" has a warning. Where it loads a bundle, the rest of `ParallelLoader` (`timeline`, `wait`) is there too.
 
     Args:
         path_or_bytes: Path or bytes of an ONNX model, or the folder of a bundle.
@@ -59,7 +59,7 @@ class InferenceSession(_Stock):  # type: ignore[misc]
 
     def __init__(
         self,
-        path_or_bytes: str | os.PathLike[str] | bytes,
+        path_or_bytes: Any,
         sess_options: Any = None,
         providers: Sequence[Any] | None = None,
         provider_options: Sequence[Any] | None = None,
@@ -67,8 +67,8 @@ class InferenceSession(_Stock):  # type: ignore[misc]
     ) -> None:
         self.loader: ParallelLoader | None = None
         self.bundle: Path | None = None
-        if not isinstance(path_or_bytes, str | os.PathLike | bytes):
-            super().__init__(path_or_bytes, sess_options, providers, provider_options, **kwargs)  # which says so
+        if not isinstance(path_or_bytes, str | os.PathLike | bytes):  # a stock session says so
+            super().__init__(path_or_bytes, sess_options, providers, provider_options, **kwargs)
         match = find(path_or_bytes, self.bundles)
         self.reason, refused = match.reason, match.refused
         if match.bundle is not None:

