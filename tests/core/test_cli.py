@@ -394,8 +394,8 @@ def test_interrupt_while_measuring_says_that_the_bundle_is_there(
     "words",
     [
         ["train", "--device", "s20"], ["profile", "m.onnx", "--device", "s20"], ["bench", "m.onnx"], ["run", "b"],
-        ["inspect", "b"], ["verify", "b"], ["specialize", "b"], ["finetune", "b"], ["tails", "b"], ["devices"], ["zoo"],
-        ["cache"],
+        ["inspect", "b"], ["verify", "b"], ["specialize", "b"], ["finetune", "b"], ["tails", "b"],
+        ["devices"], ["zoo"], ["cache"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
