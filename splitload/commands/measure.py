@@ -21,6 +21,7 @@ from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
+from splitload.entries import discard
 from splitload.errors import BundleError, OutputError, SplitloadError, StageError, UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
@@ -29,6 +30,7 @@ from splitload.inputs import read_feeds
 from splitload.profile import Profile
 from splitload.provenance import provenance
 from splitload.variants import choose
+from splitload.verification import verify
 
 _ESSENTIAL = ("stock", "splitload")  # an arm that cannot run here is left out, but not these
 _RIGHT = (*_ESSENTIAL, "tuned")  # nor is one of these that runs and computes something else
@@ -251,9 +253,13 @@ def _bundle(
         "inputs": given,
         "made_with": made_with,
     }
-    with contextlib.suppress(BundleError):
-        if read_manifest(target).plan.items() >= notes.items():
-            return target
+    if target.exists():
+        try:
+            verify(target)
+            if read_manifest(target).plan.items() >= notes.items():
+                return target
+        except BundleError as error:
+            discard(target, str(error))
     threads = measured.contention.threads
     found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
     notes["trial"] = None if trial is None else trial.to_json()
