@@ -55,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     )
 
     add("inspect", "bundles:inspect", "show what a bundle holds").add_argument("bundle", metavar="BUNDLE")
-    add("verify", "bundles:verify", "check every file of a bundle").add_argument("bundle", metavar="BUNDLE")
+    add("verify", "bundles:verify", "check every byte of a bundle").add_argument("bundle", metavar="BUNDLE")
+    install = add("install", "bundles:install", "put a copy of a bundle where another one may be in use, and check it")
+    install.add_argument("source", metavar="SOURCE", help="the bundle to copy")
+    install.add_argument("target", metavar="TARGET", help="where it goes; a bundle there is replaced in one step")
 
     specialize = add(
         "specialize",
@@ -70,17 +73,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("bundle", metavar="BUNDLE")
     _takes_input(run)
     run.add_argument("--threads", type=at_least_one, metavar="N", help="loading threads (default: the bundle's)")
-<<<<<<< HEAD
+    run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
     run.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",
         help="save each output as FOLDER/NAME.npy; outputs.json there says which is which",
     )
-=======
-    run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
-    run.add_argument("-o", "--output", metavar="FOLDER", help="save each output as FOLDER/NAME.npy")
->>>>>>> main
 
     tails = add("tails", "tails:tails", "list the personalized last stages of a bundle, and how good they are")
     tails.add_argument("bundle", metavar="BUNDLE")

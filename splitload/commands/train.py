@@ -15,6 +15,7 @@ from splitload.commands.planning import check_search, make_plan, resume_hint
 from splitload.commands.plans import notes_of, read_divided, write_bundle
 from splitload.commands.search import Found
 from splitload.commands.trial import choose_measured
+from splitload.deploy.agreement import Agreement
 from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices import open_device
@@ -79,6 +80,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     )
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
+        agreements: list[Agreement] = []
         manifest = write_bundle(
             target,
             source,
@@ -89,9 +91,12 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             notes=notes,
             feeds=feeds,
             trainable=options.trainable,
+            on_compared=agreements.append,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
+    except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
+        raise KeyboardInterrupt(str(interrupt) or resume_hint(options, found.partition)) from None
+    if note := agreements[0].note():
+        console.note(note)
     measured = None
     if isinstance(device, HostDevice):
         try:
@@ -110,6 +115,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "plan": {
             "num_stages": found.partition.num_stages,
             "split_points": list(found.partition.split_points),
+            "num_blocks": profile.num_blocks,
         },
         "value": {**found.values_s, "exact_bound": found.exact_bound_s},
         "ttfo_s": {"predicted": notes["predicted_ttfo_s"], "measured": measured},
@@ -117,6 +123,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "trained": None if division is None else _trained(division, manifest.training),
         "episodes": found.episodes,
         "search_s": found.search_s,
+        "agreement": agreements[0].to_json(),
         "bundle": str(target),
     }
     if planned.runs:
