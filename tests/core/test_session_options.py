@@ -126,7 +126,9 @@ def test_prepacking_that_is_switched_off_stays_off(native_bundle: Path, opened: 
         model.run(None, feeds())
         assert model.wait("upgraded", WAIT_S)
     assert len(opened) == len(model.variant.stages)
-    assert all(each.get_session_options().get_session_config_entry("session.disable_prepacking") == "1" for each in opened)
+    assert all(
+        each.get_session_options().get_session_config_entry("session.disable_prepacking") == "1" for each in opened
+    )
 
 
 def test_a_format_of_model_files_is_not_the_callers_to_choose(native_bundle: Path) -> None:
