@@ -59,7 +59,7 @@ def test_it_is_one_of_onnxruntimes_sessions(place: Path) -> None:
     session = splitload.InferenceSession(place / "model.onnx")
     assert isinstance(session, ort.InferenceSession)
     assert isinstance(session, splitload.InferenceSession)
-    with pytest.raises(AttributeError, match="splitload.IOBinding"):
+    with pytest.raises(AttributeError, match=r"splitload\.IOBinding"):
         ort.IOBinding(session)
     binding = splitload.IOBinding(session)
     for name, value in feeds().items():
