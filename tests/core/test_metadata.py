@@ -105,9 +105,11 @@ def test_more_than_a_manifest_should_hold_is_refused(
 
 @pytest.mark.slow
 def test_a_specialized_bundle_keeps_it(tmp_path: Path) -> None:
-    path, bundle = train(described(True), tmp_path)
+    _, bundle = train(described(True), tmp_path)
     before = read_manifest(bundle)
-    done = subprocess.run([sys.executable, "-m", "splitload", "specialize", str(bundle)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "splitload", "specialize", str(bundle)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     after = read_manifest(bundle)
     assert (after.metadata, after.model_data, after.model_sha256) == (
