@@ -18,6 +18,7 @@ from splitload.frontends.observe import flops, observe, one_line, plain_options
 from splitload.frontends.proto import (
     all_tensors,
     bodies,
+    defaults_of,
     external_entry,
     external_files,
     external_sizes,
@@ -53,6 +54,7 @@ class Source:
         examples: Inputs that came with the model, by name; empty for a file.
         metadata: What the model says of itself; None where that is not known.
         data_files: Its external data files, as the model names them.
+        defaults: Names of inputs that have a default value, which is built into what is made of it.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Source:
     examples: Mapping[str, Any] = field(default_factory=dict)
     metadata: Metadata | None = None
     data_files: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path, name: str, examples: Mapping[str, Any] | None = None) -> Source:
@@ -85,7 +88,7 @@ class Source:
             size_bytes = sum(file.stat().st_size for file in files)
         except OSError as error:
             raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
-        described = metadata_of(model), tuple(external_sizes(model))
+        described = metadata_of(model), tuple(external_sizes(model)), defaults_of(model)
         return cls(name, path, digest.hexdigest(), size_bytes, examples or {}, *described)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
@@ -18,7 +19,7 @@ from splitload import ParallelLoader
 from splitload.bundle import read_manifest, validate
 from splitload.deploy import build
 from splitload.errors import BundleError, ModelError
-from splitload.frontends.proto import metadata_of
+from splitload.frontends.proto import defaults_of, metadata_of
 from splitload.manifest import Metadata
 
 FIELDS = ("producer_name", "graph_name", "domain", "description", "graph_description", "version", "custom_metadata_map")
@@ -36,12 +37,17 @@ def described(full: bool) -> onnx.ModelProto:
 
 def train(model: onnx.ModelProto, folder: Path) -> tuple[Path, Path]:
     """Return the model's file, and its bundle as the command line makes it."""
+    return train_telling(model, folder)[:2]
+
+
+def train_telling(model: onnx.ModelProto, folder: Path) -> tuple[Path, Path, str]:
+    """Return what `train` does, and what the command line says beside."""
     path, target = folder / "model.onnx", folder / "model.splitload"
     onnx.save(model, path)
     words = ["train", str(path), "--device", "s20", "--max-stages", "2", "-o", str(target)]
     done = subprocess.run([sys.executable, "-m", "splitload", *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return path, target
+    return path, target, done.stderr
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "bare"])
@@ -101,6 +107,27 @@ def test_more_than_a_manifest_should_hold_is_refused(
     with pytest.raises(ModelError, match="take entries out of its metadata_props"):
         build.build_bundle(tmp_path / "b.splitload", [], device="s20", metadata=Metadata(description="x" * 100))
     assert not (tmp_path / "b.splitload").exists()
+
+
+def test_a_default_value_that_is_built_in_is_told(tmp_path: Path) -> None:
+    model = described(False)
+    model.graph.input.append(helper.make_tensor_value_info("w5", onnx.TensorProto.FLOAT, [16, 16]))
+    path, bundle, told = train_telling(model, tmp_path)
+    stock = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [each.name for each in stock.get_overridable_initializers()] == ["w5"]
+    assert "the default value of w5 is built in" in " ".join(told.split())
+    feeds = {**runtime_models.feeds(), "w5": np.zeros((16, 16), np.float32)}
+    with ParallelLoader(bundle) as loader, pytest.raises(Exception, match="default value have it built in") as caught:
+        loader.run(None, feeds)
+    assert type(caught.value).__name__ == "InvalidArgument"
+
+
+def test_weights_that_had_to_be_inputs_have_no_default() -> None:
+    model = described(False)
+    model.graph.input.append(helper.make_tensor_value_info("w5", onnx.TensorProto.FLOAT, [16, 16]))
+    assert defaults_of(model) == ("w5",)
+    model.ir_version = 3
+    assert defaults_of(model) == ()
 
 
 @pytest.mark.slow
