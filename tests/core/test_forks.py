@@ -127,7 +127,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("when", ["loading", "loaded", "upgrading", "upgraded", "closed", "failed"])
+@pytest.mark.parametrize("when", ["loading", "upgrading", "upgraded", "closed", "failed"])
 def test_a_child_loads_what_it_inherits_anew(native_bundle: Path, when: str) -> None:
     words = [str(Path(runtime_models.__file__).parent), str(native_bundle), when]
     done = subprocess.run([sys.executable, "-c", FORK, *words], capture_output=True, text=True, timeout=WAIT_S * 2)

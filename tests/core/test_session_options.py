@@ -116,7 +116,8 @@ def test_threads_are_as_few_as_the_caller_says(native_bundle: Path) -> None:
         assert done.returncode == 0, done.stderr
         counts[number] = int(done.stdout)
     sessions = 4 + 1  # the stages' and the stand-in
-    assert counts == {"1": 0, "3": 2 * sessions}
+    assert counts["3"] - counts["1"] == 2 * sessions
+    assert counts["1"] <= 1  # the runtime may have a thread of its own, whatever the sessions have
 
 
 def test_prepacking_that_is_switched_off_stays_off(native_bundle: Path, opened: list[Any]) -> None:
