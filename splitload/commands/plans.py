@@ -67,6 +67,11 @@ def read_divided(
         feeds = {**source.examples, **feeds}
         if getattr(options, "new_head", None) is not None:
             source = with_new_head(source, options.new_head, cache, feeds=feeds)
+    if source.defaults:
+        console.note(
+            f"the default value of {', '.join(source.defaults)} is built in, the bundle has no such input; to give "
+            "another one, make it an input without a default"
+        )
     trainable = getattr(options, "trainable", None)
     with console.status(f"optimising {source.name}"):
         if trainable is None:

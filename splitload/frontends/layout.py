@@ -22,6 +22,7 @@ import numpy as np
 from splitload.frontends.proto import all_tensors, attributes, external_entry, is_external, node_inputs
 from splitload.frontends.tidy import DOMAIN, ROWS, tidy
 from splitload.inputs import DTYPES
+from splitload.stock import stock_session
 
 MIN_ROWS = 16  # with fewer rows the product reads its weights once anyway
 ROUNDS = 11
@@ -51,7 +52,7 @@ def channel_block() -> int | None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        stock_session(model.SerializeToString(), options)
         optimized = onnx.load_model(str(path))
     if not any(node.domain == DOMAIN for node in optimized.graph.node):
         return None
