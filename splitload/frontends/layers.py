@@ -49,42 +49,51 @@ def layers_of(graph: Any) -> list[Layer]:
     """Return the layers of a graph that have weights, those included that cannot be trained.
 
     What Constant nodes make is seen only when it was stored like others, see `store_constants`. A bias that an Add of
-    its own brings belongs to the layer before. What an operator of arithmetic reads, and no module claims, is a
-    constant, such as a scale of outputs, unless the graph has nothing else.
+    its own brings belongs to the layer before, unless each has the name of a module of its own. What an operator of
+    arithmetic reads, and no module claims, is a constant, such as a scale of outputs, unless the graph has nothing else.
     """
     body, constants = split_constants(graph)
     stored = _Stored({tensor.name: tensor for tensor in graph.initializer}, constants)
-    found: dict[str, dict[str, str | None]] = {}
-    first: dict[str, int] = {}
-    layer_of_value: dict[str, str] = {}
-    loose: dict[str, tuple[int, dict[str, str | None]]] = {}
+    found: dict[str, _Found] = {}
+    loose: dict[str, _Found] = {}
+    makers: dict[str, _Found] = {}  # by what a layer gives
     for index, node in enumerate(body):
         for place, name in enumerate(node.input):
-            weights = stored.weights(node, place, name)
-            for weight, reason in weights.items():
-                layer = layer_name(weight, node)
-                if node.op_type in _ARITHMETIC and not _is_claimed(weight, node):
-                    before = _biased(node, place, layer_of_value) if stored.is_row(weight) else None
-                    if before is None:
-                        loose.setdefault(layer, (index, {}))[1][weight] = reason
-                        continue
-                    layer = before
-                found.setdefault(layer, {})[weight] = reason
-                first.setdefault(layer, index)
+            for weight, reason in stored.weights(node, place, name).items():
+                layer, claimed = layer_name(weight, node), _is_claimed(weight, node)
+                biased = None
+                if node.op_type == "Add" and stored.is_row(weight):
+                    biased = makers.get(node.input[1 - place])
+                if biased is not None and not (claimed and (biased.claimed or layer in found)):
+                    if claimed:  # the bias tells what the layer is called
+                        found = {layer if each is biased else key: each for key, each in found.items()}
+                        biased.claimed = True
+                    biased.weights[weight] = reason
+                    continue
+                kept = loose if node.op_type in _ARITHMETIC and not claimed else found
+                made = kept.setdefault(layer, _Found({}, index, claimed))
+                made.weights[weight] = reason
                 if node.op_type not in _ARITHMETIC:
-                    layer_of_value.update(dict.fromkeys(node.output, layer))
-    if not found:
-        found, first = {name: each for name, (_, each) in loose.items()}, {name: at for name, (at, _) in loose.items()}
+                    makers.update(dict.fromkeys(node.output, made))
     return [
         Layer(
             name,
-            tuple(weights),
-            first[name],
-            sum(stored.size(weight) for weight in weights),
-            next((reason for reason in weights.values() if reason), None),
+            tuple(each.weights),
+            each.first,
+            sum(stored.size(weight) for weight in each.weights),
+            next((reason for reason in each.weights.values() if reason), None),
         )
-        for name, weights in found.items()
+        for name, each in (found or loose).items()
     ]
+
+
+@dataclass(slots=True)
+class _Found:
+    """A layer as far as it was found: why each of its weights cannot be trained, or None."""
+
+    weights: dict[str, str | None]
+    first: int
+    claimed: bool
 
 
 def layer_name(weight: str, node: Any) -> str:
@@ -102,13 +111,6 @@ def _module(node: Any) -> str:
 def _is_claimed(weight: str, node: Any) -> bool:
     """Return whether a module's name stands in that of a weight, or of the node that reads it."""
     return "." in weight or bool(_module(node))
-
-
-def _biased(node: Any, place: int, layer_of_value: Mapping[str, str]) -> str | None:
-    """Return the layer whose result an Add adds its input to, None if it does no such thing."""
-    if node.op_type != "Add":
-        return None
-    return layer_of_value.get(node.input[1 - place])
 
 
 class _Stored:

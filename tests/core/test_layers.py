@@ -150,6 +150,26 @@ def test_a_bias_of_an_add_belongs_to_the_layer_before() -> None:
     assert divide(made, "1").weights == ("dense", "bias")
 
 
+def test_a_bias_tells_what_its_layer_is_called() -> None:
+    """As exporters write a linear layer that has lost the name of its weights, because they were turned."""
+    made = graph(
+        node("MatMul", "r onnx::MatMul_42", "m", name="/fc/MatMul"),
+        node("Add", "fc.bias m", "y", name="/fc/Add"),
+        stored=[weight("onnx::MatMul_42", 16, 4), weight("fc.bias", 4)],
+    )
+    assert [layer.name for layer in layers_of(made)] == ["body", "fc"]
+    assert divide(made, "1").weights == divide(made, "fc").weights == ("onnx::MatMul_42", "fc.bias")
+
+
+def test_a_shift_of_another_module_is_a_layer_of_its_own() -> None:
+    made = graph(
+        node("MatMul", "r fc.weight", "m"),
+        node("Add", "m shift.offset", "y"),
+        stored=[weight("fc.weight", 16, 4), weight("shift.offset", 4)],
+    )
+    assert [layer.name for layer in layers_of(made)] == ["body", "fc", "shift"]
+
+
 def test_constants_that_scale_outputs_are_no_layers() -> None:
     made = graph(
         node("MatMul", "r fc.weight", "l", name="fc"),
