@@ -50,7 +50,7 @@ def layers_of(graph: Any) -> list[Layer]:
 
     What Constant nodes make is seen only when it was stored like others, see `store_constants`. A bias that an Add of
     its own brings belongs to the layer before, unless each has the name of a module of its own. What an operator of
-    arithmetic reads, and no module claims, is a constant, such as a scale of outputs, unless the graph has nothing else.
+    arithmetic reads, and no module claims, is a constant, such as a scale of outputs, unless there is nothing else.
     """
     body, constants = split_constants(graph)
     stored = _Stored({tensor.name: tensor for tensor in graph.initializer}, constants)
