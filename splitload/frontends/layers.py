@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from splitload.frontends.proto import split_constants
 from splitload.frontends.torch import SCOPES, module_of
@@ -24,6 +24,7 @@ _ARRANGED = {  # operators that give the elements of their first input; others s
 }  # fmt: skip
 _NO_DATA = {"ConstantOfShape", "NonZero", "Range", "Shape", "Size"}
 _STANDARD = ("", "ai.onnx")
+_SMALL = {"int8", "uint8", "int4", "uint4", "int2", "uint2"}  # types of quantised weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def layers_of(graph: Any) -> list[Layer]:
     arithmetic reads, and no module claims, is a constant, such as a scale of outputs, unless there is nothing else.
     """
     body, constants = split_constants(graph)
-    stored = _Stored({tensor.name: tensor for tensor in graph.initializer}, constants)
+    stored = _Stored(graph, constants)
     found: dict[str, _Found] = {}
     loose: dict[str, _Found] = {}
     makers: dict[str, _Found] = {}  # by what a layer gives
@@ -113,11 +114,29 @@ def _is_claimed(weight: str, node: Any) -> bool:
     return "." in weight or bool(_module(node))
 
 
+class _Tensor(NamedTuple):
+    """A stored tensor: its name, its type in the word of `TensorProto`, its sizes, and whether only some are stored."""
+
+    name: str
+    kind: str
+    dims: tuple[int, ...]
+    sparse: bool
+
+
 class _Stored:
     """The stored tensors of a graph, and what of them nodes read as weights."""
 
-    def __init__(self, tensors: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
-        self._tensors = tensors
+    def __init__(self, graph: Any, constants: Mapping[str, Any]) -> None:
+        dense = (_Tensor(each.name, _kind(each), tuple(each.dims), False) for each in graph.initializer)
+        sparse = [(each.values.name, each) for each in graph.sparse_initializer]
+        sparse += [
+            (name, each.sparse_tensor)
+            for name, node in constants.items()
+            for each in node.attribute
+            if each.name == "sparse_value"
+        ]
+        some = (_Tensor(name, _kind(each.values), tuple(each.dims), True) for name, each in sparse)
+        self._tensors = {each.name: each for each in (*dense, *some)}
         self._constants = constants
 
     def size(self, name: str) -> int:
@@ -126,7 +145,7 @@ class _Stored:
 
     def is_row(self, name: str) -> bool:
         """Return whether a tensor extends along one dimension at most."""
-        return sum(int(size) != 1 for size in self._tensors[name].dims) <= 1
+        return sum(size != 1 for size in self._tensors[name].dims) <= 1
 
     def weights(self, node: Any, place: int, name: str) -> dict[str, str | None]:
         """Return the weights that a node reads at a place, and for each why it cannot be trained, or None."""
@@ -144,7 +163,7 @@ class _Stored:
         worst = next((reason for reason in found.values() if reason), None)  # a scale of what cannot be trained
         return dict.fromkeys(found, worst) if worst else found
 
-    def _behind(self, name: str, dequantised: bool) -> Iterator[tuple[Any, bool]]:
+    def _behind(self, name: str, dequantised: bool) -> Iterator[tuple[_Tensor, bool]]:
         """Yield the tensors whose elements a constant value is made of, and whether it was made larger on the way."""
         if name in self._tensors:
             yield self._tensors[name], dequantised
@@ -156,7 +175,7 @@ class _Stored:
             yield from self._behind(each, dequantised or node.op_type == "DequantizeLinear")
 
 
-def _is_weight(tensor: Any, dequantised: bool, *, matrix: bool, number: bool) -> bool:
+def _is_weight(tensor: _Tensor, dequantised: bool, *, matrix: bool, number: bool) -> bool:
     """Return whether a stored tensor is a weight, and no number that a formula is made of.
 
     Args:
@@ -165,25 +184,22 @@ def _is_weight(tensor: Any, dequantised: bool, *, matrix: bool, number: bool) ->
         matrix: Whether only what has two dimensions is one.
         number: Whether one number is none.
     """
-    kind = _type_name(tensor)
-    if not (kind.startswith(("float", "bfloat", "double")) or kind in _SMALL or dequantised):
+    if not (tensor.kind.startswith(("float", "bfloat", "double")) or tensor.kind in _SMALL or dequantised):
         return False
     if matrix and len(tensor.dims) < 2:
         return False
     return math.prod(tensor.dims) > 1 or (not number and len(tensor.dims) > 0)
 
 
-_SMALL = {"int8", "uint8", "int4", "uint4", "int2", "uint2"}
+def _reason(tensor: _Tensor, dequantised: bool) -> str | None:
+    if dequantised or tensor.kind in _SMALL:
+        return f"are quantised ({tensor.kind}); train the model as it was before it was quantised"
+    if tensor.sparse:
+        return "are stored as a sparse tensor; store them whole"
+    return None if tensor.kind == "float" else f"are of type {tensor.kind}, not float32; export the model in float32"
 
 
-def _reason(tensor: Any, dequantised: bool) -> str | None:
-    kind = _type_name(tensor)
-    if dequantised or kind in _SMALL:
-        return f"are quantised ({kind}); train the model as it was before it was quantised"
-    return None if kind == "float" else f"are of type {kind}, not float32; export the model in float32"
-
-
-def _type_name(tensor: Any) -> str:
+def _kind(tensor: Any) -> str:
     from onnx import TensorProto
 
     return str(TensorProto.DataType.Name(tensor.data_type)).lower()

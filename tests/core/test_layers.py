@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from splitload.errors import UsageError
 from splitload.frontends.division import divide
 from splitload.frontends.layers import layers_of
-from splitload.frontends.proto import store_constants, without_traces
+from splitload.frontends.proto import fresh_name, store_constants, without_traces
 
 F = "f4"
 
@@ -127,6 +127,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
+_sparse = graph(node("MatMul", "r out.weight", "y"), stored=[])
+_sparse.sparse_initializer.append(
+    helper.make_sparse_tensor(
+        weight("out.weight", 2), numpy_helper.from_array(np.array([[0, 1], [5, 2]]), "places"), [16, 4]
+    )
+)
+REFUSED["a sparse tensor"] = (_sparse, "the weights of 'out' are stored as a sparse tensor; store them whole")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("spec", ["1", "out"])
 def test_weights_that_cannot_be_trained_are_refused_by_name(name: str, spec: str) -> None:
@@ -203,3 +212,10 @@ def test_notes_of_the_machine_are_taken_out_everywhere() -> None:
         each.metadata_props.add(key="stack_trace", value="/home/someone/model.py")
     assert b"someone" in made.SerializeToString()
     assert b"someone" not in without_traces(made).SerializeToString()
+
+
+def test_a_new_name_is_one_that_nothing_has() -> None:
+    made = graph(node("MatMul", "r fc.weight", "y"), stored=[weight("fc.weight", 16, 4)])
+    assert fresh_name(made, "fc.new") == "fc.new"
+    assert fresh_name(made, "fc.weight") == "fc.weight_"
+    assert {fresh_name(made, each) for each in ("r", "x", "y")} == {"r_", "x_", "y_"}
