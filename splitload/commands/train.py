@@ -233,5 +233,5 @@ def _show(
     console.print(line)
     trained = result["trained"]
     if trained is not None and trained["output_kind"] is not None:
-        console.print(f"the output '{trained['output']}' gives {trained['output_kind']}, by which its loss is taken")
+        console.print(f"a loss of classes takes the output '{trained['output']}' as {trained['output_kind']}")
     console.print(f"bundle: {result['bundle']}")

@@ -239,3 +239,12 @@ def store_constants(graph: Any) -> None:
             stored.CopyFrom(tensor)
             stored.name = node.output[0]
             graph.node.remove(node)
+
+
+def fresh_name(graph: Any, wanted: str) -> str:
+    """Return a name that no value of a graph has: the wanted one, or one that begins with it."""
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
+    while wanted in taken:
+        wanted += "_"
+    return wanted
