@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.cache import cache_folder
-from splitload.commands import streams
+from splitload.commands import packages, streams
 from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
@@ -93,9 +93,9 @@ def _run(options: argparse.Namespace) -> None:
         OSError: If what it had to say could not be written; it did its work all the same.
     """
     module, _, name = options.function.partition(":")
-    command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
     console = Console(json=options.json)
-    with _warnings_as_notes(console):
+    with packages.named(f"'splitload {options.command_name}'"), _warnings_as_notes(console):
+        command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
         result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
     if options.json:
         print(json.dumps(result), flush=True)  # noqa: T201

@@ -33,6 +33,7 @@ from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, use
 from splitload.inputs import example_inputs
 from splitload.machine import cpu_architecture
 from splitload.manifest import Metadata
+from splitload.variants import check_floor
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
@@ -233,9 +234,14 @@ def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mappi
 
 
 def folder_of(source: Source, kind: GraphKind, cache: Path, part: str = "") -> Path:
-    """Return the place in the cache of an optimised model, or of one of which a part stays as it is."""
+    """Return the place in the cache of an optimised model, or of one of which a part stays as it is.
+
+    Raises:
+        MissingPackageError: If onnxruntime is older than splitload needs.
+    """
     import onnxruntime as ort
 
+    check_floor(ort.__version__)
     machine = f"-{cpu_architecture()}" if kind == "native" else ""
     return cache / "graphs" / f"{source.sha256[:24]}{part}-{kind}-ort{ort.__version__}{machine}-v{_CACHE_VERSION}"
 
