@@ -29,7 +29,7 @@ PACKAGES = (
     "flatbuffers",
     "splitload",
 )
-COMMANDS = {  # `profile` starts what `train` starts
+COMMANDS = {  # `profile` and `train` start what `specialize` and `bench` start
     "train": ["train", "MODEL", "--device", "host", "-o", "out.splitload"],
     "train-seeds": ["train", "MODEL", "--device", "s20", "--seeds", "2", "--jobs", "2", "-o", "seeds.splitload"],
     "specialize": ["specialize", "BUNDLE"],
@@ -58,7 +58,9 @@ def environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "SPLITLOAD_CACHE": str(cache)}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.slow] if name == "train" else []) for name in COMMANDS]
+)
 def test_no_command_runs_a_file_of_the_current_folder(
     command: str, planted: tuple[Path, Path], cache: Path, chain_model: Path, native_bundle: Path
 ) -> None:
