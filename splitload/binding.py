@@ -14,7 +14,9 @@ from splitload.record import Record
 def check_device(device_type: str) -> None:
     """Raise `UsageError` unless memory of the processor is meant."""
     if device_type.lower() != "cpu":
-        raise UsageError(f"a bundle's inputs and outputs lie in the processor's memory, not on '{device_type}'; bind 'cpu'")
+        raise UsageError(
+            f"a bundle's inputs and outputs lie in the processor's memory, not on '{device_type}'; bind 'cpu'"
+        )
 
 
 class Memory(Record):
@@ -150,7 +152,9 @@ class Binding:
             place = self._value(target)
             takes, gives = ((each.data_type(), each.shape()) for each in (place, result))
             if takes != gives or gives[0] == "tensor(string)":
-                raise UsageError(f"output '{name}' is {gives[0]} of {gives[1]}, its memory takes {takes[0]} of {takes[1]}")
+                raise UsageError(
+                    f"output '{name}' is {gives[0]} of {gives[1]}, its memory takes {takes[0]} of {takes[1]}"
+                )
             ctypes.memmove(place.data_ptr(), result.data_ptr(), result.tensor_size_in_bytes())
             kept.append(place)
         self._results = kept
@@ -173,4 +177,8 @@ class Binding:
             element = np.dtype(bound.element_type)
         memory = (ctypes.c_char * (count * element.itemsize)).from_address(bound.address)
         array = np.frombuffer(memory, element, count).reshape(bound.shape)
-        return make.ortvalue_from_numpy_with_onnx_type(array, bound.element_type) if by_number else make.ortvalue_from_numpy(array)
+        return (
+            make.ortvalue_from_numpy_with_onnx_type(array, bound.element_type)
+            if by_number
+            else make.ortvalue_from_numpy(array)
+        )

@@ -264,4 +264,6 @@ class DropIn:
     @property
     def _sess(self) -> NoReturn:
         """What `onnxruntime.IOBinding(session)` asks for: the runtime's object, of which a bundle has several."""
-        raise AttributeError("a bundle has no single session of the runtime; io_binding() of the loader binds its inputs")
+        raise AttributeError(
+            "a bundle has no single session of the runtime; io_binding() of the loader binds its inputs"
+        )

@@ -102,7 +102,9 @@ class CallerOptions:
         if spec.shape is None:
             return spec
         sizes = self._sizes
-        return spec._replace(shape=tuple(sizes.get(each, each) if isinstance(each, str) else each for each in spec.shape))
+        return spec._replace(
+            shape=tuple(sizes.get(each, each) if isinstance(each, str) else each for each in spec.shape)
+        )
 
     def _make(self, names: Sequence[str]) -> Any:
         """Return a session of one node whose input has the open sizes `names` and one of each denotation."""
