@@ -168,17 +168,18 @@ class Binding:
             return make.ortvalue_from_numpy(bound)
         import numpy as np
 
-        count = math.prod(bound.shape)
         by_number = isinstance(bound.element_type, int)
         if by_number:  # types that numpy has not are numbers of the same width to it
-            width = make.ortvalue_from_shape_and_type([1], bound.element_type).tensor_size_in_bytes()
-            element = np.dtype(f"u{width}")
+            one, two = (
+                make.ortvalue_from_shape_and_type([size], bound.element_type).tensor_size_in_bytes() for size in (1, 2)
+            )
+            if two != 2 * one:
+                raise UsageError(f"elements of ONNX's type {bound.element_type} share bytes; bind an OrtValue instead")
+            element = np.dtype(f"u{one}")
         else:
             element = np.dtype(bound.element_type)
-        memory = (ctypes.c_char * (count * element.itemsize)).from_address(bound.address)
-        array = np.frombuffer(memory, element, count).reshape(bound.shape)
-        return (
-            make.ortvalue_from_numpy_with_onnx_type(array, bound.element_type)
-            if by_number
-            else make.ortvalue_from_numpy(array)
-        )
+        memory: Any = (ctypes.c_char * (math.prod(bound.shape) * element.itemsize)).from_address(bound.address)
+        array: Any = np.ndarray(bound.shape, element, memory)
+        if by_number:
+            return make.ortvalue_from_numpy_with_onnx_type(array, bound.element_type)
+        return make.ortvalue_from_numpy(array)

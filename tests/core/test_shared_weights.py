@@ -372,7 +372,7 @@ def test_native_stages_do_not_lean_on_others(bundle: Path) -> None:
 
 
 def own(bundle: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(bundle, folder / "own.splitload"))
+    return Path(shutil.copytree(bundle, folder / "own.splitload", copy_function=shutil.copyfile))
 
 
 def shared_file(bundle: Path) -> Path:
