@@ -64,7 +64,7 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     from onnx import numpy_helper
 
     model = read_model(source.path)
-    _copy_weights(model, source.path.parent, file.parent)
+    _copy_weights(model, source.path, file.parent)
     graph = model.graph
     store_constants(graph)
     body, constants = split_constants(graph)
@@ -110,9 +110,9 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     _check(source.name, file, expected, feeds)
 
 
-def _copy_weights(model: Any, source: Path, folder: Path) -> None:
-    for data in external_files(model, source / "model"):
-        place = folder / data.relative_to(source.resolve())
+def _copy_weights(model: Any, path: Path, folder: Path) -> None:
+    for data in external_files(model, path):
+        place = folder / data.relative_to(path.parent)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, place)  # a link would follow what becomes of the other; onnx refuses such
 
