@@ -9,10 +9,11 @@ from typing import Any
 from splitload import delivery, verification
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
+from splitload.commands.why import show_why
 
 
 def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Show the manifest; return what `--json` prints.
+    """Show the manifest, and with `--why` how its plan was found; return what `--json` prints.
 
     Raises:
         BundleError: If it is no bundle.
@@ -40,6 +41,8 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 for number, stage in enumerate(variant.stages, start=1)
             ],
         )
+    if options.why:
+        show_why(manifest.plan, len(manifest.variants[0].stages), console)
     return manifest.to_json()
 
 
