@@ -91,7 +91,9 @@ def test_train_takes_what_answers_first(
     assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == taken
 
 
-def test_what_is_given_is_measured_and_stays(chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_given_is_measured_and_stays(
+    chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = json_of(capsys, "train", str(chain_model), "--device", "host", "--split-points", "2", "-o", "b.splitload")
     assert (script.measured, found["trial"], found["plan"]["num_stages"]) == (["split", "whole"] * gains.RUNS, None, 2)
     gain = found["gain"]
