@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from splitload.commands import packages, streams
 from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
-from splitload.errors import SplitloadError, UsageError
+from splitload.errors import CacheWarning, SplitloadError, UsageError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -92,13 +94,29 @@ def _run(options: argparse.Namespace) -> None:
     """
     module, _, name = options.function.partition(":")
     console = Console(json=options.json)
-    with packages.named(f"'splitload {options.command_name}'"):
+    with packages.named(f"'splitload {options.command_name}'"), _warnings_as_notes(console):
         command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
         result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
     if options.json:
         print(json.dumps(result), flush=True)  # noqa: T201
     elif console.error is not None:
         raise console.error
+
+
+@contextlib.contextmanager
+def _warnings_as_notes(console: Console) -> Iterator[None]:
+    """Tell what was damaged in the cache as a note, in one line."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, CacheWarning):
+            console.note(str(message))
+        else:
+            before(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        before, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", CacheWarning)
+        yield
 
 
 if __name__ == "__main__":
