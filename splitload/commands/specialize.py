@@ -72,7 +72,15 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         if first_trainable is not None:
             found = search.apart(found, first_trainable)
         kept = {name: manifest.plan.get(name) for name in ("trainable", "new_head")}
-        notes = notes_of(profile, found.partition, trial, agent="q-learning", objective=objective, **kept)
+        notes = notes_of(
+            profile,
+            found.partition,
+            trial,
+            search.plans if first_trainable is None else search.plans_apart(first_trainable),
+            agent="q-learning",
+            objective=objective,
+            **kept,
+        )
         plan = Plan(graph, found.partition, threads, first_trainable)
         write_bundle(
             target,
