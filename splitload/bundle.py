@@ -9,16 +9,22 @@ import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from splitload.errors import BundleError
 from splitload.fields import Reader, is_count
 from splitload.manifest import (
     FORMAT,
-    VERSION,
+    READABLE,
+    Canary,
     File,
+    Loss,
     Manifest,
+    Metadata,
+    Needs,
+    Optimizer,
+    OutputKind,
     StageEntry,
     Step,
     TensorSpec,
@@ -30,6 +36,7 @@ from splitload.manifest import (
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_STAGES = 1024
+MAX_CANARY_BYTES = 1 << 20
 MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
 Verify = Literal["none", "sizes", "hashes"]
 _MAX_NAME = 128  # characters
@@ -129,10 +136,10 @@ def validate(data: Any) -> Manifest:
     top = Reader(data, "manifest")
     if top.data.get("format") != FORMAT:
         raise BundleError(f"the manifest is not a splitload bundle's: format is {top.data.get('format')!r}")
-    if top.data.get("version") != VERSION or isinstance(top.data["version"], bool):
+    if not is_count(top.data.get("version")) or top.data["version"] not in READABLE:
         raise BundleError(
-            f"the bundle has version {top.data.get('version')!r}, this splitload reads version {VERSION}; "
-            "make it again or update splitload"
+            f"the bundle has version {top.data.get('version')!r}, this splitload reads versions "
+            f"{' and '.join(map(str, READABLE))}; make it again or update splitload"
         )
     top.only("format", "version", *Manifest._fields)
     manifest = Manifest(
@@ -147,6 +154,8 @@ def validate(data: Any) -> Manifest:
         outputs=tuple(_tensor(item) for item in top.items("outputs", at_least=1)),
         variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
         training=_training(top.child("training")) if "training" in top.data else None,
+        metadata=_metadata(top.child("metadata")) if "metadata" in top.data else None,
+        model_data=_data_files(top) if "model_data" in top.data else None,
     )
     for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len({spec.name for spec in specs}) < len(specs):
@@ -161,7 +170,7 @@ def validate(data: Any) -> Manifest:
     if manifest.training is not None:
         _check_training(manifest, manifest.training)
     last = manifest.variants[-1]
-    if last.cpu is not None or last.runtime is not None:
+    if last.cpu is not None or last.runtime is not None or last.needs is not None:
         raise BundleError("manifest.variants: the last one must fit every processor and runtime version")
     return manifest
 
@@ -175,7 +184,26 @@ def _variant(reader: Reader) -> Variant:
         threads=reader.count("threads", at_least=1),
         overlap=reader.flag("overlap"),
         stages=tuple(_stage(item) for item in reader.items("stages", at_least=1, at_most=MAX_STAGES)),
+        needs=_needs(reader.child("needs")) if "needs" in reader.data else None,
     )
+
+
+def _needs(reader: Reader) -> Needs:
+    reader.only(*Needs._fields)
+    return Needs(
+        block=None if reader.get("block") is None else reader.count("block", at_least=1),
+        operators=_names(reader, "operators"),
+        ort_format=reader.optional_text("ort_format"),
+        canary=_canary(reader.child("canary")) if "canary" in reader.data else None,
+    )
+
+
+def _canary(reader: Reader) -> Canary:
+    reader.only(*Canary._fields)
+    canary = Canary(graph=file_entry(reader.child("graph")), answers=file_entry(reader.child("answers")))
+    if canary.answers.bytes % 8 or not 0 < canary.answers.bytes <= MAX_CANARY_BYTES >= canary.graph.bytes:
+        raise BundleError(f"{reader.where} must be two files of at most {MAX_CANARY_BYTES} bytes, answers in pairs")
+    return canary
 
 
 def _stage(reader: Reader) -> StageEntry:
@@ -212,6 +240,27 @@ def _read_order(reader: Reader) -> tuple[int, ...]:
     return tuple(places)
 
 
+def _metadata(reader: Reader) -> Metadata:
+    reader.only(*Metadata._fields)
+    version = reader.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or not -(1 << 63) <= version < 1 << 63:
+        raise BundleError(f"{reader.where}.version must be a whole number of 64 bits, it is {version!r:.40}")
+    entries = reader.mapping("custom_metadata_map")
+    if not all(isinstance(value, str) for value in entries.values()):
+        raise BundleError(f"{reader.where}.custom_metadata_map must hold strings")
+    texts = {name: reader.text(name) for name in Metadata._fields if name not in ("version", "custom_metadata_map")}
+    return Metadata(**texts, version=version, custom_metadata_map=entries)
+
+
+def _data_files(reader: Reader) -> tuple[str, ...]:
+    names = _names(reader, "model_data")
+    for name in names:
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+            raise BundleError(f"{reader.where}.model_data '{name}' does not lie beside the model; refused")
+    return names
+
+
 def _training(reader: Reader) -> Training:
     reader.only(*Training._fields)
     weights, steps = [], []
@@ -223,9 +272,17 @@ def _training(reader: Reader) -> Training:
         weights.append(Weight(row.text("name"), tuple(shape), row.count("offset")))
     for row in reader.items("steps"):
         row.only(*Step._fields)
-        loss, optimizer = row.choice("loss", "cross-entropy", "mse"), row.choice("optimizer", "sgd", "adam")
+        loss = row.choice("loss", *get_args(Loss))
+        optimizer = row.choice("optimizer", *get_args(Optimizer))
         steps.append(Step(loss, optimizer, file_entry(row.child("file"))))
-    return Training(_names(reader, "features"), reader.text("output"), tuple(weights), tuple(steps))
+    return Training(
+        features=_names(reader, "features"),
+        output=reader.text("output"),
+        weights=tuple(weights),
+        steps=tuple(steps),
+        output_kind=reader.choice("output_kind", *get_args(OutputKind)) if "output_kind" in reader.data else None,
+        output_doubt=reader.text("output_doubt") if "output_doubt" in reader.data else None,
+    )
 
 
 def _check_training(manifest: Manifest, training: Training) -> None:

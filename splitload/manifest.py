@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from splitload.errors import UsageError
 from splitload.record import Record
 
+Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
+Optimizer = Literal["sgd", "adam"]
+OutputKind = Literal["logits", "log-probabilities", "probabilities"]
+
 FORMAT = "splitload-bundle"
-VERSION = 1
+VERSION = 2  # what is written
+READABLE = (1, 2)  # what is read, for ever
+NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 
 
@@ -74,16 +81,47 @@ class StageEntry(Record):
     read_order: tuple[int, ...] = ()
 
 
+class Canary(Record):
+    """A tiny stage without inputs that uses each internal operator of a variant, and what it must answer.
+
+    Attributes:
+        graph: The .ort file; its outputs are tensors of float32.
+        answers: The least that each element may be, all outputs one after the other in C order, then the most; as
+            little-endian float32.
+    """
+
+    graph: File
+    answers: File
+
+
+class Needs(Record):
+    """What a native variant needs beside its processor's family.
+
+    Attributes:
+        block: Channels that its layouts hold together, or None where it uses no blocked layout.
+        operators: The operators outside the standard that it uses, as "domain:name", sorted.
+        ort_format: Version of onnxruntime's own file format, or None where no stage is in it.
+        canary: What shows that a runtime is fit for it; None where none could be made, and it needs the very version
+            of the runtime that made it, and the very processor.
+    """
+
+    block: int | None
+    operators: tuple[str, ...]
+    ort_format: str | None
+    canary: Canary | None = None
+
+
 class Variant(Record):
     """One way to run the model: its stages, and where they run.
 
     Attributes:
         kind: "native" or "portable".
-        cpu: Processor it needs (see `machine.cpu_architecture`), or None for any.
-        runtime: onnxruntime version it needs, or None for any.
+        cpu: Processor it was made on (see `machine.cpu_architecture`), or None where it runs on any.
+        runtime: onnxruntime version that made it, or None where any runs it.
         threads: Loading threads of the execution scheme.
         overlap: Whether inference starts while later stages load.
         stages: In the order they run, at least one.
+        needs: What it needs; None in version 1, where it needs `cpu` and `runtime` as they are.
     """
 
     kind: Literal["native", "portable"]
@@ -92,10 +130,23 @@ class Variant(Record):
     threads: int
     overlap: bool
     stages: tuple[StageEntry, ...]
+    needs: Needs | None = None
 
     def fits(self, cpu: str, runtime: str) -> bool:
-        """Return whether it runs on this processor with this runtime version."""
+        """Return whether it was made for this processor and runtime version, and nothing is left to try."""
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
+
+    def steps(self, wanted: Iterable[str]) -> list[tuple[int, list[str], list[str]]]:
+        """Return the stages that some outputs need, in order: index, outputs needed, tensors read for the last time."""
+        alive = set(wanted)
+        steps = []
+        for index in range(len(self.stages) - 1, -1, -1):
+            stage = self.stages[index]
+            needed = [spec.name for spec in stage.outputs if spec.name in alive]
+            if needed:
+                steps.append((index, needed, [name for name in stage.inputs if name not in alive]))
+                alive.update(stage.inputs)
+        return steps[::-1]
 
 
 class Weight(Record):
@@ -116,13 +167,13 @@ class Step(Record):
     """A graph that makes one training step of the last stage; `frontends/training_step.py` says what it reads.
 
     Attributes:
-        loss: "cross-entropy" or "mse".
+        loss: "cross-entropy", "binary-cross-entropy" or "mse".
         optimizer: "sgd" or "adam".
         file: The .onnx file.
     """
 
-    loss: Literal["cross-entropy", "mse"]
-    optimizer: Literal["sgd", "adam"]
+    loss: Loss
+    optimizer: Optimizer
     file: File
 
 
@@ -134,12 +185,38 @@ class Training(Record):
         output: Name of the output that is trained.
         weights: What is trained.
         steps: Graphs that train it, at most one for each loss and optimiser.
+        output_kind: What the output is taken as by a loss of classes; None where there are none, and in version 1.
+        output_doubt: Why it may be something else, for people; None where it is sure.
     """
 
     features: tuple[str, ...]
     output: str
     weights: tuple[Weight, ...]
     steps: tuple[Step, ...]
+    output_kind: OutputKind | None = None
+    output_doubt: str | None = None
+
+
+class Metadata(Record):
+    """What the source model says of itself; clients read names of classes, strides and vocabularies there.
+
+    Attributes:
+        producer_name: What wrote the model.
+        graph_name: Name of its graph.
+        domain: Where it comes from, for example "org.example".
+        description: For people.
+        graph_description: For people.
+        version: Its version, of 64 bits with a sign.
+        custom_metadata_map: Whatever else its maker wrote down.
+    """
+
+    producer_name: str = ""
+    graph_name: str = ""
+    domain: str = ""
+    description: str = ""
+    graph_description: str = ""
+    version: int = NO_VERSION
+    custom_metadata_map: Mapping[str, str] = MappingProxyType({})
 
 
 class Manifest(Record):
@@ -157,6 +234,9 @@ class Manifest(Record):
         outputs: The model's outputs.
         variants: In order of preference; the last fits everywhere.
         training: How the last stage is trained; None where nothing is.
+        metadata: What the model says of itself; None where that is not known.
+        model_data: Files of the model's weights, relative to its folder; `model_sha256` is of the model and these.
+            None where it has none.
     """
 
     model: str
@@ -170,11 +250,12 @@ class Manifest(Record):
     outputs: tuple[TensorSpec, ...]
     variants: tuple[Variant, ...]
     training: Training | None = None
+    metadata: Metadata | None = None
+    model_data: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values; without `training` where nothing is trained."""
-        data = {"format": FORMAT, "version": VERSION, **to_json(self)}
-        return data if self.training is not None else {key: data[key] for key in data if key != "training"}
+        """Return the manifest as plain JSON values."""
+        return {"format": FORMAT, "version": VERSION, **to_json(self)}
 
     def files(self) -> Iterator[File]:
         """Yield every file of every variant."""
@@ -183,13 +264,12 @@ class Manifest(Record):
                 yield stage.graph
                 if stage.weights is not None:
                     yield stage.weights
+            if variant.needs is not None and variant.needs.canary is not None:
+                yield variant.needs.canary.graph
+                yield variant.needs.canary.answers
         if self.training is not None:
             for step in self.training.steps:
                 yield step.file
-
-    def variant_for(self, cpu: str, runtime: str) -> Variant:
-        """Return the first variant that runs on this processor and runtime version."""
-        return next(variant for variant in self.variants if variant.fits(cpu, runtime))
 
 
 def without_tail(manifest: Manifest) -> Manifest:
@@ -209,9 +289,13 @@ def without_tail(manifest: Manifest) -> Manifest:
 
 
 def to_json(value: Any) -> Any:
-    """Return an entry of the manifest, and whatever it holds, as plain JSON values."""
+    """Return an entry of the manifest, and whatever it holds, as plain JSON values.
+
+    A field that says nothing, None by default and now, is left out: later fields change no older manifest.
+    """
     if hasattr(value, "_asdict"):
-        return {key: to_json(each) for key, each in value._asdict().items()}
+        unsaid = {key for key, default in value._field_defaults.items() if default is None}
+        return {key: to_json(each) for key, each in value._asdict().items() if each is not None or key not in unsaid}
     if isinstance(value, list | tuple):
         return [to_json(each) for each in value]
-    return value
+    return dict(value) if isinstance(value, Mapping) else value

@@ -19,7 +19,7 @@ from runtime_models import feeds
 
 import splitload.bundle
 import splitload.replace
-from splitload import ParallelLoader
+from splitload import ParallelLoader, PortableWarning
 from splitload.bundle import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -86,9 +86,18 @@ def test_unknown_key(data: Any, path: tuple[Any, ...]) -> None:
         validate(data)
 
 
+NEEDS = {"block": None, "operators": [], "ort_format": None}
+
+
+def canary(graph: int = 8, answers: int = 8) -> dict[str, Any]:
+    files = {"graph": ("canary.ort", graph), "answers": ("canary.bin", answers)}
+    return {key: {"name": name, "bytes": size, "sha256": "0" * 64} for key, (name, size) in files.items()}
+
+
 WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("format",), "zip", "not a splitload bundle's: format is 'zip'"),
-    (("version",), 2, "has version 2, this splitload reads version 1"),
+    (("version",), 3, "has version 3, this splitload reads versions 1 and 2"),
+    (("version",), 1.0, "has version 1.0"),
     (("version",), True, "has version True"),
     (("model",), 3, "model must be a string"),
     (("model_sha256",), "A" * 64, "must be a SHA-256"),
@@ -115,6 +124,20 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("variants", 0, "stages"), [{}] * (MAX_STAGES + 1), f"allowed are 1 to {MAX_STAGES}"),
     (("variants", 0, "cpu"), "x86_64", "the last one must fit every processor"),
     (("variants", 0, "runtime"), "1.0", "the last one must fit every processor"),
+    (
+        ("variants", 0, "needs"),
+        {"block": 8, "operators": [], "ort_format": "6"},
+        "the last one must fit every processor",
+    ),
+    (("variants", 0, "needs"), {**NEEDS, "block": 0}, "block must be a count of at least 1"),
+    (("variants", 0, "needs"), {**NEEDS, "operators": [1]}, "operators must be names"),
+    (("variants", 0, "needs"), {**NEEDS, "ort_format": 6}, "ort_format must be a string"),
+    (("variants", 0, "needs"), {**NEEDS, "speed": 6}, r"unknown keys \['speed'\]"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": None}, "canary must be an object"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(answers=12)}, "answers in pairs"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(answers=0)}, "answers in pairs"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(answers=(1 << 20) + 8)}, "at most 1048576 bytes"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(graph=(1 << 20) + 1)}, "at most 1048576 bytes"),
     ((*STAGE, "blocks"), [3], "two rising counts"),
     ((*STAGE, "blocks"), [3, 3], "two rising counts"),
     ((*STAGE, "blocks"), [-1, 3], "two rising counts"),
@@ -154,6 +177,19 @@ def test_wrong_value(data: Any, path: tuple[Any, ...], value: Any, message: str)
     place[key] = value
     with pytest.raises(BundleError, match=message):
         validate(data)
+
+
+def test_what_a_variant_needs_reads_back_and_its_files_are_the_bundles(data: Any) -> None:
+    native = {**data["variants"][0], "kind": "native", "cpu": "x86_64+avx2", "runtime": "1.31.1"}
+    native["needs"] = {**NEEDS, "block": 8, "operators": ["com.microsoft.nchwc:Conv"], "canary": canary()}
+    data["variants"].insert(0, native)
+    manifest = validate(data)
+    assert manifest.to_json() == data
+    assert {"canary.ort", "canary.bin"} <= {file.name for file in manifest.files()}
+
+
+def test_version_1_reads_as_version_2_with_nothing_said(data: Any) -> None:
+    assert validate({**data, "version": 1}) == validate(data)
 
 
 @pytest.mark.parametrize("data", [None, [], "bundle", 1])
@@ -343,7 +379,7 @@ def test_target_that_is_no_bundle_is_left_alone(tmp_path: Path, make: str) -> No
 
 
 def test_a_bundle_of_a_later_version_may_be_replaced(own_bundle: Path, data: Any) -> None:
-    (own_bundle / MANIFEST).write_text(json.dumps({**data, "version": 2}))
+    (own_bundle / MANIFEST).write_text(json.dumps({**data, "version": 3}))
     check_target(own_bundle)
 
 
@@ -383,15 +419,17 @@ def test_really_full_disk(chain_bundle: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("change", [{"cpu": "pdp11"}, {"runtime": "0.1.0"}])
+@pytest.mark.parametrize("change", [{"cpu": "pdp11"}, {"runtime": "0.1.0", "needs": None}])
 def test_made_for_another_machine_falls_back_to_the_portable_variant(
-    native_bundle: Path, tmp_path: Path, change: dict[str, str]
+    native_bundle: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     other = Path(shutil.copytree(native_bundle, tmp_path / "other.splitload"))
     manifest = read_manifest(native_bundle)
     first, last = manifest.variants
     write_manifest(other, manifest._replace(variants=(first._replace(**change), last)))  # type: ignore[arg-type]
-    with ParallelLoader(native_bundle) as here, ParallelLoader(other) as there:
+    with pytest.warns(PortableWarning, match="specialize"):
+        there = ParallelLoader(other)
+    with ParallelLoader(native_bundle) as here, there:
         assert here.variant.kind == "native"
         assert there.variant.kind == "portable"
         for mine, theirs in zip(here.run(None, feeds()), there.run(None, feeds()), strict=True):
