@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from splitload.arena import empty_arena
 from splitload.arguments import checked
 from splitload.bundle import Verify, read_manifest
 from splitload.drop_in import DropIn
@@ -63,7 +64,7 @@ def _close_all() -> None:
     for loader in list(_alive):
         while True:
             try:
-                loader.close()
+                loader._let_go()
                 break
             except (KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
                 pass
@@ -314,6 +315,11 @@ class ParallelLoader(DropIn):
 
     def close(self) -> None:
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
+        self._let_go()
+        if len(self._sessions) > 1:
+            empty_arena(self._ort)
+
+    def _let_go(self) -> None:
         try:
             with self._lock:
                 self._give_up()
@@ -462,22 +468,26 @@ class ParallelLoader(DropIn):
             Whether storage has to be read: then one thread fetches all stages that have a `read_order`.
         """
         stages = likely(self.manifest).stages
-        files = [(self._folder / stage.graph.name, stage.read_order) for stage in stages if stage.read_order]
+        files = [(self._weights(stage), stage.read_order) for stage in stages if stage.read_order]
         if not all(is_cached(*file) for file in files):
             return started(threading.Thread(target=fetch, args=(files, self._is_over), daemon=True))
         if "onnxruntime" not in sys.modules:
             for stage in stages:
                 if stage.prefetch:
-                    started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
+                    started(threading.Thread(target=read_ahead, args=(self._weights(stage),), daemon=True))
         return False
+
+    def _weights(self, stage: StageEntry) -> Path:
+        """Return the file that holds a stage's own weights."""
+        return self._folder / (stage.weights or stage.graph).name
 
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
-        path = self._folder / stage.graph.name
+        path, weights = self._folder / stage.graph.name, self._weights(stage)
         if self.tail is not None and stage.trainable:
-            path = self.tail.graph
+            path = weights = self.tail.graph
         if stage.prefetch and not background and not (self._fetches and stage.read_order):
-            started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
+            started(threading.Thread(target=read_ahead, args=(weights,), daemon=True))
         return open_session(
             path,
             prepack=prepack,
@@ -485,6 +495,7 @@ class ParallelLoader(DropIn):
             optimize=not stage.optimized,
             background=background,
             options=self._caller.copy(),
+            share_memory=len(self._sessions) > 1,
         )
 
     def _report(self, loaded: int) -> None:

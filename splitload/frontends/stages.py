@@ -19,7 +19,15 @@ from splitload.frontends.names import rename_weights
 from splitload.frontends.observe import elem_type, plain_options
 from splitload.frontends.onnx import refuse_full_disk
 from splitload.frontends.ortfile import lay_out
-from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, point, split_constants, tensor_bytes
+from splitload.frontends.proto import (
+    all_tensors,
+    external_entry,
+    is_external,
+    node_inputs,
+    point,
+    split_constants,
+    tensor_bytes,
+)
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
 from splitload.manifest import File, Manifest, StageEntry, TensorSpec
