@@ -468,26 +468,22 @@ class ParallelLoader(DropIn):
             Whether storage has to be read: then one thread fetches all stages that have a `read_order`.
         """
         stages = likely(self.manifest).stages
-        files = [(self._weights(stage), stage.read_order) for stage in stages if stage.read_order]
+        files = [(self._folder / stage.graph.name, stage.read_order) for stage in stages if stage.read_order]
         if not all(is_cached(*file) for file in files):
             return started(threading.Thread(target=fetch, args=(files, self._is_over), daemon=True))
         if "onnxruntime" not in sys.modules:
             for stage in stages:
                 if stage.prefetch:
-                    started(threading.Thread(target=read_ahead, args=(self._weights(stage),), daemon=True))
+                    started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
         return False
-
-    def _weights(self, stage: StageEntry) -> Path:
-        """Return the file that holds a stage's own weights."""
-        return self._folder / (stage.weights or stage.graph).name
 
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
-        path, weights = self._folder / stage.graph.name, self._weights(stage)
+        path = self._folder / stage.graph.name
         if self.tail is not None and stage.trainable:
-            path = weights = self.tail.graph
+            path = self.tail.graph
         if stage.prefetch and not background and not (self._fetches and stage.read_order):
-            started(threading.Thread(target=read_ahead, args=(weights,), daemon=True))
+            started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
         return open_session(
             path,
             prepack=prepack,

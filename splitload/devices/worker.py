@@ -88,7 +88,9 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         reading = threading.Thread(target=read_ahead, args=(stage.graph,))
         if scheme["prefetch"]:
             reading.start()
-        session = open_session(stage.graph, prepack=scheme["prepack"], mapped=scheme["mapped"])
+        session = open_session(
+            stage.graph, prepack=scheme["prepack"], mapped=scheme["mapped"], share_memory=len(job["stages"]) > 1
+        )
         results = run_stage(ort, session, stage, names, values, None)
         first_s = time.perf_counter() - start
         if scheme["prefetch"]:

@@ -30,7 +30,7 @@ from splitload.frontends.proto import (
 )
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
-from splitload.manifest import File, Manifest, StageEntry, TensorSpec
+from splitload.manifest import File, StageEntry, TensorSpec
 
 PAGE_BYTES = 4096
 MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
@@ -324,45 +324,6 @@ class StageWriter:
         for tensor, (offset, length) in zip(tensors, places, strict=True):
             point(tensor, name, offset, length)
         return File(name, position, sha256)
-
-
-def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
-    """Return the model that consecutive .onnx stages make together; their weights stay where they are.
-
-    Args:
-        paths: The stages' files, in order.
-        manifest: Names the inputs and outputs of the model.
-    """
-    import onnx
-
-    stages = [onnx.load_model(str(path), format="protobuf", load_external_data=False) for path in paths]
-    model = onnx.ModelProto(ir_version=stages[0].ir_version, producer_name="splitload")
-    model.opset_import.extend(stages[0].opset_import)
-    model.functions.extend(stages[0].functions)
-    model.graph.name = manifest.model
-    declared: dict[str, Any] = {}
-    seen: set[str] = set()  # constants are repeated in every stage that needs them
-    for stage in stages:
-        for value in (*stage.graph.input, *stage.graph.output):
-            declared.setdefault(value.name, value)
-        for node in stage.graph.node:
-            if not seen.intersection(node.output):
-                model.graph.node.append(node)
-                seen.update(name for name in node.output if name)
-        for tensor in stage.graph.initializer:
-            if tensor.name not in seen:
-                model.graph.initializer.append(tensor)
-                seen.add(tensor.name)
-        for sparse in stage.graph.sparse_initializer:
-            if sparse.values.name not in seen:
-                model.graph.sparse_initializer.append(sparse)
-                seen.add(sparse.values.name)
-    for values, specs in ((model.graph.input, manifest.inputs), (model.graph.output, manifest.outputs)):
-        values.extend(
-            declared.get(spec.name) or onnx.helper.make_tensor_value_info(spec.name, elem_type(spec.type), spec.shape)
-            for spec in specs
-        )
-    return model
 
 
 def _tables(graph: Any) -> list[str]:
