@@ -1,6 +1,7 @@
 """What is installed: every module of the tree, under the import names that collide with nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -40,6 +41,12 @@ def test_wheel_holds_every_module(tmp_path):
     assert "splitload/py.typed" in names
 
 
+def test_a_device_gets_numpy_and_onnxruntime_alone():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    required = re.search(r"^dependencies = \[(.*?)\]", text, re.M | re.S)[1]
+    assert re.findall(r'"([A-Za-z0-9_-]+)', required) == ["numpy", "onnxruntime"]
+
+
 def test_every_module_has_a_purpose_and_no_bare_import():
     for name, path in modules().items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -51,6 +58,9 @@ def test_every_module_has_a_purpose_and_no_bare_import():
 
 
 def test_public_names():
-    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
+    assert splitload.__all__ == [
+        "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__",
+        "from_torch", "install",
+    ]  # fmt: skip
     for name in splitload.__all__:
         assert hasattr(splitload, name)

@@ -1,4 +1,4 @@
-"""`splitload inspect` and `splitload verify`: what a bundle holds, and whether it is whole."""
+"""`splitload inspect`, `verify` and `install`: what a bundle holds, whether it is whole, and how it takes its place."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from splitload import delivery, verification
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
+from splitload.machine import cpu_architecture
+from splitload.manifest import Variant
+from splitload.variants import choose
 
 
 def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Show the manifest; return what `--json` prints.
+    """Show the manifest, and what of it runs here; return what `--json` prints.
 
     Raises:
         BundleError: If it is no bundle.
+        MissingPackageError: If onnxruntime is older than splitload needs.
     """
-    manifest = read_manifest(Path(options.bundle), "sizes")
+    import onnxruntime as ort
+
+    bundle = Path(options.bundle)
+    manifest = read_manifest(bundle, "sizes")
+    chosen, why_portable = choose(bundle, manifest, ort.__version__)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.created_with.items())
     console.print(f"{manifest.model} ({manifest.model_bytes / 1e6:.1f} MB, SHA-256 {manifest.model_sha256[:16]}…)")
     console.print(f"made for {manifest.device} on {manifest.cpu} with {versions}")
@@ -24,9 +33,9 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         for spec in specs:
             console.print(f"{what} {spec.name}: {spec.type} {_shape(spec.shape)}")
     for variant in manifest.variants:
-        where = "any machine" if variant.cpu is None else f"{variant.cpu}, onnxruntime {variant.runtime}"
+        runs = "; runs here" if variant is chosen else ""
         console.table(
-            f"{variant.kind} graph for {where}; {count_of(variant.threads, 'loading thread')}",
+            f"{variant.kind} graph for {_where(variant)}; {count_of(variant.threads, 'loading thread')}{runs}",
             ("stage", "blocks", "part of the model", "MB", "trainable"),
             [
                 (
@@ -39,20 +48,62 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 for number, stage in enumerate(variant.stages, start=1)
             ],
         )
-    return manifest.to_json()
+    if why_portable is not None:
+        console.note(why_portable)
+    here = {"cpu": cpu_architecture(), "onnxruntime": ort.__version__}
+    return manifest.to_json() | {
+        "here": {**here, "variant": manifest.variants.index(chosen), "why_portable": why_portable}
+    }
+
+
+def _where(variant: Variant) -> str:
+    """Return what a variant was made for, and who else may run it, for people."""
+    if variant.cpu is None:
+        return "any machine"
+    made = f"{variant.cpu}, onnxruntime {variant.runtime}"
+    if variant.needs is None or variant.needs.canary is None:
+        return f"{made} exactly"
+    block = "" if variant.needs.block is None else f", layout in blocks of {variant.needs.block} channels"
+    return f"{made} or another that passes its canary{block}"
 
 
 def verify(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Check every file's size and hash; return what `--json` prints.
+    """Check every byte of a bundle, and that nothing else lies in it; return what `--json` prints.
 
     Raises:
         BundleError: For the first thing that is wrong.
     """
-    manifest = read_manifest(Path(options.bundle), "hashes")
-    files = list(manifest.files())
-    total = sum(file.bytes for file in files)
-    console.print(f"{options.bundle}: {len(files)} files, {total / 1e6:.1f} MB, every hash is right")
-    return {"bundle": options.bundle, "files": len(files), "files_bytes": total, "verified": True}
+    return _told(console, options.bundle, verification.verify(options.bundle))
+
+
+def install(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Copy a bundle beside its target, check the copy, and exchange both; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If the source is damaged, or the target cannot be written or holds something else.
+    """
+    with console.status(f"copying {options.source}"):
+        found = delivery.install(options.source, options.target)
+    return {"source": options.source, **_told(console, options.target, found)}
+
+
+def _told(console: Console, bundle: str, found: verification.Verified) -> dict[str, Any]:
+    """Say what was checked and found right, and return it."""
+    console.print(
+        f"{bundle}: {count_of(found.files, 'file')}, {found.files_bytes / 1e6:.1f} MB, every hash is right and nothing "
+        "else is there"
+    )
+    for tail in found.tails:
+        counts = f"version {tail.current} counts" if tail.current else "none counts"
+        console.print(f"tail '{tail.name}': {count_of(len(tail.versions), 'version')}, {counts}")
+    if not found.manifest_hash:
+        console.print("the manifest itself has no hash in version 1: its format is right")
+    if found.links:
+        console.note(f"{count_of(found.links, 'file')} of them are links: what they point to is right now")
+    if found.unfinished:
+        what = count_of(found.unfinished, "tail")
+        console.note(f"{what} being written, or left by a killed process: nothing reads that")
+    return {"bundle": bundle, **found._asdict(), "tails": [tail._asdict() for tail in found.tails], "verified": True}
 
 
 def _shape(shape: Any) -> str:
