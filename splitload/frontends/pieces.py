@@ -59,8 +59,7 @@ def _pieces(body: Sequence[Any], types: Mapping[str, Any]) -> Iterator[tuple[Seq
     alive: set[str] = set()
     start = 0
     for end, node in enumerate(body, start=1):
-        alive.update(node.output)
-        alive = {name for name in alive if last_use.get(name, -1) >= end}
+        alive = {name for name in (*alive, *node.output) if last_use.get(name, -1) >= end}
         is_whole = end == len(body)
         if is_whole or (end - start >= size and all(name in types for name in alive & made_here)):
             yield body[start:end], alive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import models
@@ -28,7 +29,7 @@ x = np.ones((1, {VALUE_BYTES // 4}), np.float32)
 
 
 def held(folder):
-    with ParallelLoader(folder) as model:
+    with ParallelLoader(folder, upgrade=False) as model:
         before = settled_bytes()["rss_bytes"]
         for _ in range(2):
             model.run(None, {{"x": x}})
@@ -38,7 +39,6 @@ def held(folder):
 one = held(sys.argv[1])
 touched = arena._is_there
 eight = held(sys.argv[2])
-left = settled_bytes()["rss_bytes"]
 own = ort.InferenceSession(sys.argv[3], providers=["CPUExecutionProvider"]).run(None, {{"x": x}})[0]
 child = os.fork()
 if not child:
@@ -57,7 +57,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     folder = tmp_path_factory.mktemp("arena")
     names = ["x", *(f"t{number}" for number in range(15)), "y"]
     kinds = ("Sin", "Cos")
-    lines = [f"{after} = {kinds[at % 2]}({before})" for at, (before, after) in enumerate(zip(names, names[1:], strict=False))]
+    lines = [f"{after} = {kinds[at % 2]}({before})" for at, (before, after) in enumerate(pairwise(names))]
     size = f"float[1,{VALUE_BYTES // 4}]"
     model = models.save(models.text(f"g ({size} x) => ({size} y) {{ {chr(10).join(lines)} }}"), folder)
     graph = load_graph(Source.open(model, "m"), "portable", folder / "cache")
