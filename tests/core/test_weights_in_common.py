@@ -217,12 +217,19 @@ def test_a_trained_tail_has_weights_of_its_own(
 ) -> None:
     """The frozen stages share; what is trained is written anew for each user, so it reads none of their files."""
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
-    model = layers()
+    model, bundle, data = layers(), tmp_path / "b.splitload", tmp_path / "train.npz"
     model.graph.initializer.append(onnx.numpy_helper.from_array(floats(WIDTH, 8), "head"))
-    model.graph.node.append(onnx.helper.make_node("MatMul", ["y", "head"], ["scores"]))
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["y", "head"], ["scores"], "last"))
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["n", 8]))
-    bundle = tmp_path / "b.splitload"
-    words = ["train", str(models.save(model, tmp_path)), "--device", "s20", "--split-points", "1,2", "-o", str(bundle)]
-    assert main([*words, "--trainable", "head"]) == 1 or True
+    path = models.save(model, tmp_path)
+    words = ["train", str(path), "--device", "s20", "--max-blocks", "4", "--split-points", "1,2,3", "-o", str(bundle)]
+    assert main([*words, "--trainable", "1"]) == 0
+    *frozen, tail = read_manifest(bundle).variants[0].stages
+    assert any(stage.shares for stage in frozen)
+    assert tail.trainable
+    assert tail.shares == ()
+    np.savez(data, x=floats(32, WIDTH), y=np.arange(32) % 8)
+    assert main(["finetune", str(bundle), "--data", str(data), "--epochs", "1"]) == 0
+    assert main(["verify", str(bundle)]) == 0
     capsys.readouterr()
