@@ -101,7 +101,7 @@ def study(model: str, source: Source, runs: int, cache: Path, console: Console) 
                     served[count].append(ask({"what": "splitload", "path": str(bundle)}, folder))
         sizes = {count: sum(file.stat().st_size for file in bundle.iterdir()) for count, bundle in bundles.items()}
     return {
-        "model": model,
+        "model": Path(model).name if model.endswith(".onnx") else model,
         "model_bytes": source.size_bytes,
         "source": "measured",
         "build_peak_bytes": built,
