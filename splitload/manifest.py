@@ -51,7 +51,7 @@ class StageEntry(Record):
         blocks: Half-open range of blocks.
         graph: The .onnx or .ort file.
         weights: The file its weights are mapped from, or None where they are in the graph file.
-        weights_bytes: Bytes of its weights.
+        weights_bytes: Bytes of the weights that no earlier stage reads.
         inputs: Names of model inputs and of outputs of earlier stages.
         outputs: What it gives.
         prepack: Whether the first session rearranges weights for speed, at the price of a slower load.

@@ -337,7 +337,11 @@ class Runs:
             ModelError: If the model does not run.
         """
         graph = self._graph
-        stages = tuple(self._stage(segment).entry(str(segment), segment, upgrade=False) for segment in plan.stages())
+        stages = tuple(
+            # a weight may lie in the file of a stage of another plan, which this manifest does not name
+            self._stage(segment).entry(str(segment), segment, upgrade=False)._replace(shares=())
+            for segment in plan.stages()
+        )
         inputs, outputs = (
             tuple(TensorSpec(name, graph.tensors[name].type, graph.tensors[name].shape) for name in names)
             for names in (graph.inputs, graph.outputs)

@@ -47,7 +47,7 @@ class StageFiles:
         weights: The file an .onnx file's weights are mapped from, or None where they are in the graph file.
         inputs: Names of what it reads: model inputs and outputs of earlier stages.
         outputs: What it gives: boundary tensors and model outputs.
-        weights_bytes: Bytes of its weights.
+        weights_bytes: Bytes of the weights that no earlier stage reads.
         shares: Names of other stages' files that it reads weights from.
         optimized: Whether the graph is to be taken as it is; otherwise weights are restored when it is optimised.
         read_order: Where reading ahead goes; see `StageEntry`.

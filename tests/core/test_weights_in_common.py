@@ -20,6 +20,7 @@ from splitload.deploy.equality import check_graph
 from splitload.deploy.tune import MAPPED, Scheme, _choose
 from splitload.devices import open_device
 from splitload.devices.estimate import guess
+from splitload.devices.host import HostDevice
 from splitload.frontends.joined import join_stages
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.proto import is_external
@@ -113,6 +114,15 @@ def test_every_cut_is_exact(tmp_path: Path, name: str, kind: GraphKind) -> None:
     make, feeds = EVERY[name]
     source = Source.open(models.save(make(), tmp_path), name)
     assert check_graph(source, load_graph(source, kind, tmp_path / "cache", feeds=feeds), feeds=feeds).passed
+
+
+def test_a_plan_is_measured_whatever_other_stages_hold_its_weights(tmp_path: Path) -> None:
+    source = Source.open(models.save(layers(), tmp_path), "m")
+    graph = load_graph(source, "native", tmp_path / "cache", feeds=FEEDS)
+    count = len(graph.blocks)
+    with HostDevice(tmp_path / "cache").runs(graph, FEEDS) as runs:
+        runs.sample([(number, number + 1) for number in range(count)])
+        assert runs.first_output(Partition.of(count, [count // 2]), 1).ttfo_s > 0
 
 
 @pytest.mark.parametrize("name", EVERY)
