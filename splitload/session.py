@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -209,6 +209,12 @@ def run_stage(
     ):
         return list(session.run_with_ort_values(needed, feeds, run_options))
     return list(session.run(needed, feeds, run_options))
+
+
+def still_read(values: Mapping[str, Any], stages: Sequence[StageIO], kept: Collection[str] = ()) -> dict[str, Any]:
+    """Return those of some values that later stages read, or that are kept in any case; let go of the others."""
+    names = {name for stage in stages for name in stage.inputs} | set(kept)
+    return {name: value for name, value in values.items() if name in names}
 
 
 def to_python(ort: Any, value: Any) -> Any:
