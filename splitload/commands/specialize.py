@@ -19,10 +19,10 @@ from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.errors import BundleError, ModelError, UsageError
+from splitload.frontends.joined import join_stages
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import load_opened
 from splitload.frontends.proto import external_files
-from splitload.frontends.stages import join_stages
 from splitload.inputs import read_feeds
 from splitload.machine import cpu_architecture
 from splitload.manifest import Manifest
