@@ -69,6 +69,8 @@ def tune(
                     "graph": stage.graph.name,
                     "inputs": stage.inputs,
                     "outputs": [to_json(spec) for spec in stage.outputs],
+                    "optimized": stage.optimized,
+                    "reoptimize": stage.reoptimize,
                 }
                 for stage in variant.stages
             ],

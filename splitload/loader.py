@@ -452,7 +452,7 @@ class ParallelLoader:
             path,
             prepack=prepack,
             mapped=stage.mapped,
-            optimize=not stage.optimized,
+            optimize=not stage.optimized or (prepack and stage.reoptimize),
             background=background,
         )
 

@@ -32,6 +32,11 @@ class Segment:
     graph: Path
     inputs: tuple[str, ...]
     outputs: tuple[TensorSpec, ...]
+    options: dict[str, bool]
+
+    def open(self) -> Any:
+        """Return a session as the loader makes it."""
+        return open_session(self.graph, **self.options)
 
 
 def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
@@ -40,20 +45,22 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
     def segment(row: dict[str, Any]) -> Segment:
         outputs = tuple(TensorSpec(name, kind, None) for name, kind in row["outputs"])
-        return Segment(row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs)
+        return Segment(
+            row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs, row["options"]
+        )
 
     specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
     values = example_inputs(specs, load_feeds(job["feeds"]))
     chain = [segment(row) for row in job["chain"]]
     others = [segment(row) for row in job["segments"]]
     pair = [segment(row) for row in job["pair"]]
-    open_session(chain[0].graph)  # the runtime's own start is not a stage's
+    chain[0].open()  # the runtime's own start is not a stage's
     rows = []
     for block in chain:
         for each in [other for other in others if other.start == block.start] + [block]:
             names = [spec.name for spec in each.outputs]
             start = time.perf_counter()
-            session = open_session(each.graph)
+            session = each.open()
             loaded = time.perf_counter()
             results = run_stage(ort, session, each, names, values, None)
             first = time.perf_counter()
@@ -82,13 +89,15 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for row in job["stages"]:
         outputs = tuple(TensorSpec(each["name"], each["type"], each["shape"]) for each in row["outputs"])
-        stage = Segment(0, 0, folder / row["graph"], tuple(row["inputs"]), outputs)
+        optimize = not row["optimized"] or (scheme["prepack"] and row["reoptimize"])
+        options = {"prepack": scheme["prepack"], "mapped": scheme["mapped"], "optimize": optimize}
+        stage = Segment(0, 0, folder / row["graph"], tuple(row["inputs"]), outputs, options)
         names = [spec.name for spec in outputs]
         start = time.perf_counter()
         reading = threading.Thread(target=read_ahead, args=(stage.graph,))
         if scheme["prefetch"]:
             reading.start()
-        session = open_session(stage.graph, prepack=scheme["prepack"], mapped=scheme["mapped"])
+        session = stage.open()
         results = run_stage(ort, session, stage, names, values, None)
         first_s = time.perf_counter() - start
         if scheme["prefetch"]:
@@ -130,11 +139,11 @@ def _serial_share(pair: list[Segment]) -> float | None:
     alone = []
     for each in pair:
         start = time.perf_counter()
-        session = open_session(each.graph)
+        session = each.open()
         alone.append(time.perf_counter() - start)
         del session
     kept: list[Any] = []
-    threads = [threading.Thread(target=lambda each=each: kept.append(open_session(each.graph))) for each in pair]
+    threads = [threading.Thread(target=lambda each=each: kept.append(each.open())) for each in pair]
     start = time.perf_counter()
     for thread in threads:
         thread.start()

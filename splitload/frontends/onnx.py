@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from splitload.errors import ModelError, OutputError
+from splitload.frontends.folding import narrow, unfold
+from splitload.frontends.hoisting import has_hidden_weights, hoist
 from splitload.frontends.layout import block_products
 from splitload.frontends.observe import flops, observe, one_line, plain_options
 from splitload.frontends.proto import (
@@ -24,6 +26,7 @@ from splitload.frontends.proto import (
     tensor_bytes,
     with_constants,
 )
+from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
 from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.inputs import example_inputs
@@ -31,8 +34,7 @@ from splitload.machine import cpu_architecture
 from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
-EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,9 @@ def optimize_into(
         for level in wanted:
             with scratch_folder(folder.parent, f".{folder.name}.") as made:
                 try:
-                    optimize(path, level, made)
+                    plain = _with_weights_outside_bodies(path, made)
+                    optimize(plain, level, made)
+                    unfold(made / "model.onnx", plain, native=level == levels.ORT_ENABLE_ALL)
                 except OSError:
                     raise
                 except Exception as error:  # onnxruntime has no common root for its errors
@@ -273,6 +277,9 @@ def optimize_into(
                 _join_concats_of_file(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
                     _block_products(made / "model.onnx", feeds)
+                    narrow(made / "model.onnx", plain)
+                if plain != path:
+                    shutil.rmtree(plain.parent)
                 finish(made)
                 try:
                     made.rename(folder)
@@ -286,6 +293,22 @@ def optimize_into(
         ) from error
     assert first_error is not None  # noqa: S101
     raise ModelError(f"onnxruntime {ort.__version__} cannot load '{source.path}': {one_line(first_error)}")
+
+
+def _with_weights_outside_bodies(path: Path, folder: Path) -> Path:
+    """Return the model file, or one in a new folder there, if bodies of nodes hold weights that are not small."""
+    import onnx
+
+    if not has_hidden_weights(read_model(path).graph):
+        return path
+    model = read_whole(path)
+    hoist(model)
+    plain = folder / "plain" / "model.onnx"
+    plain.parent.mkdir()
+    onnx.save_model(
+        model, str(plain), save_as_external_data=True, location="model.bin", size_threshold=EXTERNAL_FROM_BYTES
+    )
+    return plain
 
 
 def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
