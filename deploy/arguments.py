@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from splitload.errors import UsageError
 from splitload.manifest import DEFAULT_TAIL
 
+TARGET = "y"  # what classes or wanted outputs are called in a file of samples, unless it is said otherwise
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}  # where none is given
 
 
@@ -26,7 +27,8 @@ class Settings:
         patience: Epochs without a smaller loss after which training ends; the loss is that of the validation samples,
             or of the training samples where there are none.
         seed: Of the order of the samples.
-        loss: "cross-entropy" or "mse"; None: "cross-entropy" where targets are whole numbers.
+        loss: "cross-entropy", "binary-cross-entropy" or "mse"; None: where targets are whole numbers, the one of
+            classes that fits the output, otherwise "mse".
     """
 
     epochs: int = 20
@@ -87,7 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=defaults.seed, help="of the order of samples (default: %(default)s)"
     )
-    parser.add_argument("--loss", help="cross-entropy or mse (default: cross-entropy where y is of whole numbers)")
+    parser.add_argument(
+        "--labels", default=TARGET, metavar="NAME",
+        help="what the array of classes or outputs is called in the files (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loss",
+        help="cross-entropy, binary-cross-entropy or mse (default: of whole numbers the one of classes that fits the "
+        "output, otherwise mse)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="loading threads (default: as the bundle says)")
 
 

@@ -10,14 +10,17 @@ from typing import Any
 
 from splitload.deploy.write import write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
+from splitload.frontends.canaries import needs_of
 from splitload.frontends.observe import one_line
 from splitload.frontends.shared import StoredWeights
 from splitload.frontends.stages import StageWriter
 from splitload.graph import ModelGraph
 from splitload.machine import cpu_architecture
-from splitload.manifest import File, Manifest, StageEntry, TensorSpec, Training, Variant
+from splitload.manifest import File, Manifest, Metadata, Needs, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition
 from splitload.session import open_session
+
+MAX_METADATA_BYTES = 4 << 20  # the manifest is read at every start
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,12 @@ def build_bundle(
     *,
     device: str,
     notes: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
+    model_data: Sequence[str] = (),
     on_progress: Callable[[int, int], None] | None = None,
     choose: Callable[[Path, Variant], Variant] | None = None,
     add_training: Callable[[Path, StageEntry], Training | None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -54,16 +60,19 @@ def build_bundle(
         plans: A variant each, in order of preference; the last must be of a portable graph.
         device: Name of the device the partition was found for.
         notes: How it was found, kept in the manifest's `plan`.
+        metadata: What the source model says of itself, where that is known.
+        model_data: External data files of the source model, relative to its folder.
         on_progress: Called as `on_progress(stages_written, num_stages)`.
         choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
         add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
             says what it wrote.
+        on_note: Called with what the user should know: why a native variant has no canary.
 
     Returns:
         The manifest that was written.
 
     Raises:
-        ModelError: If a stage cannot be loaded.
+        ModelError: If a stage cannot be loaded, or the metadata is more than a manifest holds.
         OutputError: If it cannot be written.
         PartitionError: If a partition does not fit its graph, or cuts trainable blocks off the last stage.
     """
@@ -73,6 +82,12 @@ def build_bundle(
 
     for plan in plans:
         _check(plan)
+    described_bytes = 0 if metadata is None else len(repr(metadata).encode())
+    if described_bytes > MAX_METADATA_BYTES:
+        raise ModelError(
+            f"the model's metadata has {described_bytes >> 20} MiB, a bundle keeps at most {MAX_METADATA_BYTES >> 20}; "
+            "take entries out of its metadata_props and ship them as a file"
+        )
     total = sum(plan.partition.num_stages for plan in plans)
     graph = plans[0].graph
     with writing(target) as folder:
@@ -100,6 +115,7 @@ def build_bundle(
                 if on_progress is not None:
                     on_progress(done, total)
             native = plan.graph.kind == "native"
+            needs = _needs(plan.graph, folder, on_note) if native else None
             variants.append(
                 Variant(
                     kind=plan.graph.kind,
@@ -108,6 +124,7 @@ def build_bundle(
                     threads=plan.threads,
                     overlap=True,
                     stages=tuple(stages),
+                    needs=needs,
                 )
             )
         if choose is not None:
@@ -126,9 +143,24 @@ def build_bundle(
             outputs=tuple(_spec(graph, name) for name in graph.outputs),
             variants=tuple(variants),
             training=training,
+            metadata=metadata,
+            model_data=tuple(model_data) or None,
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _needs(graph: ModelGraph, folder: Path, on_note: Callable[[str], None] | None) -> Needs:
+    """Return what a native graph needs, and write its canary."""
+    import onnxruntime as ort
+
+    needs, reason = needs_of(graph, folder)
+    if reason is not None and on_note is not None:
+        on_note(
+            f"the native graph needs onnxruntime {ort.__version__} and {cpu_architecture()} exactly, as it has no "
+            f"canary that could show that others run it alike: {reason}"
+        )
+    return needs
 
 
 def _check(plan: Plan) -> None:

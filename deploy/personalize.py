@@ -1,8 +1,8 @@
 """On-device personalization: `python -m splitload.deploy.personalize BUNDLE --data train.npz`, or `splitload finetune`.
 
 The frozen stages run as they always do, once for each sample, when it is first needed; what they give, the features, is
-kept. The last stage alone is trained, by the steps that lie in the bundle, and written beside the original. Neither
-torch nor onnx is needed.
+kept. The last stage alone is trained, by the steps that lie in the bundle, and written beside the original if it became
+better. Neither torch nor onnx is needed.
 """
 
 from __future__ import annotations
@@ -14,30 +14,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from splitload.bundle import read_manifest
-from splitload.deploy.arguments import Settings, add_arguments, settings_of
+from splitload.bundle import check_files, read_manifest
+from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
+from splitload.deploy.learner import AnyLearner, Learner
 from splitload.deploy.samples import Samples, read_samples
-from splitload.errors import BundleError, OutputError, SplitloadError, TrainingError, UsageError
-from splitload.manifest import DEFAULT_TAIL, StageEntry, Step, Training
+from splitload.errors import OutputError, SplitloadError, TrainingError, UsageError
+from splitload.manifest import DEFAULT_TAIL, Loss, OutputKind, StageEntry, Training
+from splitload.regular import check_regular
 from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
 
 Array = np.ndarray[Any, Any]
-
-
-class AnyLearner(Protocol):
-    """What changes the weights of a tail: `Learner`, or one that needs more than a device has."""
-
-    learning_rate: float
-
-    def step(self, features: Mapping[str, Array], target: Array) -> float: ...  # noqa: D102
-    def look(self, features: Mapping[str, Array], target: Array) -> tuple[float, Array]: ...  # noqa: D102
-    def weights(self) -> dict[str, Array]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +37,8 @@ class Epoch:
     """One time through the samples.
 
     Attributes:
-        number: Counts from 1.
-        loss: Mean over the training samples, each before its step.
+        number: Counts from 1; 0 is the tail as it was before.
+        loss: Mean over the training samples, each before its step; None for 0, which makes none.
         loss_after: Mean after the epoch, by which epochs are compared: over the validation samples, or over the
             training samples where there are none.
         valid_loss: Mean over the validation samples after the epoch, None without such.
@@ -54,7 +46,7 @@ class Epoch:
     """
 
     number: int
-    loss: float
+    loss: float | None
     loss_after: float
     valid_loss: float | None
     valid_accuracy: float | None
@@ -65,16 +57,23 @@ class Personalized:
     """What came of it.
 
     Attributes:
-        tail: Name of the new last stage.
-        version: Its version.
-        best: The epoch whose weights were kept.
-        epochs: All of them.
+        tail: Name of the last stage.
+        version: Its version that counts now; 0 for the last stage as the bundle was built.
+        before: How good it was before training, as epoch 0.
+        best: The epoch whose weights count now.
+        epochs: All epochs of training.
     """
 
     tail: str
     version: int
+    before: Epoch
     best: Epoch
     epochs: tuple[Epoch, ...]
+
+    @property
+    def improved(self) -> bool:
+        """Whether an epoch became better than the tail was before; otherwise nothing was written."""
+        return self.best.number > 0
 
 
 def personalize(
@@ -84,6 +83,7 @@ def personalize(
     *,
     settings: Settings | None = None,
     tail: str = DEFAULT_TAIL,
+    labels: str = TARGET,
     threads: int | None = None,
     on_features: Callable[[int, int], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -92,6 +92,9 @@ def personalize(
 ) -> Personalized:
     """Train the last stage of a bundle and write it as a new version of a tail; training goes on where that one stands.
 
+    The tail as it was before counts as epoch 0: where no epoch has a smaller loss, it stays the one that counts.
+    Everything that is read of the bundle is compared with the hashes of its manifest first, and links are not followed.
+
     Args:
         bundle: The `NAME.splitload` folder, built with trainable layers.
         data: An .npz file: an array for each input of the model, by its name (or "x" for the only one), and "y":
@@ -99,11 +102,12 @@ def personalize(
         valid: The same, of samples that are not trained on.
         settings: How it is trained.
         tail: Whose it is.
+        labels: What the array of classes or wanted outputs is called in the files.
         threads: Loading threads, see `ParallelLoader`.
         on_features: Called as `on_features(samples, total)` while the frozen stages run: before the first step on
             its batch, before the second on all other samples.
         on_step: Called as `on_step(steps, loss)` after each step, with the mean loss of its samples before it.
-        on_epoch: Called after each epoch.
+        on_epoch: Called after each epoch; before that of epoch 1 with epoch 0.
         make_learner: What trains the last stage, called as `Learner` is, which is the default.
 
     Raises:
@@ -114,40 +118,50 @@ def personalize(
     """
     settings = settings or Settings()
     folder = Path(bundle).resolve()
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, "none")
     training = manifest.training
     if training is None:
         raise UsageError(
             f"'{bundle}' has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
         )
     stage = manifest.variants[-1].stages[-1]
-    current_version(folder, tail)  # the name, before any work is done
-    samples = read_samples(Path(data), manifest, settings.loss)
-    others = None if valid is None else read_samples(Path(valid), manifest, samples.loss)
+    version = current_version(folder, tail)  # the name, before any work is done
+    samples = read_samples(Path(data), manifest, settings.loss, labels)
+    others = None if valid is None else read_samples(Path(valid), manifest, samples.loss, labels)
     sets = [samples] if others is None else [samples, others]
+    for file in manifest.files():
+        check_regular(folder / file.name)
+    check_files(folder, manifest, "hashes")
     with _scratch(folder) as made:
         features = Features(
             folder, training.features, sets, made,
             batch_size=settings.batch_size, threads=threads, on_features=on_features,
         )  # fmt: skip
-        learner = (make_learner or Learner)(
-            folder, stage, training, samples.loss, settings, _start(folder, tail, stage, training)
-        )
-        epochs = []
-        best: Epoch | None = None
+        begin = _start(folder, tail, stage, training)
+        learner = (make_learner or Learner)(folder, stage, training, samples.loss, settings, begin)
+        judge = Judge(learner, features, sets, settings.batch_size, training.output_kind)
+        epochs: list[Epoch] = []
         weights: dict[str, Array] = {}
-        for epoch in _epochs(learner, features, sets, settings, on_step):
-            epochs.append(epoch)
+        for epoch in _epochs(learner, features, judge, begin, settings, on_step):
             if on_epoch is not None:
                 on_epoch(epoch)
-            if best is None or epoch.loss_after < best.loss_after:
-                best, weights = epoch, learner.weights()
+            epochs.append(epoch)
+            best = min(epochs, key=lambda each: each.loss_after)  # the first of equals
+            if best is epoch:
+                weights = learner.weights()
             elif epoch.number - best.number >= settings.patience:
                 break
-    assert best is not None  # noqa: S101 - there is at least one epoch
-    notes = {"settings": asdict(settings), "loss": samples.loss, "samples": samples.count, "epoch": asdict(best)}
-    written = write_tail(folder, tail, stage, training, weights, notes)
-    return Personalized(tail, written.version, best, tuple(epochs))
+    before, *after = epochs
+    if best is not before:
+        notes = {
+            "settings": asdict(settings),
+            "loss": samples.loss,
+            "samples": samples.count,
+            "before": asdict(before),
+            "epoch": asdict(best),
+        }
+        version = write_tail(folder, tail, stage, training, weights, notes).version
+    return Personalized(tail, version, before, best, tuple(after))
 
 
 @contextlib.contextmanager
@@ -176,12 +190,16 @@ def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> di
 def _epochs(
     learner: AnyLearner,
     features: Features,
-    sets: Sequence[Samples],
+    judge: Judge,
+    begin: Mapping[str, Array],
     settings: Settings,
     on_step: Callable[[int, float], None] | None,
 ) -> Iterator[Epoch]:
-    """Train on the first set, and yield each epoch when it is over, judged by the second if there is one."""
-    samples = sets[0]
+    """Train on the first set, and yield each epoch when it is over.
+
+    Epoch 0 is judged when the first is over, by the weights that training began with: no step waits for that.
+    """
+    samples = judge.sets[0]
     rng = np.random.default_rng(settings.seed)
     steps = 0
     for number in range(1, settings.epochs + 1):
@@ -195,10 +213,14 @@ def _epochs(
             steps += 1
             if on_step is not None:
                 on_step(steps, loss)
-        after, accuracy = _judge(learner, features, len(sets) - 1, sets[-1], settings.batch_size)
-        _check_finite(after, number, learner)
-        known = (None, None) if len(sets) == 1 else (after, accuracy)
-        yield Epoch(number, total / samples.count, after, *known)
+        if number == 1:
+            before = judge.epoch(0, None, begin)
+            if not np.isfinite(before.loss_after):
+                raise TrainingError(f"the loss of the tail as it stands is {before.loss_after}: nothing was written")
+            yield before
+        epoch = judge.epoch(number, total / samples.count)
+        _check_finite(epoch.loss_after, number, learner)
+        yield epoch
 
 
 def _check_finite(loss: float, epoch: int, learner: AnyLearner) -> None:
@@ -209,113 +231,47 @@ def _check_finite(loss: float, epoch: int, learner: AnyLearner) -> None:
         )
 
 
-def _judge(
-    learner: AnyLearner, features: Features, place: int, samples: Samples, batch_size: int
-) -> tuple[float, float | None]:
-    """Return the loss of a set of samples, and the share of right classes."""
-    total, right = 0.0, 0
-    for start in range(0, samples.count, batch_size):
-        rows = np.arange(start, min(start + batch_size, samples.count))
-        target = samples.target[rows]
-        loss, output = learner.look(features.of(place, rows), target)
-        total += loss * len(target)
-        right += int((output.argmax(axis=-1) == target).sum()) if samples.loss == "cross-entropy" else 0
-    return total / samples.count, right / samples.count if samples.loss == "cross-entropy" else None
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Tells how good the weights of a tail are, by the last set of samples.
 
-
-def step_for(training: Training, loss: str, optimizer: str) -> Step | None:
-    """Return the training step of a bundle for a loss and an optimiser, None if it has none."""
-    return next((each for each in training.steps if (each.loss, each.optimizer) == (loss, optimizer)), None)
-
-
-class Learner:
-    """The weights of a tail and the graph that changes them; everything stays in the runtime from step to step.
-
-    Args:
-        folder: The bundle.
-        stage: Its last stage.
-        training: Which graphs there are.
-        loss: Which loss.
-        settings: Which optimiser, and its numbers.
-        weights: To begin with.
+    Attributes:
+        learner: What holds them.
+        features: Of the samples.
+        sets: The samples that are trained on, and others if there are.
+        batch_size: Samples at a time.
+        output_kind: What the output is taken as, see `Training`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        stage: StageEntry,
-        training: Training,
-        loss: str,
-        settings: Settings,
-        weights: Mapping[str, Array],
-    ) -> None:
-        import onnxruntime as ort
+    learner: AnyLearner
+    features: Features
+    sets: Sequence[Samples]
+    batch_size: int
+    output_kind: OutputKind | None
 
-        step = step_for(training, loss, settings.optimizer)
-        if step is None:
-            there = ", ".join(f"{each.loss} with {each.optimizer}" for each in training.steps) or "none"
-            raise UsageError(
-                f"the bundle has no training step for {loss} with {settings.optimizer}; it has: {there}; "
-                "'splitload finetune' trains without one where torch is installed"
-            )
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        # a step takes as long without them, and less memory
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        self._ort = ort
-        self._session = ort.InferenceSession(str(folder / step.file.name), options, providers=["CPUExecutionProvider"])
-        self._only_forward = ort.RunOptions()
-        self._only_forward.only_execute_path_to_fetches = True
-        self._output = training.output
-        self._names = [weight.name for weight in training.weights]
-        self.learning_rate = settings.rate
-        numbers = {
-            "learning_rate": self.learning_rate,
-            "weight_decay": settings.weight_decay,
-            "momentum": settings.momentum,
-            "step": 0.0,
-        }
-        inputs = {value.name: value.shape for value in self._session.get_inputs()}
-        for weight in training.weights:
-            if inputs.get(weight.name) != list(weight.shape):
-                raise BundleError(f"the training steps of '{folder}' do not fit its weights; copy the bundle again")
-        self._numbers = {name: value for name, value in numbers.items() if name in inputs}
-        outputs = [value.name for value in self._session.get_outputs()]
-        self._changed = [name.removeprefix("new/") for name in outputs if name.startswith("new/")]
-        if missing := [name for name in self._changed if name not in weights and name.partition("/")[2] not in weights]:
-            raise BundleError(f"'{folder}' has training steps for '{missing[0]}', and no such weight; copy it again")
-        # what is no weight is a state of the optimiser, STATE/NAME, which begins with zeros
-        states = {
-            name: np.zeros(weights[name.partition("/")[2]].shape, "f4") for name in self._changed if name not in weights
-        }
-        values = {name: {**weights, **states}[name] for name in self._changed}
-        self._values = {name: self._held(value) for name, value in values.items()}
+    def epoch(self, number: int, loss: float | None, weights: Mapping[str, Array] | None = None) -> Epoch:
+        """Return an epoch that ended with the weights as they are, or with other ones."""
+        place = len(self.sets) - 1
+        samples = self.sets[place]
+        total, right = 0.0, 0
+        for start in range(0, samples.count, self.batch_size):
+            rows = np.arange(start, min(start + self.batch_size, samples.count))
+            target = samples.target[rows]
+            one, output = self.learner.look(self.features.of(place, rows), target, weights)
+            total += one * len(target)
+            right += self._right(samples.loss, output, target)
+        after = total / samples.count
+        accuracy = None if samples.loss == "mse" else right / samples.count
+        return Epoch(number, loss, after, *((None, None) if place == 0 else (after, accuracy)))
 
-    def step(self, features: Mapping[str, Array], target: Array) -> float:
-        """Change the weights by one batch, and return its loss before that."""
-        if "step" in self._numbers:
-            self._numbers["step"] += 1
-        names = ["loss", *(f"new/{name}" for name in self._changed)]
-        loss, *changed = self._session.run_with_ort_values(names, self._feeds(features, target))
-        self._values = dict(zip(self._changed, changed, strict=True))
-        return float(loss.numpy())
-
-    def look(self, features: Mapping[str, Array], target: Array) -> tuple[float, Array]:
-        """Return the loss and the output of a batch; nothing changes."""
-        names = ["loss", self._output]
-        loss, output = self._session.run_with_ort_values(names, self._feeds(features, target), self._only_forward)
-        return float(loss.numpy()), output.numpy()
-
-    def weights(self) -> dict[str, Array]:
-        """Return the weights as they are, by name."""
-        return {name: self._values[name].numpy() for name in self._names}
-
-    def _feeds(self, features: Mapping[str, Array], target: Array) -> dict[str, Any]:
-        arrays = {**features, "target": target, **{name: np.array(each, "f4") for name, each in self._numbers.items()}}
-        return {name: self._held(array) for name, array in arrays.items()} | self._values
-
-    def _held(self, array: Array) -> Any:
-        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    def _right(self, loss: Loss, output: Array, target: Array) -> int:
+        """Return how many classes are right: that of the largest output, or by a probability of a half."""
+        if loss == "mse":
+            return 0
+        if loss == "cross-entropy":
+            return int((output.argmax(axis=-1) == target).sum())
+        half = 0.5 if self.output_kind == "probabilities" else 0.0
+        return int(((output.reshape(len(target)) > half) == target).sum())
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -336,6 +292,7 @@ def main(words: Sequence[str] | None = None) -> int:
             options.valid,
             settings=settings_of(options),
             tail=options.tail,
+            labels=options.labels,
             threads=options.threads,
             on_epoch=lambda epoch: print(json.dumps(asdict(epoch)), flush=True),  # noqa: T201
         )
@@ -344,9 +301,22 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("personalize: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
-        return 1
-    print(json.dumps({"tail": result.tail, "version": result.version, "best": asdict(result.best)}))  # noqa: T201
+        return 130
+    if not result.improved:
+        print(f"personalize: {not_improved(result)}", file=sys.stderr)  # noqa: T201
+    row = {"tail": result.tail, "version": result.version, "improved": result.improved, "best": asdict(result.best)}
+    print(json.dumps(row))  # noqa: T201
     return 0
+
+
+def not_improved(result: Personalized) -> str:
+    """Return a line for people: that no epoch was better, and what to do."""
+    least = min(result.epochs, key=lambda epoch: epoch.loss_after)
+    return (
+        f"no epoch made the tail '{result.tail}' better: the loss was {result.before.loss_after:.4f} before and "
+        f"{least.loss_after:.4f} at best, in epoch {least.number}; it stays as it was; a smaller --lr or more samples "
+        "may help"
+    )
 
 
 if __name__ == "__main__":

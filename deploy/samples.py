@@ -5,15 +5,15 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
+from splitload.deploy.arguments import TARGET
 from splitload.errors import UsageError
 from splitload.inputs import DTYPES
-from splitload.manifest import Manifest, TensorSpec
+from splitload.manifest import Loss, Manifest, TensorSpec
 
-TARGET = "y"
 MAX_DATA_BYTES = 16 << 30
 Array = np.ndarray[Any, Any]
 
@@ -25,13 +25,13 @@ class Samples:
     Attributes:
         inputs: An array for each input of the model, of shape `(samples, …)`, by name.
         target: Classes, int64 of shape `(samples,)`, or outputs, float32 of shape `(samples, …)`.
-        loss: "cross-entropy" or "mse".
+        loss: Which one is taken.
         takes_many: Whether the frozen stages take several samples at once.
     """
 
     inputs: dict[str, Array]
     target: Array
-    loss: str
+    loss: Loss
     takes_many: bool
 
     @property
@@ -40,13 +40,14 @@ class Samples:
         return len(self.target)
 
 
-def read_samples(path: Path, manifest: Manifest, loss: str | None) -> Samples:
+def read_samples(path: Path, manifest: Manifest, loss: str | None, labels: str = TARGET) -> Samples:
     """Read an .npz file.
 
     Args:
         path: The file.
         manifest: Of the bundle that is personalized.
-        loss: "cross-entropy", "mse", or None for the one that the target means.
+        loss: One of the losses, or None for the one that target and output mean.
+        labels: What the array of targets is called.
 
     Raises:
         UsageError: If it cannot be read, or does not fit the model: what is missing, of another shape or type, out of
@@ -54,28 +55,46 @@ def read_samples(path: Path, manifest: Manifest, loss: str | None) -> Samples:
     """
     arrays = _read(path)
     names = [spec.name for spec in manifest.inputs]
+    if labels in names and (len(names) > 1 or "x" not in arrays or labels == "x"):
+        raise UsageError(
+            f"the model has an input '{labels}', which is what labels are called too: give them another name in "
+            f"'{path}', and say it with --labels NAME"
+        )
+    target = arrays.pop(labels, None)
     if len(names) == 1 and names[0] not in arrays and "x" in arrays:
         arrays[names[0]] = arrays.pop("x")
-    missing = [name for name in (*names, TARGET) if name not in arrays]
-    if missing:
-        raise UsageError(f"'{path}' has no array '{missing[0]}'; it needs {[*names, TARGET]} and has {sorted(arrays)}")
-    target = arrays.pop(TARGET)
+    missing = [name for name in names if name not in arrays] + [labels] * (target is None)
+    if missing or target is None:
+        there = sorted([*arrays, *[labels] * (target is not None)])
+        raise UsageError(f"'{path}' has no array '{missing[0]}'; it needs {[*names, labels]} and has {there}")
     if extra := sorted(set(arrays) - set(names)):
-        raise UsageError(f"'{path}' has arrays that the model does not take: {extra}; it takes {names} and '{TARGET}'")
+        raise UsageError(f"'{path}' has arrays that the model does not take: {extra}; it takes {names} and '{labels}'")
     if scalar := [spec.name for spec in manifest.inputs if spec.shape == ()]:
         raise UsageError(f"the model's input '{scalar[0]}' is a number, and has no samples; it cannot be personalized")
     inputs = {spec.name: _fitting(path, spec, arrays[spec.name]) for spec in manifest.inputs}
-    counts = {name: len(value) for name, value in inputs.items()} | {TARGET: len(target) if target.ndim else 0}
+    counts = {name: len(value) for name, value in inputs.items()}
+    counts |= {f"{labels} (labels)" if labels in counts else labels: len(target) if target.ndim else 0}
     if len(set(counts.values())) > 1 or not min(counts.values()):
         raise UsageError(f"'{path}' must have one entry of each array for each sample, at least one; it has {counts}")
-    loss = loss or ("cross-entropy" if target.dtype.kind in "iu" else "mse")
-    if loss not in ("cross-entropy", "mse"):
-        raise UsageError(f"the loss is 'cross-entropy' or 'mse', not '{loss}'")
     assert manifest.training is not None  # noqa: S101 - who calls has checked
     output = next(spec for spec in manifest.outputs if spec.name == manifest.training.output)
-    target = _classes(path, output, target) if loss == "cross-entropy" else _outputs(path, output, target)
+    if loss is None:
+        loss = (
+            "mse"
+            if target.dtype.kind not in "iu"
+            else "binary-cross-entropy"
+            if _is_one_unit(output)
+            else "cross-entropy"
+        )
+    if loss not in get_args(Loss):
+        raise UsageError(f"the loss is one of {', '.join(get_args(Loss))}, not '{loss}'")
+    fit = _outputs if loss == "mse" else _classes if loss == "cross-entropy" else _two_classes
     takes_many = all(not spec.shape or not isinstance(spec.shape[0], int) for spec in manifest.inputs)
-    return Samples(inputs, target, loss, takes_many)
+    return Samples(inputs, fit(path, output, target, labels), cast(Loss, loss), takes_many)
+
+
+def _is_one_unit(output: TensorSpec) -> bool:
+    return output.shape is not None and (len(output.shape) == 1 or list(output.shape[1:]) == [1])
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -114,36 +133,72 @@ def _fitting(path: Path, spec: TensorSpec, value: Array) -> Array:
         raise UsageError(f"'{path}': '{spec.name}' holds values that are not finite")
     if not np.can_cast(value.dtype, wanted, "same_kind"):
         raise UsageError(f"'{path}': '{spec.name}' must be a {spec.type}, it is of type {value.dtype}")
-    return value.astype(wanted, copy=False)
+    return _cast(path, spec.name, value, np.dtype(wanted))
 
 
-def _classes(path: Path, output: TensorSpec, target: Array) -> Array:
+def _cast(path: Path, name: str, value: Array, wanted: np.dtype[Any]) -> Array:
+    """Return an array in another type that holds all its values.
+
+    Raises:
+        UsageError: If a number is too large or too small for it.
+    """
+    if value.dtype.kind in "iu" and wanted.kind in "iu" and value.size:
+        limits = np.iinfo(wanted)
+        low, high = int(value.min()), int(value.max())
+        if low < limits.min or high > limits.max:
+            raise UsageError(
+                f"'{path}': '{name}' has values from {low} to {high}; {wanted} holds {limits.min} to {limits.max}"
+            )
+    with np.errstate(over="ignore"):
+        made = value.astype(wanted, copy=False)
+    if wanted.kind == "f" and not np.isfinite(made).all():
+        worst = value[~np.isfinite(made)].ravel()[0]
+        raise UsageError(f"'{path}': '{name}' holds {worst:g}; {wanted} holds at most {np.finfo(wanted).max:g}")
+    return made
+
+
+def _classes(path: Path, output: TensorSpec, target: Array, labels: str) -> Array:
     if output.shape is None or len(output.shape) != 2:
         raise UsageError(
             f"'{path}': classes need an output of shape ['samples', 'classes'], that of the model is "
-            f"{None if output.shape is None else list(output.shape)}; give outputs as '{TARGET}', and --loss mse"
+            f"{None if output.shape is None else list(output.shape)}; give outputs as '{labels}', and --loss mse"
         )
-    classes = output.shape[1]
+    return _whole(path, target, labels, output.shape[1])
+
+
+def _two_classes(path: Path, output: TensorSpec, target: Array, labels: str) -> Array:
+    if not _is_one_unit(output):
+        raise UsageError(
+            f"'{path}': binary-cross-entropy needs an output of one unit, that of the model has the shape "
+            f"{None if output.shape is None else list(output.shape)}; give --loss cross-entropy or mse"
+        )
+    return _whole(path, target, labels, 2)
+
+
+def _whole(path: Path, target: Array, labels: str, classes: int | str | None) -> Array:
+    """Return a class for each sample, of so many if that is known."""
     if target.dtype.kind not in "iu" or target.ndim != 1:
         raise UsageError(
-            f"'{path}': '{TARGET}' must hold a class for each sample, whole numbers of shape ['samples']; it is of "
+            f"'{path}': '{labels}' must hold a class for each sample, whole numbers of shape ['samples']; it is of "
             f"type {target.dtype} and shape {list(target.shape)} (--loss mse takes outputs)"
         )
     low, high = int(target.min()), int(target.max())
     if low < 0 or (isinstance(classes, int) and high >= classes):
         most = f"to {classes - 1}" if isinstance(classes, int) else "on"
-        raise UsageError(f"'{path}': classes must be from 0 {most}; there are {low} to {high}")
-    return target.astype(np.int64)
+        raise UsageError(
+            f"'{path}': classes must be from 0 {most}; there are {low} to {high} (--loss mse takes outputs)"
+        )
+    return _cast(path, labels, target, np.dtype(np.int64))
 
 
-def _outputs(path: Path, output: TensorSpec, target: Array) -> Array:
+def _outputs(path: Path, output: TensorSpec, target: Array, labels: str) -> Array:
     shape = output.shape or ()
     same = target.ndim == len(shape) and all(
         not isinstance(size, int) or size == given for size, given in zip(shape[1:], target.shape[1:], strict=True)
     )
     if target.dtype.kind not in "fiu" or not same or not np.isfinite(target).all():
         raise UsageError(
-            f"'{path}': '{TARGET}' must hold finite outputs of shape {['samples', *shape[1:]]}; it is of type "
+            f"'{path}': '{labels}' must hold finite outputs of shape {['samples', *shape[1:]]}; it is of type "
             f"{target.dtype} and shape {list(target.shape)}"
         )
-    return target.astype(np.float32)
+    return _cast(path, labels, target, np.dtype(np.float32))

@@ -1,25 +1,35 @@
 """splitload: load a neural network in parallel stages, and answer while it loads."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime 1.29 and later look their maker up and write below the user's cache folder when they are imported. This
+# stops it, in child processes too, unless the user has decided otherwise; nothing of splitload is imported before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from splitload.warmup import warm_up
 
 warm_up()  # beside the imports that follow
 
-from splitload.errors import SplitloadError  # noqa: E402
+from splitload.errors import PortableWarning, SplitloadError  # noqa: E402
 from splitload.loader import ParallelLoader  # noqa: E402
 
 if TYPE_CHECKING:
     from splitload.commands.from_torch import from_torch
+    from splitload.shim import InferenceSession
 
 __version__ = "0.1.0"
-__all__ = ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
+__all__ = [
+    "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__", "from_torch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is asked for."""
+    """Import what needs onnxruntime or torch when it is asked for."""
     import importlib
 
+    if name == "InferenceSession":
+        return importlib.import_module("splitload.shim").InferenceSession
     if name == "from_torch":
         return importlib.import_module("splitload.commands.from_torch").from_torch
     if name == "torch":

@@ -26,10 +26,7 @@ def checked(
     """
     inputs = {spec.name: spec for spec in manifest.inputs}
     outputs = [spec.name for spec in manifest.outputs]
-    wanted, given = _names(output_names) or outputs, _names(feeds.keys())
-    missing = [name for name in inputs if name not in given and not inputs[name].type.startswith("optional")]
-    if missing:
-        raise ValueError(f"Required inputs ({missing}) are missing from input feed ({given}).")
+    wanted, given = _names(output_names) or outputs, check_given(manifest, feeds.keys())
     for what, names, known in (("input", given, [*inputs]), ("output", wanted, outputs)):
         for name in names:
             if name not in known:
@@ -38,6 +35,20 @@ def checked(
     for name, value in values.items():
         _check_tensor(ort, inputs[name], value)
     return wanted, values
+
+
+def check_given(manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Return the names of inputs that are given.
+
+    Raises:
+        ValueError: If a required one is missing.
+        TypeError: If one is no string.
+    """
+    given = _names(names)
+    missing = [spec.name for spec in manifest.inputs if spec.name not in given and not spec.type.startswith("optional")]
+    if missing:
+        raise ValueError(f"Required inputs ({missing}) are missing from input feed ({given}).")
+    return given
 
 
 def to_ort(ort: Any, value: Any) -> Any:

@@ -9,8 +9,8 @@ import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from splitload.errors import BundleError
 from splitload.fields import Reader, is_count
@@ -19,8 +19,12 @@ from splitload.manifest import (
     READABLE,
     Canary,
     File,
+    Loss,
     Manifest,
+    Metadata,
     Needs,
+    Optimizer,
+    OutputKind,
     StageEntry,
     Step,
     TensorSpec,
@@ -150,6 +154,8 @@ def validate(data: Any) -> Manifest:
         outputs=tuple(_tensor(item) for item in top.items("outputs", at_least=1)),
         variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
         training=_training(top.child("training")) if "training" in top.data else None,
+        metadata=_metadata(top.child("metadata")) if "metadata" in top.data else None,
+        model_data=_data_files(top) if "model_data" in top.data else None,
     )
     for what, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         if len({spec.name for spec in specs}) < len(specs):
@@ -235,6 +241,27 @@ def _read_order(reader: Reader) -> tuple[int, ...]:
     return tuple(places)
 
 
+def _metadata(reader: Reader) -> Metadata:
+    reader.only(*Metadata._fields)
+    version = reader.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or not -(1 << 63) <= version < 1 << 63:
+        raise BundleError(f"{reader.where}.version must be a whole number of 64 bits, it is {version!r:.40}")
+    entries = reader.mapping("custom_metadata_map")
+    if not all(isinstance(value, str) for value in entries.values()):
+        raise BundleError(f"{reader.where}.custom_metadata_map must hold strings")
+    texts = {name: reader.text(name) for name in Metadata._fields if name not in ("version", "custom_metadata_map")}
+    return Metadata(**texts, version=version, custom_metadata_map=entries)
+
+
+def _data_files(reader: Reader) -> tuple[str, ...]:
+    names = _names(reader, "model_data")
+    for name in names:
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+            raise BundleError(f"{reader.where}.model_data '{name}' does not lie beside the model; refused")
+    return names
+
+
 def _training(reader: Reader) -> Training:
     reader.only(*Training._fields)
     weights, steps = [], []
@@ -246,9 +273,17 @@ def _training(reader: Reader) -> Training:
         weights.append(Weight(row.text("name"), tuple(shape), row.count("offset")))
     for row in reader.items("steps"):
         row.only(*Step._fields)
-        loss, optimizer = row.choice("loss", "cross-entropy", "mse"), row.choice("optimizer", "sgd", "adam")
+        loss = row.choice("loss", *get_args(Loss))
+        optimizer = row.choice("optimizer", *get_args(Optimizer))
         steps.append(Step(loss, optimizer, file_entry(row.child("file"))))
-    return Training(_names(reader, "features"), reader.text("output"), tuple(weights), tuple(steps))
+    return Training(
+        features=_names(reader, "features"),
+        output=reader.text("output"),
+        weights=tuple(weights),
+        steps=tuple(steps),
+        output_kind=reader.choice("output_kind", *get_args(OutputKind)) if "output_kind" in reader.data else None,
+        output_doubt=reader.text("output_doubt") if "output_doubt" in reader.data else None,
+    )
 
 
 def _check_training(manifest: Manifest, training: Training) -> None:

@@ -12,6 +12,8 @@ SplitloadError
 ├── OutputError (OSError)            a result that could not be written
 ├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
+
+What is no error, but less than was promised, is a warning: PortableWarning (UserWarning).
 """
 
 from __future__ import annotations
@@ -65,6 +67,10 @@ class ClusterError(SplitloadError, ConnectionError):
 
 class MissingPackageError(SplitloadError, ImportError):
     """An optional package is needed; the message holds the command that installs it."""
+
+
+class PortableWarning(UserWarning):
+    """A bundle runs its portable graph where a native one was hoped for; the message says what helps."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

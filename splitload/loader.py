@@ -9,20 +9,23 @@ import os
 import sys
 import threading
 import time
+import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from splitload.arguments import checked
 from splitload.bundle import Verify, read_manifest
-from splitload.errors import StageError, UsageError
-from splitload.machine import available_threads, cpu_architecture, return_memory
-from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
+from splitload.drop_in import DropIn
+from splitload.errors import PortableWarning, StageError, UsageError
+from splitload.machine import available_threads, return_memory
+from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, without_tail
+from splitload.options import CallerOptions
 from splitload.pool import Latch, LoadingPool, report, started
-from splitload.record import Record
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
+from splitload.variants import choose, likely
 
 if TYPE_CHECKING:
     from splitload.schedule import Schedule  # half a millisecond of import for who only loads
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
 HAND_OVER_S = 0.001
 _alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
+_told: set[Path] = set()  # bundles of which it was said that their portable graph runs
 
 
 _pool = LoadingPool(available_threads())
@@ -41,8 +45,7 @@ def _renew_pool() -> None:
     global _pool
     _pool = LoadingPool(available_threads())
     for loader in list(_alive):
-        loader._orphan()
-    _alive.clear()
+        loader._inherit()
 
 
 if hasattr(os, "register_at_fork"):
@@ -66,37 +69,27 @@ def _close_all() -> None:
                 pass
 
 
-class NodeArg(Record):
-    """An input or output of the model, as `onnxruntime.NodeArg` describes it.
-
-    Attributes:
-        name: Its name.
-        type: onnxruntime's word, for example "tensor(float)".
-        shape: One entry a dimension, a name or None where it is open; empty where the rank is unknown.
-    """
-
-    name: str
-    type: str
-    shape: list[int | str | None]
-
-
-class ParallelLoader:
-    """A model that answers while it loads; a drop-in for `onnxruntime.InferenceSession`.
+class ParallelLoader(DropIn):
+    """A model that answers while it loads; a drop-in for `onnxruntime.InferenceSession`, see `docs/drop-in.md`.
 
     Returns at once. `threads` stages load at a time, in order; with fewer stages than threads all load at
     the same time, otherwise the rest wait their turn while loaded stages infer (Algorithm 2). They load on one pool of
     threads for all models of the process, which take turns there. `run` waits for each
     stage only when it gets there. May be called from many threads at any time. The first stage that fails cancels
     the rest, and its error is what every call raises. What is still open when the interpreter exits is closed then.
+    A forked child that uses an inherited loader loads the bundle anew, at the first use; nothing of the parent's is used.
 
     Args:
         bundle: The `NAME.splitload` folder.
+        sess_options: An `onnxruntime.SessionOptions`; what it says of threads holds for every stage.
+        providers: Execution providers, the processor among them; None for the processor.
+        provider_options: Their options.
         threads: How many stages load at a time, at least 1; None takes the bundle's execution scheme, but no more than
             the process has processors.
         overlap: Whether inference may start before all stages are loaded; False waits for all.
         verify: What is checked first: "none", "sizes" or "hashes" of the files.
-        tail: Name of the personalized last stage to load, if the bundle has one of that name; None for the one it was
-            built with.
+        tail: Name of the personalized last stage to load; None for the one it was built with, which is loaded as well
+            where the default one was not made yet.
         frozen_only: Whether to leave the last stage, which is trained, out: what it reads is the output then.
         upgrade: Whether stages whose entry says that it pays are made anew after the first answer, in the background
             and at low priority, with weights rearranged for speed, and swapped in one by one; a run under way may use
@@ -106,15 +99,27 @@ class ParallelLoader:
             for a model. If it raises, `threading.excepthook` reports that, loading goes on, and it is not called again;
             an interrupt of the main thread meanwhile ends `run`.
 
+    Attributes:
+        manifest: What the bundle says.
+        tail: The personalized last stage, or None.
+        variant: What runs here.
+        why_portable: Why that is not a native variant, though the bundle has one, and what helps; else None. A
+            `PortableWarning` says it too, once a bundle and process.
+        threads: How many stages load at a time.
+
     Raises:
         BundleError: If the bundle is incomplete or damaged.
-        UsageError: If `threads` is below 1, `tail` cannot be a name, or `frozen_only` is asked of a bundle that was
-            built without trainable layers.
+        MissingPackageError: If onnxruntime is older than splitload needs.
+        UsageError: If `threads` is below 1, the bundle has no such `tail`, `frozen_only` is asked of a bundle that was
+            built without trainable layers, or a session's options ask for what a bundle cannot do.
     """
 
     def __init__(
         self,
-        bundle: str | Path,
+        bundle: str | os.PathLike[str],
+        sess_options: Any = None,
+        providers: Sequence[Any] | None = None,
+        provider_options: Sequence[Mapping[Any, Any]] | None = None,
         *,
         threads: int | None = None,
         overlap: bool = True,
@@ -123,7 +128,15 @@ class ParallelLoader:
         frozen_only: bool = False,
         upgrade: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
+        enable_fallback: int = 1,
+        read_config_from_model: int = 0,
+        disabled_optimizers: Iterable[str] | None = None,
     ) -> None:
+        if not isinstance(bundle, str | os.PathLike):
+            raise UsageError(
+                f"a bundle is the path of a folder, not {type(bundle).__name__}; splitload.InferenceSession takes the "
+                "bytes of a model"
+            )
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
         self._start = time.perf_counter()
@@ -135,29 +148,55 @@ class ParallelLoader:
         elif tail not in (None, DEFAULT_TAIL) and self.manifest.training is None:
             raise UsageError(f"'{bundle}' has no trainable stage, and so no tail '{tail}'")
         elif tail is not None and self.manifest.training is not None:
-            from splitload.tails import open_tail  # for the bundles that have one
+            from splitload.tails import check_known, open_tail  # for the bundles that have one
 
+            check_known(self._folder, tail)
             self.tail = open_tail(self._folder, tail, self.manifest.variants[-1].stages[-1], verify=verify)
         self._closed = False
         self._error: Exception | None = None
         self._fetches = self._read_early()
         try:
             import onnxruntime as ort
-        except BaseException:  # an interrupt: nobody will ask for what is being read
+
+            self._ort = ort
+            self._caller = CallerOptions(
+                sess_options,
+                providers,
+                provider_options,
+                enable_fallback=enable_fallback,
+                read_config_from_model=read_config_from_model,
+                disabled_optimizers=disabled_optimizers,
+            )
+            stored, self.manifest = self.manifest, self._caller.fixed(self.manifest)
+            own_threads = sess_options is None or sess_options.use_per_session_threads
+            self.variant, self.why_portable = choose(
+                self._folder, self.manifest, ort.__version__, own_threads=own_threads
+            )
+            if self.why_portable is not None and self._folder not in _told:
+                _told.add(self._folder)
+                warnings.warn(self.why_portable, PortableWarning, stacklevel=2)
+        except BaseException:  # nobody will ask for what is being read
             self._closed = True
             raise
-        self._ort = ort
-        self.variant: Variant = self.manifest.variant_for(cpu_architecture(), ort.__version__)
         stages = self.variant.stages
         self._overlap = overlap and self.variant.overlap
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._is_model = (
             len(stages) == 1
+            and self.manifest is stored
             and set(stages[0].inputs) == {spec.name for spec in self.manifest.inputs}
             and {spec.name for spec in stages[0].outputs} == set(self._outputs)
         )
-        self._upgrade = upgrade and any(stage.upgrade for stage in stages)
+        self._upgrade = upgrade and self._caller.prepacks and any(stage.upgrade for stage in stages)
         self._on_progress = on_progress
+        self._wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
+        self._reset()
+        _alive.add(self)
+        self._begin()
+
+    def _reset(self) -> None:
+        """Forget every stage, as before the first is loaded."""
+        stages = self.variant.stages
         self._sessions: list[Any] = [None] * len(stages)
         self._events = [Latch() for _ in stages]
         self._all_loaded, self._upgraded, self._asked_for, self._left = Latch(), Latch(), Latch(), Latch()
@@ -168,52 +207,40 @@ class ParallelLoader:
         self._first_runs: dict[int, Done] = {}
         self._busy: dict[int, int] = {}  # identifier of the thread inside the runtime, by lane
         self._upgrade_begun = False
-        _alive.add(self)
+        self._is_inherited = False  # by a forked child, which has not used it yet
         self.threads = 0
-        wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
-        load = self._load_next if len(stages) > 1 else self._load_soon
+
+    def _begin(self) -> None:
+        """Have the pool load the stages."""
+        load = self._load_next if len(self._sessions) > 1 else self._load_soon
         try:
-            for lane in range(wanted):
-                if _pool.submit(functools.partial(load, lane), wanted):
+            for lane in range(self._wanted):
+                if _pool.submit(functools.partial(load, lane), self._wanted):
                     self.threads += 1
         except BaseException:  # an interrupt: nobody will ask for what was begun
             self.close()
             raise
         if not self.threads:
-            raise StageError(f"cannot load '{self._folder}': the system has no thread left to load it with")
+            error = StageError(f"cannot load '{self._folder}': the system has no thread left to load it with")
+            with self._lock:
+                self._give_up(error)
+            raise error
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+    def _compute(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False
     ) -> list[Any]:
-        """Compute the named outputs, as `onnxruntime.InferenceSession.run` does and with its errors.
-
-        Stages that none of the outputs needs are neither waited for nor run.
-
-        Args:
-            output_names: Names of outputs; None or empty for all.
-            input_feed: A value for each input, by name.
-            run_options: An `onnxruntime.RunOptions`, handed to every stage.
-
-        Returns:
-            One value for each output name: a numpy array, or a list or dict where the model gives one.
-
-        Raises:
-            ValueError: If a required input is missing.
-            TypeError: If names are no strings.
-            onnxruntime's InvalidArgument: If a name is unknown, or a tensor of another type or shape than the model's.
-            StageError: If a stage could not be loaded, or the loader is closed.
-        """
-        self._raise_if_failed()
+        """Run the stages that the named outputs need; see `run`, and `DropIn._compute`."""
+        self._enter()
         if self._is_model:
-            return self._run_whole(output_names, input_feed, run_options)
-        wanted, values = checked(self._ort, self.manifest, output_names, input_feed)
+            return self._run_whole(output_names, feeds, run_options, keep)
+        wanted, values = checked(self._ort, self.manifest, output_names, feeds)
         if not self._overlap:
             self.wait()
-        for index, needed, last_reads in self._steps(wanted):
+        for index, needed, last_reads in self.variant.steps(wanted):
             stage = self.variant.stages[index]
             session = self._session(index)
             start = time.perf_counter()
-            results = run_stage(self._ort, session, stage, needed, values, run_options)
+            results = run_stage(self._ort, session, stage, needed, values, run_options, keep=keep)
             if index not in self._first_runs:
                 end = time.perf_counter()
                 self._first_runs.setdefault(index, (index, "infer", 0, start - self._start, end - self._start))
@@ -222,29 +249,22 @@ class ParallelLoader:
             values.update(zip(needed, results, strict=True))
         self._answered = True
         self._start_upgrade()
-        return [to_python(self._ort, values[name]) for name in wanted]
+        return [values[name] if keep else to_python(self._ort, values[name]) for name in wanted]
 
     def _run_whole(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, keep: bool
     ) -> list[Any]:
         """Run the only stage, whose inputs and outputs are the model's: the runtime checks them itself."""
         session = self._session(0)
         start = time.perf_counter()
-        results: list[Any] = session.run(output_names or self._outputs, input_feed, run_options)
+        run = session.run_with_ort_values if keep else session.run
+        results: list[Any] = run(output_names or self._outputs, feeds, run_options)
         if not self._answered:
             end = time.perf_counter()
             self._first_runs.setdefault(0, (0, "infer", 0, start - self._start, end - self._start))
             self._answered = True
             self._start_upgrade()
         return results
-
-    def get_inputs(self) -> list[NodeArg]:
-        """Return the model's inputs; needs no stage."""
-        return [NodeArg(spec.name, spec.type, list(spec.shape or ())) for spec in self.manifest.inputs]
-
-    def get_outputs(self) -> list[NodeArg]:
-        """Return the model's outputs; needs no stage."""
-        return [NodeArg(spec.name, spec.type, list(spec.shape or ())) for spec in self.manifest.outputs]
 
     def wait(self, until: str | float = "loaded", timeout: float | None = None) -> bool:
         """Wait until all stages are loaded ("loaded") or made anew for speed ("upgraded").
@@ -262,7 +282,7 @@ class ParallelLoader:
             timeout, until = until, "loaded"
         if timeout is not None:
             timeout = min(timeout, threading.TIMEOUT_MAX)  # there are whole numbers that no float holds
-        self._raise_if_failed()
+        self._enter()
         if until not in ("loaded", "upgraded"):
             raise UsageError(f"wait takes 'loaded' or 'upgraded', not {until!r}")
         start = time.perf_counter()
@@ -329,22 +349,32 @@ class ParallelLoader:
             if self._closed and not self._busy:
                 self._left.set()
 
-    def _orphan(self) -> None:
-        """Become closed, in a forked child: threads that load, and locks they hold, stayed with the parent.
+    def _inherit(self) -> None:
+        """Become, in a forked child, a loader that loads anew once it is used; closed or failed ones stay so.
 
-        So did the threads of the sessions, for which the runtime would wait when it frees them: they are kept for good.
+        Threads that load, and locks they hold, stayed with the parent. So did the threads of the sessions, for which
+        the runtime would wait when it frees them: they are kept for good, and never run.
         """
-        inherited = self._sessions
-        self._sessions = [None] * len(inherited)
-        self._lock = threading.Lock()
-        self._busy.clear()
-        self._events = [Latch() for _ in self._events]
-        self._all_loaded, self._upgraded, self._asked_for, self._left = Latch(), Latch(), Latch(), Latch()
-        self._give_up()
+        inherited = [*self._sessions, self._caller.stand_in_made]
+        self._reset()
+        self._is_inherited = True
+        if self._is_over():
+            self._give_up(self._error)
         with contextlib.suppress(ImportError, AttributeError):
             import ctypes
 
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+    def _enter(self) -> None:
+        """Raise if the loader failed or is closed; begin to load if it is a forked child's, and this its first use."""
+        if self._is_inherited:
+            with self._lock:
+                first, self._is_inherited = self._is_inherited, False
+            if first and not self._is_over():
+                self._start = time.perf_counter()
+                self._fetches = self._read_early()
+                self._begin()
+        self._raise_if_failed()
 
     def __enter__(self) -> ParallelLoader:
         return self
@@ -431,12 +461,12 @@ class ParallelLoader:
         Returns:
             Whether storage has to be read: then one thread fetches all stages that have a `read_order`.
         """
-        likely = next(each for each in self.manifest.variants if each.cpu in (None, cpu_architecture()))
-        files = [(self._folder / stage.graph.name, stage.read_order) for stage in likely.stages if stage.read_order]
+        stages = likely(self.manifest).stages
+        files = [(self._folder / stage.graph.name, stage.read_order) for stage in stages if stage.read_order]
         if not all(is_cached(*file) for file in files):
             return started(threading.Thread(target=fetch, args=(files, self._is_over), daemon=True))
         if "onnxruntime" not in sys.modules:
-            for stage in likely.stages:
+            for stage in stages:
                 if stage.prefetch:
                     started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
         return False
@@ -454,6 +484,7 @@ class ParallelLoader:
             mapped=stage.mapped,
             optimize=not stage.optimized or (prepack and stage.reoptimize),
             background=background,
+            options=self._caller.copy(),
         )
 
     def _report(self, loaded: int) -> None:
@@ -495,18 +526,6 @@ class ParallelLoader:
         if session is None or self._error is not None:
             self._raise_if_failed()
         return session
-
-    def _steps(self, wanted: Sequence[str]) -> list[tuple[int, list[str], list[str]]]:
-        """Return the stages that `wanted` needs: index, outputs needed, tensors read for the last time."""
-        alive = set(wanted)
-        steps = []
-        for index in range(len(self.variant.stages) - 1, -1, -1):
-            stage = self.variant.stages[index]
-            needed = [spec.name for spec in stage.outputs if spec.name in alive]
-            if needed:
-                steps.append((index, needed, [name for name in stage.inputs if name not in alive]))
-                alive.update(stage.inputs)
-        return steps[::-1]
 
     def _start_upgrade(self) -> None:
         """Begin to make stages anew for speed, once, when all are loaded; a thread too many ends at once."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from splitload.errors import UsageError
 from splitload.record import Record
 
+Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
+Optimizer = Literal["sgd", "adam"]
+OutputKind = Literal["logits", "log-probabilities", "probabilities"]
+
 FORMAT = "splitload-bundle"
 VERSION = 2  # what is written
 READABLE = (1, 2)  # what is read, for ever
+NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 
 
@@ -132,6 +138,18 @@ class Variant(Record):
         """Return whether it was made for this processor and runtime version, and nothing is left to try."""
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
 
+    def steps(self, wanted: Iterable[str]) -> list[tuple[int, list[str], list[str]]]:
+        """Return the stages that some outputs need, in order: index, outputs needed, tensors read for the last time."""
+        alive = set(wanted)
+        steps = []
+        for index in range(len(self.stages) - 1, -1, -1):
+            stage = self.stages[index]
+            needed = [spec.name for spec in stage.outputs if spec.name in alive]
+            if needed:
+                steps.append((index, needed, [name for name in stage.inputs if name not in alive]))
+                alive.update(stage.inputs)
+        return steps[::-1]
+
 
 class Weight(Record):
     """A weight that is trained, and where its bytes lie in the weights file of the last stage.
@@ -151,13 +169,13 @@ class Step(Record):
     """A graph that makes one training step of the last stage; `frontends/training_step.py` says what it reads.
 
     Attributes:
-        loss: "cross-entropy" or "mse".
+        loss: "cross-entropy", "binary-cross-entropy" or "mse".
         optimizer: "sgd" or "adam".
         file: The .onnx file.
     """
 
-    loss: Literal["cross-entropy", "mse"]
-    optimizer: Literal["sgd", "adam"]
+    loss: Loss
+    optimizer: Optimizer
     file: File
 
 
@@ -169,12 +187,38 @@ class Training(Record):
         output: Name of the output that is trained.
         weights: What is trained.
         steps: Graphs that train it, at most one for each loss and optimiser.
+        output_kind: What the output is taken as by a loss of classes; None where there are none, and in version 1.
+        output_doubt: Why it may be something else, for people; None where it is sure.
     """
 
     features: tuple[str, ...]
     output: str
     weights: tuple[Weight, ...]
     steps: tuple[Step, ...]
+    output_kind: OutputKind | None = None
+    output_doubt: str | None = None
+
+
+class Metadata(Record):
+    """What the source model says of itself; clients read names of classes, strides and vocabularies there.
+
+    Attributes:
+        producer_name: What wrote the model.
+        graph_name: Name of its graph.
+        domain: Where it comes from, for example "org.example".
+        description: For people.
+        graph_description: For people.
+        version: Its version, of 64 bits with a sign.
+        custom_metadata_map: Whatever else its maker wrote down.
+    """
+
+    producer_name: str = ""
+    graph_name: str = ""
+    domain: str = ""
+    description: str = ""
+    graph_description: str = ""
+    version: int = NO_VERSION
+    custom_metadata_map: Mapping[str, str] = MappingProxyType({})
 
 
 class Manifest(Record):
@@ -192,6 +236,9 @@ class Manifest(Record):
         outputs: The model's outputs.
         variants: In order of preference; the last fits everywhere.
         training: How the last stage is trained; None where nothing is.
+        metadata: What the model says of itself; None where that is not known.
+        model_data: Files of the model's weights, relative to its folder; `model_sha256` is of the model and these.
+            None where it has none.
     """
 
     model: str
@@ -205,6 +252,8 @@ class Manifest(Record):
     outputs: tuple[TensorSpec, ...]
     variants: tuple[Variant, ...]
     training: Training | None = None
+    metadata: Metadata | None = None
+    model_data: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
@@ -223,10 +272,6 @@ class Manifest(Record):
         if self.training is not None:
             for step in self.training.steps:
                 yield step.file
-
-    def variant_for(self, cpu: str, runtime: str) -> Variant:
-        """Return the first variant that runs on this processor and runtime version."""
-        return next(variant for variant in self.variants if variant.fits(cpu, runtime))
 
 
 def without_tail(manifest: Manifest) -> Manifest:
@@ -255,4 +300,4 @@ def to_json(value: Any) -> Any:
         return {key: to_json(each) for key, each in value._asdict().items() if each is not None or key not in unsaid}
     if isinstance(value, list | tuple):
         return [to_json(each) for each in value]
-    return value
+    return dict(value) if isinstance(value, Mapping) else value

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from splitload.arguments import to_ort
+from splitload.forks import making_session
 from splitload.machine import inference_threads
 from splitload.manifest import TensorSpec
+from splitload.stock import session_class
 
 SPIN_US = 1000
 _READ_BYTES = 1 << 20
@@ -22,7 +24,13 @@ ReadOrder = tuple[int, ...]  # as `StageEntry.read_order`
 
 
 def open_session(
-    graph: Path, *, prepack: bool = False, mapped: bool = True, optimize: bool = False, background: bool = False
+    graph: Path,
+    *,
+    prepack: bool = False,
+    mapped: bool = True,
+    optimize: bool = False,
+    background: bool = False,
+    options: Any = None,
 ) -> Any:
     """Return an onnxruntime session on a stage's graph file, made as quickly as can be.
 
@@ -43,18 +51,26 @@ def open_session(
         mapped: Whether the weights of an .ort file stay mapped, or are read into memory.
         optimize: Whether onnxruntime optimises the graph first.
         background: Whether to do the work at low priority; the calling thread keeps it.
+        options: An `onnxruntime.SessionOptions` of the caller's to begin with, which is changed: what it says of
+            threads, logging and the like holds, but how the file is read and optimised is said here. None for none.
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
+    if options is None:
+        options = ort.SessionOptions()
+    else:
+        options.add_session_config_entry("session.load_model_format", "ORT" if graph.suffix == ".ort" else "ONNX")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    options.intra_op_num_threads = inference_threads()
+    if options.log_severity_level < 0:  # the caller did not say
+        options.log_severity_level = 4
+    if not options.intra_op_num_threads and options.use_per_session_threads:
+        options.intra_op_num_threads = inference_threads()
     options.enable_mem_reuse = False
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in (("session.intra_op.spin_duration_us", str(SPIN_US)), ("session.force_spinning_stop", "1")):
+        if config_entry(options, key) is None:
+            options.add_session_config_entry(key, value)
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if mapped and graph.suffix == ".ort":
@@ -63,7 +79,16 @@ def open_session(
     settings: dict[str, Any] = {"enable_fallback": 0}  # which is to try the same once more, and to print about it
     if background:
         settings["disabled_optimizers"] = _nothing_at_low_priority()
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"], **settings)
+    with making_session():
+        return session_class()(str(graph), options, providers=["CPUExecutionProvider"], **settings)
+
+
+def config_entry(options: Any, key: str) -> str | None:
+    """Return a configuration entry of an `onnxruntime.SessionOptions`, or None where it has none of that name."""
+    try:
+        return str(options.get_session_config_entry(key))
+    except RuntimeError:
+        return None
 
 
 def _nothing_at_low_priority() -> Iterator[str]:
@@ -148,7 +173,14 @@ if TYPE_CHECKING:
 
 
 def run_stage(
-    ort: Any, session: Any, stage: StageIO, needed: list[str], values: Mapping[str, Any], run_options: Any
+    ort: Any,
+    session: Any,
+    stage: StageIO,
+    needed: list[str],
+    values: Mapping[str, Any],
+    run_options: Any,
+    *,
+    keep: bool = False,
 ) -> list[Any]:
     """Run one stage; plain tensors stay in the runtime, so that nothing is copied between stages.
 
@@ -159,13 +191,14 @@ def run_stage(
         needed: Names of the outputs wanted.
         values: At least the stage's inputs, as arrays or OrtValues.
         run_options: An `onnxruntime.RunOptions` or None.
+        keep: Whether all values are OrtValues and stay such, be they tensors or not.
 
     Returns:
         One value for each name in `needed`.
     """
     feeds = {name: to_ort(ort, values[name]) for name in stage.inputs if name in values}
     types = {spec.name: spec.type for spec in stage.outputs}
-    if all(isinstance(value, ort.OrtValue) for value in feeds.values()) and all(
+    if keep or all(isinstance(value, ort.OrtValue) for value in feeds.values()) and all(
         types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed
     ):
         return list(session.run_with_ort_values(needed, feeds, run_options))

@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.atomic import sync, write_text
 from splitload.bundle import is_plain, sha256_of
-from splitload.errors import BundleError, OutputError, UsageError
+from splitload.errors import BundleError, OutputError, UsageError, unknown_name
 from splitload.fields import Reader
-from splitload.manifest import File, StageEntry, Training
+from splitload.manifest import DEFAULT_TAIL, File, StageEntry, Training
 from splitload.record import Record
+from splitload.regular import check_folder, check_regular, copy_checked, open_regular
 from splitload.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -56,6 +56,21 @@ def names(bundle: Path) -> list[str]:
     return []
 
 
+def check_known(bundle: Path, name: str) -> None:
+    """Make sure that a bundle has a tail of that name; the default one may be absent.
+
+    Raises:
+        UsageError: If it has none, or that cannot be a tail's name.
+        BundleError: If a link is in the way.
+    """
+    if name == DEFAULT_TAIL or _place(bundle, name).is_dir():
+        return
+    known = names(bundle)
+    if not known:
+        raise UsageError(f"'{bundle}' has no tail '{name}', and no other; 'splitload finetune --tail {name}' makes one")
+    raise unknown_name("tail", name, known)
+
+
 def current_version(bundle: Path, name: str) -> int:
     """Return the version of a tail that counts; 0 for the last stage as the bundle was built.
 
@@ -83,10 +98,13 @@ def open_tail(bundle: Path, name: str, stage: StageEntry, *, verify: str = "size
     if not version:
         return None
     folder = _place(bundle, name) / f"{version:04}"
+    check_folder(folder)
     path = folder / _NOTES
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             row = Reader(json.loads(file.read(_MAX_BYTES)), str(path))
+    except BundleError as error:
+        raise BundleError(f"{error}; or 'splitload finetune --revert' goes back") from error
     except OSError as error:
         raise BundleError(f"cannot read '{path}': {error.strerror}; 'splitload finetune --revert' goes back") from error
     except (ValueError, RecursionError) as error:
@@ -100,7 +118,8 @@ def open_tail(bundle: Path, name: str, stage: StageEntry, *, verify: str = "size
         raise BundleError(f"'{folder}' is the tail of another bundle; 'splitload finetune --revert' goes back")
     graph, weights = folder / stage.graph.name, folder / _weights(stage).name
     with contextlib.suppress(OSError):
-        same = graph.stat().st_size == stage.graph.bytes and weights.stat().st_size == _weights(stage).bytes
+        sizes = check_regular(graph).st_size, check_regular(weights).st_size
+        same = sizes == (stage.graph.bytes, _weights(stage).bytes)
         if verify == "hashes":
             same = same and sha256_of(weights) == row.sha256("weights") and sha256_of(graph) == stage.graph.sha256
         if same or verify == "none":
@@ -112,16 +131,17 @@ def read_weights(weights: Path, training: Training) -> dict[str, np.ndarray[Any,
     """Return the trained weights in a file of the last stage's, by name.
 
     Raises:
-        BundleError: If it cannot be read, or is too short.
+        BundleError: If it cannot be read, is a link, or is too short.
     """
     import numpy as np
 
     found = {}
     try:
-        for weight in training.weights:
-            count = int(np.prod(weight.shape, dtype=np.int64))
-            flat = np.fromfile(weights, dtype=np.float32, count=count, offset=weight.offset)
-            found[weight.name] = flat.reshape(weight.shape)
+        with open_regular(weights) as file:
+            for weight in training.weights:
+                count = int(np.prod(weight.shape, dtype=np.int64))
+                file.seek(weight.offset)
+                found[weight.name] = np.fromfile(file, dtype=np.float32, count=count).reshape(weight.shape)
     except (OSError, ValueError) as error:
         raise BundleError(f"cannot read the weights in '{weights}': {error}") from error
     return found
@@ -147,15 +167,16 @@ def write_tail(
 
     Raises:
         UsageError: If that cannot be a tail's name.
+        BundleError: If the last stage is not what the manifest says, or a link is in the way.
         OutputError: If it cannot be written; the tail is as it was.
     """
     place = _place(bundle, name)
     try:
         place.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held, scratch_folder(place, ".new-") as made:
-            shutil.copyfile(bundle / stage.graph.name, made / stage.graph.name)
+            copy_checked(bundle / stage.graph.name, made / stage.graph.name, stage.graph)
             path = made / _weights(stage).name
-            shutil.copyfile(bundle / _weights(stage).name, path)
+            copy_checked(bundle / _weights(stage).name, path, _weights(stage))
             with path.open("r+b") as file:
                 for weight in training.weights:
                     file.seek(weight.offset)
@@ -184,6 +205,49 @@ def write_tail(
     return Tail(name, version, folder / stage.graph.name, notes)
 
 
+class Reached(Record):
+    """What a tail came to.
+
+    Attributes:
+        name: Whose it is.
+        version: The one that counts; 0 for the last stage as the bundle was built.
+        versions: All that counted and may be gone back to, the one that counts last.
+        loss: Which loss it was trained by; None where that is not known.
+        valid_accuracy: Share of right classes among validation samples; None where there were none, or it is not known.
+        valid_loss: Mean loss of those.
+    """
+
+    name: str
+    version: int
+    versions: tuple[int, ...]
+    loss: str | None = None
+    valid_accuracy: float | None = None
+    valid_loss: float | None = None
+
+
+def reached(bundle: Path, name: str, stage: StageEntry) -> Reached:
+    """Return what a tail came to, as its last training noted it.
+
+    Raises:
+        BundleError: If it is damaged.
+    """
+    history = tuple(_history(_place(bundle, name)))
+    tail = open_tail(bundle, name, stage)
+    if tail is None:
+        return Reached(name, 0, history)
+    loss, epoch = tail.notes.get("loss"), tail.notes.get("epoch")
+    noted = epoch if isinstance(epoch, dict) else {}
+    accuracy, valid = (noted.get(key) for key in ("valid_accuracy", "valid_loss"))
+    return Reached(
+        name,
+        tail.version,
+        history,
+        loss if isinstance(loss, str) else None,
+        float(accuracy) if isinstance(accuracy, int | float) else None,
+        float(valid) if isinstance(valid, int | float) else None,
+    )
+
+
 def revert(bundle: Path, name: str) -> int:
     """Go back to the version that counted before and return it; 0 is the last stage as the bundle was built.
 
@@ -203,7 +267,10 @@ def revert(bundle: Path, name: str) -> int:
 def _place(bundle: Path, name: str) -> Path:
     if not is_plain(name):
         raise UsageError(f"a tail's name is of letters, digits, dots, dashes and underscores, not '{name}'")
-    return bundle / _FOLDER / name
+    place = bundle / _FOLDER / name
+    check_folder(place.parent)
+    check_folder(place)
+    return place
 
 
 def _weights(stage: StageEntry) -> File:
@@ -218,11 +285,11 @@ def _base(stage: StageEntry) -> list[str]:
 def _history(place: Path) -> list[int]:
     """Return the versions that counted, the one that counts now last."""
     path = place / _CURRENT
-    try:
-        with path.open("rb") as file:
-            words = file.read(_MAX_BYTES).decode("ascii", "replace").split()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
+    try:
+        with open_regular(path) as file:
+            words = file.read(_MAX_BYTES).decode("ascii", "replace").split()
     except OSError as error:
         raise BundleError(f"cannot read '{path}': {error.strerror}") from error
     for word in words:

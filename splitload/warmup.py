@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 
+from splitload.forks import making_session
 from splitload.pool import started
+from splitload.stock import session_class
 
 # <ir_version: 7, opset_import: ["" : 13]> g (float[1] x) => (float[1] y) { y = Identity(x) }
 _MODEL = (
@@ -20,13 +21,12 @@ def warm_up() -> None:
     """Have onnxruntime make its tables of operators and kernels, if it is imported already.
 
     It makes them with the first session of a process, in 4 to 7 ms outside Python's lock. The session made here is
-    dropped, and has no inference threads. Before that is done the interpreter does not exit, nor the process fork.
+    dropped, and has no inference threads. Before that is done the interpreter does not exit, nor the process fork
+    (see `forks`).
     """
     if "onnxruntime" not in sys.modules:
         return
-    thread = threading.Thread(target=_first_session, name="splitload-warm-up")
-    if started(thread) and hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=thread.join)
+    started(threading.Thread(target=_first_session, name="splitload-warm-up"))
 
 
 def _first_session() -> None:
@@ -37,4 +37,5 @@ def _first_session() -> None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
-        ort.InferenceSession(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        with making_session():
+            session_class()(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)

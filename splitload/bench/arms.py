@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from splitload.bench.convert import BATCH
 from splitload.bench.sampling import Arm, saved_feeds
+from splitload.child import python
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
 from splitload.frontends.onnx import Source, model_files
 from splitload.frontends.torch import INSTALL as INSTALL_TORCH
@@ -205,7 +205,7 @@ def _converted(arm: str, subject: Subject, *parts: Any, graph: Path | None = Non
             }
             (Path(work) / "job.json").write_text(json.dumps(job), encoding="utf-8")
             done = subprocess.run(
-                [sys.executable, "-m", "splitload.bench.convert", str(Path(work) / "job.json")],
+                python("splitload.bench.convert", str(Path(work) / "job.json")),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -1,4 +1,4 @@
-"""Writes the files that other engines read: `python -m splitload.bench.convert JOB.json`, a process of its own.
+"""Writes the files that other engines read, in a process of its own, which is given the file of a job.
 
 The job names the arm, the MODEL word, the .onnx file, the inputs and the folder to write into. Packages are
 imported by the arm that needs them; where something fails, the last line on stderr says why.
@@ -21,7 +21,7 @@ from splitload.errors import ModelError
 from splitload.frontends import zoo
 from splitload.frontends.observe import plain_options
 from splitload.frontends.onnx import optimize
-from splitload.frontends.torch import declare_torchvision_ops, quiet
+from splitload.frontends.torch import current_folder_importable, declare_torchvision_ops, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def _module(model: str) -> torch.nn.Module:
         module, _ = zoo.module(model.removeprefix("zoo:"))
     else:
         package, _, name = model.partition(":")
-        with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with current_folder_importable(), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
             module, _ = getattr(importlib.import_module(package), name)()
     return module.eval()
 

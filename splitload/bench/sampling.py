@@ -6,7 +6,6 @@ import json
 import py_compile
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bench import pagecache
+from splitload.child import python
 from splitload.errors import StageError
 from splitload.inputs import InputSpec, example_inputs, save_feeds
 
@@ -250,7 +250,7 @@ def fresh_process(script: Path, job: Mapping[str, Any], *, at_first: Callable[[]
         file = Path(made) / "job.json"
         file.write_text(json.dumps(job), encoding="utf-8")
         compiled = py_compile.compile(str(script), str(Path(made) / "child.pyc"))  # no sample is to pay for it
-        command = [sys.executable, str(compiled), str(file)]
+        command = python(Path(str(compiled)), str(file))
         start = time.monotonic()
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True

@@ -1,4 +1,4 @@
-"""A fresh process that loads and runs one torch module: `python -m splitload.bench.torch_child JOB`, JSON in and out.
+"""A fresh process that loads and runs one torch module; it is given a job as JSON and answers as JSON.
 
 The module is a plain transformer of any size. Before the clock starts all imports are done, the device is awake, a tiny
 module of the same kind has run, and the module stands without memory, as in every arm; then it is loaded and called.
@@ -153,5 +153,10 @@ ARMS: dict[str, Callable[[Path, torch.device], Callable[[nn.Module], None]]] = {
 }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Answer one job."""
     print(json.dumps(answer(json.loads(sys.argv[1]))))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,17 +1,22 @@
-"""What the commands show: progress and notes on stderr, results on stdout, nothing but JSON with `--json`."""
+"""What the commands show: progress and notes on stderr, results on stdout, nothing but JSON with `--json`.
+
+What is shown never decides how a command ends: signs that a terminal lacks are spelled otherwise, a reader that has
+gone away is not written to any more, and without rich progress is shown in plain text.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
 
-from rich import box
-from rich import console as rich_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from splitload.commands import layout, progress
+from splitload.commands.progress import Show
+from splitload.commands.streams import abandon, width_of, write
+from splitload.schedule import Schedule
 
-Show = Callable[..., None]
+_DRAWING = 60  # characters that a schedule is drawn in, beside the names of its rows
+_ROW_NAMES = 10
 
 
 def milliseconds(seconds: float) -> str:
@@ -50,52 +55,56 @@ class Console:
 
     Args:
         json: Whether results are printed as JSON by the caller, so that tables and text are left out.
+
+    Attributes:
+        error: Why a result could not be shown, the first time; the command goes on meanwhile.
     """
 
     def __init__(self, *, json: bool) -> None:
-        self._out = rich_console.Console(quiet=json, highlight=False)
-        self._err = rich_console.Console(stderr=True, highlight=False)
+        self._json = json
+        self.error: OSError | None = None
 
     def print(self, text: str) -> None:
-        """Print a result."""
-        self._out.print(printable(text), markup=False, soft_wrap=True)
+        """Print a result, wrapped at words."""
+        self._show(layout.wrap(printable(text), width_of(sys.stdout)))
 
     def note(self, text: str) -> None:
         """Print something the user should know."""
-        self._err.print(printable(text), markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):
+            write(sys.stderr, layout.wrap(printable(text), width_of(sys.stderr)))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; columns of numbers are aligned to the right, only text is wrapped."""
-        table = Table(box=box.SIMPLE_HEAD)
-        for number, column in enumerate(columns):
-            numeric = all(row[number].replace(".", "").replace("-", "").isdecimal() for row in rows if row[number])
-            table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
-        for row in rows:
-            table.add_row(*(printable(cell).replace("[", "\\[") for cell in row))
-        self._out.print(printable(title), style="bold", markup=False, soft_wrap=True)
-        self._out.print(table)
+        width = width_of(sys.stdout)
+        self.print(title)
+        self._show(layout.table(columns, [[printable(cell) for cell in row] for row in rows], width))
+
+    def drawing(self, schedule: Schedule) -> None:
+        """Print a schedule, as wide as the terminal allows."""
+        width = width_of(sys.stdout)
+        room = _DRAWING if width is None else max(width - _ROW_NAMES - 1, 20)
+        self._show(schedule.render(min(room, _DRAWING)))
+
+    def _show(self, text: str) -> None:
+        if self._json:
+            return
+        try:
+            write(sys.stdout, text)
+        except OSError as error:
+            self.error = self.error or error
+            abandon(sys.stdout)
 
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Show `text` on a terminal while the block runs."""
-        with self._err.status(text) if self._err.is_terminal else contextlib.nullcontext():
+        with progress.status(text) if sys.stderr.isatty() else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
     def progress(self, text: str, unit: str) -> Iterator[Show]:
         """Yield a function `show(done, total, note="")` that moves a progress bar on a terminal."""
-        columns: list[Any] = [
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=8),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-        ]
-        with Progress(*columns, console=self._err, transient=True, disable=not self._err.is_terminal) as bars:
-            bar = bars.add_task(text, total=None, note="")
-
-            def show(done: int, total: int, note: str = "") -> None:
-                bars.update(bar, completed=done, total=total, note=note)
-
+        if not sys.stderr.isatty():
+            yield lambda *_, **__: None
+            return
+        with progress.bar(text, unit) as show:
             yield show

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from splitload.bench.digits import CLASSES, Labelled, Tuned, Tuning, example, fine_tuned, predicted, pretrained, resized
+from splitload.child import python
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
 from splitload.commands.study import at_least, one_line, study_parser
@@ -100,7 +101,7 @@ def row(
         ours = Tuned(
             answers(bundle, test.x, DEFAULT_TAIL),
             result.best.number,
-            [epoch.loss for epoch in result.epochs],
+            [epoch.loss for epoch in result.epochs if epoch.loss is not None],
             [epoch.valid_loss for epoch in result.epochs if epoch.valid_loss is not None],
         )
     given = (module, LAYERS, train, valid, test.x, tuning)
@@ -153,7 +154,7 @@ def _bundle(module: Any, folder: Path) -> Path:
     export_module(module, example(), file, name="the network of digits")
     words = ["train", str(file), "--device", "s20", "--trainable", LAYERS, "-o", str(bundle), "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "splitload", *words],
+        python("splitload.cli", *words),
         env={**os.environ, "SPLITLOAD_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,

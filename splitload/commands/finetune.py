@@ -12,14 +12,15 @@ from typing import Any
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console
 from splitload.deploy.arguments import Settings, settings_of
-from splitload.deploy.personalize import AnyLearner, Epoch, Learner, personalize, step_for
+from splitload.deploy.learner import AnyLearner, Learner, step_for
+from splitload.deploy.personalize import Epoch, not_improved, personalize
 from splitload.errors import UsageError
-from splitload.manifest import StageEntry, Training
+from splitload.manifest import Loss, StageEntry, Training
 from splitload.tails import revert
 
 
 def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Train and write a new version of a tail, or revert to the one before; return what `--json` prints.
+    """Train and write a better version of a tail, or go back to the one before; return what `--json` prints.
 
     Raises:
         SplitloadError: If bundle, data or settings do not fit; the bundle is as it was.
@@ -39,10 +40,12 @@ def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     with console.progress("running the frozen stages", unit="samples") as show:
 
         def report(epoch: Epoch) -> None:
-            parts = [f"epoch {epoch.number}: loss {epoch.loss:.4f}"]
+            name = f"epoch {epoch.number}" if epoch.number else "before training"
+            loss = epoch.loss_after if epoch.loss is None and epoch.valid_loss is None else epoch.loss
+            parts = [] if loss is None else [f"loss {loss:.4f}"]
             parts += [] if epoch.valid_loss is None else [f"validation loss {epoch.valid_loss:.4f}"]
             parts += [] if epoch.valid_accuracy is None else [f"accuracy {epoch.valid_accuracy:.1%}"]
-            console.print(", ".join(parts))
+            console.print(f"{name}: {', '.join(parts)}")
 
         result = personalize(
             bundle,
@@ -50,19 +53,25 @@ def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             options.valid,
             settings=settings,
             tail=options.tail,
+            labels=options.labels,
             threads=options.threads,
             on_features=show,
             on_epoch=report,
             make_learner=partial(_learner, console),
         )
-    console.print(
-        f"{bundle}: version {result.version} of the tail '{result.tail}', of epoch {result.best.number}; "
-        "'splitload finetune --revert' goes back"
-    )
+    if result.improved:
+        console.print(
+            f"{bundle}: version {result.version} of the tail '{result.tail}', of epoch {result.best.number}; "
+            "'splitload finetune --revert' goes back"
+        )
+    else:
+        console.note(not_improved(result))
     return {
         "bundle": options.bundle,
         "tail": result.tail,
         "version": result.version,
+        "improved": result.improved,
+        "before": asdict(result.before),
         "best": asdict(result.best),
         "epochs": [asdict(epoch) for epoch in result.epochs],
     }
@@ -73,7 +82,7 @@ def _learner(
     folder: Path,
     stage: StageEntry,
     training: Training,
-    loss: str,
+    loss: Loss,
     settings: Settings,
     weights: Mapping[str, Any],
 ) -> AnyLearner:

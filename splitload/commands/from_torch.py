@@ -58,7 +58,8 @@ def from_torch(
         ModelError: If the module cannot be exported with equal outputs.
         SplitloadError: Whatever else went wrong; a bundle that was there is as it was.
     """
-    from splitload.cli import parser, user_cache
+    from splitload.cli import user_cache
+    from splitload.commands.arguments import parser
     from splitload.commands.console import Console
     from splitload.commands.train import train
     from splitload.frontends.torch import export_given, require

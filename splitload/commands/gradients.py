@@ -20,9 +20,9 @@ from splitload.commands.study import one_line, study_parser
 from splitload.errors import UsageError
 from splitload.frontends import open_source
 from splitload.frontends.gradient_check import ZERO, autograd, exported, on_a_device
+from splitload.frontends.losses import losses_for
 from splitload.frontends.opened import load_opened
 from splitload.frontends.training import CHECKED_SAMPLES, example_target, opened_tail
-from splitload.frontends.training_step import losses_for
 
 TAILS = {
     "zoo:mobilenet_v1": "block13|fc",

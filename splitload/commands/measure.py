@@ -26,9 +26,9 @@ from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
-from splitload.machine import cpu_architecture
 from splitload.profile import Profile
 from splitload.provenance import provenance
+from splitload.variants import choose
 
 _ESSENTIAL = ("stock", "tuned", "splitload")  # an arm that fails is left out, but not these
 _FOLDERS = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+)+/(?=[\w.])")
@@ -181,7 +181,9 @@ def _subject(
         manifest = read_manifest(bundle)
         if manifest.model_sha256 != source.sha256:
             raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {model}")
-        variant = manifest.variant_for(cpu_architecture(), ort.__version__)
+        variant, why_portable = choose(bundle, manifest, ort.__version__)
+        if why_portable is not None:
+            console.note(why_portable)
         split_points = [stage.blocks[1] for stage in variant.stages[:-1]]
         plan = {"num_stages": len(split_points) + 1, "split_points": split_points}
     else:

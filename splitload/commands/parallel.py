@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import joblib
 
+from splitload.child import isolated_workers
 from splitload.errors import ClusterError, MissingPackageError, StageError, UsageError
 from splitload.machine import available_threads
 
@@ -67,7 +68,7 @@ def run_all(
     if workers <= 1:
         return list(_told((function(*job) for job in jobs), on_done))
     try:
-        with joblib.parallel_config("loky", n_jobs=workers):
+        with isolated_workers(), joblib.parallel_config("loky", n_jobs=workers):
             return _run(function, jobs, on_done)
     except BrokenExecutor as error:
         raise StageError(

@@ -15,6 +15,7 @@ from splitload.deploy.tune import tune
 from splitload.devices import Device
 from splitload.errors import MissingPackageError, ModelError
 from splitload.frontends import open_source
+from splitload.frontends.division import Division
 from splitload.frontends.head import with_new_head
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import Opened, load_opened
@@ -48,6 +49,17 @@ def read_model(
     Raises:
         SplitloadError: If it cannot be read.
     """
+    return read_divided(options, console, cache, device, feeds)[:2]
+
+
+def read_divided(
+    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+) -> tuple[Source, ModelGraph, Division | None]:
+    """Return the model, its graph for the device, and where it is divided for training, which is told.
+
+    Raises:
+        SplitloadError: If it cannot be read.
+    """
     with console.status(f"reading {options.model}"):
         source = open_source(options.model, cache)
         feeds = {**source.examples, **feeds}
@@ -56,9 +68,11 @@ def read_model(
     trainable = getattr(options, "trainable", None)
     with console.status(f"optimising {source.name}"):
         if trainable is None:
-            return source, load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
+            graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
+            return source, graph, None
         opened = load_opened(source, device.graph_kind, cache, trainable, max_blocks=options.max_blocks, feeds=feeds)
-    return source, opened.graph
+    console.print(f"to be trained on the device: {opened.division}")
+    return source, opened.graph, opened.division
 
 
 def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mapping[str, Any]) -> Profile:
@@ -124,8 +138,8 @@ def write_bundle(
     feeds: Mapping[str, Any] | None = None,
     trainable: str | Collection[str] | None = None,
     specialized_from: Manifest | None = None,
-) -> None:
-    """Write the bundle: the plan, and where its graph is native a portable plan that runs anywhere.
+) -> Manifest:
+    """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
@@ -136,14 +150,16 @@ def write_bundle(
         SplitloadError: If it cannot be written.
     """
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
+    metadata, model_data = source.metadata, source.data_files
     if trainable is None:
         plans = with_portable(plan, source, console, cache)
     else:
         plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {})
-        add_training = partial(_add_training, opened, console)
+        add_training = partial(_add_training, opened, source, feeds or {}, console)
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
+        metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
             replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
@@ -160,25 +176,32 @@ def write_bundle(
                 lambda done, total: show(done, total, "measuring how to load them"),
             )
 
-        build_bundle(
+        return build_bundle(
             target,
             plans,
             device=device,
             notes=notes,
+            metadata=metadata,
+            model_data=model_data,
             on_progress=show,
             choose=choose if plan.graph.kind == "native" else None,
             add_training=add_training,
+            on_note=console.note,
         )
 
 
-def _add_training(opened: Opened, console: Console, folder: Path, tail: StageEntry) -> Training | None:
+def _add_training(
+    opened: Opened, source: Source, feeds: Mapping[str, Any], console: Console, folder: Path, tail: StageEntry
+) -> Training | None:
     """Write what trains the last stage on a device, or say why that cannot be."""
     try:
         with console.status("checking the gradients of the last stage"):
-            training, reason = write_training(opened, folder, tail)
+            training, reason = write_training(opened, source, feeds, folder, tail)
     except (ModelError, MissingPackageError) as error:
         console.note(f"the last stage cannot be trained: {error}")
         return None
     if reason is not None:
         console.note(f"the last stage can only be trained where torch is installed: {reason}")
+    if training.output_doubt is not None:
+        console.note(training.output_doubt)
     return training

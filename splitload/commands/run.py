@@ -23,7 +23,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     import onnxruntime  # noqa: F401 - imported before the clock starts, as in every arm of the benchmark
 
     ready = example_inputs(read_manifest(Path(options.bundle)).inputs, read_feeds(options.input))
-    with ParallelLoader(options.bundle, threads=options.threads, upgrade=False) as model:
+    with ParallelLoader(options.bundle, threads=options.threads, tail=options.tail, upgrade=False) as model:
         try:
             outputs = model.run(None, ready)
         except StageError:
@@ -36,11 +36,14 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         names = [spec.name for spec in model.get_outputs()]
         variant = model.variant
         num_threads = model.threads
+        tail = model.tail
     console.print(
         f"{model.manifest.model}: {count_of(len(variant.stages), 'stage')} ({variant.kind} graph) "
         f"on {count_of(num_threads, 'loading thread')}"
     )
-    console.print(timeline.render())
+    if tail is not None:
+        console.print(f"the last stage is version {tail.version} of the tail '{tail.name}'")
+    console.drawing(timeline)
     console.print(f"time to first output: {milliseconds(timeline.ttfo_s)} measured, one run")
     described = {}
     for name, value in zip(names, outputs, strict=True):
@@ -55,6 +58,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {
         "bundle": options.bundle,
         "variant": variant.kind,
+        "tail": None if tail is None else {"name": tail.name, "version": tail.version},
         "num_stages": len(variant.stages),
         "threads": num_threads,
         "ttfo_s": timeline.ttfo_s,

@@ -69,7 +69,7 @@ def profile_of(model: str, device_name: str, cache: Path) -> tuple[Source, Profi
 
 
 def one_line(main: Main) -> Callable[..., int]:
-    """Let a command's `main` say what went wrong in one line, and return 1, or 2 where the request was wrong."""
+    """Let a command's `main` say what went wrong in one line, and return 1, 2 if the request was wrong, or 130."""
 
     @functools.wraps(main)
     def run(words: Sequence[str] | None = None) -> int:
@@ -80,6 +80,6 @@ def one_line(main: Main) -> Callable[..., int]:
             return 2 if isinstance(error, UsageError) else 1
         except KeyboardInterrupt:
             print("interrupted; no record was written", file=sys.stderr)  # noqa: T201
-            return 1
+            return 130
 
     return run

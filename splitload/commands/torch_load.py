@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bench import pagecache, summarize
+from splitload.child import python
 from splitload.cli import user_cache
 from splitload.commands.console import Console, milliseconds
 from splitload.commands.records import write_record
@@ -31,7 +32,7 @@ def measured(job: dict[str, Any], arm: str) -> dict[str, Any]:
     Raises:
         StageError: If it fails.
     """
-    command = [sys.executable, "-m", "splitload.bench.torch_child", json.dumps({**job, "arm": arm})]
+    command = python("splitload.bench.torch_child", json.dumps({**job, "arm": arm}))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StageError(f"arm '{arm}' failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")

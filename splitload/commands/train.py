@@ -12,7 +12,7 @@ from typing import Any
 from splitload.bench import Arm, run_arms
 from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.planning import check_search, make_plan, resume_hint
-from splitload.commands.plans import notes_of, read_model, write_bundle
+from splitload.commands.plans import notes_of, read_divided, write_bundle
 from splitload.commands.search import Found
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
@@ -21,8 +21,10 @@ from splitload.devices import open_device
 from splitload.devices.host import HostDevice
 from splitload.envs.split import check_stages
 from splitload.errors import SplitloadError, UsageError
+from splitload.frontends.division import Division
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
+from splitload.manifest import Training
 from splitload.profile import Profile
 
 TTFO_RUNS = 5
@@ -43,7 +45,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
     check_search(options, device)
-    source, graph = read_model(options, console, cache, device, feeds)
+    source, graph, division = read_divided(options, console, cache, device, feeds)
     feeds = {**source.examples, **feeds}
     first_trainable = None if graph.tail_start is None else len(graph.blocks) - 1
     if len(graph.blocks) == 1:
@@ -74,7 +76,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     )
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
-        write_bundle(
+        manifest = write_bundle(
             target,
             source,
             plan,
@@ -109,6 +111,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "value": {**found.values_s, "exact_bound": found.exact_bound_s},
         "ttfo_s": {"predicted": notes["predicted_ttfo_s"], "measured": measured},
         "trial": notes["trial"],
+        "trained": None if division is None else _trained(division, manifest.training),
         "episodes": found.episodes,
         "search_s": found.search_s,
         "bundle": str(target),
@@ -139,6 +142,21 @@ def _without_tail(options: argparse.Namespace, num_blocks: int) -> argparse.Name
     if options.max_stages == 1:
         raise UsageError("--trainable needs two stages, one frozen and one trained; give --max-stages 2 or more")
     return argparse.Namespace(**{**vars(options), "max_stages": options.max_stages - 1})
+
+
+def _trained(division: Division, training: Training | None) -> dict[str, Any]:
+    """Return what `--json` prints of what is trained; without steps or output where it cannot be."""
+    layers = [
+        {"name": each.name, "weights": list(each.weights), "num_weights": each.num_weights} for each in division.layers
+    ]
+    return {
+        "layers": layers,
+        "num_weights": sum(each.num_weights for each in division.layers),
+        "output": None if training is None else training.output,
+        "output_kind": None if training is None else training.output_kind,
+        "output_doubt": None if training is None else training.output_doubt,
+        "steps": [] if training is None else [[each.loss, each.optimizer] for each in training.steps],
+    }
 
 
 def _stem(model: str) -> str:
@@ -204,10 +222,13 @@ def _show(
         what = "have loaded" if result["objective"] == "balance" else "answer"
         two = milliseconds(found.two_stages_s)
         console.print(f"one stage, as splitting would not pay: the best two would {what} after {two} ({predicted})")
-    console.print(profile.schedule(found.partition).render())
+    console.drawing(profile.schedule(found.partition))
     measured = result["ttfo_s"]["measured"]
     line = f"time to first output: {milliseconds(result['ttfo_s']['predicted'])} {predicted}"
     if measured is not None:
         line += f", {milliseconds(measured)} measured (median of {TTFO_RUNS} fresh processes, warm page cache)"
     console.print(line)
+    trained = result["trained"]
+    if trained is not None and trained["output_kind"] is not None:
+        console.print(f"the output '{trained['output']}' gives {trained['output_kind']}, by which its loss is taken")
     console.print(f"bundle: {result['bundle']}")

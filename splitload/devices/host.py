@@ -6,7 +6,6 @@ import hashlib
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from splitload.atomic import write_text
 from splitload.bundle import MANIFEST
+from splitload.child import python
 from splitload.devices import Progress
 from splitload.devices.estimate import FirstOutput, with_first_outputs
 from splitload.devices.ledger import Segment, median_cost
@@ -350,7 +350,7 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         ModelError: If it fails.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "splitload.devices.worker"],
+        python("splitload.devices.worker"),
         input=json.dumps(job),
         capture_output=True,
         text=True,

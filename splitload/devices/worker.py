@@ -1,4 +1,4 @@
-"""Measures stages in a fresh process: `python -m splitload.devices.worker` reads a job as JSON, answers as JSON.
+"""Measures stages in a fresh process, which reads a job as JSON and answers as JSON.
 
 The job names a folder, the model's inputs and those that are given. A profile's job names also the chain of block
 stages, further segments to measure, and a pair of segments to load in parallel; a scheme's job the stages of a bundle

@@ -6,38 +6,14 @@ are of these. What the tail reads of the body are the features: they depend on n
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from splitload.errors import UsageError
+from splitload.frontends.layers import Layer, layers_of
 from splitload.frontends.proto import attributes, needed_nodes, node_inputs, split_constants, with_constants
-from splitload.frontends.torch import SCOPES, module_of
-
-_FIXED = {"BatchNormalization": (3, 4), "GRU": (4, 5), "LSTM": (4, 5, 6)}  # inputs that are measured or given
-_TABLES = {"Gather": (0,)}  # inputs of operators that read only these as weights
-_WEIGHTS = {
-    "BatchNormalization", "Conv", "ConvTranspose", "GRU", "Gemm", "InstanceNormalization", "LSTM", "LayerNormalization",
-    "MatMul", "PRelu",
-}  # fmt: skip
-_ARITHMETIC = {"Add", "Div", "Mul", "Sub"}
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A module with weights, in the order of its first use.
-
-    Attributes:
-        name: Path of the module where the model tells it; otherwise what its weight or node is called.
-        weights: Names of its weights.
-        first: Index of the first node that reads one, among the nodes that depend on inputs.
-    """
-
-    name: str
-    weights: tuple[str, ...]
-    first: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,55 +24,18 @@ class Division:
         features: Names of the values that the tail reads of the body, and of model inputs it reads.
         weights: Names of the trained weights, in the order of their use.
         tail: Names of the tail's outputs by node: the nodes are told apart by them.
+        layers: The trained layers, in the order of their use.
     """
 
     features: tuple[str, ...]
     weights: tuple[str, ...]
     tail: frozenset[str]
+    layers: tuple[Layer, ...]
 
-
-def layers_of(graph: Any) -> list[Layer]:
-    """Return the layers of a graph that have weights to train."""
-    body, constants = split_constants(graph)
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    found: dict[str, dict[str, None]] = {}
-    first: dict[str, int] = {}
-    for index, node in enumerate(body):
-        for place, name in enumerate(node.input):
-            if not _may_hold_weights(node, place):
-                continue
-            for weight in with_constants([name], constants):
-                tensor = tensors.get(weight)
-                if tensor is None or not _is_trainable(tensor, node.op_type):
-                    continue
-                layer = layer_name(weight, node)
-                found.setdefault(layer, {})[weight] = None
-                first.setdefault(layer, index)
-    return [Layer(name, tuple(weights), first[name]) for name, weights in found.items()]
-
-
-def _may_hold_weights(node: Any, place: int) -> bool:
-    kind = node.op_type
-    if kind in _TABLES:
-        return place in _TABLES[kind]
-    return kind in _WEIGHTS | _ARITHMETIC and place not in _FIXED.get(kind, ())
-
-
-def _is_trainable(tensor: Any, reader: str) -> bool:
-    """Return whether a stored tensor is a weight: float32, and no number that a formula is made of."""
-    from onnx import TensorProto
-
-    if tensor.data_type != TensorProto.FLOAT:
-        return False
-    return math.prod(tensor.dims) > 1 or (reader not in _ARITHMETIC and len(tensor.dims) > 0)
-
-
-def layer_name(weight: str, node: Any) -> str:
-    """Return what the layer is called that holds a weight, which this node reads."""
-    if "." in weight:
-        return weight.rpartition(".")[0]
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
-    return module_of(scopes) or str(node.name or weight)
+    def __str__(self) -> str:
+        """Return a line for people: what is trained."""
+        layers = ", ".join(f"{layer.name} ({layer.num_weights:,})" for layer in self.layers)
+        return f"{sum(layer.num_weights for layer in self.layers):,} weights in {layers}"
 
 
 def chosen(spec: str, layers: Sequence[Layer]) -> list[Layer]:
@@ -110,7 +49,7 @@ def chosen(spec: str, layers: Sequence[Layer]) -> list[Layer]:
     if not spec:
         raise UsageError("--trainable needs a count of last layers or a pattern of their names, and is empty")
     if not layers:
-        raise UsageError(f"--trainable {spec}: no layer of the model has weights of type float32 to train")
+        raise UsageError(f"--trainable {spec}: no layer of the model has weights to train")
     if spec.isdecimal():
         if not 1 <= int(spec) <= len(layers):
             raise UsageError(f"--trainable {spec}: give 1 to {len(layers)}, so many layers of the model have weights")
@@ -134,7 +73,8 @@ def divide(graph: Any, trainable: str | Collection[str]) -> Division:
         trainable: A `--trainable` word, or the names of the trained weights themselves.
 
     Raises:
-        UsageError: If that means no layer, all of them, or one that a frozen layer depends on.
+        UsageError: If that means no layer, all of them, one that cannot be trained, or one that a frozen layer depends
+            on.
     """
     layers = layers_of(graph)
     if isinstance(trainable, str):
@@ -145,6 +85,11 @@ def divide(graph: Any, trainable: str | Collection[str]) -> Division:
         trained = [layer for layer in layers if not weights.isdisjoint(layer.weights)]
         if missing := weights - {name for layer in trained for name in layer.weights}:
             raise UsageError(f"the model has no weight '{min(missing)}' to train")
+    for layer in trained:
+        if layer.reason is not None:
+            raise UsageError(
+                f"--trainable: the weights of '{layer.name}' {layer.reason}, or choose other layers with --trainable"
+            )
     body, constants = split_constants(graph)
     depends: set[str] = set()
     tail = []
@@ -163,7 +108,8 @@ def divide(graph: Any, trainable: str | Collection[str]) -> Division:
     names = dict.fromkeys(name for node in tail for name in node_inputs(node))
     features = tuple(name for name in names if name not in made and name not in fixed)
     ordered = dict.fromkeys(name for node in tail for name in with_constants(node_inputs(node), constants))
-    return Division(features, tuple(name for name in ordered if name in weights), frozenset(made))
+    used = sorted(trained, key=lambda layer: layer.first)
+    return Division(features, tuple(name for name in ordered if name in weights), frozenset(made), tuple(used))
 
 
 def _with_turned(graph: Any, body: Sequence[Any], tail: Sequence[Any]) -> list[Any]:

@@ -8,14 +8,24 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError
-from splitload.frontends.torch_graph import loss_of, run_graph, tensors_of
-from splitload.frontends.training_step import SETTINGS, Loss, at_opset, in_dtype, training_step
+from splitload.frontends.observe import one_line
+from splitload.frontends.torch_graph import run_graph, tensors_of
+from splitload.frontends.torch_loss import loss_of
+from splitload.frontends.training_step import SETTINGS, at_opset, in_dtype, ours, training_step
+from splitload.manifest import Loss, OutputKind
 
 TOLERANCE = 1e-9  # of the largest gradient of a weight; what rounding in double precision makes is far below
 ZERO = 1e-9  # of the largest gradient of any weight: a weight with less has no effect, such as the bias of keys
 
 
-def check_gradients(model: Any, weights: Sequence[str], loss: Loss, feeds: Mapping[str, Any], target: Any) -> float:
+def check_gradients(
+    model: Any,
+    weights: Sequence[str],
+    loss: Loss,
+    feeds: Mapping[str, Any],
+    target: Any,
+    kind: OutputKind | None = None,
+) -> float:
     """Return by how much gradients differ from autograd's, as a share of the largest of each weight.
 
     Where nothing but rounding is left of that, as of a bias that softmax takes out again, it is a share of the largest
@@ -27,12 +37,13 @@ def check_gradients(model: Any, weights: Sequence[str], loss: Loss, feeds: Mappi
         loss: Which loss.
         feeds: An input for each of the model's, float32 or whole numbers.
         target: What is wanted for them.
+        kind: What the output is, as `training_step` takes it.
 
     Raises:
         ModelError: If they differ by more than `TOLERANCE`, or cannot be computed in one of the two ways.
     """
-    expected = autograd(model, weights, loss, feeds, target)
-    found = exported(model, weights, loss, feeds, target)
+    expected = autograd(model, weights, loss, feeds, target, kind)
+    found = exported(model, weights, loss, feeds, target, kind)
     worst = 0.0
     largest_of_all = max(np.abs(gradient).max(initial=0.0) for gradient in expected.values())
     for name in weights:
@@ -50,43 +61,97 @@ def check_gradients(model: Any, weights: Sequence[str], loss: Loss, feeds: Mappi
 
 
 def exported(
-    model: Any, weights: Sequence[str], loss: Loss, feeds: Mapping[str, Any], target: Any
+    model: Any,
+    weights: Sequence[str],
+    loss: Loss,
+    feeds: Mapping[str, Any],
+    target: Any,
+    kind: OutputKind | None = None,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return the gradient of each weight by the nodes of the exported step, computed in double precision."""
     import torch
 
-    step = training_step(model, weights, loss, "sgd", dtype="float64").graph
+    step = training_step(model, weights, loss, "sgd", kind=kind, dtype="float64").graph
     stored = tensors_of(in_dtype(at_opset(model), "float64").graph, torch.float64)
     values = tensors_of(step, torch.float64) | {name: stored[name] for name in weights}
-    values |= {f"momentum/{name}": torch.zeros_like(stored[name]) for name in weights}
-    values |= {name: torch.zeros((), dtype=torch.float64) for name in ("learning_rate", "weight_decay", "momentum")}
-    values |= {name: torch.from_numpy(_double(value)) for name, value in {**feeds, "target": target}.items()}
+    values |= {ours(f"momentum/{name}"): torch.zeros_like(stored[name]) for name in weights}
+    values |= {ours(name): torch.zeros((), dtype=torch.float64) for name in SETTINGS["sgd"]}
+    values |= {name: torch.from_numpy(_double(value)) for name, value in {**feeds, ours("target"): target}.items()}
     with torch.no_grad():
         known = run_graph(step, values)
-    return {name: known[f"new/momentum/{name}"].numpy() for name in weights}  # after one step from 0: the gradient
+    return {name: known[_velocity(name)].numpy() for name in weights}  # after one step from 0: the gradient
+
+
+def _velocity(name: str) -> str:
+    """Return what the new momentum of a weight is called."""
+    return ours(f"new/{ours(f'momentum/{name}')}")
 
 
 def on_a_device(
-    model: Any, weights: Sequence[str], loss: Loss, feeds: Mapping[str, Any], target: Any
+    model: Any,
+    weights: Sequence[str],
+    loss: Loss,
+    feeds: Mapping[str, Any],
+    target: Any,
+    kind: OutputKind | None = None,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return the gradient of each weight as a device computes it: in single precision, by onnxruntime."""
-    import onnxruntime as ort
-    from onnx import numpy_helper
-
-    step = training_step(model, weights, loss, "sgd")
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    values = {**feeds, "target": target} | dict.fromkeys(SETTINGS["sgd"], np.zeros((), np.float32))
-    values |= {name: stored[name] for name in weights}
-    values |= {f"momentum/{name}": np.zeros_like(stored[name]) for name in weights}
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = session.run([f"new/momentum/{name}" for name in weights], values)
+    (found,) = run_step(model, weights, loss, [(feeds, target)], [_velocity(name) for name in weights], kind)
     return dict(zip(weights, found, strict=True))
 
 
+def losses_on_a_device(
+    model: Any,
+    weights: Sequence[str],
+    loss: Loss,
+    batches: Sequence[tuple[Mapping[str, Any], Any]],
+    kind: OutputKind | None,
+) -> list[float]:
+    """Return the loss of each batch, features and target, as a device computes it from the weights as they are."""
+    return [float(found[0]) for found in run_step(model, weights, loss, batches, [ours("loss")], kind)]
+
+
+def run_step(
+    model: Any,
+    weights: Sequence[str],
+    loss: Loss,
+    batches: Sequence[tuple[Mapping[str, Any], Any]],
+    wanted: Sequence[str],
+    kind: OutputKind | None,
+) -> list[list[Any]]:
+    """Return some outputs of a training step for each batch, as a device computes it, from the weights as they are.
+
+    Raises:
+        ModelError: If onnxruntime cannot run it.
+    """
+    import onnxruntime as ort
+    from onnx import numpy_helper
+
+    step = training_step(model, weights, loss, "sgd", kind=kind)
+    values = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in weights
+    }
+    values |= {ours(f"momentum/{name}"): np.zeros_like(value) for name, value in values.items()}
+    values |= dict.fromkeys(map(ours, SETTINGS["sgd"]), np.zeros((), np.float32))
+    options, only = ort.SessionOptions(), ort.RunOptions()
+    options.log_severity_level = 4
+    only.only_execute_path_to_fetches = True
+    try:
+        session = ort.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return [
+            session.run(list(wanted), {**values, **feeds, ours("target"): target}, only) for feeds, target in batches
+        ]
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(f"the training step for {loss} does not run: {one_line(error)}") from error
+
+
 def autograd(
-    model: Any, weights: Sequence[str], loss: Loss, feeds: Mapping[str, Any], target: Any
+    model: Any,
+    weights: Sequence[str],
+    loss: Loss,
+    feeds: Mapping[str, Any],
+    target: Any,
+    kind: OutputKind | None = None,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return the gradient of each weight by torch, in double precision."""
     import torch
@@ -96,7 +161,7 @@ def autograd(
     for name in weights:
         values[name].requires_grad_(True)
     known = run_graph(graph, values)
-    taken = loss_of(graph, known, graph.output[0].name, loss, torch.from_numpy(_double(target)))
+    taken = loss_of(graph, known, graph.output[0].name, loss, torch.from_numpy(_double(target)), kind)
     try:
         gradients = torch.autograd.grad(taken, [values[name] for name in weights])
     except RuntimeError as error:

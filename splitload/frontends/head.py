@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError, OutputError, UsageError
-from splitload.frontends.division import layer_name
+from splitload.frontends.layers import layer_name
 from splitload.frontends.observe import observe, one_line, plain_options
 from splitload.frontends.onnx import Source, read_model
-from splitload.frontends.proto import external_files, node_inputs, split_constants, with_constants
+from splitload.frontends.proto import external_files, node_inputs, split_constants, store_constants, with_constants
 from splitload.inputs import example_inputs
 from splitload.scratch import scratch_folder
 
@@ -71,7 +71,7 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     model = read_model(source.path)
     _copy_weights(model, source.path.parent, file.parent)
     graph = model.graph
-    _store_constants(graph)
+    store_constants(graph)
     body, constants = split_constants(graph)
     shapes = {name: shape for name, (_, shape) in observe(file, model, body, feeds).items()}
     head = _head(source.name, body, constants, graph)
@@ -120,18 +120,6 @@ def _copy_weights(model: Any, source: Path, folder: Path) -> None:
         place = folder / data.relative_to(source.resolve())
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, place)  # a link would follow what becomes of the other; onnx refuses such
-
-
-def _store_constants(graph: Any) -> None:
-    """Have tensors that Constant nodes make be stored like others."""
-    made = [
-        (node, each.t) for node in graph.node if node.op_type == "Constant" for each in node.attribute if each.t.dims
-    ]
-    for node, tensor in made:
-        stored = graph.initializer.add()
-        stored.CopyFrom(tensor)
-        stored.name = node.output[0]
-        graph.node.remove(node)
 
 
 def _head(name: str, body: Sequence[Any], constants: Mapping[str, Any], graph: Any) -> Any:

@@ -14,13 +14,16 @@ from splitload.errors import ModelError, OutputError
 from splitload.frontends.folding import narrow, unfold
 from splitload.frontends.hoisting import has_hidden_weights, hoist
 from splitload.frontends.layout import block_products
+from splitload.frontends.names import NAME_CLASH, rename_weights
 from splitload.frontends.observe import flops, observe, one_line, plain_options
 from splitload.frontends.proto import (
     all_tensors,
     bodies,
     external_entry,
     external_files,
+    external_sizes,
     is_external,
+    metadata_of,
     node_inputs,
     split_constants,
     tensor_bytes,
@@ -31,6 +34,7 @@ from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.inputs import example_inputs
 from splitload.machine import cpu_architecture
+from splitload.manifest import Metadata
 from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
@@ -47,6 +51,8 @@ class Source:
         sha256: Hash over the file and its external data.
         size_bytes: Size of the file and its external data.
         examples: Inputs that came with the model, by name; empty for a file.
+        metadata: What the model says of itself; None where that is not known.
+        data_files: Its external data files, as the model names them.
     """
 
     name: str
@@ -54,6 +60,8 @@ class Source:
     sha256: str
     size_bytes: int
     examples: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Metadata | None = None
+    data_files: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path, name: str, examples: Mapping[str, Any] | None = None) -> Source:
@@ -66,7 +74,8 @@ class Source:
             raise ModelError(f"no model file '{path}'; give an .onnx file, zoo:NAME or package.module:factory")
         if path.stat().st_size > MAX_PROTOBUF_BYTES:
             raise ModelError(f"'{path}' is over 2 GB; save its weights as external data")
-        files = model_files(path)
+        model = read_model(path)
+        files = (path, *external_files(model, path))
         digest = hashlib.sha256()
         try:
             for file in files:
@@ -76,7 +85,8 @@ class Source:
             size_bytes = sum(file.stat().st_size for file in files)
         except OSError as error:
             raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
-        return cls(name, path, digest.hexdigest(), size_bytes, examples or {})
+        described = metadata_of(model), tuple(external_sizes(model))
+        return cls(name, path, digest.hexdigest(), size_bytes, examples or {}, *described)
 
 
 def model_files(path: Path) -> tuple[Path, ...]:
@@ -333,7 +343,15 @@ def optimize(path: Path, level: Any, folder: Path) -> None:
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES)
     )
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no common root for its errors
+        if NAME_CLASH not in str(error):
+            raise
+        model = read_model(path)
+        rename_weights(model.graph)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
     ort.InferenceSession(str(folder / "model.onnx"), plain_options(), providers=["CPUExecutionProvider"])

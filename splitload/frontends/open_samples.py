@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError
+from splitload.frontends.losses import SAMPLES
 from splitload.frontends.observe import one_line, plain_options
 from splitload.frontends.proto import attributes, needed_nodes, split_constants
-from splitload.frontends.training_step import SAMPLES, constants_of, shapes_of
+from splitload.frontends.training_step import constants_of, shapes_of
 
 _TOLERANCE = 1e-4  # of the largest output, for what several samples at once may differ from one by one
 

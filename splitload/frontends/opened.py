@@ -19,7 +19,7 @@ from splitload.frontends.onnx import (
     read_model,
     read_whole,
 )
-from splitload.frontends.proto import bodies, point, split_constants, tensor_bytes
+from splitload.frontends.proto import bodies, point, split_constants, store_constants, tensor_bytes
 from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
 from splitload.scratch import scratch_folder
@@ -27,6 +27,7 @@ from splitload.scratch import scratch_folder
 TAIL = "tail.onnx"  # in the folder of the merged graph, with its weights beside it
 _TAIL_WEIGHTS = "tail.bin"
 _ALIGNED = 64  # bytes
+_VERSION = 2  # raise it when a change here changes a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,11 @@ def load_opened(
         OutputError: If the graph cannot be written to the cache.
     """
     whole = read_model(source.path).graph
+    store_constants(whole)
     division = divide(whole, trainable)
     outputs = [value.name for value in whole.output]
-    part = "-" + hashlib.sha256(repr((division.weights, division.features)).encode()).hexdigest()[:12]
+    parts_of = (_VERSION, division.weights, division.features)
+    part = "-" + hashlib.sha256(repr(parts_of).encode()).hexdigest()[:12]
     folder = folder_of(source, kind, cache, part)
     if not (folder / "model.onnx").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +105,7 @@ def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[s
     import onnx
 
     model = read_whole(source.path)
+    store_constants(model.graph)
     whole = folder / "whole.onnx"
     onnx.save_model(
         model, str(whole), save_as_external_data=True, location="whole.bin", size_threshold=EXTERNAL_FROM_BYTES

@@ -82,6 +82,16 @@ class _Weight(NamedTuple):
     field: int
 
 
+def format_version(data: bytes) -> str:
+    """Return the version of the format that an .ort file says it has: the first field of its root table."""
+    root = int.from_bytes(data[:4], "little")
+    fields = root - struct.unpack_from("<i", data, root)[0]
+    place = root + int.from_bytes(data[fields + 4 : fields + 6], "little")
+    start = place + int.from_bytes(data[place : place + 4], "little")
+    length = int.from_bytes(data[start : start + LENGTH_BYTES], "little")
+    return data[start + LENGTH_BYTES : start + LENGTH_BYTES + length].decode()
+
+
 def lay_out(path: Path, names: Iterable[str], last: Collection[str] = ()) -> tuple[int, ...]:
     """Put the weights of an .ort file in order, in place.
 

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from splitload.errors import ModelError
 from splitload.graph import used_names
+from splitload.manifest import NO_VERSION, Metadata
 
 _RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
@@ -141,17 +144,22 @@ def point(tensor: Any, location: str, offset: int, length: int) -> None:
         tensor.external_data.add(key=key, value=value)
 
 
-def external_files(model: Any, path: Path) -> list[Path]:
-    """Return the external data files of a model, checked to lie beside it and to be long enough."""
+def external_sizes(model: Any) -> dict[str, int]:
+    """Return the external data files of a model as it names them, in order, and where its data in each ends."""
     needed: dict[str, int] = {}
     in_functions = (tensor for function in model.functions for tensor in _node_tensors(function.node))
     for tensor in (*all_tensors(model.graph), *in_functions):
         if is_external(tensor):
             location, offset, length = external_entry(tensor)
             needed[location] = max(needed.get(location, 0), offset + (length or 0))
+    return dict(sorted(needed.items()))
+
+
+def external_files(model: Any, path: Path) -> list[Path]:
+    """Return the external data files of a model, checked to lie beside it and to be long enough."""
     files = []
     root = path.parent.resolve()
-    for location, size in sorted(needed.items()):
+    for location, size in external_sizes(model).items():
         file = (root / location.replace("\0", "")).resolve()
         if not location or "\0" in location or not file.is_relative_to(root):
             raise ModelError(f"'{path}' wants external data at '{location}', outside its own folder; refused")
@@ -161,6 +169,19 @@ def external_files(model: Any, path: Path) -> list[Path]:
             raise ModelError(f"'{location}' is truncated: {file.stat().st_size} bytes, '{path.name}' needs {size}")
         files.append(file)
     return files
+
+
+def metadata_of(model: Any) -> Metadata:
+    """Return what a model says of itself, as onnxruntime tells it."""
+    return Metadata(
+        producer_name=model.producer_name,
+        graph_name=model.graph.name,
+        domain=model.domain,
+        description=model.doc_string,
+        graph_description=model.graph.doc_string,
+        version=model.model_version if model.HasField("model_version") else NO_VERSION,
+        custom_metadata_map={entry.key: entry.value for entry in model.metadata_props},
+    )
 
 
 def tensor_bytes(tensor: Any) -> int:
@@ -177,3 +198,35 @@ def tensor_bytes(tensor: Any) -> int:
         return sum(len(value) for value in tensor.string_data)
     itemsize: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return int(math.prod(tensor.dims)) * itemsize
+
+
+def without_traces(model: Any) -> Any:
+    """Take what exporters note of their machine out of a model, in place, and return it: stack traces, and texts."""
+    nodes = [node for each in (model.graph, *model.functions) for node in each.node]
+    graphs = [model.graph]
+    for node in nodes:  # grows while it is gone through
+        for body in bodies(node):
+            graphs.append(body)
+            nodes += body.node
+    values = [each for graph in graphs for each in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)]
+    for each in (model, *model.functions, *graphs, *values, *nodes):
+        each.ClearField("doc_string")
+        del each.metadata_props[:]
+    return model
+
+
+def store_constants(graph: Any) -> None:
+    """Have arrays that Constant nodes make be stored like others, in place; outputs of the model stay as they are."""
+    from onnx import numpy_helper
+
+    outputs = {value.name for value in graph.output}
+    for node in [each for each in graph.node if each.op_type == "Constant" and each.domain in ("", "ai.onnx")]:
+        settings = attributes(node)
+        tensor = settings.get("value")
+        if "value_floats" in settings:
+            tensor = numpy_helper.from_array(np.array(settings["value_floats"], dtype=np.float32))
+        if tensor is not None and tensor.dims and node.output[0] not in outputs:
+            stored = graph.initializer.add()
+            stored.CopyFrom(tensor)
+            stored.name = node.output[0]
+            graph.node.remove(node)

@@ -16,6 +16,7 @@ from splitload.bundle import sha256_of
 from splitload.errors import OutputError
 from splitload.frontends.folding import is_maker
 from splitload.frontends.kernels import needs_fusions, needs_packing
+from splitload.frontends.names import rename_weights
 from splitload.frontends.observe import elem_type, plain_options
 from splitload.frontends.onnx import refuse_full_disk
 from splitload.frontends.ortfile import lay_out
@@ -175,6 +176,8 @@ class StageWriter:
         if written is None:
             if self._stored is not None:
                 shares, restored = self._share_weights(model, self._stored)
+            if not is_tail:  # whose weights are trained by name
+                rename_weights(stage)
             weights = self._write_weights(model, folder, stem, shares)
             data = model.SerializeToString()
             sha256 = hashlib.sha256(data).hexdigest()

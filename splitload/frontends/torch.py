@@ -128,7 +128,7 @@ def export(spec: str, out: Path) -> dict[str, np.ndarray[Any, Any]]:
     require("torch", "onnxscript")
     with quiet():
         declare_torchvision_ops()
-    with _current_folder_importable():
+    with current_folder_importable():
         module, example, dynamic_shapes = _checked(spec, _call(spec, _find(spec, module_name, factory_name)))
     return export_given(module, example, out, name=spec, dynamic_shapes=dynamic_shapes)
 
@@ -278,7 +278,8 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _current_folder_importable() -> Iterator[None]:
+def current_folder_importable() -> Iterator[None]:
+    """Have the module that a user names be found in the current folder, as Python itself would."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from splitload.errors import ModelError
+from splitload.frontends.observe import one_line
 from splitload.frontends.proto import attributes
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def run_graph(graph: Any, values: Mapping[str, torch.Tensor]) -> dict[str, torch
         values: Its inputs and initializers as tensors, by name.
 
     Raises:
-        ModelError: If there is an operator that is not known here.
+        ModelError: If there is an operator that is not known here, or not as it stands.
     """
     known = dict(values)
     operators = _operators()
@@ -33,7 +34,15 @@ def run_graph(graph: Any, values: Mapping[str, torch.Tensor]) -> dict[str, torch
         operator = operators.get(node.op_type)
         if operator is None or node.domain not in ("", "ai.onnx"):
             raise ModelError(f"the operator {node.op_type} cannot be run in torch")
-        results = operator(attributes(node), *(known.get(name) for name in node.input))
+        try:
+            results = operator(attributes(node), *(known.get(name) for name in node.input))
+        except ModelError:
+            raise
+        except Exception as error:  # torch has no common root for its errors
+            where = node.name or next(iter(node.output), "")
+            raise ModelError(
+                f"the operator {node.op_type} (node '{where}') cannot be run in torch as it stands: {one_line(error)}"
+            ) from error
         results = results if isinstance(results, list | tuple) else (results,)
         known.update((name, result) for name, result in zip(node.output, results, strict=False) if name)
     return known
@@ -49,27 +58,6 @@ def tensors_of(graph: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         tensor = torch.from_numpy(np.array(numpy_helper.to_array(stored)))
         found[stored.name] = tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
     return found
-
-
-def loss_of(
-    graph: Any, known: Mapping[str, torch.Tensor], output: str, loss: str, target: torch.Tensor
-) -> torch.Tensor:
-    """Return the mean loss of an output; where that is a softmax, cross-entropy is taken of what it reads.
-
-    Args:
-        graph: The graph.
-        known: All its values.
-        output: Name of the output.
-        loss: "cross-entropy" or "mse".
-        target: Classes or wanted outputs.
-    """
-    from torch.nn import functional
-
-    if loss == "mse":
-        return functional.mse_loss(known[output], target)
-    last = next(node for node in graph.node if output in node.output)
-    logits = known[last.input[0] if last.op_type in ("Softmax", "LogSoftmax") else output]
-    return functional.cross_entropy(logits, target)
 
 
 def _numbers(tensor: Any) -> list[int]:
@@ -105,10 +93,11 @@ def _operators() -> dict[str, Run]:
         first, last = _numbers(starts), _numbers(ends)
         along = _numbers(axes) if axes is not None else range(len(first))
         strides = _numbers(steps) if steps is not None else [1] * len(first)
-        place = [slice(None)] * x.ndim
         for start, end, axis, step in zip(first, last, along, strides, strict=True):
-            place[axis] = slice(start, end, step)
-        return x[tuple(place)]
+            # an end before the first element is one below minus the size, as Python counts too
+            picked = range(x.shape[axis])[start:end:step]
+            x = x.index_select(axis, torch.tensor(picked, dtype=torch.int64))
+        return x
 
     def split(settings: dict[str, Any], x: Any, sizes: Any = None) -> Any:
         axis = settings.get("axis", 0)
@@ -140,9 +129,14 @@ def _operators() -> dict[str, Run]:
     def conv_transpose(settings: dict[str, Any], x: Any, kernel: Any, bias: Any = None) -> Any:
         rank = x.ndim - 2
         run = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
+        if settings.get("output_shape") or settings.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+            raise ModelError("the operator ConvTranspose cannot be run in torch with the sizes of its output given")
         group, dilations = settings.get("group", 1), settings.get("dilations", 1)
-        wide = run(x, kernel, bias, settings.get("strides", 1), 0, 0, group, dilations)
-        pads = settings.get("pads", [0] * (2 * rank))
+        wide = run(x, kernel, None, settings.get("strides", 1), 0, 0, group, dilations)
+        pads, more = settings.get("pads", [0] * (2 * rank)), settings.get("output_padding", [0] * rank)
+        wide = functional.pad(wide, [size for axis in reversed(range(rank)) for size in (0, more[axis])])
+        if bias is not None:
+            wide = wide + bias.reshape(-1, *[1] * rank)
         inner = [slice(pads[axis], wide.shape[axis + 2] - pads[axis + rank]) for axis in range(rank)]
         place = (slice(None), slice(None), *inner)
         return wide[place]
@@ -159,7 +153,9 @@ def _operators() -> dict[str, Run]:
         flat = padded(numbers, settings, kernel, -1.0).flatten(2).gather(2, where.flatten(2))
         return largest, flat.reshape(where.shape).long()
 
-    def pad(_: dict[str, Any], x: Any, pads: Any, value: Any = None) -> Any:
+    def pad(settings: dict[str, Any], x: Any, pads: Any, value: Any = None, axes: Any = None) -> Any:
+        if settings.get("mode", b"constant") != b"constant" or axes is not None:
+            raise ModelError("the operator Pad can be run in torch only with a constant, on all axes")
         sizes = _numbers(pads)
         order = [sizes[axis + side * x.ndim] for axis in reversed(range(x.ndim)) for side in (0, 1)]
         return functional.pad(x, order, value=0.0 if value is None else float(value))
@@ -176,13 +172,22 @@ def _operators() -> dict[str, Run]:
         return x.scatter(axis, places, parts)
 
     def average_pool(settings: dict[str, Any], x: Any) -> Any:
-        kernel = settings["kernel_shape"]
-        run = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 1]
-        strides = settings.get("strides", [1] * len(kernel))
-        mean = run(padded(x, settings, kernel, 0.0), kernel, strides)
-        if settings.get("count_include_pad", 0):
-            return mean
-        return mean / run(padded(torch.ones_like(x), settings, kernel, 0.0), kernel, strides)
+        """Sums over windows, divided by what counts: the value, and the padding where that is asked for.
+
+        In ceil mode the last window may overhang; what lies behind the padding never counts.
+        """
+        kernel, rank = settings["kernel_shape"], x.ndim - 2
+        run = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
+        strides = settings.get("strides", [1] * rank)
+        if any(each != 1 for each in settings.get("dilations", [1])):
+            raise ModelError("the operator AveragePool cannot be run in torch with dilations")
+        wide = padded(x, settings, kernel, 0.0)
+        counted = padded(torch.ones_like(x), settings, kernel, float(bool(settings.get("count_include_pad", 0))))
+        over = []
+        for axis in reversed(range(rank)):
+            left = (wide.shape[axis + 2] - kernel[axis]) % strides[axis]
+            over += [0, strides[axis] - left if settings.get("ceil_mode", 0) and left else 0]
+        return run(functional.pad(wide, over), kernel, strides) / run(functional.pad(counted, over), kernel, strides)
 
     def batch_norm(settings: dict[str, Any], x: Any, scale: Any, offset: Any, mean: Any, variance: Any) -> Any:
         return functional.batch_norm(x, mean, variance, scale, offset, False, 0.0, settings.get("epsilon", 1e-5))
@@ -216,7 +221,8 @@ def _operators() -> dict[str, Run]:
             x = x.unsqueeze(axis)
         return x
 
-    def clip(_: dict[str, Any], x: Any, low: Any = None, high: Any = None) -> Any:
+    def clip(settings: dict[str, Any], x: Any, low: Any = None, high: Any = None) -> Any:
+        low, high = (settings.get("min") if low is None else low), (settings.get("max") if high is None else high)
         return x.clamp(low, high) if low is not None or high is not None else x
 
     def gelu(settings: dict[str, Any], x: Any) -> Any:

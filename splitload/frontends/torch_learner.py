@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from splitload.errors import ModelError
+from splitload.frontends.losses import losses_for
 from splitload.frontends.observe import one_line, plain_options
 from splitload.frontends.onnx import read_whole
+from splitload.frontends.original import Seen, Wanted, wanted_losses
 from splitload.frontends.torch import require
-from splitload.frontends.torch_graph import loss_of, run_graph, tensors_of
-from splitload.manifest import StageEntry, Training
+from splitload.frontends.torch_graph import run_graph, tensors_of
+from splitload.frontends.torch_loss import loss_of
+from splitload.manifest import Loss, OutputKind, StageEntry, Training
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,7 @@ class TorchLearner:
         folder: The bundle.
         stage: Its last stage.
         training: What is trained.
-        loss: "cross-entropy" or "mse".
+        loss: "cross-entropy", "binary-cross-entropy" or "mse".
         weights: To begin with.
         optimizer: "adam" or "sgd".
         learning_rate: Of it.
@@ -48,7 +51,7 @@ class TorchLearner:
         folder: Path,
         stage: StageEntry,
         training: Training,
-        loss: str,
+        loss: Loss,
         weights: Mapping[str, Array],
         *,
         optimizer: str,
@@ -64,7 +67,7 @@ class TorchLearner:
             name: torch.from_numpy(np.array(value)).requires_grad_(True) for name, value in weights.items()
         }
         self._loss = loss
-        self._output = training.output
+        self._output, self._kind = training.output, training.output_kind
         self._together: bool | None = None
         self.learning_rate = learning_rate
         given: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
@@ -85,19 +88,24 @@ class TorchLearner:
         self._optimizer.step()
         return float(loss.detach())
 
-    def look(self, features: Mapping[str, Array], target: Array) -> tuple[float, Array]:
-        """Return the loss and the output of a batch; nothing changes."""
+    def look(
+        self, features: Mapping[str, Array], target: Array, weights: Mapping[str, Array] | None = None
+    ) -> tuple[float, Array]:
+        """Return the loss and the output of a batch, by other weights where they are given; nothing changes."""
         import torch
 
+        others = None if weights is None else {name: torch.from_numpy(np.array(each)) for name, each in weights.items()}
         with torch.no_grad():
-            loss, output = self._run(features, target)
+            loss, output = self._run(features, target, others)
         return float(loss), output.numpy()
 
     def weights(self) -> dict[str, Array]:
         """Return the weights as they are, by name."""
         return {name: weight.detach().numpy().copy() for name, weight in self._weights.items()}
 
-    def _run(self, features: Mapping[str, Array], target: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(
+        self, features: Mapping[str, Array], target: Array, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return loss and output of a batch."""
         import torch
 
@@ -110,13 +118,15 @@ class TorchLearner:
         parts = [slice(None)] if self._together else [slice(row, row + 1) for row in range(len(wanted))]
         taken, outputs = [], []
         for part in parts:
-            known = self._known({name: each[part] for name, each in tensors.items()})
-            taken.append(loss_of(self._graph, known, self._output, self._loss, wanted[part]))
+            known = self._known({name: each[part] for name, each in tensors.items()}, weights)
+            taken.append(loss_of(self._graph, known, self._output, self._loss, wanted[part], self._kind))
             outputs.append(known[self._output])
         return torch.stack(taken).mean(), torch.cat(outputs)
 
-    def _known(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return run_graph(self._graph, {**self._constants, **self._weights, **features})
+    def _known(
+        self, features: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        return run_graph(self._graph, {**self._constants, **(weights or self._weights), **features})
 
     def _takes_many(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Return whether two samples at once give what they give one by one."""
@@ -149,8 +159,23 @@ def read_tail(file: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     return model.graph, tensors_of(model.graph, torch.float32)
 
 
-def check_in_torch(file: Path, output: str, weights: Sequence[str], examples: Mapping[str, Array]) -> None:
+def check_in_torch(
+    file: Path,
+    output: str,
+    weights: Sequence[str],
+    examples: Mapping[str, Array],
+    samples: Seen | None,
+    kind: OutputKind | None,
+) -> None:
     """Make sure that torch computes what onnxruntime does for one sample of a last stage, and can train it.
+
+    Args:
+        file: The last stage.
+        output: Its output.
+        weights: What is trained.
+        examples: One sample of what it reads.
+        samples: Some of what the unsplit model gives, whose losses must be torch's; None where it could not be run.
+        kind: What the output is taken as.
 
     Raises:
         ModelError: If it does not, an operator cannot be run there, or the output does not change with a weight.
@@ -169,8 +194,34 @@ def check_in_torch(file: Path, output: str, weights: Sequence[str], examples: Ma
             constants[name].requires_grad_(True)
         known = run_graph(graph, constants | {name: torch.from_numpy(each) for name, each in examples.items()})
         torch.autograd.grad(known[output].sum(), [constants[name] for name in weights])
-    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(f"what is trained cannot be trained in torch: {one_line(error)}") from error
     found = known[output].detach().numpy()
     if found.shape != expected.shape or not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():
         raise ModelError("what is trained gives something else in torch than in onnxruntime")
+    if samples is None:
+        return
+    for loss in losses_for(("samples", *found.shape[1:])):
+        for one in wanted_losses(loss, samples.outputs, kind):
+            with torch.no_grad():
+                one.check(_mean_loss(graph, constants, output, loss, samples, one, kind))
+
+
+def _mean_loss(
+    graph: Any,
+    constants: Mapping[str, torch.Tensor],
+    output: str,
+    loss: Loss,
+    samples: Seen,
+    wanted: Wanted,
+    kind: OutputKind | None,
+) -> float:
+    """Return the mean of the losses of some samples, run one by one."""
+    import torch
+
+    losses = []
+    for place, row in enumerate(wanted.rows):
+        features = {name: torch.from_numpy(each) for name, each in samples.features_of(np.array([row])).items()}
+        target = torch.from_numpy(wanted.target[place : place + 1])
+        losses.append(float(loss_of(graph, run_graph(graph, {**constants, **features}), output, loss, target, kind)))
+    return float(np.mean(losses))

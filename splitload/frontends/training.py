@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from splitload.errors import ModelError
-from splitload.frontends.gradient_check import check_gradients
-from splitload.frontends.onnx import read_model
+from splitload.frontends.gradient_check import check_gradients, losses_on_a_device
+from splitload.frontends.losses import losses_for
+from splitload.frontends.onnx import Source, read_model
 from splitload.frontends.open_samples import open_samples
 from splitload.frontends.opened import Opened
+from splitload.frontends.original import Seen, seen, wanted_losses
+from splitload.frontends.output_kind import judged
 from splitload.frontends.proto import external_entry
 from splitload.frontends.torch import require
 from splitload.frontends.torch_learner import check_in_torch
-from splitload.frontends.training_step import OPTIMIZERS, Loss, Optimizer, losses_for, shapes_of, training_step
-from splitload.manifest import File, StageEntry, Step, Training, Weight
+from splitload.frontends.training_step import OPTIMIZERS, at_opset, constants_of, shapes_of, training_step
+from splitload.manifest import File, Loss, Optimizer, OutputKind, StageEntry, Step, Training, Weight
+from splitload.regular import copy_checked
 
 CHECKED_SAMPLES = 2
 
 
-def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Training, str | None]:
-    """Write the training steps of a bundle's last stage into its folder, each checked against torch's autograd first.
+def write_training(
+    opened: Opened, source: Source, feeds: Mapping[str, Any], folder: Path, tail: StageEntry
+) -> tuple[Training, str | None]:
+    """Write the training steps of a bundle's last stage into its folder, each checked first.
 
     There is one for each optimiser and each loss that fits the output: "mse" always, "cross-entropy" where it is of
-    shape (samples, classes). Where a step cannot be exported there is none, if torch itself can train the stage.
+    shape (samples, classes), "binary-cross-entropy" where it is one unit. Gradients are compared with torch's autograd,
+    and losses with those of the unsplit model's own outputs, where that can be run. Where a step cannot be exported
+    there is none, if torch itself can train the stage.
 
     Args:
         opened: The model.
+        source: The same, unsplit.
+        feeds: Inputs to run it on; made up where they are missing.
         folder: The bundle's.
         tail: Its last stage, written there.
 
@@ -53,10 +63,16 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Trai
     examples = example_features(model)
     weights = opened.division.weights
     output = model.graph.output[0].name
+    samples, unseen = None, None
+    try:
+        samples = seen(source, opened, output, feeds)
+    except ModelError as error:
+        unseen = f"not compared with the unsplit model's outputs: {error}"
+    kind, doubt = _judged(model, samples)
     steps: list[Step] = []
     reason = None
     try:
-        for loss, optimizer, data in _steps(opened):
+        for loss, optimizer, data in _steps(opened, kind, samples):
             sha256 = hashlib.sha256(data).hexdigest()
             file = File(f"step-{loss}-{optimizer}-{sha256[:12]}.onnx", len(data), sha256)
             (folder / file.name).write_bytes(data)
@@ -65,13 +81,31 @@ def write_training(opened: Opened, folder: Path, tail: StageEntry) -> tuple[Trai
         reason = str(error)
         try:
             single = {name: each[0] for name, each in examples.items()}
-            check_in_torch(folder / tail.graph.name, output, weights, single)
+            check_in_torch(folder / tail.graph.name, output, weights, single, samples, kind)
         except ModelError as other:
             raise ModelError(f"{reason}; nor can torch train it here: {other}") from error
         for step in steps:
             (folder / step.file.name).unlink()
         steps = []
-    return Training(tail.inputs, output, _places(folder, tail, weights), tuple(steps)), reason
+    doubt = "; ".join(each for each in (doubt, unseen) if each) or None
+    return Training(tail.inputs, output, _places(folder, tail, weights), tuple(steps), kind, doubt), reason
+
+
+def _judged(model: Any, samples: Seen | None) -> tuple[OutputKind | None, str | None]:
+    """Return what the output of a tail is taken as, and why that is in doubt; twice None where it tells no classes."""
+    with contextlib.suppress(ModelError):
+        model = at_opset(model)
+    output = model.graph.output[0].name
+    try:
+        shapes = shapes_of(model)
+    except ModelError:
+        shapes = {}
+    outputs = [] if samples is None else [samples.outputs]
+    shape = shapes.get(output) or next((each.shape for each in outputs), ())
+    if losses_for(shape) == ("mse",):
+        return None, None
+    kind, doubt = judged(model.graph, output, shapes.get, constants_of(model.graph), outputs)
+    return kind, None if doubt is None else f"'{output}' is taken as {kind}: {doubt}"
 
 
 def keep_training(old: Path, training: Training, folder: Path, tail: StageEntry) -> Training:
@@ -89,7 +123,7 @@ def keep_training(old: Path, training: Training, folder: Path, tail: StageEntry)
     if set(tail.inputs) != set(training.features):
         raise ModelError(f"the last stage reads {list(tail.inputs)}, its training steps {list(training.features)}")
     for step in training.steps:
-        shutil.copyfile(old / step.file.name, folder / step.file.name)
+        copy_checked(old / step.file.name, folder / step.file.name, step.file)
     names = tuple(weight.name for weight in training.weights)
     return training._replace(weights=_places(folder, tail, names))
 
@@ -100,14 +134,19 @@ def _places(folder: Path, tail: StageEntry, names: Sequence[str]) -> tuple[Weigh
     return tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in names)
 
 
-def _steps(opened: Opened) -> Iterator[tuple[Loss, Optimizer, bytes]]:
+def _steps(opened: Opened, kind: OutputKind | None, samples: Seen | None) -> Iterator[tuple[Loss, Optimizer, bytes]]:
     """Yield loss, optimiser and graph of each training step."""
     weights = opened.division.weights
     model, features, shape = opened_tail(opened)
     for loss in losses_for(shape):
-        check_gradients(model, weights, loss, features, example_target(loss, shape, CHECKED_SAMPLES))
+        check_gradients(model, weights, loss, features, example_target(loss, shape, CHECKED_SAMPLES), kind)
+        if samples is not None:
+            wanted = [*wanted_losses(loss, samples.outputs, kind)]
+            batches = [(samples.features_of(one.rows), one.target) for one in wanted]
+            for one, found in zip(wanted, losses_on_a_device(model, weights, loss, batches, kind), strict=True):
+                one.check(found)
         for optimizer in OPTIMIZERS:
-            yield loss, optimizer, training_step(model, weights, loss, optimizer).SerializeToString()
+            yield loss, optimizer, training_step(model, weights, loss, optimizer, kind=kind).SerializeToString()
 
 
 def opened_tail(opened: Opened) -> tuple[Any, dict[str, np.ndarray[Any, Any]], Any]:
@@ -121,7 +160,10 @@ def opened_tail(opened: Opened) -> tuple[Any, dict[str, np.ndarray[Any, Any]], A
     model = onnx.load_model(str(opened.tail), format="protobuf")
     examples = example_features(model)
     model = open_samples(model, examples)
-    shape = shapes_of(model)[model.graph.output[0].name]
+    output = model.graph.output[0].name
+    shape = shapes_of(model).get(output)
+    if shape is None:
+        raise ModelError(f"the shape of the output '{output}' is not known; export the model with it")
     return model, {name: np.concatenate(each) for name, each in examples.items()}, shape
 
 
@@ -143,7 +185,10 @@ def example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
                 f"what is trained reads '{value.name}', whose first size must be 1 or open, for samples, and all "
                 "others known; export the model with such inputs"
             )
-        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        try:
+            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        except KeyError as error:
+            raise ModelError(f"what is trained reads '{value.name}', which is no tensor of numbers") from error
         floating = np.issubdtype(dtype, np.floating)
         found[value.name] = [
             (rng.standard_normal(sizes) if floating else np.ones(sizes)).astype(dtype) for _ in range(CHECKED_SAMPLES)
@@ -154,6 +199,6 @@ def example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
 def example_target(loss: Loss, shape: tuple[int | str, ...], samples: int) -> np.ndarray[Any, Any]:
     """Return made-up classes, or made-up outputs of a shape whose first size is that of the samples."""
     rng = np.random.default_rng(1)
-    if loss == "cross-entropy":
-        return rng.integers(0, int(shape[1]), samples)
+    if loss != "mse":
+        return rng.integers(0, int(shape[1]) if loss == "cross-entropy" else 2, samples)
     return rng.standard_normal([samples, *(int(size) for size in shape[1:])]).astype(np.float32)

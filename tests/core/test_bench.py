@@ -83,7 +83,7 @@ def test_an_arm_that_fails(tmp_path: Path, name: str) -> None:
 
 
 def test_an_arm_that_dies(chain_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(StageError, match="the process ended with 1"):
         run_arms([Arm("stock", chain_model)], INPUTS, feeds(), 1)
 

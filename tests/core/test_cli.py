@@ -337,7 +337,7 @@ raise SystemExit(main())
         "--objective=ttfo",
         code=code,
     )
-    line = one_line((done.returncode, done.stdout, done.stderr), 1)
+    line = one_line((done.returncode, done.stdout, done.stderr), 130)
     assert message in line
     assert not list(out.iterdir())
     assert not [path for path in cache.rglob("*") if path.suffix == ".making" or path.name.startswith(".making")]
@@ -356,7 +356,7 @@ def test_interrupt_while_measuring_says_that_the_bundle_is_there(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("splitload.commands.train._measured_ttfo_s", interrupt)
-    line = one_line(cli("train", chain_model, "--device", "host", "--agent", "exact", "-o", "b.splitload"), 1)
+    line = one_line(cli("train", chain_model, "--device", "host", "--agent", "exact", "-o", "b.splitload"), 130)
     assert "the bundle 'b.splitload' is complete" in line
     read_manifest(Path("b.splitload"), "hashes")
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from splitload.errors import ModelError
 from splitload.frontends.gradients import differentiable
-from splitload.frontends.training_step import OPTIMIZERS, SETTINGS, STATES, training_step
+from splitload.frontends.training_step import OPTIMIZERS, SETTINGS, STATES, ours, training_step
 
 torch = pytest.importorskip("torch")
 from splitload.frontends.gradient_check import autograd, check_gradients, on_a_device  # noqa: E402 - needs torch
@@ -235,8 +235,9 @@ def test_steps_are_those_of_torch(optimizer: str, ending: str | None) -> None:
     step = training_step(model, weights, "cross-entropy", optimizer)  # type: ignore[arg-type]
     session = ort.InferenceSession(step.SerializeToString(), providers=["CPUExecutionProvider"])
     values: dict[str, Any] = {name: arrays[name] for name in weights}
-    names = [*weights, *(f"{state}/{name}" for state in STATES[optimizer] for name in weights)]  # type: ignore[index]
-    values |= {name: np.zeros_like(values[name.partition("/")[2]]) for name in names if name not in weights}
+    states = {ours(f"{state}/{name}"): name for state in STATES[optimizer] for name in weights}  # type: ignore[index]
+    names = [*weights, *states]
+    values |= {state: np.zeros_like(values[name]) for state, name in states.items()}
     for number, (batch, wanted) in enumerate(zip(data, labels, strict=True)):
         theirs.zero_grad()
         hidden = (torch.tensor(batch) * tensors["scale"] + tensors["offset"]) @ tensors["w"] + tensors["b"]
@@ -244,8 +245,9 @@ def test_steps_are_those_of_torch(optimizer: str, ending: str | None) -> None:
         loss.backward()
         theirs.step()
         numbers = {"learning_rate": 0.05, "weight_decay": 0.01, "momentum": 0.9, "step": number + 1.0}
-        values |= {name: np.array(numbers[name], "f4") for name in SETTINGS[optimizer]}  # type: ignore[index]
-        outputs = session.run(["loss", *(f"new/{name}" for name in names)], values | {"in": batch, "target": wanted})
+        values |= {ours(name): np.array(numbers[name], "f4") for name in SETTINGS[optimizer]}  # type: ignore[index]
+        wanted_names = [ours("loss"), *(ours(f"new/{name}") for name in names)]
+        outputs = session.run(wanted_names, values | {"in": batch, ours("target"): wanted})
         assert outputs[0] == pytest.approx(loss.item(), rel=1e-5)
         values |= dict(zip(names, outputs[1:], strict=True))
         for name in weights:

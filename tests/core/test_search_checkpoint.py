@@ -126,7 +126,7 @@ def test_the_same_command_resumes(cli: Cli, agent: str, objective: str) -> None:
     whole = cli.found(*words)
     assert not cli.kept
     with interrupted(100):
-        line = cli.error(1, *words)
+        line = cli.error(130, *words)
     assert "interrupted; the same command goes on with the search. The best plan so far has" in line
     assert not list(Path().glob("*.splitload.*"))
     (kept,) = cli.kept
@@ -143,7 +143,7 @@ def test_a_search_may_be_interrupted_again_and_again(cli: Cli) -> None:
     whole = cli.found(*words, "--curve", "whole.csv")
     for _ in range(3):
         with interrupted(150):
-            cli.error(1, *words)
+            cli.error(130, *words)
     assert cli.found(*words, "--curve", "resumed.csv") == whole
     assert Path("resumed.csv").read_bytes() == Path("whole.csv").read_bytes()
 
@@ -152,7 +152,7 @@ def test_a_search_may_be_interrupted_again_and_again(cli: Cli) -> None:
 def test_another_search_does_not_resume_it(cli: Cli, other: str) -> None:
     words = [*WORDS, "--episodes", "300"]
     with interrupted(100):
-        cli.error(1, *words)
+        cli.error(130, *words)
     before = cli.kept[0].read_bytes()
     assert cli(*words, other, "--json")[2] == ""
     assert [path.read_bytes() for path in cli.kept] == [before]
@@ -178,7 +178,7 @@ def test_an_interrupt_keeps_the_search_in_the_users_file(cli: Cli) -> None:
     words = [*WORDS, "--episodes", "500"]
     whole = cli.found(*words)
     with interrupted(77):
-        cli.error(1, *words, "--checkpoint", "kept.json")
+        cli.error(130, *words, "--checkpoint", "kept.json")
     assert not cli.kept
     assert cli.found(*words, "--checkpoint", "kept.json") == whole
 
@@ -202,7 +202,7 @@ def test_damaged_checkpoints(cli: Cli, change: Any, message: str) -> None:
     words = [*WORDS, "--episodes", "300"]
     whole = cli.found(*words)
     with interrupted(100):
-        cli.error(1, *words)
+        cli.error(130, *words)
     (kept,) = cli.kept
     text = kept.read_text()
     damaged = text[: len(text) // 2] if change is None else change
@@ -351,7 +351,7 @@ def test_a_process_that_ends_in_mid_search_is_resumed(cli: Cli, number: signal.S
             time.sleep(0.001)
         running.send_signal(number)
         running.wait(WAIT_S)
-        assert running.returncode == (1 if number == signal.SIGINT else -number)
+        assert running.returncode == (130 if number == signal.SIGINT else -number)
         if number == signal.SIGINT:
             assert "the same command goes on with the search" in running.stderr.read()
     code, out, err = cli(*words, "--json")

@@ -94,11 +94,11 @@ def test_an_interrupt_tells_the_best_so_far(train: Run, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(seeds, "run_seed", interrupted)
     code, _, err = train("--seeds", "3", "--jobs", "1", "--max-stages", "3")
-    assert code == 1
+    assert code == 130
     points = ",".join(map(str, done[0].partition.split_points))
     assert f"--split-points={points} " in err
     code, _, err = train("--seeds", "3", "--jobs", "1", "--max-stages", "3")
-    assert code == 1
+    assert code == 130
     assert "before a first plan" in err
 
 

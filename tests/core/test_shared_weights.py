@@ -17,6 +17,7 @@ from models import floats
 from onnx import numpy_helper
 
 import splitload.loader
+import splitload.variants
 from splitload import ParallelLoader
 from splitload.bundle import read_manifest, validate
 from splitload.deploy.build import Plan, build_bundle
@@ -106,10 +107,13 @@ def bundle(blocked: bool, model: onnx.ModelProto, tmp_path_factory: pytest.TempP
     return write(model, tmp_path_factory.mktemp("shared"))
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::splitload.PortableWarning")  # what is tried here is the portable graph
+
+
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """This is another processor."""
-    monkeypatch.setattr(splitload.loader, "cpu_architecture", lambda: "abacus")
+    monkeypatch.setattr(splitload.variants, "cpu_architecture", lambda: "abacus")
 
 
 def write(model: onnx.ModelProto, folder: Path, native: int = 2, portable: int = 3, feeds: Any = None) -> Path:

@@ -13,8 +13,8 @@ import onnxruntime as ort
 import pytest
 import runtime_models
 
-import splitload.loader
-from splitload import ParallelLoader
+import splitload.variants
+from splitload import ParallelLoader, PortableWarning
 from splitload.bundle import MANIFEST, read_manifest
 from splitload.cli import main
 
@@ -68,8 +68,8 @@ def test_it_still_loads_elsewhere_and_again(
 ) -> None:
     assert specialize(own_bundle)[0] == 0
     assert specialize(own_bundle)[0] == 0  # what was specialised can be
-    monkeypatch.setattr(splitload.loader, "cpu_architecture", lambda: "other")
-    with ParallelLoader(own_bundle) as model:
+    monkeypatch.setattr(splitload.variants, "cpu_architecture", lambda: "other")
+    with pytest.warns(PortableWarning, match="here is other with"), ParallelLoader(own_bundle) as model:
         assert model.variant.kind == "portable"
         for got, expected in zip(
             model.run(None, runtime_models.feeds()), session.run(None, runtime_models.feeds()), strict=True

@@ -54,7 +54,8 @@ def test_counts_are_at_least_one(name: str, option: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("no\nsuch thing"), 2), (ModelError("no\nsuch thing"), 1), (KeyboardInterrupt(), 1)]
+    ("error", "code"),
+    [(UsageError("no\nsuch thing"), 2), (ModelError("no\nsuch thing"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_errors_are_one_line(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     def main(words: Sequence[str] | None = None) -> int:

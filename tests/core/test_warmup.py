@@ -8,7 +8,7 @@ import sys
 import threading
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime.capi.onnxruntime_inference_collection as stock
 import pytest
 
 from splitload import warmup
@@ -28,14 +28,14 @@ def warm_threads() -> list[threading.Thread]:
 
 
 def test_the_session_is_made_on_another_thread_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, made, go = ort.InferenceSession, [], threading.Event()
+    real, made, go = stock.InferenceSession, [], threading.Event()
 
     def session(*arguments: object, **options: object) -> object:
         go.wait(WAIT_S)
         made.append((threading.current_thread().name, real(*arguments, **options)))
         return made[-1][1]
 
-    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(stock, "InferenceSession", session)
     warmup.warm_up()
     (thread,) = warm_threads()
     assert not thread.daemon  # the interpreter waits for it
@@ -49,7 +49,7 @@ def test_the_session_is_made_on_another_thread_and_dropped(monkeypatch: pytest.M
 def test_what_fails_is_left_to_who_needs_a_session(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ort, "InferenceSession", None)
+    monkeypatch.setattr(stock, "InferenceSession", None)
     warmup.warm_up()
     for thread in warm_threads():
         thread.join(WAIT_S)
@@ -77,12 +77,13 @@ def test_no_child_is_forked_while_the_runtime_holds_its_locks() -> None:
     code = """
 import os, threading, time
 import onnxruntime
-lock, real = threading.Lock(), onnxruntime.InferenceSession
+from onnxruntime.capi import onnxruntime_inference_collection as stock
+lock, real = threading.Lock(), stock.InferenceSession
 def session(*arguments, **options):  # a child that inherits the lock taken, as one of the runtime's own, waits forever
     with lock:
         time.sleep(0.5)
         return real(*arguments, **options)
-onnxruntime.InferenceSession = session
+stock.InferenceSession = session
 import splitload
 child = os.fork()
 if not child:

@@ -104,7 +104,7 @@ def test_the_best_epoch_is_kept_and_training_ends_early(bundle: Path, tmp_path: 
     noise = data(tmp_path / "valid.npz", seed=3, y=np.random.default_rng(4).integers(0, CLASSES, 120))
     settings = Settings(epochs=40, batch_size=8, learning_rate=0.02, patience=2)
     result = personalize(bundle, data(tmp_path / "train.npz"), noise, settings=settings)
-    judged = [epoch.valid_loss for epoch in result.epochs]
+    judged = [epoch.valid_loss for epoch in (result.before, *result.epochs)]  # the tail as it was counts as epoch 0
     assert result.best.valid_loss == min(judged)  # type: ignore[type-var]
     assert len(result.epochs) == result.best.number + 2 < 40
 
@@ -136,11 +136,11 @@ def test_training_begins_after_one_batch_of_features(
         settings=Settings(epochs=2, batch_size=16),
         on_features=lambda done, total: happened.append((done, total)),
         on_step=lambda steps, loss: happened.append(f"step {steps}"),
-        on_epoch=lambda epoch: happened.append("epoch"),
+        on_epoch=lambda epoch: happened.append("epoch"),  # the first time for the tail as it was
     )
     assert happened == [
         "load", *((done, 45) for done in range(1, 17)), "close", "step 1",
-        "load", *((done, 45) for done in range(17, 46)), "close", "step 2", "step 3", "epoch",
+        "load", *((done, 45) for done in range(17, 46)), "close", "step 2", "step 3", "epoch", "epoch",
         "step 4", "step 5", "step 6", "epoch",
     ]  # fmt: skip
 
@@ -191,7 +191,7 @@ def test_bad_files_and_names_are_refused(bundle: Path, tmp_path: Path) -> None:
     for tail in ("../x", "", "a b", ".x"):
         with pytest.raises(UsageError, match="a tail's name"):
             personalize(bundle, good, tail=tail)
-    with pytest.raises(UsageError, match="the loss is 'cross-entropy' or 'mse', not 'hinge'"):
+    with pytest.raises(UsageError, match="the loss is one of cross-entropy, binary-cross-entropy, mse, not 'hinge'"):
         personalize(bundle, good, settings=Settings(loss="hinge"))
     with pytest.raises(UsageError, match="seed must be a whole number"):
         Settings(seed=-1)
@@ -248,7 +248,8 @@ def test_the_command_and_the_script(bundle: Path, tmp_path: Path, capsys: pytest
     assert (printed["version"], len(printed["epochs"])) == (1, 2)
     assert script.main([*words, "--tail", "anna", "--valid", str(train)]) == 0
     *epochs, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert (len(epochs), last["tail"], last["version"]) == (2, "anna", 1)
+    assert [epoch["number"] for epoch in epochs] == [0, 1, 2], "the tail as it was is told first"
+    assert (last["tail"], last["version"], last["improved"]) == ("anna", 1, True)
     assert main(["finetune", str(bundle), "--revert"]) == 0
     assert current_version(bundle, "default") == 0
     for words, code, message in (

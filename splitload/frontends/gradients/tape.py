@@ -103,7 +103,14 @@ class Gradients:
             raise ModelError(f"the operator {node.op_type} (node {where}) is trained through its first output only")
         if arriving[0] is None:
             return []
-        return rule(self, node, arriving[0])
+        try:
+            return rule(self, node, arriving[0])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"the operator {node.op_type} (node {where}) has no gradient here as it stands: {error}"
+            ) from error
 
     def _split(self, node: Any, arriving: Sequence[str | None]) -> str:
         parts = [
@@ -123,7 +130,7 @@ class Gradients:
         from onnx import helper
 
         self._count += 1
-        name = f"gradient/{kind}_{self._count}"
+        name = f"splitload/gradient/{kind}_{self._count}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **settings))
         return name
 
@@ -132,7 +139,7 @@ class Gradients:
         from onnx import helper
 
         self._count += 1
-        name = f"gradient/Indices_{self._count}"
+        name = f"splitload/gradient/Indices_{self._count}"
         kept = {key: value for key, value in attributes(node).items() if key != "storage_order"}
         self.nodes.append(helper.make_node("MaxPool", [node.input[0]], [f"{name}/largest", name], name=name, **kept))
         return name
@@ -140,7 +147,7 @@ class Gradients:
     def constant(self, value: np.ndarray[Any, Any]) -> str:
         """Add a constant, and return its name."""
         self._count += 1
-        name = f"gradient/constant_{self._count}"
+        name = f"splitload/gradient/constant_{self._count}"
         self.initializers[name] = value
         return name
 

@@ -1,0 +1,153 @@
+"""What the unsplit original gives for some samples: losses are compared with it, so that no check shares a mistake."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.errors import ModelError, SplitloadError
+from splitload.frontends.observe import one_line, plain_options
+from splitload.frontends.onnx import Source, read_model
+from splitload.frontends.opened import Opened
+from splitload.inputs import example_inputs
+from splitload.manifest import Loss, OutputKind
+
+SAMPLES = 4  # made up, where inputs are
+_LEAST = 1e-5  # smaller probabilities are no measure: float32 and limits for a logarithm change them
+_TOLERANCE = 1e-3  # of the loss, or of 1
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """Some samples.
+
+    Attributes:
+        features: What the trained part reads, by name, of shape `(samples, …)`.
+        outputs: What the original gives, of shape `(samples, …)`.
+    """
+
+    features: dict[str, Array]
+    outputs: Array
+
+    def features_of(self, rows: Array) -> dict[str, Array]:
+        """Return the features of some of them."""
+        return {name: each[rows] for name, each in self.features.items()}
+
+
+def seen(source: Source, opened: Opened, output: str, feeds: Mapping[str, Any]) -> Seen:
+    """Run the original on samples, and what is frozen of it on the same.
+
+    Args:
+        source: The original model.
+        opened: The same, divided; its weights are the original's.
+        output: Which output.
+        feeds: Inputs; made up where they are missing, several times.
+
+    Raises:
+        ModelError: If the original does not run on them, or a feature has no entry for each sample.
+    """
+    import onnxruntime as ort
+
+    names = list(opened.division.features)
+    try:
+        original = ort.InferenceSession(str(source.path), plain_options(), providers=["CPUExecutionProvider"])
+        frozen = _frozen(opened)
+        inputs = [each.name for each in frozen.get_inputs()]
+        found: list[list[Array]] = []
+        for seed in range(SAMPLES if any(each.name not in feeds for each in original.get_inputs()) else 1):
+            ready = example_inputs(original.get_inputs(), feeds, seed)
+            made = [name for name in names if name not in ready]
+            values = dict(ready)
+            if made:
+                values |= zip(made, frozen.run(made, {name: ready[name] for name in inputs}), strict=True)
+            found.append([*original.run([output], ready), *(np.asarray(values[name]) for name in names)])
+    except SplitloadError as error:
+        raise ModelError(str(error)) from error
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(f"the model does not run on these inputs: {one_line(error)}") from error
+    if any(len({each.shape[:1] for each in row}) > 1 or not row[0].ndim for row in found):
+        raise ModelError("what is trained reads values that are not of the samples")
+    outputs, *features = (np.concatenate(column) for column in zip(*found, strict=True))
+    return Seen(dict(zip(names, features, strict=True)), outputs)
+
+
+def _frozen(opened: Opened) -> Any:
+    """Return a session of the divided model that gives the features too."""
+    import onnx
+    import onnxruntime as ort
+
+    model = read_model(opened.graph.path)
+    given = {value.name for value in (*model.graph.output, *model.graph.input)}
+    model.graph.output.extend(onnx.ValueInfoProto(name=each) for each in opened.division.features if each not in given)
+    handle, file = tempfile.mkstemp(dir=opened.graph.path.parent, prefix=".probe-", suffix=".onnx")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(model.SerializeToString())
+        return ort.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+    finally:
+        Path(file).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """A loss that the original has.
+
+    Attributes:
+        rows: Of which samples.
+        target: For which target.
+        loss: What it is.
+    """
+
+    rows: Array
+    target: Array
+    loss: float
+
+    def check(self, found: float) -> None:
+        """Raise unless a loss is the same.
+
+        Raises:
+            ModelError: If it is not.
+        """
+        if not abs(found - self.loss) <= _TOLERANCE * max(1.0, abs(self.loss)):
+            raise ModelError(
+                f"the loss in training is {found:.6g}, that of the unsplit model's outputs {self.loss:.6g}"
+            )
+
+
+def wanted_losses(loss: Loss, outputs: Array, kind: OutputKind | None) -> Iterator[Wanted]:
+    """Yield losses of the original's outputs, worked out here in double precision, for several targets.
+
+    Args:
+        loss: Which.
+        outputs: Of shape `(samples, …)`.
+        kind: What they are.
+    """
+    values = outputs.astype(np.float64)
+    everyone = np.arange(len(values))
+    if loss == "mse":
+        target = np.random.default_rng(2).standard_normal([*values.shape]).astype(np.float32)
+        yield Wanted(everyone, target, float(((values - target) ** 2).mean()))
+        return
+    rows = values.reshape(len(values), -1)
+    if loss == "binary-cross-entropy":
+        chances = rows if kind == "probabilities" else 1 / (1 + np.exp(-rows))
+        chances = np.concatenate([1 - chances, chances], axis=1)
+    elif kind == "probabilities":
+        chances = rows
+    else:
+        powers = np.exp(rows if kind == "log-probabilities" else rows - rows.max(1, keepdims=True))
+        chances = powers if kind == "log-probabilities" else powers / powers.sum(1, keepdims=True)
+    order = np.argsort(-chances, axis=1)
+    for place in range(min(3, order.shape[1])):
+        classes = order[:, place]
+        of_class = chances[everyone, classes]
+        picked = everyone[of_class >= _LEAST]
+        if len(picked):
+            yield Wanted(picked, classes[picked].astype(np.int64), float(-np.log(of_class[picked]).mean()))

@@ -1,0 +1,100 @@
+"""Files of a bundle, read without following links or waiting for a pipe, and checked while they are read.
+
+A bundle may come from anywhere: a link in it would have a reader take some private file of the user for a part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from splitload.errors import BundleError
+
+if TYPE_CHECKING:
+    from splitload.manifest import File
+
+_CHUNK_BYTES = 8 << 20
+_CURE = "copy the bundle again"
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """Return the status of a file that is neither a link nor anything else than a file.
+
+    Raises:
+        BundleError: If it is, or is missing.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError as error:
+        raise BundleError(f"'{path}' is missing; {_CURE}") from error
+    except OSError as error:
+        raise BundleError(f"cannot read '{path}': {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a link" if stat.S_ISLNK(status.st_mode) else "no file"
+        raise BundleError(f"'{path}' is {what}, and a bundle holds files only; {_CURE}, with 'cp -rL'")
+    return status
+
+
+def check_folder(path: Path) -> None:
+    """Make sure that a folder, if it is there, is no link and nothing else.
+
+    Raises:
+        BundleError: If it is.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        what = "a link" if path.is_symlink() else "no folder"
+        raise BundleError(f"'{path}' is {what}; remove it, and the bundle is as it was built")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; what is put in its place meanwhile is refused as well.
+
+    Raises:
+        BundleError: If it is no file, or cannot be opened.
+    """
+    check_regular(path)
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise BundleError(f"cannot read '{path}': {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"'{path}' is no file; {_CURE}")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_checked(path: Path, entry: File) -> bytes:
+    """Return the bytes of a file that are what the manifest says.
+
+    Raises:
+        BundleError: If they are not.
+    """
+    with open_regular(path) as file:
+        data = file.read(entry.bytes + 1)
+    _compare(path, entry, len(data), hashlib.sha256(data).hexdigest())
+    return data
+
+
+def copy_checked(path: Path, target: Path, entry: File) -> None:
+    """Copy a file to a new one, and make sure that what was copied is what the manifest says.
+
+    Raises:
+        BundleError: If it is not.
+        OSError: If the copy cannot be written.
+    """
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) as source, target.open("xb") as made:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            made.write(chunk)
+    _compare(path, entry, size, digest.hexdigest())
+
+
+def _compare(path: Path, entry: File, size: int, sha256: str) -> None:
+    if (size, sha256) != (entry.bytes, entry.sha256):
+        raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); {_CURE}")

@@ -1,0 +1,101 @@
+"""`splitload.InferenceSession`: loads a bundle where one is known for the model, and is a plain session otherwise."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from splitload.beside import find
+from splitload.errors import BundleError, UsageError
+from splitload.loader import ParallelLoader
+from splitload.stock import session_class
+
+_log = logging.getLogger("splitload")
+_Stock: Any = session_class()
+_KNOWN = ("enable_fallback", "read_config_from_model", "disabled_optimizers")  # onnxruntime ignores all others
+
+
+class InferenceSession(_Stock):  # type: ignore[misc]
+    """An `onnxruntime.InferenceSession` that loads `model.splitload` in place of `model.onnx` where that lies beside it.
+
+    It is made and used like the class that it derives from, so that it can stand in for it before a client library is
+    imported: `onnxruntime.InferenceSession = splitload.InferenceSession`. A bundle of another model is not taken, nor one
+    that cannot do what is asked (another provider, profiling): then it is a plain session, and the logger "splitload"
+    has a warning. All that `ParallelLoader` has beside, such as `timeline` and `wait`, is there where it loads a bundle.
+
+    Args:
+        path_or_bytes: Path or bytes of an ONNX model, or the folder of a bundle.
+        sess_options: See `onnxruntime.InferenceSession`.
+        providers: Likewise.
+        provider_options: Likewise.
+        **kwargs: Likewise.
+
+    Attributes:
+        bundles: Folders of bundles for models that have none beside them, or are given as bytes; of the class, so that
+            a subclass may set its own.
+        loader: The `ParallelLoader` behind it, or None for a plain session.
+        bundle: The folder of the bundle that it loads, or None.
+        reason: Why it loads the bundle or is a plain session, in one line.
+
+    Raises:
+        SplitloadError: If a bundle is given that cannot be loaded; a plain session raises what onnxruntime does.
+    """
+
+    bundles: ClassVar[Sequence[str | os.PathLike[str]]] = ()
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        sess_options: Any = None,
+        providers: Sequence[Any] | None = None,
+        provider_options: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.loader: ParallelLoader | None = None
+        self.bundle: Path | None = None
+        if not isinstance(path_or_bytes, str | os.PathLike | bytes):
+            super().__init__(path_or_bytes, sess_options, providers, provider_options, **kwargs)  # which says so
+        match = find(path_or_bytes, self.bundles)
+        self.reason, refused = match.reason, match.refused
+        if match.bundle is not None:
+            given = {name: kwargs[name] for name in _KNOWN if name in kwargs}
+            try:
+                self.loader = ParallelLoader(match.bundle, sess_options, providers, provider_options, **given)
+                self.bundle = match.bundle
+            except (UsageError, BundleError) as error:
+                if not isinstance(path_or_bytes, bytes) and match.bundle == Path(path_or_bytes):
+                    raise  # there is no model to open instead
+                self.reason, refused = f"'{match.bundle}' is not taken: {error}", True
+        what = "plain session" if self.loader is None else "bundle"
+        of = "bytes" if isinstance(path_or_bytes, bytes) else path_or_bytes
+        _log.log(logging.WARNING if refused else logging.INFO, "%s for %s: %s", what, of, self.reason)
+        if self.loader is None:
+            super().__init__(path_or_bytes, sess_options, providers, provider_options, **kwargs)
+        else:  # where a stock session has these
+            self._model_path = None if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
+            self._model_bytes = path_or_bytes if isinstance(path_or_bytes, bytes) else None
+
+    def __getattr__(self, name: str) -> Any:
+        loader = self.__dict__.get("loader")
+        if loader is None:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(loader, name)
+
+
+def _through(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that asks the loader where there is one, and the plain session otherwise."""
+
+    @functools.wraps(plain)
+    def call(self: InferenceSession, *values: Any, **named: Any) -> Any:
+        return plain(self, *values, **named) if self.loader is None else getattr(self.loader, name)(*values, **named)
+
+    return call
+
+
+for _name in dir(_Stock):
+    if not _name.startswith("_"):
+        setattr(InferenceSession, _name, _through(_name, getattr(_Stock, _name)))
