@@ -33,14 +33,14 @@ from splitload.frontends.shared import Found, WeightIndex, as_array, read_extern
 
 MIN_GAIN_BYTES = 16 << 10  # less is not worth a node
 MAX_CHAIN_BYTES = 1 << 30  # what a chain may read or make to be tried
-_PREFIX = "made/"
+MAKER = "made/"  # how names of makers begin
 _MOVES = {"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Concat"}
 _FLOAT, _HALF, _INT64 = 1, 10, 7  # as onnx numbers types
 
 
 def is_maker(node: Any) -> bool:
     """Return whether a node makes a weight out of what the model stores smaller."""
-    return str(node.name).startswith(_PREFIX)
+    return str(node.name).startswith(MAKER)
 
 
 def unfold(path: Path, original: Path, *, native: bool) -> int:
@@ -122,7 +122,7 @@ def narrow(path: Path, original: Path) -> int:
             continue
         name = str(tensor.name)
         tensor.name = rewriter.free_name(f"{name}/half")
-        makers.append(onnx.helper.make_node("Cast", [tensor.name], [name], f"{_PREFIX}{name}", to=_FLOAT))
+        makers.append(onnx.helper.make_node("Cast", [tensor.name], [name], f"{MAKER}{name}", to=_FLOAT))
         rewriter.replace(tensor, _HALF, tuple(tensor.dims), half.tobytes())
     if makers:
         rewriter.prepend(makers)
@@ -236,8 +236,6 @@ def _constant(node: Any) -> Any:
 
 def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Found, value: Any) -> list[Any]:
     """Return nodes that make the weight that was found in the optimised graph."""
-    from onnx import helper
-
     names = dict(kept)
     nodes = []
     target = str(found.tensor.name)
@@ -246,10 +244,10 @@ def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Fo
         copy.CopyFrom(node)
         copy.ClearField("doc_string")
         copy.ClearField("metadata_props")
-        copy.name = f"{_PREFIX}{target}/{len(nodes)}"
+        copy.name = f"{MAKER}{target}/{len(nodes)}"
         copy.input[:] = [names.get(name, name) for name in node.input]
         for name in node.output:
-            names[name] = rewriter.free_name(f"{_PREFIX}{name}") if name else ""
+            names[name] = rewriter.free_name(f"{MAKER}{name}") if name else ""
         copy.output[:] = [names[name] for name in node.output]
         nodes.append(copy)
     made = names[chain.name]
@@ -259,22 +257,34 @@ def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Fo
         for node in nodes:
             node.input[:] = [target if name == made else name for name in node.input]
         return nodes
-    split = [found.dims[axis] for axis in found.order]
-    for kind, extra in (
-        ("Reshape", split),
-        ("Transpose", list(np.argsort(found.order))),
-        ("Reshape", list(found.tensor.dims)),
-    ):
-        is_last = kind == "Reshape" and made.endswith("/turned")
-        result = target if is_last else rewriter.free_name(f"{_PREFIX}{target}/{'split' if kind == 'Reshape' else 'turned'}")
-        name = f"{_PREFIX}{target}/{len(nodes)}"
-        if kind == "Transpose":
-            nodes.append(helper.make_node(kind, [made], [result], name, perm=[int(axis) for axis in extra]))
-        else:
-            size = rewriter.add(f"{result}/shape", _INT64, (len(extra),), np.array(extra, np.int64).tobytes())
-            nodes.append(helper.make_node(kind, [made, size], [result], name))
-        made = result
-    return nodes
+    return [*nodes, *turn(rewriter, found, tuple(found.tensor.dims), made, target)]
+
+
+def turn(rewriter: Rewriter, found: Found, dims: tuple[int, ...], source: str, result: str) -> list[Any]:
+    """Return nodes that bring a weight into the order in which the optimised graph has it.
+
+    Args:
+        rewriter: Of that graph.
+        found: What restores the weight from it.
+        dims: Shape that the graph has it with.
+        source: Name of the weight.
+        result: Name of what is made.
+    """
+    from onnx import helper
+
+    order = found.order or ()
+    split, turned = (rewriter.free_name(f"{MAKER}{result}/{word}") for word in ("split", "turned"))
+    sizes = [found.dims[axis] for axis in order]
+    shapes = [
+        rewriter.add(f"{MAKER}{result}/sizes", _INT64, (len(each),), np.array(each, np.int64).tobytes())
+        for each in (sizes, dims)
+    ]
+    back = [int(axis) for axis in np.argsort(order)]
+    return [
+        helper.make_node("Reshape", [source, shapes[0]], [split], f"{MAKER}{result}/split"),
+        helper.make_node("Transpose", [split], [turned], f"{MAKER}{result}/turn", perm=back),
+        helper.make_node("Reshape", [turned, shapes[1]], [result], f"{MAKER}{result}/join"),
+    ]
 
 
 def _read_transposed(rewriter: Rewriter, found: Found, leaf: str, native: bool) -> bool:

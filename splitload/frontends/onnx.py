@@ -16,6 +16,7 @@ from splitload.frontends.hoisting import has_hidden_weights, hoist
 from splitload.frontends.layout import block_products
 from splitload.frontends.names import NAME_CLASH, rename_weights
 from splitload.frontends.observe import flops, observe, one_line, plain_options
+from splitload.frontends.padding import unpad
 from splitload.frontends.proto import (
     all_tensors,
     bodies,
@@ -30,6 +31,7 @@ from splitload.frontends.proto import (
     with_constants,
 )
 from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
+from splitload.frontends.shared import unshared_bytes
 from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.inputs import example_inputs
@@ -38,6 +40,8 @@ from splitload.manifest import Metadata
 from splitload.scratch import scratch_folder
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
+TOLERATED, TOLERATED_BYTES = 0.08, 64 << 10  # what a bundle may hold twice; the larger one counts
+TOO_LARGE = "too-large"
 _CACHE_VERSION = 5
 
 
@@ -113,6 +117,10 @@ def load_graph(
     takes every optimisation of onnxruntime, "portable" only those that leave standard operators. A model that
     onnxruntime cannot optimise, because it already was, is taken as it is.
 
+    The native graph must share its weights with the portable one. Where it does not, as with trees, which are
+    no tensors, or with 4-bit weights, which it packs in an order of its own, a bundle of both would be about twice as large
+    as the model. Then the portable graph is returned, which onnxruntime optimises when it loads it.
+
     Args:
         source: The model.
         kind: Which graph is wanted.
@@ -124,7 +132,13 @@ def load_graph(
         ModelError: If onnxruntime cannot load the model.
         OutputError: If the optimised file cannot be written.
     """
-    path = _optimized_folder(source, kind, cache, feeds) / "model.onnx"
+    path = _optimized_folder(source, "portable", cache, feeds) / "model.onnx"
+    if kind == "native":
+        native = _optimized_folder(source, kind, cache, feeds, path)
+        if not (native / TOO_LARGE).exists():
+            path = native / "model.onnx"
+        else:
+            kind = "portable"
     return read_graph(path, source, kind, max_blocks=max_blocks, feeds=feeds)
 
 
@@ -226,11 +240,25 @@ def read_whole(path: Path) -> Any:
     return model
 
 
-def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mapping[str, Any] | None) -> Path:
-    """Return the folder with the optimised model, made now unless the cache has it."""
+def _optimized_folder(
+    source: Source, kind: GraphKind, cache: Path, feeds: Mapping[str, Any] | None, portable: Path | None = None
+) -> Path:
+    """Return the folder with the optimised model, made now unless the cache has it.
+
+    The native one is fitted to the file of the `portable` one: filled filters lose their filling, and where
+    the two would hold too much twice, a file `TOO_LARGE` says so.
+    """
+
+    def fit(made: Path) -> None:
+        if portable is not None:
+            unpad(made / "model.onnx", portable)
+            missing, total = unshared_bytes(made / "model.onnx", portable)
+            if missing > max(TOLERATED * total, TOLERATED_BYTES):
+                (made / TOO_LARGE).touch()
+
     folder = folder_of(source, kind, cache)
     if not (folder / "model.onnx").is_file():
-        optimize_into(folder, source.path, source, kind, feeds)
+        optimize_into(folder, source.path, source, kind, feeds, fit)
     return folder
 
 

@@ -21,6 +21,9 @@ from splitload.frontends.proto import external_entry, is_external
 from splitload.graph import ModelGraph
 
 
+_LARGE_NODE_BYTES = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where the bytes of a weight lie, and how its order is restored.
@@ -111,6 +114,28 @@ class WeightIndex:
                     if order[0] == 0 and corner.dtype == weights.dtype and np.array_equal(corner, weights):
                         return Found(tensor, dims, order, shape)
         return None
+
+
+def unshared_bytes(native: Path, portable: Path) -> tuple[int, int]:
+    """Return how many bytes of a portable graph lie in no weight of the native one, and how many there are.
+
+    Attributes of nodes that are not small, such as the trees of an ensemble, are never shared.
+
+    Args:
+        native: The native .onnx file.
+        portable: The portable one.
+    """
+    import onnx
+
+    graphs = [onnx.load_model(str(path), format="protobuf", load_external_data=False).graph for path in (native, portable)]
+    index = WeightIndex(graphs[0], native.parent)
+    own = [size for node in graphs[1].node if (size := node.ByteSize()) >= _LARGE_NODE_BYTES]
+    missing, total = sum(own), sum(own)
+    for tensor in filter(is_external, graphs[1].initializer):
+        weights = read_external(tensor, portable.parent)
+        total += weights.nbytes
+        missing += 0 if index.find(weights) else weights.nbytes
+    return missing, total
 
 
 class StoredWeights:
