@@ -51,6 +51,7 @@ def build_bundle(
     on_progress: Callable[[int, int], None] | None = None,
     choose: Callable[[Path, Variant], Variant] | None = None,
     add_training: Callable[[Path, StageEntry], Training | None] | None = None,
+    check: Callable[[Path, Manifest], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
@@ -66,6 +67,7 @@ def build_bundle(
         choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
         add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
             says what it wrote.
+        check: Called with the folder and the manifest when all is written; what it raises leaves `target` as it was.
         on_note: Called with what the user should know: why a native variant has no canary.
 
     Returns:
@@ -147,6 +149,8 @@ def build_bundle(
             model_data=tuple(model_data) or None,
         )
         write_manifest(folder, manifest)
+        if check is not None:
+            check(folder, manifest)
     return manifest
 
 

@@ -10,6 +10,7 @@ from splitload.bundle import MANIFEST, validate
 from splitload.errors import OutputError
 from splitload.manifest import FORMAT, Manifest
 from splitload.replace import check_folder, replacing
+from splitload.sealed import seal
 from splitload.tails import names
 
 
@@ -37,4 +38,4 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     data = manifest.to_json()
     text = json.dumps(data, indent=1)
     validate(json.loads(text))
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(seal(text), encoding="utf-8")

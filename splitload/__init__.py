@@ -16,20 +16,24 @@ from splitload.loader import ParallelLoader  # noqa: E402
 
 if TYPE_CHECKING:
     from splitload.commands.from_torch import from_torch
-    from splitload.shim import InferenceSession
+    from splitload.delivery import install
+    from splitload.shim import InferenceSession, IOBinding
 
 __version__ = "0.1.0"
 __all__ = [
-    "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__", "from_torch",
+    "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__", "from_torch",
+    "install",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs onnxruntime or torch when it is asked for."""
+    """Import what most programs do not need, or what needs onnxruntime or torch, when it is asked for."""
     import importlib
 
-    if name == "InferenceSession":
-        return importlib.import_module("splitload.shim").InferenceSession
+    if name in ("InferenceSession", "IOBinding"):
+        return getattr(importlib.import_module("splitload.shim"), name)
+    if name == "install":
+        return importlib.import_module("splitload.delivery").install
     if name == "from_torch":
         return importlib.import_module("splitload.commands.from_torch").from_torch
     if name == "torch":

@@ -1,10 +1,12 @@
-"""Text files that are written whole or not at all: readers see the old one or the new one, whenever a writer ends."""
+"""What is written whole or not at all: readers see the old or the new, whenever a writer ends or the power fails."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from splitload.errors import OutputError
@@ -53,13 +55,35 @@ def write_text(path: Path, text: str, what: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to storage, so that a rename never outlives what it names.
+    """Flush a file or folder to storage, so that a rename never outlives what it names; if its file system can.
 
     Raises:
         OSError: If it cannot be opened or flushed.
     """
+    if sys.platform == "win32":  # opens no folders, and flushes what is open for writing
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path, *, read_only: bool = False) -> None:
+    """Flush a folder and all that is in it.
+
+    Args:
+        folder: The folder.
+        read_only: Whether to take away the permission to write to its files, so that nobody overwrites in place what
+            others have mapped; they can still be removed and replaced (not on Windows, where they could not).
+
+    Raises:
+        OSError: If something cannot be opened or flushed.
+    """
+    for path in (*sorted(folder.rglob("*")), folder):
+        if read_only and sys.platform != "win32" and path.is_file():
+            path.chmod(path.stat().st_mode & 0o555)
+        sync(path)

@@ -14,7 +14,9 @@ from splitload.record import Record
 def check_device(device_type: str) -> None:
     """Raise `UsageError` unless memory of the processor is meant."""
     if device_type.lower() != "cpu":
-        raise UsageError(f"a bundle's inputs and outputs lie in the processor's memory, not on '{device_type}'; bind 'cpu'")
+        raise UsageError(
+            f"a bundle's inputs and outputs lie in the processor's memory, not on '{device_type}'; bind 'cpu'"
+        )
 
 
 class Memory(Record):
@@ -150,7 +152,9 @@ class Binding:
             place = self._value(target)
             takes, gives = ((each.data_type(), each.shape()) for each in (place, result))
             if takes != gives or gives[0] == "tensor(string)":
-                raise UsageError(f"output '{name}' is {gives[0]} of {gives[1]}, its memory takes {takes[0]} of {takes[1]}")
+                raise UsageError(
+                    f"output '{name}' is {gives[0]} of {gives[1]}, its memory takes {takes[0]} of {takes[1]}"
+                )
             ctypes.memmove(place.data_ptr(), result.data_ptr(), result.tensor_size_in_bytes())
             kept.append(place)
         self._results = kept
@@ -164,13 +168,18 @@ class Binding:
             return make.ortvalue_from_numpy(bound)
         import numpy as np
 
-        count = math.prod(bound.shape)
         by_number = isinstance(bound.element_type, int)
         if by_number:  # types that numpy has not are numbers of the same width to it
-            width = make.ortvalue_from_shape_and_type([1], bound.element_type).tensor_size_in_bytes()
-            element = np.dtype(f"u{width}")
+            one, two = (
+                make.ortvalue_from_shape_and_type([size], bound.element_type).tensor_size_in_bytes() for size in (1, 2)
+            )
+            if two != 2 * one:
+                raise UsageError(f"elements of ONNX's type {bound.element_type} share bytes; bind an OrtValue instead")
+            element = np.dtype(f"u{one}")
         else:
             element = np.dtype(bound.element_type)
-        memory = (ctypes.c_char * (count * element.itemsize)).from_address(bound.address)
-        array = np.frombuffer(memory, element, count).reshape(bound.shape)
-        return make.ortvalue_from_numpy_with_onnx_type(array, bound.element_type) if by_number else make.ortvalue_from_numpy(array)
+        memory: Any = (ctypes.c_char * (math.prod(bound.shape) * element.itemsize)).from_address(bound.address)
+        array: Any = np.ndarray(bound.shape, element, memory)
+        if by_number:
+            return make.ortvalue_from_numpy_with_onnx_type(array, bound.element_type)
+        return make.ortvalue_from_numpy(array)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -32,6 +32,8 @@ from splitload.manifest import (
     Variant,
     Weight,
 )  # fmt: skip
+from splitload.regular import open_regular, regular_size
+from splitload.sealed import KEY, is_intact
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -55,34 +57,39 @@ def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:
 
     Args:
         folder: The bundle.
-        verify: "none" checks the manifest only, "sizes" that every file is there and as long as it should be,
-            "hashes" every byte.
+        verify: "none" checks the manifest only, and that no file blocks who opens it; "sizes" that every file is there
+            and as long as it should be, "hashes" every byte, and that no graph reads a file which the manifest does not
+            name.
 
     Raises:
         BundleError: If anything is amiss.
     """
-    manifest = validate(read_json(folder, "'splitload train MODEL --device host -o NAME.splitload' makes one"))
+    cure = "'splitload train MODEL --device host -o NAME.splitload' makes one"
+    manifest = validate(read_json(folder, cure, verify))
     check_files(folder, manifest, verify)
+    if verify == "hashes":
+        check_references(folder, manifest)
     return manifest
 
 
-def read_json(folder: Path, cure: str) -> Any:
-    """Return the JSON of a bundle's manifest, of whatever format; nothing in it is checked yet.
+def read_json(folder: Path, cure: str, verify: Verify = "sizes") -> Any:
+    """Return the JSON of a bundle's manifest, of whatever format; nothing in it is checked yet but its own hash.
 
     Args:
         folder: The bundle.
         cure: What makes one, for the error.
+        verify: With "hashes" its own hash is checked, from version 2 on.
 
     Raises:
         BundleError: If it cannot be read, is too large or is not JSON.
     """
     path = folder / MANIFEST
     try:
-        if path.exists() and not path.is_file():
-            raise BundleError(f"'{path}' is no file")
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        if regular_size(path) > MAX_MANIFEST_BYTES:
             raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES} bytes; no manifest is")
-        return json.loads(path.read_bytes())
+        with open_regular(path, links=True) as file:
+            text = file.read(MAX_MANIFEST_BYTES)
+        data = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
         raise BundleError(f"'{folder}' is not a bundle: {what}; {cure}") from error
@@ -90,38 +97,79 @@ def read_json(folder: Path, cure: str) -> Any:
         raise BundleError(f"cannot read '{path}': {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"'{path}' is damaged: not JSON ({error})") from error
+    if verify == "hashes" and isinstance(data, dict) and KEY in data and not is_intact(text):
+        raise BundleError(f"'{path}' is damaged (its own SHA-256 differs); copy the bundle again")
+    return data
 
 
 def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> None:
     """Check the files that a manifest names.
 
     Raises:
-        BundleError: For the first file that is missing, of the wrong size, or (with "hashes") changed.
+        BundleError: For the first that is no regular file, or (but for "none") is missing or of the wrong size, or
+            (with "hashes") changed.
     """
     if verify not in ("none", "sizes", "hashes"):
         raise BundleError(f"verify is 'none', 'sizes' or 'hashes', not {verify!r}")
-    if verify == "none":
-        return
-    for file in manifest.files():
+    for file in dict.fromkeys(manifest.files()):
         path = folder / file.name
         try:
-            size = path.stat().st_size
-            if size != file.bytes:
+            size = regular_size(path)
+            if size != file.bytes and verify != "none":
                 raise BundleError(f"'{path}' has {size} bytes, the manifest says {file.bytes}; copy the bundle again")
             if verify == "hashes" and sha256_of(path) != file.sha256:
                 raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); copy the bundle again")
         except FileNotFoundError as error:
-            raise BundleError(f"'{path}' is missing; copy the bundle again") from error
+            if verify != "none":
+                raise BundleError(f"'{path}' is missing; copy the bundle again") from error
         except OSError as error:
             raise BundleError(f"cannot read '{path}': {error.strerror}") from error
 
 
+def check_references(folder: Path, manifest: Manifest) -> None:
+    """Make sure that the graphs of a bundle read their weights from files that its manifest names, and from no others.
+
+    Raises:
+        BundleError: For the first that does not, or is no graph.
+    """
+    known = {file.name for file in manifest.files()}
+    for name in sorted({file.name for file in manifest.graphs()}):
+        check_graph(folder / name, known)
+
+
+def check_graph(graph: Path, known: Collection[str]) -> None:
+    """Make sure that a graph reads its weights from these files beside it, and from no others.
+
+    An .ort file, in onnxruntime's own format, holds all its weights: the runtime reads no other file for it.
+
+    Raises:
+        BundleError: If it does not, or is no graph.
+    """
+    from splitload.references import referenced_files
+
+    if graph.suffix == ".ort":
+        return
+    try:
+        strange = referenced_files(graph) - set(known)
+    except OSError as error:
+        raise BundleError(f"cannot read '{graph}': {error.strerror}") from error
+    if strange:
+        raise BundleError(
+            f"'{graph}' reads weights from '{min(strange)}', which its bundle does not name; do not use this bundle"
+        )
+
+
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        BundleError: If it is no regular file.
+        OSError: If it cannot be read.
+    """
     import hashlib
 
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path, links=True) as file:
         while chunk := file.read(8 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -141,7 +189,7 @@ def validate(data: Any) -> Manifest:
             f"the bundle has version {top.data.get('version')!r}, this splitload reads versions "
             f"{' and '.join(map(str, READABLE))}; make it again or update splitload"
         )
-    top.only("format", "version", *Manifest._fields)
+    top.only("format", "version", *own_hash(top), *Manifest._fields)
     manifest = Manifest(
         model=top.text("model"),
         model_sha256=top.sha256("model_sha256"),
@@ -173,6 +221,11 @@ def validate(data: Any) -> Manifest:
     if last.cpu is not None or last.runtime is not None or last.needs is not None:
         raise BundleError("manifest.variants: the last one must fit every processor and runtime version")
     return manifest
+
+
+def own_hash(top: Reader) -> tuple[str, ...]:
+    """Return the key of a manifest's own hash, which manifests of version 1 must not have."""
+    return () if top.get("version") == 1 else (KEY,)
 
 
 def _variant(reader: Reader) -> Variant:

@@ -9,7 +9,6 @@ counts for nothing.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +100,8 @@ def _remember(place: Path, line: str) -> None:
 
     It is not flushed to storage, which takes longer than the canary: a line that is lost or empty does no harm.
     """
+    import secrets  # which brings hashlib along: nobody who only loads should wait for it
+
     made = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ class DropIn:
     def run_with_ort_values(
         self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, Any], run_options: Any = None
     ) -> list[Any]:
-        """Compute the named outputs as `onnxruntime.OrtValue`, of inputs that are such; nothing is copied. See `run`."""
+        """Compute the named outputs as OrtValues, of inputs that are such; nothing is copied. See `run`."""
         for name, value in input_dict_ort_values.items():
             if not isinstance(value, self._ort.OrtValue):
                 raise TypeError(f"input '{name}' must be an OrtValue, it is {type(value).__name__}; `run` takes arrays")
@@ -264,4 +264,6 @@ class DropIn:
     @property
     def _sess(self) -> NoReturn:
         """What `onnxruntime.IOBinding(session)` asks for: the runtime's object, of which a bundle has several."""
-        raise AttributeError("a bundle has no single session of the runtime; io_binding() of the loader binds its inputs")
+        raise AttributeError(
+            "a bundle has no single session of the runtime; bind with io_binding() of this one, or splitload.IOBinding"
+        )

@@ -58,7 +58,7 @@ class TrainingError(SplitloadError, ArithmeticError):
 
 
 class OutputError(SplitloadError, OSError):
-    """A result could not be written; what stood there before is untouched."""
+    """A result could not be written; what stood there before is untouched, unless the message says otherwise."""
 
 
 class ClusterError(SplitloadError, ConnectionError):

@@ -81,6 +81,17 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
     return feeds
 
 
+def made_up(specs: Iterable[InputSpec], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the inputs that `example_inputs` makes up."""
+    return tuple(spec.name for spec in specs if spec.name not in given and not spec.type.startswith("optional"))
+
+
+def cure(made_up: Iterable[str]) -> str:
+    """Return the end of a message that says how to give the inputs that were made up; nothing where none were."""
+    names = ", ".join(made_up)
+    return f"; give fitting inputs with --input NAME=FILE.npy (made up: {names})" if names else ""
+
+
 def _made_up(spec: InputSpec, rng: np.random.Generator) -> Any:
     shape = tuple(size if isinstance(size, int) and size >= 0 else 1 for size in spec.shape or ())
     if spec.type in _NARROW:

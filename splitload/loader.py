@@ -77,7 +77,7 @@ class ParallelLoader(DropIn):
     threads for all models of the process, which take turns there. `run` waits for each
     stage only when it gets there. May be called from many threads at any time. The first stage that fails cancels
     the rest, and its error is what every call raises. What is still open when the interpreter exits is closed then.
-    A forked child that uses an inherited loader loads the bundle anew, at the first use; nothing of the parent's is used.
+    A forked child that uses an inherited loader loads the bundle anew, at the first use, and nothing of the parent's.
 
     Args:
         bundle: The `NAME.splitload` folder.

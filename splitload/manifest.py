@@ -14,6 +14,7 @@ Optimizer = Literal["sgd", "adam"]
 OutputKind = Literal["logits", "log-probabilities", "probabilities"]
 
 FORMAT = "splitload-bundle"
+TORCH_FORMAT = "splitload-torch"  # of the bundles of torch modules, whose manifest is `torch/format.py`'s
 VERSION = 2  # what is written
 READABLE = (1, 2)  # what is read, for ever
 NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
@@ -272,6 +273,15 @@ class Manifest(Record):
         if self.training is not None:
             for step in self.training.steps:
                 yield step.file
+
+    def graphs(self) -> Iterator[File]:
+        """Yield every graph: of stages, of canaries and of training steps."""
+        for variant in self.variants:
+            yield from (stage.graph for stage in variant.stages)
+            if variant.needs is not None and variant.needs.canary is not None:
+                yield variant.needs.canary.graph
+        if self.training is not None:
+            yield from (step.file for step in self.training.steps)
 
 
 def without_tail(manifest: Manifest) -> Manifest:

@@ -1,8 +1,8 @@
 """What the caller of a drop-in asks of a session: options, providers and their options, taken or refused in one line.
 
-What `onnxruntime.SessionOptions` holds cannot all be read from it. A session of one node is made with it, the *stand-in*:
-it hands out copies of the options, and shows in its own inputs which open sizes they fix. It also answers whatever
-depends on the options and the provider alone, and not on the model.
+What `onnxruntime.SessionOptions` holds cannot all be read from it. A session of one node is made with it, the
+*stand-in*: it hands out copies of the options, and shows in its own inputs which open sizes they fix. It also answers
+whatever depends on the options and the provider alone, and not on the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from splitload.stock import session_class
 CPU = "CPUExecutionProvider"
 _HARMLESS = (CPU, "AzureExecutionProvider")  # the second takes no operator of ONNX; every wheel for the CPU has both
 # Source: onnx/defs/schema.h, the denotations of the standard
-_DENOTATIONS = ("DATA_BATCH", "DATA_CHANNEL", "DATA_TIME", "DATA_FEATURE", "FILTER_IN_CHANNEL", "FILTER_OUT_CHANNEL", "FILTER_SPATIAL")  # fmt: skip
+_DENOTATIONS = (
+    "DATA_BATCH", "DATA_CHANNEL", "DATA_TIME", "DATA_FEATURE", "FILTER_IN_CHANNEL", "FILTER_OUT_CHANNEL",
+    "FILTER_SPATIAL",
+)  # fmt: skip
 _FLOAT, _IR_VERSION, _OPSET = 1, 7, 13
 
 
@@ -61,6 +64,7 @@ class CallerOptions:
         self._sizes: dict[str, int] = {}
         if sess_options is not None:
             _refuse(sess_options, providers)
+            _tell(sess_options)
         self.prepacks = sess_options is None or config_entry(sess_options, "session.disable_prepacking") != "1"
 
     @property
@@ -87,7 +91,7 @@ class CallerOptions:
         (shown,) = (argument.shape for argument in self.stand_in_made.get_inputs())
         if any(isinstance(size, int) for size in shown[len(names) :]):
             raise UsageError(
-                "add_free_dimension_override_by_denotation cannot be followed, a bundle does not keep what sizes denote; "
+                "add_free_dimension_override_by_denotation cannot be followed, a bundle keeps not what sizes denote; "
                 "use add_free_dimension_override_by_name"
             )
         self._sizes = {name: size for name, size in zip(names, shown, strict=False) if isinstance(size, int)}
@@ -102,7 +106,9 @@ class CallerOptions:
         if spec.shape is None:
             return spec
         sizes = self._sizes
-        return spec._replace(shape=tuple(sizes.get(each, each) if isinstance(each, str) else each for each in spec.shape))
+        return spec._replace(
+            shape=tuple(sizes.get(each, each) if isinstance(each, str) else each for each in spec.shape)
+        )
 
     def _make(self, names: Sequence[str]) -> Any:
         """Return a session of one node whose input has the open sizes `names` and one of each denotation."""
@@ -151,16 +157,25 @@ def _refuse(options: Any, providers: Sequence[Any] | None) -> None:
     """Raise for what several sessions on parts of a model cannot do."""
     if options.enable_profiling:
         raise UsageError(
-            "enable_profiling would write one file for each stage; `timeline` tells when each stage was loaded and ran, "
-            "and a stock session profiles the model"
+            "enable_profiling would write a file for each stage; `timeline` tells when each stage loaded and ran, and "
+            "a stock session profiles the model"
         )
     if options.optimized_model_filepath:
         raise UsageError(
-            "optimized_model_filepath cannot be written, a bundle's graph was optimised when it was made; open the model "
-            "with a stock session"
+            "optimized_model_filepath cannot be written, a bundle's graph was optimised when it was made; open the "
+            "model with a stock session"
         )
     if providers is None and hasattr(options, "has_providers") and options.has_providers():
         raise UsageError(f"sess_options chooses providers; a bundle runs on the processor, give providers=[{CPU!r}]")
+
+
+def _tell(options: Any) -> None:
+    """Log that a level of optimisation was asked for which a bundle's graph does not have."""
+    if options.graph_optimization_level.name not in ("ORT_ENABLE_ALL", "ORT_ENABLE_LAYOUT"):
+        import logging
+
+        level = options.graph_optimization_level.name
+        logging.getLogger("splitload").info("%s has no effect: the graph was optimised when the bundle was made", level)
 
 
 def _identity(names: Sequence[str]) -> bytes:

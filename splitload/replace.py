@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from splitload.atomic import sync
+from splitload.atomic import sync, sync_tree
 from splitload.bundle import MANIFEST, MAX_MANIFEST_BYTES
 from splitload.errors import OutputError
+from splitload.regular import open_regular
 from splitload.scratch import scratch_folder
 
 
@@ -35,9 +36,9 @@ def check_folder(target: Path, bundle_format: str) -> None:
 def _is_bundle(folder: Path, bundle_format: str) -> bool:
     """Return whether the folder holds a bundle of any version; other things have a manifest.json too."""
     try:
-        with (folder / MANIFEST).open("rb") as file:
+        with open_regular(folder / MANIFEST, links=True) as file:
             data = json.loads(file.read(MAX_MANIFEST_BYTES))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # a BundleError is a ValueError
         return False
     return isinstance(data, dict) and data.get("format") == bundle_format
 
@@ -47,31 +48,49 @@ def replacing(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Yield a new folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
 
     A bundle that stood there is replaced in one step where the system can exchange two names (Linux), in two renames
-    elsewhere.
+    elsewhere. Files of the new one are read-only: who copies another bundle over it in place is refused, unless he may
+    do everything, and does not empty what running processes have mapped.
 
     Args:
         target: Where the bundle will stand.
         check: Raises if it may not.
 
     Raises:
-        OutputError: If the folder cannot be made or moved, for example on a full disk.
+        OutputError: If the folder cannot be made or moved, for example on a full disk; it says which bundle is there.
+        KeyboardInterrupt: After an interrupt; it says if the new bundle is there.
     """
     check(target)
+    number = None
     try:
         with scratch_folder(target.parent, f".{target.name}.") as made:
             made.chmod(0o755)
             yield made
-            for path in made.iterdir():
-                sync(path)
-            sync(made)
+            sync_tree(made, read_only=True)
             check(target)  # who else works there may have come first
+            number = made.stat().st_ino
             _replace(made, target)
-            with contextlib.suppress(OSError):  # the bundle is in place
-                sync(target.parent)
+            sync(target.parent)
     except OSError as error:
+        if _stands(target, number):
+            raise OutputError(
+                f"'{target}' is the new bundle, whole, but its folder could not be brought up to date: "
+                f"{error.strerror or error}; until it is, the old one may be back after a loss of power"
+            ) from error
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write '{target}': {error.strerror or error}; nothing was changed") from error
+    except KeyboardInterrupt:
+        if _stands(target, number):
+            raise KeyboardInterrupt(f"interrupted; '{target}' is the new bundle, whole") from None
+        raise
+
+
+def _stands(target: Path, number: int | None) -> bool:
+    """Return whether the folder of this inode number is at `target`."""
+    try:
+        return number is not None and target.stat().st_ino == number
+    except OSError:
+        return False
 
 
 def _replace(made: Path, target: Path) -> None:
@@ -84,7 +103,11 @@ def _replace(made: Path, target: Path) -> None:
         try:
             made.rename(target)
         except BaseException:  # an interrupt as well
-            old.rename(target)
+            try:
+                old.rename(target)
+            except OSError as error:
+                reason = error.strerror or error
+                raise OutputError(f"nothing is at '{target}' now, as {reason}; the old bundle is at '{old}'") from error
             raise
         old.rename(made)
 

@@ -198,8 +198,9 @@ def run_stage(
     """
     feeds = {name: to_ort(ort, values[name]) for name in stage.inputs if name in values}
     types = {spec.name: spec.type for spec in stage.outputs}
-    if keep or all(isinstance(value, ort.OrtValue) for value in feeds.values()) and all(
-        types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed
+    if keep or (
+        all(isinstance(value, ort.OrtValue) for value in feeds.values())
+        and all(types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed)
     ):
         return list(session.run_with_ort_values(needed, feeds, run_options))
     return list(session.run(needed, feeds, run_options))

@@ -1,4 +1,4 @@
-"""`splitload.InferenceSession`: loads a bundle where one is known for the model, and is a plain session otherwise."""
+"""`splitload.InferenceSession` and `IOBinding`, for clients: a bundle where a model has one, else a plain session."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ from splitload.stock import session_class
 
 _log = logging.getLogger("splitload")
 _Stock: Any = session_class()
+# What a stock session keeps in private attributes that clients read all the same, and how it is told.
+_BEHIND = {
+    "_inputs_meta": "get_inputs",
+    "_outputs_meta": "get_outputs",
+    "_overridable_initializers": "get_overridable_initializers",
+    "_model_meta": "get_modelmeta",
+    "_providers": "get_providers",
+    "_provider_options": "get_provider_options",
+    "_sess_options": "get_session_options",
+}
 _KNOWN = ("enable_fallback", "read_config_from_model", "disabled_optimizers")  # onnxruntime ignores all others
 
 
 class InferenceSession(_Stock):  # type: ignore[misc]
-    """An `onnxruntime.InferenceSession` that loads `model.splitload` in place of `model.onnx` where that lies beside it.
+    """An `onnxruntime.InferenceSession` that loads `model.splitload` for `model.onnx` where that lies beside it.
 
     It is made and used like the class that it derives from, so that it can stand in for it before a client library is
-    imported: `onnxruntime.InferenceSession = splitload.InferenceSession`. A bundle of another model is not taken, nor one
-    that cannot do what is asked (another provider, profiling): then it is a plain session, and the logger "splitload"
-    has a warning. All that `ParallelLoader` has beside, such as `timeline` and `wait`, is there where it loads a bundle.
+    imported: `onnxruntime.InferenceSession = splitload.InferenceSession`. A bundle of another model is not taken, nor
+    one that cannot do what is asked (another provider, profiling): then it is a plain session, and the logger
+    "splitload" has a warning. Where it loads a bundle, the rest of `ParallelLoader` (`timeline`, `wait`) is there too.
 
     Args:
         path_or_bytes: Path or bytes of an ONNX model, or the folder of a bundle.
@@ -49,7 +59,7 @@ class InferenceSession(_Stock):  # type: ignore[misc]
 
     def __init__(
         self,
-        path_or_bytes: str | os.PathLike[str] | bytes,
+        path_or_bytes: Any,
         sess_options: Any = None,
         providers: Sequence[Any] | None = None,
         provider_options: Sequence[Any] | None = None,
@@ -57,8 +67,8 @@ class InferenceSession(_Stock):  # type: ignore[misc]
     ) -> None:
         self.loader: ParallelLoader | None = None
         self.bundle: Path | None = None
-        if not isinstance(path_or_bytes, str | os.PathLike | bytes):
-            super().__init__(path_or_bytes, sess_options, providers, provider_options, **kwargs)  # which says so
+        if not isinstance(path_or_bytes, str | os.PathLike | bytes):  # a stock session says so
+            super().__init__(path_or_bytes, sess_options, providers, provider_options, **kwargs)
         match = find(path_or_bytes, self.bundles)
         self.reason, refused = match.reason, match.refused
         if match.bundle is not None:
@@ -83,7 +93,18 @@ class InferenceSession(_Stock):  # type: ignore[misc]
         loader = self.__dict__.get("loader")
         if loader is None:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        return getattr(loader, name)
+        return getattr(loader, _BEHIND[name])() if name in _BEHIND else getattr(loader, name)
+
+
+class IOBinding:
+    """What stands in for `onnxruntime.IOBinding` in clients that make bindings by that name.
+
+    `IOBinding(session)` is `session.io_binding()`: the runtime's own for a plain session, a `Binding` for a bundle.
+    """
+
+    def __new__(cls, session: Any) -> Any:
+        """Return the binding."""
+        return session.io_binding()
 
 
 def _through(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ def session_class() -> type[Any]:
     """Return the class that onnxruntime defines; imports onnxruntime.
 
     Who has a client library load bundles puts `splitload.InferenceSession` in place of `onnxruntime.InferenceSession`.
-    That is only a name of the package; the class is taken from where it is defined, so that a loader never calls itself.
+    That is only a name of the package; the class is taken from where it is defined: no loader calls itself.
     """
     from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 

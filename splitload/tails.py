@@ -11,10 +11,11 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.atomic import sync, write_text
+from splitload.atomic import sync, sync_tree, write_text
 from splitload.bundle import is_plain, sha256_of
 from splitload.errors import BundleError, OutputError, UsageError, unknown_name
 from splitload.fields import Reader
@@ -22,15 +23,18 @@ from splitload.manifest import DEFAULT_TAIL, File, StageEntry, Training
 from splitload.record import Record
 from splitload.regular import check_folder, check_regular, copy_checked, open_regular
 from splitload.scratch import scratch_folder
+from splitload.sealed import KEY, is_intact, seal
 
 if TYPE_CHECKING:
     import numpy as np
 
-_FOLDER = "tails"
-_CURRENT = "current"
+FOLDER = "tails"  # in the bundle
+CURRENT = "current"  # in a tail's folder
+UNFINISHED = (".new-", f".{CURRENT}.")  # how names of what a writer leaves begin, if it is killed
 _NOTES = "tail.json"
 _FORMAT = "splitload-tail"
 _MAX_BYTES = 1 << 20  # of the small files
+_BACK = "'splitload finetune --revert' goes back to the version before"
 
 
 class Tail(Record):
@@ -52,7 +56,7 @@ class Tail(Record):
 def names(bundle: Path) -> list[str]:
     """Return the names of the tails that a bundle has, in alphabetical order."""
     with contextlib.suppress(OSError):
-        return sorted(each.name for each in (bundle / _FOLDER).iterdir() if is_plain(each.name) and each.is_dir())
+        return sorted(each.name for each in (bundle / FOLDER).iterdir() if is_plain(each.name) and each.is_dir())
     return []
 
 
@@ -78,7 +82,7 @@ def current_version(bundle: Path, name: str) -> int:
         UsageError: If that cannot be a tail's name.
         BundleError: If what is written there is no version.
     """
-    return (0, *_history(_place(bundle, name)))[-1]
+    return (0, *counted_versions(_place(bundle, name)))[-1]
 
 
 def open_tail(bundle: Path, name: str, stage: StageEntry, *, verify: str = "sizes") -> Tail | None:
@@ -95,27 +99,41 @@ def open_tail(bundle: Path, name: str, stage: StageEntry, *, verify: str = "size
         BundleError: If it is damaged, or of another bundle.
     """
     version = current_version(bundle, name)
-    if not version:
-        return None
-    folder = _place(bundle, name) / f"{version:04}"
+    return read_version(_place(bundle, name), version, stage, verify) if version else None
+
+
+def read_version(place: Path, version: int, stage: StageEntry, verify: str) -> Tail:
+    """Return a version of a tail, whether it counts or not.
+
+    Args:
+        place: The tail's folder.
+        version: Its number.
+        stage: The trainable last stage as built.
+        verify: "none", "sizes" or "hashes" of its files.
+
+    Raises:
+        BundleError: If it is damaged, or of another bundle.
+    """
+    folder = place / f"{version:04}"
     check_folder(folder)
     path = folder / _NOTES
     try:
         with open_regular(path) as file:
-            row = Reader(json.loads(file.read(_MAX_BYTES)), str(path))
+            text = file.read(_MAX_BYTES)
+        row = Reader(json.loads(text), str(path))
     except BundleError as error:
-        raise BundleError(f"{error}; or 'splitload finetune --revert' goes back") from error
+        raise BundleError(f"{error}; or {_BACK}") from error
     except OSError as error:
-        raise BundleError(f"cannot read '{path}': {error.strerror}; 'splitload finetune --revert' goes back") from error
+        raise BundleError(f"cannot read '{path}': {error.strerror}; {_BACK}") from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(
-            f"'{path}' is damaged: not JSON ({error}); 'splitload finetune --revert' goes back"
-        ) from error
-    row.only("format", "version", "base", "weights", "notes")
+        raise BundleError(f"'{path}' is damaged: not JSON ({error}); {_BACK}") from error
+    row.only("format", "version", "base", "weights", "notes", KEY)
     if row.get("format") != _FORMAT or row.get("version") != version:
-        raise BundleError(f"'{path}' is not version {version} of a tail; 'splitload finetune --revert' goes back")
+        raise BundleError(f"'{path}' is not version {version} of a tail; {_BACK}")
+    if verify == "hashes" and KEY in row.data and not is_intact(text):
+        raise BundleError(f"'{path}' is damaged (its own SHA-256 differs); {_BACK}")
     if row.get("base") != _base(stage):
-        raise BundleError(f"'{folder}' is the tail of another bundle; 'splitload finetune --revert' goes back")
+        raise BundleError(f"'{folder}' is the tail of another bundle; {_BACK}")
     graph, weights = folder / stage.graph.name, folder / _weights(stage).name
     with contextlib.suppress(OSError):
         sizes = check_regular(graph).st_size, check_regular(weights).st_size
@@ -123,8 +141,13 @@ def open_tail(bundle: Path, name: str, stage: StageEntry, *, verify: str = "size
         if verify == "hashes":
             same = same and sha256_of(weights) == row.sha256("weights") and sha256_of(graph) == stage.graph.sha256
         if same or verify == "none":
-            return Tail(name, version, graph, row.mapping("notes"))
-    raise BundleError(f"'{folder}' is damaged; 'splitload finetune --revert' goes back to the version before")
+            return Tail(place.name, version, graph, row.mapping("notes"))
+    raise BundleError(f"'{folder}' is damaged; {_BACK}")
+
+
+def files_of(tail: Tail, stage: StageEntry) -> tuple[Path, ...]:
+    """Return the files of a version of a tail."""
+    return tail.graph, tail.graph.with_name(_weights(stage).name), tail.graph.with_name(_NOTES)
 
 
 def read_weights(weights: Path, training: Training) -> dict[str, np.ndarray[Any, Any]]:
@@ -171,9 +194,10 @@ def write_tail(
         OutputError: If it cannot be written; the tail is as it was.
     """
     place = _place(bundle, name)
+    version = None
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as held, scratch_folder(place, ".new-") as made:
+        with contextlib.ExitStack() as held, scratch_folder(place, UNFINISHED[0]) as made:
             copy_checked(bundle / stage.graph.name, made / stage.graph.name, stage.graph)
             path = made / _weights(stage).name
             copy_checked(bundle / _weights(stage).name, path, _weights(stage))
@@ -181,9 +205,9 @@ def write_tail(
                 for weight in training.weights:
                     file.seek(weight.offset)
                     file.write(weights[weight.name].astype("<f4").tobytes())
-            held.enter_context(_alone(place))
-            history = _history(place)
-            version = max([0, *history, *(int(each.name) for each in place.iterdir() if each.name.isdigit())]) + 1
+            held.enter_context(alone(place))
+            counted = counted_versions(place)
+            version = max([0, *counted, *(int(each.name) for each in place.iterdir() if each.name.isdigit())]) + 1
             row = {
                 "format": _FORMAT,
                 "version": version,
@@ -191,17 +215,14 @@ def write_tail(
                 "weights": sha256_of(path),
                 "notes": dict(notes),
             }
-            (made / _NOTES).write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-            for each in (*made.iterdir(), made):
-                sync(each)
+            (made / _NOTES).write_text(seal(json.dumps(row, indent=1)), encoding="utf-8")
             made.chmod(0o755)
+            sync_tree(made, read_only=True)
             folder = made.rename(place / f"{version:04}")
             sync(place)
-            _write_history(place, [*history, version])
-    except OutputError:
-        raise
+            _write_history(place, [*counted, version])
     except OSError as error:
-        raise OutputError(f"cannot write the tail to '{place}': {error.strerror or error}; it is as it was") from error
+        raise _told(place, version, error) from error
     return Tail(name, version, folder / stage.graph.name, notes)
 
 
@@ -231,7 +252,7 @@ def reached(bundle: Path, name: str, stage: StageEntry) -> Reached:
     Raises:
         BundleError: If it is damaged.
     """
-    history = tuple(_history(_place(bundle, name)))
+    history = tuple(counted_versions(_place(bundle, name)))
     tail = open_tail(bundle, name, stage)
     if tail is None:
         return Reached(name, 0, history)
@@ -256,18 +277,35 @@ def revert(bundle: Path, name: str) -> int:
         OutputError: If it cannot be written.
     """
     place = _place(bundle, name)
-    if not _history(place):
+    if not counted_versions(place):
         there = ", ".join(each for each in names(bundle) if current_version(bundle, each)) or "none"
         raise UsageError(f"'{bundle}' has no personalized tail '{name}' to go back from; there are: {there}")
-    with _alone(place):
-        _write_history(place, _history(place)[:-1])
+    version = None
+    try:
+        with alone(place):
+            counted = counted_versions(place)[:-1]
+            version = (0, *counted)[-1]
+            _write_history(place, counted)
+    except OSError as error:
+        raise _told(place, version, error) from error
     return current_version(bundle, name)
+
+
+def _told(place: Path, version: int | None, error: OSError) -> OutputError:
+    """Return what went wrong while `version` was to count, and whether it does."""
+    reason = error.strerror or error
+    if (0, *counted_versions(place))[-1] != version:
+        return OutputError(f"cannot write the tail to '{place}': {reason}; it is as it was")
+    return OutputError(
+        f"version {version} of the tail counts in '{place}', but its folder could not be brought up to date: {reason}; "
+        "until it is, the version before may be back after a loss of power"
+    )
 
 
 def _place(bundle: Path, name: str) -> Path:
     if not is_plain(name):
         raise UsageError(f"a tail's name is of letters, digits, dots, dashes and underscores, not '{name}'")
-    place = bundle / _FOLDER / name
+    place = bundle / FOLDER / name
     check_folder(place.parent)
     check_folder(place)
     return place
@@ -282,9 +320,13 @@ def _base(stage: StageEntry) -> list[str]:
     return [stage.graph.sha256, _weights(stage).sha256]
 
 
-def _history(place: Path) -> list[int]:
-    """Return the versions that counted, the one that counts now last."""
-    path = place / _CURRENT
+def counted_versions(place: Path) -> list[int]:
+    """Return the versions of a tail that counted, the one that counts now last; of its folder.
+
+    Raises:
+        BundleError: If the file that holds them is damaged.
+    """
+    path = place / CURRENT
     if not os.path.lexists(path):
         return []
     try:
@@ -298,12 +340,21 @@ def _history(place: Path) -> list[int]:
                 f"'{path}' is damaged: it should hold numbers of versions, not {word[:40]!r}; without that file the "
                 "bundle is as it was built"
             )
-    return [int(word) for word in words]
+    counted = [int(word) for word in words]
+    if any(version >= later for version, later in pairwise(counted)):
+        raise BundleError(
+            f"'{path}' is damaged: its versions must rise; without that file the bundle is as it was built"
+        )
+    return counted
 
 
 @contextlib.contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Have no other process change a tail meanwhile, where the system has locks on folders (not Windows)."""
+def alone(place: Path) -> Iterator[None]:
+    """Have no other process change a tail meanwhile, where the system has locks on folders (not Windows).
+
+    Args:
+        place: The tail's folder.
+    """
     try:
         import fcntl
     except ImportError:
@@ -317,8 +368,8 @@ def _alone(place: Path) -> Iterator[None]:
         os.close(descriptor)  # and the lock with it
 
 
-def _write_history(place: Path, history: list[int]) -> None:
-    for left in place.glob(f".{_CURRENT}.*"):  # of a process that was killed
+def _write_history(place: Path, counted: list[int]) -> None:
+    for left in place.glob(f"{UNFINISHED[1]}*"):  # of a process that was killed
         left.unlink(missing_ok=True)
-    write_text(place / _CURRENT, "".join(f"{version}\n" for version in history), "the tail's versions")
+    write_text(place / CURRENT, "".join(f"{version}\n" for version in counted), "the tail's versions")
     sync(place)

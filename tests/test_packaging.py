@@ -51,6 +51,9 @@ def test_every_module_has_a_purpose_and_no_bare_import():
 
 
 def test_public_names():
-    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
+    assert splitload.__all__ == [
+        "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__",
+        "from_torch", "install",
+    ]  # fmt: skip
     for name in splitload.__all__:
         assert hasattr(splitload, name)

@@ -50,9 +50,15 @@ def parser() -> argparse.ArgumentParser:
 
     add("devices", "lists:devices", "list the devices")
     add("zoo", "lists:zoo", "list the models that are built in")
+    add("cache", "cache:cache", "show what the user's cache folder holds, or clear it", cache=True).add_argument(
+        "action", nargs="?", default="list", type=one_of("action", ("list", "clear")), metavar="clear"
+    )
 
     add("inspect", "bundles:inspect", "show what a bundle holds").add_argument("bundle", metavar="BUNDLE")
-    add("verify", "bundles:verify", "check every file of a bundle").add_argument("bundle", metavar="BUNDLE")
+    add("verify", "bundles:verify", "check every byte of a bundle").add_argument("bundle", metavar="BUNDLE")
+    install = add("install", "bundles:install", "put a copy of a bundle where another one may be in use, and check it")
+    install.add_argument("source", metavar="SOURCE", help="the bundle to copy")
+    install.add_argument("target", metavar="TARGET", help="where it goes; a bundle there is replaced in one step")
 
     specialize = add(
         "specialize",
@@ -68,7 +74,12 @@ def parser() -> argparse.ArgumentParser:
     _takes_input(run)
     run.add_argument("--threads", type=at_least_one, metavar="N", help="loading threads (default: the bundle's)")
     run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
-    run.add_argument("-o", "--output", metavar="FOLDER", help="save each output as FOLDER/NAME.npy")
+    run.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="save each output as FOLDER/NAME.npy; outputs.json there says which is which",
+    )
 
     tails = add("tails", "tails:tails", "list the personalized last stages of a bundle, and how good they are")
     tails.add_argument("bundle", metavar="BUNDLE")

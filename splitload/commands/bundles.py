@@ -1,4 +1,4 @@
-"""`splitload inspect` and `splitload verify`: what a bundle holds, and whether it is whole."""
+"""`splitload inspect`, `verify` and `install`: what a bundle holds, whether it is whole, and how it takes its place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from splitload import delivery, verification
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
 
@@ -43,16 +44,42 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def verify(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Check every file's size and hash; return what `--json` prints.
+    """Check every byte of a bundle, and that nothing else lies in it; return what `--json` prints.
 
     Raises:
         BundleError: For the first thing that is wrong.
     """
-    manifest = read_manifest(Path(options.bundle), "hashes")
-    files = list(manifest.files())
-    total = sum(file.bytes for file in files)
-    console.print(f"{options.bundle}: {len(files)} files, {total / 1e6:.1f} MB, every hash is right")
-    return {"bundle": options.bundle, "files": len(files), "files_bytes": total, "verified": True}
+    return _told(console, options.bundle, verification.verify(options.bundle))
+
+
+def install(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Copy a bundle beside its target, check the copy, and exchange both; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If the source is damaged, or the target cannot be written or holds something else.
+    """
+    with console.status(f"copying {options.source}"):
+        found = delivery.install(options.source, options.target)
+    return {"source": options.source, **_told(console, options.target, found)}
+
+
+def _told(console: Console, bundle: str, found: verification.Verified) -> dict[str, Any]:
+    """Say what was checked and found right, and return it."""
+    console.print(
+        f"{bundle}: {count_of(found.files, 'file')}, {found.files_bytes / 1e6:.1f} MB, every hash is right and nothing "
+        "else is there"
+    )
+    for tail in found.tails:
+        counts = f"version {tail.current} counts" if tail.current else "none counts"
+        console.print(f"tail '{tail.name}': {count_of(len(tail.versions), 'version')}, {counts}")
+    if not found.manifest_hash:
+        console.print("the manifest itself has no hash in version 1: its format is right")
+    if found.links:
+        console.note(f"{count_of(found.links, 'file')} of them are links: what they point to is right now")
+    if found.unfinished:
+        what = count_of(found.unfinished, "tail")
+        console.note(f"{what} being written, or left by a killed process: nothing reads that")
+    return {"bundle": bundle, **found._asdict(), "tails": [tail._asdict() for tail in found.tails], "verified": True}
 
 
 def _shape(shape: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from splitload.commands import layout, progress
 from splitload.commands.progress import Show
-from splitload.commands.streams import abandon, width_of, write
+from splitload.commands.streams import abandon, table_width, width_of, write
 from splitload.schedule import Schedule
 
 _DRAWING = 60  # characters that a schedule is drawn in, beside the names of its rows
@@ -65,7 +65,7 @@ class Console:
         self.error: OSError | None = None
 
     def print(self, text: str) -> None:
-        """Print a result, wrapped at words."""
+        """Print a result, on a terminal wrapped at words."""
         self._show(layout.wrap(printable(text), width_of(sys.stdout)))
 
     def note(self, text: str) -> None:
@@ -75,13 +75,13 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; columns of numbers are aligned to the right, only text is wrapped."""
-        width = width_of(sys.stdout)
         self.print(title)
-        self._show(layout.table(columns, [[printable(cell) for cell in row] for row in rows], width))
+        shown = layout.table(columns, [[printable(cell) for cell in row] for row in rows], table_width())
+        self._show(f"{shown}\n")
 
     def drawing(self, schedule: Schedule) -> None:
         """Print a schedule, as wide as the terminal allows."""
-        width = width_of(sys.stdout)
+        width = table_width()
         room = _DRAWING if width is None else max(width - _ROW_NAMES - 1, 20)
         self._show(schedule.render(min(room, _DRAWING)))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.commands.console import Console
+from splitload.deploy.agreement import Agreement, compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
 from splitload.deploy.tune import tune
 from splitload.devices import Device
@@ -138,16 +139,18 @@ def write_bundle(
     feeds: Mapping[str, Any] | None = None,
     trainable: str | Collection[str] | None = None,
     specialized_from: Manifest | None = None,
+    on_compared: Callable[[Agreement], None] | None = None,
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
     With `specialized_from` the source is that bundle at `target`: the new one names the same model, and is trained by
-    the same steps.
+    the same steps. With `on_compared` every variant is run once beside a stock session on the model; it is called with
+    what that came to.
 
     Raises:
-        SplitloadError: If it cannot be written.
+        SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
     metadata, model_data = source.metadata, source.data_files
@@ -176,6 +179,11 @@ def write_bundle(
                 lambda done, total: show(done, total, "measuring how to load them"),
             )
 
+        def check(folder: Path, manifest: Manifest) -> None:
+            if on_compared is not None:
+                show(1, 1, "comparing what it answers with a stock session")
+                on_compared(compare_with_stock(folder, manifest, source.path, feeds or {}))
+
         return build_bundle(
             target,
             plans,
@@ -186,6 +194,7 @@ def write_bundle(
             on_progress=show,
             choose=choose if plan.graph.kind == "native" else None,
             add_training=add_training,
+            check=check,
             on_note=console.note,
         )
 

@@ -20,7 +20,7 @@ def status(text: str) -> Iterator[None]:
     if _has_rich():
         from rich.console import Console
 
-        with Console(stderr=True, highlight=False).status(fitting(sys.stderr, text), spinner="line"):
+        with Console(stderr=True, highlight=False).status(text):
             yield
         return
     with _line() as line:
@@ -47,16 +47,18 @@ def bar(text: str, unit: str) -> Iterator[Show]:
         TextColumn("{task.fields[note]}"),
     ]
     with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bars:
-        task = bars.add_task(fitting(sys.stderr, text), total=None, note="")
+        task = bars.add_task(text, total=None, note="")
 
         def show(done: int, total: int, note: str = "") -> None:
-            bars.update(task, completed=done, total=total, note=fitting(sys.stderr, note))
+            bars.update(task, completed=done, total=total, note=note)
 
         yield show
 
 
 def _has_rich() -> bool:
-    return importlib.util.find_spec("rich") is not None
+    """Return whether rich is there, and a terminal that has the signs it draws with."""
+    encoding = (sys.stderr.encoding or "").lower().replace("-", "")
+    return encoding.startswith("utf") and importlib.util.find_spec("rich") is not None
 
 
 @contextlib.contextmanager

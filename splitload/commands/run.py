@@ -8,6 +8,7 @@ from typing import Any
 
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, milliseconds
+from splitload.commands.outputs import INDEX, plan_outputs, save_outputs
 from splitload.errors import ModelError, StageError, UsageError
 from splitload.inputs import example_inputs, read_feeds
 from splitload.loader import ParallelLoader
@@ -22,7 +23,12 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     import numpy as np
     import onnxruntime  # noqa: F401 - imported before the clock starts, as in every arm of the benchmark
 
-    ready = example_inputs(read_manifest(Path(options.bundle)).inputs, read_feeds(options.input))
+    if options.output == "":
+        raise UsageError("-o needs a name, for example -o outputs")
+    manifest = read_manifest(Path(options.bundle))
+    folder = Path(options.output) if options.output else None
+    files = {} if folder is None else plan_outputs(folder, manifest.outputs)
+    ready = example_inputs(manifest.inputs, read_feeds(options.input))
     with ParallelLoader(options.bundle, threads=options.threads, tail=options.tail, upgrade=False) as model:
         try:
             outputs = model.run(None, ready)
@@ -53,9 +59,10 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             "shape": None if array is None else list(array.shape),
         }
         console.print(f"output {name}: {described[name]['type']} {described[name]['shape'] or ''}")
-        if options.output and array is not None:
-            _save(options.output, name, array)
-    return {
+    if folder is not None:
+        save_outputs(folder, files, dict(zip(names, outputs, strict=True)))
+        console.print(f"outputs: {folder}, in files that {folder / INDEX} names")
+    result = {
         "bundle": options.bundle,
         "variant": variant.kind,
         "tail": None if tail is None else {"name": tail.name, "version": tail.version},
@@ -66,18 +73,4 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "timeline": timeline.to_json(),
         "outputs": described,
     }
-
-
-def _save(folder: str, name: str, array: Any) -> None:
-    """Save an output as FOLDER/NAME.npy."""
-    import re
-
-    import numpy as np
-
-    from splitload.errors import OutputError
-
-    try:
-        Path(folder).mkdir(exist_ok=True)
-        np.save(Path(folder) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.npy", array, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot save output '{name}' in '{folder}': {error}") from error
+    return result if folder is None else {**result, "saved": files}

@@ -71,7 +71,7 @@ class Search:
         profile: Costs of the model on the device.
         agent: One of `splitload.commands.AGENTS`.
         objective: One of `splitload.commands.OBJECTIVES`.
-        max_stages: The most stages, at least 1 and no more than the model can have. None: 8, or 16 where as many, cut
+        max_stages: The most stages, at least 1; the model may have fewer. None: 8, or 16 where as many, cut
             by rule, promise a twentieth; or all where there are fewer.
         num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
         seed: Seed of the agent, and of the random baseline.
@@ -79,7 +79,7 @@ class Search:
         trainable_from: First trainable block; it and all after it lie in the last stage.
 
     Raises:
-        UsageError: If the model cannot be cut into `max_stages` stages.
+        UsageError: If `max_stages` is less than 1.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Search:
         self._matrices = cost_matrices(profile)
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
         if max_stages is not None:
+            max_stages = min(max_stages, limit)
             check_stages(max_stages, profile.num_blocks, trainable_from)
         most = num_stages or max_stages or min(self._enough(limit), limit)
         self._counts = range(num_stages or 1, most + 1)

@@ -50,10 +50,10 @@ def abandon(stream: TextIO) -> None:
 
 
 def width_of(stream: TextIO) -> int | None:
-    """Return how many characters a line may have: what `COLUMNS` or the terminal says; None for any number.
+    """Return how many characters a line of prose may have: a terminal's, or any number (None) in a file or pipe."""
+    return table_width() if stream.isatty() else None
 
-    What goes to stderr, but not to a terminal, is a line of a log.
-    """
-    if stream is sys.stderr and not stream.isatty():
-        return None
+
+def table_width() -> int | None:
+    """Return how many characters a table may take: what `COLUMNS` or the terminal says; None for any number."""
     return shutil.get_terminal_size((0, 0)).columns or None

@@ -15,11 +15,11 @@ from splitload.commands.planning import check_search, make_plan, resume_hint
 from splitload.commands.plans import notes_of, read_divided, write_bundle
 from splitload.commands.search import Found
 from splitload.commands.trial import choose_measured
+from splitload.deploy.agreement import Agreement
 from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices import open_device
 from splitload.devices.host import HostDevice
-from splitload.envs.split import check_stages
 from splitload.errors import SplitloadError, UsageError
 from splitload.frontends.division import Division
 from splitload.graph import ModelGraph
@@ -42,6 +42,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     check_target(target)
     if options.new_head is not None and options.trainable is None:
         options.trainable = "1"  # a fresh layer is to be trained
+    if options.trainable is not None and options.max_stages == 1:
+        raise UsageError("--trainable needs two stages, one frozen and one trained; give --max-stages 2 or more")
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
     check_search(options, device)
@@ -50,7 +52,9 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     first_trainable = None if graph.tail_start is None else len(graph.blocks) - 1
     if len(graph.blocks) == 1:
         console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
-    searched = options if first_trainable is None else _without_tail(options, len(graph.blocks))
+    elif options.max_stages is not None and options.max_stages > len(graph.blocks):
+        console.note(f"{graph.name} has {len(graph.blocks)} blocks, and so at most as many stages")
+    searched = options if first_trainable is None else _without_tail(options)
     planned = make_plan(searched, console, cache, device, graph, feeds, first_trainable)
     search, found, profile = planned.search, planned.found, planned.profile
     trial = None
@@ -76,6 +80,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     )
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
+        agreements: list[Agreement] = []
         manifest = write_bundle(
             target,
             source,
@@ -86,9 +91,12 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             notes=notes,
             feeds=feeds,
             trainable=options.trainable,
+            on_compared=agreements.append,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(resume_hint(options, found.partition)) from None
+    except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
+        raise KeyboardInterrupt(str(interrupt) or resume_hint(options, found.partition)) from None
+    if note := agreements[0].note():
+        console.note(note)
     measured = None
     if isinstance(device, HostDevice):
         try:
@@ -107,6 +115,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "plan": {
             "num_stages": found.partition.num_stages,
             "split_points": list(found.partition.split_points),
+            "num_blocks": profile.num_blocks,
         },
         "value": {**found.values_s, "exact_bound": found.exact_bound_s},
         "ttfo_s": {"predicted": notes["predicted_ttfo_s"], "measured": measured},
@@ -114,6 +123,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "trained": None if division is None else _trained(division, manifest.training),
         "episodes": found.episodes,
         "search_s": found.search_s,
+        "agreement": agreements[0].to_json(),
         "bundle": str(target),
     }
     if planned.runs:
@@ -130,17 +140,10 @@ def _measured_ttfo_s(target: Path, graph: ModelGraph, feeds: Mapping[str, Any]) 
     return statistics.median(sample["ttfo_s"] for sample in samples)
 
 
-def _without_tail(options: argparse.Namespace, num_blocks: int) -> argparse.Namespace:
-    """Return the options of the search: what is trained takes one of the stages that are allowed.
-
-    Raises:
-        UsageError: If none is left, or there are more than blocks.
-    """
+def _without_tail(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options of the search: what is trained takes one of the stages that are allowed."""
     if options.max_stages is None:
         return options
-    check_stages(options.max_stages, num_blocks, None)
-    if options.max_stages == 1:
-        raise UsageError("--trainable needs two stages, one frozen and one trained; give --max-stages 2 or more")
     return argparse.Namespace(**{**vars(options), "max_stages": options.max_stages - 1})
 
 

@@ -21,7 +21,7 @@ from splitload.devices.ledger import Segment, median_cost
 from splitload.errors import ModelError, OutputError, ProfileError
 from splitload.frontends.stages import StageFiles, StageWriter
 from splitload.graph import GraphKind, ModelGraph
-from splitload.inputs import save_feeds
+from splitload.inputs import cure, save_feeds
 from splitload.machine import available_threads, cpu_architecture, cpu_model
 from splitload.manifest import Manifest, TensorSpec, Variant
 from splitload.partition import Partition
@@ -358,8 +358,7 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
-        names = ", ".join(row["name"] for row in job["inputs"] if row["name"] not in job["feeds"])
-        cure = f"; give fitting inputs with --input NAME=FILE.npy (made up: {names})" if names else ""
-        raise ModelError(f"the model cannot be measured on this host{cure}: {lines[-1][:300]}")
+        names = [row["name"] for row in job["inputs"] if row["name"] not in job["feeds"]]
+        raise ModelError(f"the model cannot be measured on this host{cure(names)}: {lines[-1][:300]}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

@@ -80,6 +80,8 @@ def observe(
         seen = _shape_of(value)
         # onnxruntime gives [] for an unknown rank as well as for a scalar
         shape = tuple(info.shape) if info.shape or seen == () else None
+        if shape is not None and seen is not None:
+            shape = _as_seen(shape, seen)
         known = seen if seen is not None else shape
         itemsize = _itemsize(info.type)
         nbytes = (
@@ -89,6 +91,15 @@ def observe(
         )
         found[info.name] = (Tensor(info.name, info.type, shape, nbytes), seen)
     return found
+
+
+def _as_seen(shape: tuple[Any, ...], seen: tuple[int, ...]) -> tuple[Any, ...] | None:
+    """Return a declared shape without the sizes that a run gave the lie to; onnxruntime only warns of them."""
+    if len(shape) != len(seen):
+        return None
+    return tuple(
+        None if isinstance(size, int) and size != real else size for size, real in zip(shape, seen, strict=True)
+    )
 
 
 def _run(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:

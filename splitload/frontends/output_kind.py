@@ -169,7 +169,7 @@ class _Walk:
         if node.op_type == "Div":  # powers by their sum
             powers = self._power_of_sum(read[1], count)
             if powers is not None and powers is self._maker(read[0]):
-                return Source(powers.input[0], "probabilities")
+                return Source(self._unshifted(powers.input[0]), "probabilities")
         if node.op_type == "Sub":  # less the logarithm of the sum of powers
             total = self._maker(read[1])
             if total is not None and total.op_type == "Log":
@@ -177,8 +177,19 @@ class _Walk:
             elif total is None or total.op_type != "ReduceLogSumExp" or not self._is_over_classes(total, count):
                 total = None
             if total is not None and self._is_same(total.input[0], read[0]):
-                return Source(read[0], "log-probabilities")
+                return Source(self._unshifted(read[0]), "log-probabilities")
         return None
+
+    def _unshifted(self, name: str) -> str:
+        """Return what the largest of each sample was taken from, which changes no softmax; otherwise the value."""
+        node = self._maker(name)
+        if node is None or node.op_type != "Sub":
+            return name
+        largest = self._maker(node.input[1])
+        is_its = (
+            largest is not None and largest.op_type == "ReduceMax" and self._is_same(largest.input[0], node.input[0])
+        )
+        return str(node.input[0]) if is_its else name
 
     def _power_of_sum(self, name: str, count: int) -> Any:
         """Return the Exp whose results a value is the sum of, over the classes; None if it is no such thing."""

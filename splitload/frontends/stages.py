@@ -154,8 +154,8 @@ class StageWriter:
         stage.name = stem
         nodes = self._body[start:end]
         stage.node.extend([*self._constant_nodes(nodes), *nodes])
-        stage.input.extend(self._value(name) for name in inputs)
-        stage.output.extend(self._value(name) for name in outputs)
+        stage.input.extend(self._value(name, source.graph.input) for name in inputs)
+        stage.output.extend(self._value(name, source.graph.output) for name in outputs)
         # in the order of first use: the order in which reading ahead pays
         ordered = dict.fromkeys(name for node in stage.node for name in node_inputs(node))
         ordered.update(dict.fromkeys(outputs))
@@ -273,15 +273,16 @@ class StageWriter:
         tensor = self._graph.tensors[name]
         return TensorSpec(name, tensor.type, tensor.shape)
 
-    def _value(self, name: str) -> Any:
+    def _value(self, name: str, declared: Iterable[Any]) -> Any:
         """Return the declaration of a stage's input or output.
 
         Inputs and outputs of the model keep theirs. Boundary tensors get a type and no shape: the rank may be unknown,
-        and the layouts of onnxruntime's own operators have no shape that the file format could tell.
+        and the layouts of onnxruntime's own operators have no shape that the file format could tell. So do outputs of
+        the model where a later stage reads them: onnxruntime checks the shapes of inputs, and only warns of outputs.
         """
         import onnx
 
-        for value in (*self._model.graph.input, *self._model.graph.output):
+        for value in declared:
             if value.name == name:
                 return value
         return onnx.helper.make_tensor_value_info(name, elem_type(self._graph.tensors[name].type), None)

@@ -1,4 +1,4 @@
-"""The bundle of a torch module, version 1: its manifest, its checks, and how a stage's file is laid out.
+"""The bundle of a torch module, version 2: its manifest, its checks, and how a stage's file is laid out.
 
 A stage is one .safetensors file that anyone can read; no file is code, and none is a pickle. The manifest says where in
 it each tensor begins, so that loading parses no other header. Tensors stand in the order of their first use, each on 64
@@ -17,15 +17,17 @@ from typing import Any
 
 import torch
 
-from splitload.bundle import MANIFEST, MAX_STAGES, Verify, check_files, file_entry, read_json
+from splitload.bundle import MANIFEST, MAX_STAGES, Verify, check_files, file_entry, own_hash, read_json
 from splitload.errors import BundleError, OutputError
 from splitload.fields import Reader, is_count
+from splitload.manifest import TORCH_FORMAT as FORMAT
 from splitload.manifest import File, to_json
 from splitload.record import Record
 from splitload.replace import check_folder
+from splitload.sealed import seal
 
-FORMAT = "splitload-torch"
-VERSION = 1
+VERSION = 2  # what is written
+READABLE = (1, 2)  # what is read, for ever; version 1 has no hash of the manifest itself
 ALIGNMENT = 64  # bytes; what vector instructions and GPU kernels ask for at most
 MAX_DIMENSIONS = 64  # torch's own limit
 # What safetensors calls torch's types. Quantised, complex and sparse tensors have no place in it, or none here.
@@ -111,13 +113,14 @@ def read_manifest(folder: Path, verify: Verify = "sizes") -> TorchManifest:
 
     Args:
         folder: The bundle.
-        verify: "none" checks the manifest only, "sizes" that every file is there and as long as it should be,
-            "hashes" every byte.
+        verify: "none" checks the manifest only, and that no file blocks who opens it; "sizes" that every file is there
+            and as long as it should be, "hashes" every byte.
 
     Raises:
         BundleError: If anything is amiss.
     """
-    manifest = validate(read_json(folder, "'splitload.torch.save(module, example_inputs, bundle)' makes one"))
+    cure = "'splitload.torch.save(module, example_inputs, bundle)' makes one"
+    manifest = validate(read_json(folder, cure, verify))
     check_files(folder, manifest, verify)
     return manifest
 
@@ -126,7 +129,7 @@ def write_manifest(folder: Path, manifest: TorchManifest) -> None:
     """Write `manifest.json`, after checking that it can be read back."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **to_json(manifest)}, indent=1)
     validate(json.loads(text))
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(seal(text), encoding="utf-8")
 
 
 def validate(data: Any) -> TorchManifest:
@@ -141,12 +144,12 @@ def validate(data: Any) -> TorchManifest:
             f"the manifest is not a torch bundle's: format is {top.data.get('format')!r}, expected '{FORMAT}'; "
             "splitload.ParallelLoader loads the other kind"
         )
-    if top.data.get("version") != VERSION or isinstance(top.data["version"], bool):
+    if not is_count(top.data.get("version")) or top.data["version"] not in READABLE:
         raise BundleError(
-            f"the bundle has version {top.data.get('version')!r}, this splitload reads version {VERSION}; "
-            "make it again or update splitload"
+            f"the bundle has version {top.data.get('version')!r}, this splitload reads versions "
+            f"{' and '.join(map(str, READABLE))}; make it again or update splitload"
         )
-    top.only("format", "version", *TorchManifest._fields)
+    top.only("format", "version", *own_hash(top), *TorchManifest._fields)
     manifest = TorchManifest(
         module=top.text("module"),
         created_with={key: str(value) for key, value in top.mapping("created_with").items()},

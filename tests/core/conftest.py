@@ -41,7 +41,7 @@ def native_bundle(chain_model: Path) -> Path:
 @pytest.fixture
 def own_bundle(chain_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `chain_bundle` to damage."""
-    return Path(shutil.copytree(chain_bundle, tmp_path / "own.splitload"))
+    return Path(shutil.copytree(chain_bundle, tmp_path / "own.splitload", copy_function=shutil.copyfile))
 
 
 @pytest.fixture

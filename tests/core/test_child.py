@@ -63,7 +63,7 @@ def test_no_command_runs_a_file_of_the_current_folder(
     command: str, planted: tuple[Path, Path], cache: Path, chain_model: Path, native_bundle: Path
 ) -> None:
     folder, ran = planted
-    bundle = shutil.copytree(native_bundle, folder / "own.splitload")
+    bundle = shutil.copytree(native_bundle, folder / "own.splitload", copy_function=shutil.copyfile)
     words = [{"MODEL": str(chain_model), "BUNDLE": str(bundle)}.get(word, word) for word in COMMANDS[command]]
     done = subprocess.run(
         child.python("splitload.cli", *words, "--json"), cwd=folder, env=environment(cache), capture_output=True,

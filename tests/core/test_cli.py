@@ -21,6 +21,7 @@ import splitload.envs.split
 from splitload import commands, devices
 from splitload.bundle import MANIFEST, read_manifest
 from splitload.cli import main
+from splitload.commands.arguments import parser
 from splitload.commands.console import shortened
 
 WAIT_S = 120
@@ -79,10 +80,11 @@ def one_line(result: tuple[int, str, str], code: int) -> str:
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
-    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "trial", "episodes", "search_s", "bundle"]
-    assert list(found) == keys
+    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "trial", "trained", "episodes", "search_s"]
+    assert list(found) == [*keys, "agreement", "bundle"]
+    assert found["trained"] is None
     assert found["trial"] is None
-    assert list(found["plan"]) == ["num_stages", "split_points"]
+    assert list(found["plan"]) == ["num_stages", "split_points", "num_blocks"]
     baselines = ["exact", "annealing", "uniform_bytes", "uniform_blocks", "random"]
     assert list(found["value"]) == ["learned", *baselines, "exact_bound"]
     assert found["value"]["exact_bound"] == found["value"]["exact"], "so small a model is proved"
@@ -174,8 +176,15 @@ TRAIN = ["train", "model.onnx", "--device", "s20"]
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "no command given (see 'splitload --help')"),
     "command": (["trian"], "unknown command 'trian'. Did you mean train"),
-    "nonsense": (["nonsense"], "unknown command 'nonsense'. Did you mean finetune? Known: bench, devices"),
-    "option": ([*TRAIN, "--speed"], "unrecognized arguments: --speed"),
+    "nonsense": (["nonsense"], "unknown command 'nonsense'. Did you mean finetune? Known: bench, cache, devices"),
+    "option": ([*TRAIN, "--speed"], "unrecognized arguments: --speed. Did you mean --seed"),
+    "option in the place of one that is required": (
+        ["train", "model.onnx", "--devise=s20"],
+        "unrecognized arguments: --devise. Did you mean --device? (see 'splitload train --help')",
+    ),
+    "option like none": (["zoo", "--xyzzy"], "unrecognized arguments: --xyzzy (see"),
+    "option before the command": (["--versoin", "zoo"], "unrecognized arguments: --versoin. Did you mean --version?"),
+    "action": (["cache", "cler"], "unknown action 'cler'. Did you mean clear?"),
     "no device": (["train", "model.onnx"], "required: --device"),
     "device": (["train", "model.onnx", "--device", "s21"], "unknown device 's21'. Did you mean s20?"),
     "agent": ([*TRAIN, "--agent", "qlearning"], "unknown agent 'qlearning'. Did you mean q-learning"),
@@ -361,6 +370,34 @@ def test_interrupt_while_measuring_says_that_the_bundle_is_there(
     read_manifest(Path("b.splitload"), "hashes")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--device", "s20"], ["profile", "m.onnx", "--device", "s20"], ["bench", "m.onnx"], ["run", "b"],
+        ["inspect", "b"], ["verify", "b"], ["specialize", "b"], ["finetune", "b"], ["tails", "b"], ["devices"], ["zoo"], ["cache"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_every_command_that_is_interrupted_exits_with_130(
+    cli: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    module, _, name = parser().parse_args(words).function.partition(":")
+    monkeypatch.setattr(f"splitload.commands.{module}.{name}", interrupt)
+    assert "interrupted; nothing was written" in one_line(cli(*words), 130)
+
+
+def test_help_is_plain_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = next(action.choices for action in parser()._actions if action.dest == "command_name")
+    assert commands is not None
+    for words in ([], *([name] for name in commands)):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        assert capsys.readouterr().out.isascii(), words
+
+
 @pytest.mark.parametrize("words", [["zoo"], ["zoo", "--json"], ["--help"]])
 def test_reader_that_goes_away(cache: Path, words: list[str]) -> None:
     with subprocess.Popen(
@@ -384,6 +421,7 @@ def test_output_that_cannot_be_written(cache: Path) -> None:
 def test_python_m_splitload(cache: Path, tmp_path: Path) -> None:
     done = process(cache, tmp_path, "--version")
     assert (done.returncode, done.stderr) == (0, "")
+    assert process(cache, tmp_path, "-V").stdout == done.stdout
     assert done.stdout.startswith("splitload ")
     done = process(cache, tmp_path, "run", ".")
     one_line((done.returncode, done.stdout, done.stderr), 1)

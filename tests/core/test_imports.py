@@ -49,5 +49,8 @@ def test_import_is_light(chain_bundle: Path) -> None:
 
 
 def test_public_names() -> None:
-    assert splitload.__all__ == ["ParallelLoader", "SplitloadError", "__version__", "from_torch"]
+    assert splitload.__all__ == [
+        "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__",
+        "from_torch", "install",
+    ]  # fmt: skip
     assert all(hasattr(splitload, name) for name in splitload.__all__)

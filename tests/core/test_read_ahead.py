@@ -107,7 +107,7 @@ def test_a_cold_bundle_is_fetched_and_a_warm_one_is_not(tmp_path: Path, monkeypa
 def test_bundles_without_an_order_are_left_to_the_system(
     chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = Path(shutil.copytree(chain_bundle, tmp_path / "m.splitload"))
+    bundle = Path(shutil.copytree(chain_bundle, tmp_path / "m.splitload", copy_function=shutil.copyfile))
     monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: pytest.fail("no order is known"))
     with ParallelLoader(bundle) as model:
         assert model.run(None, runtime_models.feeds())

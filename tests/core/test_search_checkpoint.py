@@ -287,7 +287,7 @@ def test_searches_nobody_came_back_for_leave_the_cache(cli: Cli) -> None:
         then = time.time() - days * 86_400
         os.utime(path, (then, then))
     with interrupted(50):
-        cli.error(1, *WORDS)
+        cli.error(130, *WORDS)
     assert not old.exists()
     assert new.exists()
     assert len(cli.kept) == 2

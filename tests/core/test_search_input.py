@@ -1,4 +1,4 @@
-"""What a search cannot be given: a profile that cannot be right, more stages than blocks, contradictory options."""
+"""What a search cannot be given: a profile that cannot be right, contradictory options."""
 
 from __future__ import annotations
 
@@ -47,16 +47,8 @@ def fails(
 
 
 CONTRADICTIONS: dict[str, tuple[list[str], str]] = {
-    "more stages than blocks": (
-        ["--max-stages=12"],
-        "more stages than blocks: max_stages is 12, the model has 11 blocks",
-    ),
-    "far more": (["--max-stages=" + "9" * 30], f"max_stages is {'9' * 30}, the model has 11 blocks"),
     "no stages": (["--max-stages=0"], "whole number of at least 1"),
-    "stages of trainable blocks": (
-        ["--max-stages=9", "--trainable=2"],
-        "more stages than blocks: max_stages is 9, the model has 8 blocks",  # what is trained is one block
-    ),
+    "no stage left for what is frozen": (["--max-stages=1", "--trainable=2"], "--trainable needs two stages"),
     "a cut of trainable blocks": (
         ["--trainable=2", "--split-points=4,8"],
         "split points [4, 8] do not cut 8 blocks",
@@ -81,8 +73,22 @@ def test_contradictions(fails: Fails, words: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_every_agent_refuses_more_stages_than_blocks(fails: Fails, agent: str) -> None:
-    assert "max_stages is 12, the model has 11 blocks" in fails(2, "--max-stages=12", f"--agent={agent}")
+@pytest.mark.usefixtures("fails")
+def test_every_agent_takes_as_many_stages_as_there_are(runtime_folder: Path, agent: str) -> None:
+    profile = Profile.read(runtime_folder / "chain.json")
+    found, most = (Search(profile, agent=agent, max_stages=count).run() for count in (12, 11))
+    assert found.partition == most.partition
+
+
+@pytest.mark.parametrize("words", [[], ["--trainable=1"]], ids=["frozen", "trainable"])
+def test_more_stages_than_blocks(
+    fails: Fails, chain_model: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    given = ["train", str(chain_model), "--device", "s20", "--agent", "exact", "--max-stages=" + "9" * 30, *words]
+    assert main([*given, "-o", "b.splitload", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert " blocks, and so at most as many stages" in err
+    assert json.loads(out)["plan"]["num_stages"] <= 11
 
 
 def test_as_many_stages_as_blocks_are_searched(fails: Fails, runtime_folder: Path) -> None:
@@ -90,8 +96,9 @@ def test_as_many_stages_as_blocks_are_searched(fails: Fails, runtime_folder: Pat
     assert Search(profile, agent="exact", max_stages=11).identity["num_stages"] == [*range(1, 12)]
     assert Search(profile, agent="exact", max_stages=5, trainable_from=4).identity["num_stages"] == [*range(1, 6)]
     assert Search(profile, agent="exact", trainable_from=4).identity["num_stages"] == [*range(1, 6)]
-    with pytest.raises(UsageError, match="at most 5 stages"):
-        Search(profile, max_stages=6, trainable_from=4)
+    assert Search(profile, max_stages=6, trainable_from=4).identity["num_stages"] == [*range(1, 6)]
+    with pytest.raises(UsageError, match="at least 1"):
+        Search(profile, max_stages=0)
 
 
 NUMBERS = {

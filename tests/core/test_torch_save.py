@@ -197,7 +197,7 @@ def test_nothing_but_a_torch_bundle_is_replaced(bundle: Path, tmp_path: Path) ->
     [
         ((), [], "manifest must be an object"),
         (("format",), "splitload-bundle", "not a torch bundle's: format is 'splitload-bundle'.*ParallelLoader"),
-        (("version",), 2, "version 2, this splitload reads version 1"),
+        (("version",), 3, "version 3, this splitload reads versions 1 and 2"),
         (("version",), True, "version True"),
         (("more",), 1, "unknown keys"),
         (("module",), 1, "module must be a string"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,5 +23,4 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundle(built: Path, tmp_path: Path) -> Path:
     copy = tmp_path / built.name
-    subprocess.run(["cp", "-r", str(built), str(copy)], check=True)
-    return copy
+    return Path(shutil.copytree(built, copy, copy_function=shutil.copyfile))  # whose files may be written to

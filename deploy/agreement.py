@@ -1,0 +1,126 @@
+"""Whether a bundle answers as a stock session on the original file does: tried once, before the bundle counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from splitload.deploy.equality import TOLERANCE, relative_error
+from splitload.errors import ModelError, SplitloadError
+from splitload.frontends.observe import one_line
+from splitload.inputs import cure, example_inputs, made_up
+from splitload.manifest import Manifest, TensorSpec, Variant
+from splitload.session import open_session, run_stage, to_python
+from splitload.stock import session_class
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the trial came to.
+
+    Attributes:
+        difference: By kind of variant, the largest difference of an output from the stock session's, relative to the
+            largest magnitude of that output; inf where shapes, whole numbers or text differ.
+        repeats: Whether the stock session gives the same twice; a model that draws random numbers does not.
+        made_up: Names of the inputs that nobody gave.
+        untried: Why nothing was run, or None.
+    """
+
+    difference: Mapping[str, float]
+    repeats: bool = True
+    made_up: tuple[str, ...] = ()
+    untried: str | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every variant was run, and is within the tolerance."""
+        return self.untried is None and all(value <= TOLERANCE for value in self.difference.values())
+
+    def note(self) -> str | None:
+        """Return what a user has to know of it, as one line; None where all is well."""
+        if self.untried is not None:
+            return f"what it answers was not compared with a stock session: {self.untried}"
+        if self.agrees or not self.repeats:
+            return None if self.agrees else "its answers differ from run to run, in a stock session too"
+        kind, most = max(self.difference.items(), key=lambda item: item[1])
+        return (
+            f"the {kind} graph answers otherwise than a stock session: by {most:.2g} of the largest value, "
+            f"expected at most {TOLERANCE:g}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values; a difference that is no number is null."""
+        finite = {kind: value if value < float("inf") else None for kind, value in self.difference.items()}
+        return {
+            "difference": finite, "agrees": self.agrees, "repeats": self.repeats, "made_up": list(self.made_up),
+            "untried": self.untried,
+        }  # fmt: skip
+
+
+class _Whole(NamedTuple):
+    """The original model, as if it were a stage."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def compare_with_stock(folder: Path, manifest: Manifest, original: Path, feeds: Mapping[str, Any]) -> Agreement:
+    """Run the original file in a stock session and every variant of a bundle on the same inputs.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest.
+        original: The .onnx file that it was made of.
+        feeds: Inputs; made up where they are missing.
+
+    Raises:
+        ModelError: If the stock session runs and a variant does not.
+        UsageError: If a feed names no input.
+    """
+    import onnxruntime as ort
+
+    missing = made_up(manifest.inputs, feeds)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    names = [spec.name for spec in manifest.outputs]
+    whole = _Whole(tuple(spec.name for spec in manifest.inputs), manifest.outputs)
+    try:
+        stock = session_class()(str(original), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        ready = example_inputs(manifest.inputs, feeds)
+        expected = [to_python(ort, value) for value in run_stage(ort, stock, whole, names, ready, None)]
+    except SplitloadError:
+        if feeds:
+            raise
+        return Agreement({}, made_up=missing, untried="no inputs can be made up; give some with --input NAME=FILE.npy")
+    except Exception as error:  # onnxruntime has no common root for its errors
+        reason = f"the model does not run on these inputs ({one_line(error)}){cure(missing)}"
+        return Agreement({}, made_up=missing, untried=reason)
+    difference = {}
+    for variant in manifest.variants:
+        found = _run_variant(ort, folder, variant, names, ready)
+        difference[variant.kind] = max(map(relative_error, found, expected), default=0.0)
+    repeats = True
+    if any(value > TOLERANCE for value in difference.values()):
+        again = [to_python(ort, value) for value in run_stage(ort, stock, whole, names, ready, None)]
+        repeats = max(map(relative_error, again, expected), default=0.0) <= TOLERANCE
+    return Agreement(difference, repeats, missing)
+
+
+def _run_variant(ort: Any, folder: Path, variant: Variant, names: list[str], feeds: Mapping[str, Any]) -> list[Any]:
+    """Return the outputs of a variant, stage after stage, with one session at a time in memory."""
+    values = dict(feeds)
+    for number, stage in enumerate(variant.stages):
+        outputs = [spec.name for spec in stage.outputs]
+        try:
+            session = open_session(
+                folder / stage.graph.name, prepack=stage.prepack, mapped=stage.mapped, optimize=not stage.optimized
+            )
+            values.update(zip(outputs, run_stage(ort, session, stage, outputs, values, None), strict=True))
+        except Exception as error:  # onnxruntime has no common root for its errors
+            raise ModelError(
+                f"stage {number + 1} of {len(variant.stages)} ({variant.kind} graph) does not run on inputs that a "
+                f"stock session runs on: {one_line(error)}"
+            ) from error
+    return [to_python(ort, values[name]) for name in names]

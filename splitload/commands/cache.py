@@ -1,0 +1,75 @@
+"""`splitload cache`: what the user's cache folder holds, and how to get rid of it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from splitload.commands.console import Console, count_of
+from splitload.errors import OutputError
+
+ROOMS = {
+    "bench": "bundles and files of other engines, to compare",
+    "deep": "synthetic models to compare",
+    "exports": "models exported from torch",
+    "graphs": "optimised graphs",
+    "heads": "models with a fresh last layer",
+    "profiles": "what was measured on this machine",
+    "searches": "interrupted searches, to resume",
+    "zoo": "models that are built in",
+}
+
+
+def cache(options: argparse.Namespace, console: Console, folder: Path) -> dict[str, Any]:
+    """Show what is in the cache, or remove it; return what `--json` prints.
+
+    Only what splitload puts there is counted and removed. A room that is a link stays, as its files lie elsewhere.
+
+    Raises:
+        OutputError: If something cannot be removed.
+    """
+    there = {name: _size(folder / name) for name in ROOMS if _is_room(folder / name)}
+    total = sum(size_bytes for _, size_bytes in there.values())
+    result: dict[str, Any] = {
+        "cache": str(folder),
+        "rooms": [
+            {"name": name, "description": ROOMS[name], "files": files, "files_bytes": size_bytes}
+            for name, (files, size_bytes) in there.items()
+        ],
+        "files_bytes": total,
+    }
+    if options.action == "clear":
+        for name in there:
+            try:
+                shutil.rmtree(folder / name)
+            except OSError as error:
+                raise OutputError(f"cannot remove '{error.filename}': {error.strerror or error}") from error
+        console.print(f"{folder}: {total / 1e6:.1f} MB removed; what is needed again is made again")
+        return {**result, "cleared": True}
+    if there:
+        console.table(
+            str(folder),
+            ("room", "what it holds", "files", "MB"),
+            [(name, ROOMS[name], str(files), f"{size / 1e6:.1f}") for name, (files, size) in there.items()],
+        )
+    files = count_of(sum(files for files, _ in there.values()), "file")
+    hint = "; 'splitload cache clear' removes it" if there else ""
+    console.print(f"{folder}: {files}, {total / 1e6:.1f} MB{hint}")
+    return {**result, "cleared": False}
+
+
+def _is_room(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """Return how many files lie in a folder, and their bytes; a file with several names counts once."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            found = (Path(parent) / name).lstat()
+            sizes[found.st_dev, found.st_ino] = found.st_size
+    return len(sizes), sum(sizes.values())

@@ -1,0 +1,143 @@
+"""`splitload verify` on personalized bundles: every version of every tail, and what a killed writer leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitload import ParallelLoader
+from splitload.bundle import MANIFEST, read_manifest, sha256_of
+from splitload.cli import main
+from splitload.delivery import install
+from splitload.deploy.personalize import personalize
+from splitload.errors import BundleError, OutputError
+from splitload.sealed import KEY
+from splitload.tails import revert
+from splitload.verification import TailVersions, verify
+
+pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
+from small_bundle import QUICK, data
+
+
+@pytest.fixture(scope="session")
+def tuned_once(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tuned")
+    bundle = Path(shutil.copytree(built, folder / "tuned.splitload", copy_function=shutil.copyfile))
+    for _ in range(2):
+        personalize(bundle, data(folder / "train.npz"), settings=replace(QUICK, epochs=1), tail="anna")
+    revert(bundle, "anna")
+    return bundle
+
+
+@pytest.fixture
+def tuned(tuned_once: Path, tmp_path: Path) -> Path:
+    """A bundle with two versions of a tail, of which the first counts."""
+    return Path(shutil.copytree(tuned_once, tmp_path / "tuned.splitload", copy_function=shutil.copyfile))
+
+
+def test_tails_are_verified(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = verify(tuned)
+    assert found.tails == (TailVersions("anna", (1, 2), 1),)
+    assert found.files == sum(path.is_file() for path in tuned.rglob("*"))
+    assert main(["verify", str(tuned)]) == 0
+    assert "tail 'anna': 2 versions, version 1 counts" in capsys.readouterr().out
+    assert main(["verify", str(tuned), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tails"] == [{"name": "anna", "versions": [1, 2], "current": 1}]
+
+
+def test_damage_to_any_file_of_a_tail_is_seen(tuned: Path) -> None:
+    files = sorted(path for path in (tuned / "tails").rglob("*") if path.is_file())
+    assert len(files) == 2 * 3 + 1
+    for file in files:
+        whole = file.read_bytes()
+        for place in {0, len(whole) // 2, len(whole) - 2}:
+            damaged = bytearray(whole)
+            damaged[place] ^= 0x40
+            file.write_bytes(damaged)
+            with pytest.raises(BundleError):
+                verify(tuned)
+        file.write_bytes(whole[:-1] if file.name != "current" else b"7\n")
+        with pytest.raises(BundleError):
+            verify(tuned)
+        file.write_bytes(whole)
+    verify(tuned)
+
+
+@pytest.mark.parametrize("place", ["", "anna/", "anna/0001/", "anna/0003/"])
+def test_what_belongs_to_no_tail_is_refused(tuned: Path, place: str) -> None:
+    (tuned / "tails" / place).mkdir(exist_ok=True)
+    (tuned / "tails" / place / "stray").write_bytes(b"1")
+    with pytest.raises(BundleError):
+        verify(tuned)
+
+
+def test_what_a_killed_writer_leaves_is_told(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tuned / "tails" / "anna"
+    (place / ".new-x.making").mkdir()
+    (place / ".current.12345678").write_text("1\n")
+    assert verify(tuned).unfinished == 2
+    assert main(["verify", str(tuned)]) == 0
+    assert "2 tails being written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["tails", "tails/anna", "tails/anna/0001"])
+def test_folders_are_no_links(tuned: Path, place: str) -> None:
+    (tuned / place).rename(tuned.with_name("elsewhere"))
+    (tuned / place).symlink_to(tuned.with_name("elsewhere"))
+    with pytest.raises(BundleError, match="is a link"):
+        verify(tuned)
+
+
+@pytest.mark.parametrize("mode", ["none", "sizes", "hashes"])
+def test_a_fifo_in_a_tail_blocks_nobody(tuned: Path, mode: Any) -> None:
+    def give_up(*_: Any) -> None:
+        raise AssertionError("it waits for a FIFO")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    place = tuned / "tails" / "anna"
+    for file in [place / "current", *sorted((place / "0001").iterdir())]:
+        kept = file.rename(file.with_name("kept"))
+        os.mkfifo(file)
+        with pytest.raises(BundleError, match="is a FIFO, and a bundle holds files only"):
+            ParallelLoader(tuned, tail="anna", verify=mode)
+        file.unlink()
+        kept.rename(file)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_installed_bundle_keeps_the_tails_of_its_place(tuned: Path, built: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.splitload"
+    assert install(tuned, copy).tails == verify(tuned).tails, "they come along"
+    personalize(copy, data(tmp_path / "train.npz"), settings=replace(QUICK, epochs=1), tail="bert")
+    assert install(built, copy).tails == verify(copy).tails, "they stay"
+    assert [tail.name for tail in verify(copy).tails] == ["anna", "bert"]
+    revert(tuned, "anna")
+    assert install(tuned, copy).tails[0] == TailVersions("anna", (1, 2), 1), "those of the place win"
+
+
+def test_a_bundle_that_tails_do_not_fit_is_not_installed(tuned: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tuned, tmp_path / "other.splitload", copy_function=shutil.copyfile)
+    shutil.rmtree(other / "tails")
+    stage = read_manifest(other).variants[-1].stages[-1]
+    assert stage.weights is not None
+    weights = bytearray((other / stage.weights.name).read_bytes())
+    weights[-1] ^= 1
+    (other / stage.weights.name).write_bytes(weights)
+    sha256 = sha256_of(other / stage.weights.name)
+    manifest = json.loads((other / MANIFEST).read_text().replace(stage.weights.sha256, sha256))
+    del manifest[KEY]
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    verify(other)
+    before = verify(tuned)
+    with pytest.raises(OutputError, match=r"the tail .* would be lost .*another bundle.*remove its folder"):
+        install(other, tuned)
+    assert verify(tuned) == before
