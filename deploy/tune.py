@@ -43,8 +43,9 @@ def tune(
 
     Every scheme is measured `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in which
     the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the
-    scheme with the earliest first result, and is made
-    anew in the background (`upgrade`) if rearranged weights make it faster in the long run.
+    scheme with the earliest first result, and is made anew in the background (`upgrade`) if rearranged weights make it
+    faster in the long run. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from
+    the start, so that its answers never change.
 
     Args:
         folder: Where the stage files lie.
@@ -75,7 +76,9 @@ def tune(
                 for stage in variant.stages
             ],
         }
-        for turn in range(REPEATS):
+        differ = run_worker(job | {"compare": True})["differ"]
+        packed = [stage.prepack or changes for stage, changes in zip(variant.stages, differ, strict=True)]
+        for turn in range(0 if all(packed) else REPEATS):
             for place in range(len(SCHEMES)):
                 scheme = SCHEMES[(turn + place) % len(SCHEMES)]
                 for number, row in enumerate(run_worker(job | {"scheme": asdict(scheme)})["rows"]):
@@ -83,7 +86,9 @@ def tune(
                 if on_progress is not None:
                     on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
     stages = [
-        _choose(stage, {scheme: samples[number, scheme] for scheme in SCHEMES})
+        stage._replace(prepack=True, upgrade=False)
+        if packed[number]
+        else _choose(stage, {scheme: samples[number, scheme] for scheme in SCHEMES})
         for number, stage in enumerate(variant.stages)
     ]
     return variant._replace(stages=tuple(stages))

@@ -81,8 +81,9 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
         kept |= {name: known or chain.copy_leaf(name, rewriter) for name, known in there.items()}
         leaf = kept[next(iter(chain.leaves))] if chain.leaves else ""
         if not (chain.is_transposed and found.order is None and _read_transposed(rewriter, found, leaf, native)):
-            rewriter.prepend(_makers(rewriter, chain, kept, found, value))
-        rewriter.model.graph.initializer.remove(found.tensor)
+            rewriter.make(found.tensor, _makers(rewriter, chain, kept, found))
+        else:
+            rewriter.model.graph.initializer.remove(found.tensor)
         index.drop(found)
         replaced += 1
     if replaced:
@@ -111,8 +112,8 @@ def narrow(path: Path, original: Path) -> int:
     if not any(tensor.data_type == _HALF and tensor_bytes(tensor) >= MIN_GAIN_BYTES for tensor in stored):
         return 0
     rewriter = Rewriter(path)
-    makers = []
-    for tensor in rewriter.model.graph.initializer:
+    replaced = 0
+    for tensor in list(rewriter.model.graph.initializer):
         if not is_external(tensor) or tensor.data_type != _FLOAT or tensor_bytes(tensor) < 2 * MIN_GAIN_BYTES:
             continue
         weights = read_external(tensor, path.parent)
@@ -121,13 +122,32 @@ def narrow(path: Path, original: Path) -> int:
         if not np.array_equal(half.astype(np.float32).view(np.uint32), weights.view(np.uint32)):
             continue
         name = str(tensor.name)
-        tensor.name = rewriter.free_name(f"{name}/half")
-        makers.append(onnx.helper.make_node("Cast", [tensor.name], [name], f"{MAKER}{name}", to=_FLOAT))
-        rewriter.replace(tensor, _HALF, tuple(tensor.dims), half.tobytes())
-    if makers:
-        rewriter.prepend(makers)
+        stored = rewriter.add(f"{name}/half", _HALF, tuple(tensor.dims), half.tobytes())
+        rewriter.make(tensor, [onnx.helper.make_node("Cast", [stored], [name], f"{MAKER}{name}", to=_FLOAT)])
+        replaced += 1
+    if replaced:
         rewriter.save()
-    return len(makers)
+    return replaced
+
+
+def made_weights(graph: Any) -> dict[str, Any]:
+    """Return the declarations of weights that makers make, by name, as tensors without data.
+
+    Args:
+        graph: The onnx.GraphProto.
+    """
+    import onnx
+
+    made = {name for node in graph.node if is_maker(node) for name in node.output}
+    return {
+        value.name: onnx.TensorProto(
+            name=value.name,
+            data_type=value.type.tensor_type.elem_type,
+            dims=[size.dim_value for size in value.type.tensor_type.shape.dim],
+        )
+        for value in graph.value_info
+        if value.name in made
+    }
 
 
 class Chain:
@@ -234,7 +254,7 @@ def _constant(node: Any) -> Any:
     return None
 
 
-def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Found, value: Any) -> list[Any]:
+def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Found) -> list[Any]:
     """Return nodes that make the weight that was found in the optimised graph."""
     names = dict(kept)
     nodes = []

@@ -9,21 +9,21 @@ from splitload.frontends.proto import is_external, node_inputs, split_constants
 
 # Their kernels compute with other numbers, and a hundred times slower, where weights are not packed.
 PACKED = {("com.microsoft", "MatMulNBits"), ("com.microsoft", "QMoE")}
-_INT4 = {21, 22}  # uint4 and int4, as onnx numbers types
+_PRODUCTS = {"MatMul", "Gemm"}
 
 
 def needs_packing(graph: Any) -> bool:
     """Return whether the first session has to pack weights, so that later ones answer as it does.
 
-    onnxruntime makes MatMulNBits out of a product whose 4-bit weights DequantizeLinear reads.
+    onnxruntime makes MatMulNBits out of a product whose weights, of 4 or 8 bits, DequantizeLinear reads.
 
     Args:
         graph: The onnx.GraphProto of a stage.
     """
-    narrow = {tensor.name for tensor in graph.initializer if tensor.data_type in _INT4}
+    stored = {tensor.name for tensor in graph.initializer}
+    scaled = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored}
     return any(
-        (node.domain, node.op_type) in PACKED
-        or (node.op_type == "DequantizeLinear" and not narrow.isdisjoint(node.input[:1]))
+        (node.domain, node.op_type) in PACKED or (node.op_type in _PRODUCTS and not scaled.isdisjoint(node.input))
         for node in graph.node
     )
 

@@ -48,7 +48,9 @@ def unpad(path: Path, portable: Path) -> int:
     ]
     if opset < _MIN_OPSET or not filters:
         return 0
-    index, whole = (WeightIndex(model.graph, place.parent) for model, place in ((rewriter.model, path), (plain, portable)))
+    index, whole = (
+        WeightIndex(model.graph, place.parent) for model, place in ((rewriter.model, path), (plain, portable))
+    )
     found: dict[str, tuple[Found, Any]] = {}
     for tensor in filters:
         weights = whole.read(tensor)
@@ -59,26 +61,22 @@ def unpad(path: Path, portable: Path) -> int:
     total = sum(tensor_bytes(tensor) for tensor in rewriter.model.graph.initializer)
     if sum(gains.values()) <= TOLERATED * total:
         return 0
-    makers = []
     chosen = [each for name, each in found.items() if gains[name] >= MIN_GAIN_BYTES]
     for place, weights in chosen:
-        makers += _fill(rewriter, place, weights)
-    if makers:
-        rewriter.prepend(makers)
+        rewriter.make(place.tensor, _filling(rewriter, place, weights))
+    if chosen:
         rewriter.save()
     return len(chosen)
 
 
-def _fill(rewriter: Rewriter, found: Found, weights: Any) -> list[Any]:
-    """Replace a filter by one without channels of zeros; return the nodes that fill it up and bring it into blocks."""
+def _filling(rewriter: Rewriter, found: Found, weights: Any) -> list[Any]:
+    """Store a filter without channels of zeros, and return the nodes that fill it up and bring it into blocks."""
     from onnx import helper
 
     name, kind = str(found.tensor.name), int(found.tensor.data_type)
-    dims = tuple(found.tensor.dims)
     sizes = np.array([[0] * 4, [full - size for full, size in zip(found.padded or (), weights.shape, strict=True)]])
     pads = rewriter.add(f"{name}/pads", _INT64, (8,), sizes.astype(np.int64).tobytes())
     stored = rewriter.add(f"{name}/unpadded", kind, weights.shape, weights.tobytes())
-    rewriter.model.graph.initializer.remove(found.tensor)
     filled = rewriter.free_name(f"{name}/filled")
     pad = helper.make_node("Pad", [stored, pads], [filled], f"{MAKER}{name}/pad")
-    return [pad, *turn(rewriter, found, dims, filled, name)]
+    return [pad, *turn(rewriter, found, tuple(found.tensor.dims), filled, name)]

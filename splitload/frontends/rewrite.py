@@ -80,17 +80,13 @@ class Rewriter:
         self._fill(tensor, data)
         return str(tensor.name)
 
-    def replace(self, tensor: Any, data_type: int, dims: tuple[int, ...], data: bytes) -> None:
-        """Give a weight of the graph another content; it keeps its name."""
-        name = tensor.name
-        tensor.Clear()
-        tensor.name, tensor.data_type = name, data_type
-        tensor.dims.extend(dims)
-        self._fill(tensor, data)
+    def make(self, tensor: Any, nodes: list[Any]) -> None:
+        """Drop a weight from the graph, and put nodes that make it before all others; its shape stays declared."""
+        from onnx import helper
 
-    def prepend(self, nodes: list[Any]) -> None:
-        """Put nodes before all others."""
         graph = self.model.graph
+        graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        graph.initializer.remove(tensor)
         body = list(graph.node)
         del graph.node[:]
         graph.node.extend([*nodes, *body])

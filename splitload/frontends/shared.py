@@ -127,7 +127,9 @@ def unshared_bytes(native: Path, portable: Path) -> tuple[int, int]:
     """
     import onnx
 
-    graphs = [onnx.load_model(str(path), format="protobuf", load_external_data=False).graph for path in (native, portable)]
+    graphs = [
+        onnx.load_model(str(path), format="protobuf", load_external_data=False).graph for path in (native, portable)
+    ]
     index = WeightIndex(graphs[0], native.parent)
     own = [size for node in graphs[1].node if (size := node.ByteSize()) >= _LARGE_NODE_BYTES]
     missing, total = sum(own), sum(own)
