@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from splitload.bundle import check_files, read_manifest
+from splitload.bundle import read_manifest
 from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
 from splitload.deploy.learner import AnyLearner, Learner
@@ -131,7 +131,7 @@ def personalize(
     sets = [samples] if others is None else [samples, others]
     for file in manifest.files():
         check_regular(folder / file.name)
-    check_files(folder, manifest, "hashes")
+    read_manifest(folder, "hashes")
     with _scratch(folder) as made:
         features = Features(
             folder, training.features, sets, made,

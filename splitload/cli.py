@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from splitload.cache import cache_folder
-from splitload.commands import streams
+from splitload.commands import packages, streams
 from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
-from splitload.errors import SplitloadError, UsageError
+from splitload.errors import CacheWarning, SplitloadError, UsageError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -91,13 +93,30 @@ def _run(options: argparse.Namespace) -> None:
         OSError: If what it had to say could not be written; it did its work all the same.
     """
     module, _, name = options.function.partition(":")
-    command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
     console = Console(json=options.json)
-    result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
+    with packages.named(f"'splitload {options.command_name}'"), _warnings_as_notes(console):
+        command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
+        result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
     if options.json:
         print(json.dumps(result), flush=True)  # noqa: T201
     elif console.error is not None:
         raise console.error
+
+
+@contextlib.contextmanager
+def _warnings_as_notes(console: Console) -> Iterator[None]:
+    """Tell what was damaged in the cache as a note, in one line."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, CacheWarning):
+            console.note(str(message))
+        else:
+            before(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        before, warnings.showwarning = warnings.showwarning, show
+        warnings.simplefilter("always", CacheWarning)
+        yield
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ SplitloadError
 ├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
 
-What is no error, but less than was promised, is a warning: PortableWarning (UserWarning).
+What is no error, but less than was promised, is a warning: PortableWarning and CacheWarning (UserWarning).
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class MissingPackageError(SplitloadError, ImportError):
 
 class PortableWarning(UserWarning):
     """A bundle runs its portable graph where a native one was hoped for; the message says what helps."""
+
+
+class CacheWarning(UserWarning):
+    """Something in the user's cache was damaged, and is made anew; the message says what."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

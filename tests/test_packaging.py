@@ -1,6 +1,7 @@
 """What is installed: every module of the tree, under the import names that collide with nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -38,6 +39,12 @@ def test_wheel_holds_every_module(tmp_path):
     assert set(modules()) <= names
     assert {f"splitload/devices/{path.name}" for path in (ROOT / "splitload" / "devices").glob("*.toml")} <= names
     assert "splitload/py.typed" in names
+
+
+def test_a_device_gets_numpy_and_onnxruntime_alone():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    required = re.search(r"^dependencies = \[(.*?)\]", text, re.M | re.S)[1]
+    assert re.findall(r'"([A-Za-z0-9_-]+)', required) == ["numpy", "onnxruntime"]
 
 
 def test_every_module_has_a_purpose_and_no_bare_import():

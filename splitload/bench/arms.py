@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,12 +17,12 @@ from typing import Any
 from splitload.bench.convert import BATCH
 from splitload.bench.sampling import Arm, saved_feeds
 from splitload.child import python
+from splitload.entries import is_whole, making
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
 from splitload.frontends.onnx import Source, model_files
 from splitload.frontends.torch import INSTALL as INSTALL_TORCH
 from splitload.graph import ModelGraph
 from splitload.machine import available_threads, cpu_architecture
-from splitload.scratch import scratch_folder
 
 INSTALL = "pip install 'splitload[bench]'"
 _VERSION = 2  # raise it when a change in `convert` changes a file
@@ -105,6 +106,7 @@ def _openvino(subject: Subject) -> Arm:
     file = subject.source.path.resolve()
     key = _key(_version("openvino"), str(file), file.stat().st_mtime_ns)  # by which OpenVINO knows the model again
     cache = subject.cache / "bench" / f"{subject.source.sha256[:24]}-openvino-{key}"
+    shutil.rmtree(cache, ignore_errors=True)  # it has no hashes that we could check; the unmeasured run fills it anew
     _make_folder(cache)
     files = (*model_files(file), cache)
     return Arm("openvino", file, files=files, job={"cache": str(cache.resolve())})
@@ -187,42 +189,31 @@ def _converted(arm: str, subject: Subject, *parts: Any, graph: Path | None = Non
         graph: The file to convert; None for the model itself.
     """
     folder = subject.cache / "bench" / f"{subject.source.sha256[:24]}-{arm}-{_key(*parts)}"
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
-    _make_folder(folder.parent)
-    try:
-        with (
-            scratch_folder(folder.parent, f".{folder.name}.") as made,
-            saved_feeds(subject.graph.input_tensors(), subject.feeds) as rows,
-            tempfile.TemporaryDirectory(prefix="splitload-bench-") as work,
-        ):
-            job = {
-                "arm": arm,
-                "model": subject.model,
-                "graph": str((graph or subject.source.path).resolve()),
-                "feeds": rows,
-                "folder": str(made.resolve()),
-            }
-            (Path(work) / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            done = subprocess.run(
-                python("splitload.bench.convert", str(Path(work) / "job.json")),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0:
-                lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
-                raise ModelError(f"the model cannot be converted: {lines[-1][:300]}")
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # not made by someone else meanwhile
-                    raise
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write the files of arm '{arm}': {error.strerror or error}") from error
+    with (
+        making(folder, f"the files of arm '{arm}'") as made,
+        saved_feeds(subject.graph.input_tensors(), subject.feeds) as rows,
+        tempfile.TemporaryDirectory(prefix="splitload-bench-") as work,
+    ):
+        job = {
+            "arm": arm,
+            "model": subject.model,
+            "graph": str((graph or subject.source.path).resolve()),
+            "feeds": rows,
+            "folder": str(made.resolve()),
+        }
+        (Path(work) / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        done = subprocess.run(
+            python("splitload.bench.convert", str(Path(work) / "job.json")),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
+            raise ModelError(f"the model cannot be converted: {lines[-1][:300]}")
     return folder
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from splitload.entries import is_whole, making
 from splitload.errors import UsageError
-from splitload.frontends.torch import written_beside
 
 if TYPE_CHECKING:
     import onnx
@@ -27,11 +27,11 @@ def path(num_nodes: int, cache: Path) -> Path:
     """
     if num_nodes > MAX_NODES:
         raise UsageError(f"--deep takes at most {MAX_NODES} nodes, not {num_nodes}")
-    file = cache / "deep" / f"v{_VERSION}" / f"deep-{num_nodes}.onnx"
-    if not file.exists():
-        with written_beside(file) as unfinished:
-            unfinished.write_bytes(build(num_nodes).SerializeToString(deterministic=True))
-    return file
+    folder, name = cache / "deep" / f"{num_nodes}-v{_VERSION}", f"deep-{num_nodes}.onnx"
+    if not is_whole(folder):
+        with making(folder, "the model") as made:
+            (made / name).write_bytes(build(num_nodes).SerializeToString(deterministic=True))
+    return folder / name
 
 
 def build(num_nodes: int, seed: int = 0) -> onnx.ModelProto:

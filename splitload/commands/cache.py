@@ -13,6 +13,7 @@ from splitload.errors import OutputError
 
 ROOMS = {
     "bench": "bundles and files of other engines, to compare",
+    "canaries": "which runtimes are fit for which bundles",
     "deep": "synthetic models to compare",
     "exports": "models exported from torch",
     "graphs": "optimised graphs",

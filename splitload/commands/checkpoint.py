@@ -17,6 +17,7 @@ from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Progress, SearchResult
 from splitload.atomic import write_text
 from splitload.errors import CheckpointError, OutputError
+from splitload.sealed import KEY, is_intact, seal
 
 FORMAT = "splitload-search"
 VERSION = 1
@@ -30,8 +31,8 @@ class Checkpoint:
     """Keeps one search in a file: every few seconds, at an interrupt, and, in a file of the user's, at the end.
 
     The file is one JSON object: `format`, `version`, `search` (what the search is of: a file is never taken for
-    another) and `agent` (see `splitload.agents.checkpoint`). It is replaced as a whole, so that even a killed process
-    leaves the one before.
+    another), `agent` (see `splitload.agents.checkpoint`) and its own `sha256`. It is replaced as a whole, so that even
+    a killed process leaves the one before.
 
     Args:
         file: The user's own file, which stays; None for one in the cache, which a finished search removes.
@@ -131,13 +132,16 @@ class Checkpoint:
         if size_bytes > MAX_BYTES:
             raise ValueError(f"it has {size_bytes} bytes, no checkpoint has more than {MAX_BYTES}")
         try:
-            data = json.loads(self.path.read_bytes())
+            text = self.path.read_bytes()
+            data = json.loads(text)
         except ValueError as error:
             raise ValueError(f"it is not JSON ({error})") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"it is no checkpoint of a search, its format is not '{FORMAT}'")
         if data.get("version") != VERSION:
             raise ValueError(f"it has version {data.get('version')!r:.40}, this splitload reads version {VERSION}")
+        if data.pop(KEY, None) is not None and not is_intact(text):
+            raise ValueError("it is damaged, its own SHA-256 differs")
         if set(data) != {"format", "version", "search", "agent"}:
             raise ValueError("it is damaged: it must have the keys format, version, search and agent, and no others")
         there = data["search"]
@@ -161,7 +165,7 @@ class Checkpoint:
             if not self._lasting:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 _forget(self.path.parent)
-            write_text(self.path, text, "checkpoint")
+            write_text(self.path, seal(text), "checkpoint")
             self.saved = True
         except OSError as error:
             if self._lasting:

@@ -61,8 +61,11 @@ def from_torch(
     from splitload.cli import user_cache
     from splitload.commands.arguments import parser
     from splitload.commands.console import Console
-    from splitload.commands.train import train
-    from splitload.frontends.torch import export_given, require
+    from splitload.commands.packages import named
+
+    with named("splitload.from_torch"):
+        from splitload.commands.train import train
+        from splitload.frontends.torch import export_given, require
     from splitload.inputs import save_feeds
 
     given = {

@@ -21,6 +21,7 @@ from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
+from splitload.entries import discard
 from splitload.errors import BundleError, OutputError, SplitloadError, StageError, UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
@@ -29,8 +30,10 @@ from splitload.inputs import read_feeds
 from splitload.profile import Profile
 from splitload.provenance import provenance
 from splitload.variants import choose
+from splitload.verification import verify
 
-_ESSENTIAL = ("stock", "tuned", "splitload")  # an arm that fails is left out, but not these
+_ESSENTIAL = ("stock", "splitload")  # an arm that cannot run here is left out, but not these
+_RIGHT = (*_ESSENTIAL, "tuned")  # nor is one of these that runs and computes something else
 _FOLDERS = re.compile(r"(?<![\w.:/])(?:/[\w.+@~-]+)+/(?=[\w.])")
 _MIB = 1 << 20
 _NARROW = {  # so that all arms fit into 80 columns
@@ -199,7 +202,8 @@ def _arms(
 ) -> tuple[list[Arm], dict[str, float], dict[str, str]]:
     """Return the arms that compute what stock computes, how far they are from it, and why others are left out.
 
-    Each is run once, unmeasured. An arm that was asked for by name, or is essential, is not left out but an error.
+    Each is run once, unmeasured. One that this version of onnxruntime, say, cannot run is left out, unless it was asked
+    for by name, or nothing can be compared without it.
     """
     inputs = subject.graph.input_tensors()
     left_out: dict[str, str] = {}
@@ -209,7 +213,7 @@ def _arms(
             with console.status(f"preparing {name}"):
                 return step(*arguments)
         except SplitloadError as error:
-            if name in _ESSENTIAL:
+            if name in (_RIGHT if step is compare else _ESSENTIAL):
                 raise
             reason = re.sub(rf"^(benchmark )?arm '{name}' ", "", " ".join(str(error).split()))
             if asked_for:
@@ -218,16 +222,14 @@ def _arms(
             left_out[name] = _without_folders(reason)
             return None
 
-    def difference(arm: Arm) -> float:
-        return compare(arm.name, expected, first_outputs(arm, inputs, subject.feeds))
-
     stock = make_arm("stock", subject)
     with console.status("preparing stock"):
         expected = first_outputs(stock, inputs, subject.feeds)
     arms, differences = [], {}
     for name in names:
         arm = stock if name == "stock" else attempt(name, make_arm, name, subject)
-        distance = attempt(name, difference, arm) if arm is not None else None
+        outputs = None if arm is None else attempt(name, first_outputs, arm, inputs, subject.feeds)
+        distance = None if outputs is None else attempt(name, compare, name, expected, outputs)
         if arm is not None and distance is not None:
             arms.append(arm)
             differences[name] = distance
@@ -251,9 +253,13 @@ def _bundle(
         "inputs": given,
         "made_with": made_with,
     }
-    with contextlib.suppress(BundleError):
-        if read_manifest(target).plan.items() >= notes.items():
-            return target
+    if target.exists():
+        try:
+            verify(target)
+            if read_manifest(target).plan.items() >= notes.items():
+                return target
+        except BundleError as error:
+            discard(target, str(error))
     threads = measured.contention.threads
     found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
     notes["trial"] = None if trial is None else trial.to_json()

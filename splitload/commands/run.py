@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, milliseconds
 from splitload.commands.outputs import INDEX, plan_outputs, save_outputs
-from splitload.errors import ModelError, StageError, UsageError
+from splitload.errors import ModelError, PortableWarning, StageError, UsageError
 from splitload.inputs import example_inputs, read_feeds
 from splitload.loader import ParallelLoader
 
@@ -29,7 +30,10 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     folder = Path(options.output) if options.output else None
     files = {} if folder is None else plan_outputs(folder, manifest.outputs)
     ready = example_inputs(manifest.inputs, read_feeds(options.input))
-    with ParallelLoader(options.bundle, threads=options.threads, tail=options.tail, upgrade=False) as model:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PortableWarning)  # it is printed below
+        loader = ParallelLoader(options.bundle, threads=options.threads, tail=options.tail, upgrade=False)
+    with loader as model:
         try:
             outputs = model.run(None, ready)
         except StageError:
@@ -43,6 +47,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         variant = model.variant
         num_threads = model.threads
         tail = model.tail
+    if model.why_portable is not None:
+        console.note(model.why_portable)
     console.print(
         f"{model.manifest.model}: {count_of(len(variant.stages), 'stage')} ({variant.kind} graph) "
         f"on {count_of(num_threads, 'loading thread')}"
@@ -65,6 +71,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     result = {
         "bundle": options.bundle,
         "variant": variant.kind,
+        "why_portable": model.why_portable,
         "tail": None if tail is None else {"name": tail.name, "version": tail.version},
         "num_stages": len(variant.stages),
         "threads": num_threads,

@@ -18,6 +18,7 @@ from splitload.child import python
 from splitload.devices import Progress
 from splitload.devices.estimate import FirstOutput, with_first_outputs
 from splitload.devices.ledger import Segment, median_cost
+from splitload.entries import discard
 from splitload.errors import ModelError, OutputError, ProfileError
 from splitload.frontends.stages import StageFiles, StageWriter
 from splitload.graph import GraphKind, ModelGraph
@@ -28,6 +29,7 @@ from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
 from splitload.scratch import scratch_folder
+from splitload.sealed import KEY, is_intact, seal
 
 REPEATS = 5
 CUT_STAGES = 4  # of the cut that is loaded as a bundle's, to see what a cut costs besides its loads and inferences
@@ -73,13 +75,10 @@ class HostDevice:
             ModelError: If the model does not run on the feeds.
         """
         path = self._cache_file(graph, feeds)
-        if path.is_file() and not self._refresh:
-            try:
-                stored = Profile.read(path)
-                everything = (0, stored.num_blocks)
-                return replace(stored, segments={everything: stored.segments[everything]})
-            except (ProfileError, KeyError):
-                path.unlink()  # of an older version
+        stored = None if self._refresh else self._recall(path)
+        if stored is not None:
+            everything = (0, stored.num_blocks)
+            return replace(stored, segments={everything: stored.segments[everything]})
         num_blocks = len(graph.blocks)
         cut = _even(graph, CUT_STAGES)
         plans = list(dict.fromkeys((Partition(num_blocks), cut)))
@@ -123,7 +122,7 @@ class HostDevice:
         """
         profile = self.profile(graph, feeds=feeds)
         path = self._cache_file(graph, feeds)
-        profile = Profile.read(path)  # with the segments that were measured before
+        profile = self._recall(path) or profile  # with the segments that were measured before
         known = {(number, number + 1) for number in range(profile.num_blocks)} | set(profile.segments)
         missing = [segment for segment in dict.fromkeys(segments) if segment not in known]
         if not missing:
@@ -209,20 +208,38 @@ class HostDevice:
         return self._cache / "profiles" / f"{graph.source_sha256[:24]}-{graph.kind}-{key}.json"
 
     def _store(self, path: Path, profile: Profile) -> None:
-        write_profile(path, profile, make_folder=True)
+        """Keep a profile in the cache, with a hash of its own."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write profile '{path}': {error.strerror or error}") from error
+        write_text(path, seal(json.dumps(profile.to_json(), indent=1)), "profile")
+
+    def _recall(self, path: Path) -> Profile | None:
+        """Return a profile from the cache; None where none is, or what is there is damaged, which is told."""
+        try:
+            text = path.read_bytes()
+            if is_intact(text):
+                data = json.loads(text)
+                del data[KEY]
+                return Profile.from_json(data, path.name)
+            reason = "it is not as it was written"
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError(f"cannot read profile '{path}': {error.strerror or error}") from error
+        except (ProfileError, ValueError) as error:
+            reason = str(error)
+        discard(path, reason)
+        return None
 
 
-def write_profile(path: Path, profile: Profile, *, make_folder: bool = False) -> None:
+def write_profile(path: Path, profile: Profile) -> None:
     """Write a profile file; an older one stays until the new one is whole.
 
     Raises:
         OutputError: If it cannot be written.
     """
-    try:
-        if make_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write profile '{path}': {error.strerror or error}") from error
     write_text(path, json.dumps(profile.to_json(), indent=1), "profile")
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from splitload.errors import ModelError, OutputError, UsageError
+from splitload.entries import is_whole, making
+from splitload.errors import ModelError, UsageError
 from splitload.frontends.layers import layer_name
 from splitload.frontends.observe import observe, one_line, plain_options
 from splitload.frontends.onnx import Source, read_model
 from splitload.frontends.proto import external_files, node_inputs, split_constants, store_constants, with_constants
 from splitload.inputs import example_inputs
-from splitload.scratch import scratch_folder
 
 MAX_CLASSES = 1 << 20
 _VERSION = 1  # raise it when a change here changes a file
@@ -45,22 +45,9 @@ def with_new_head(source: Source, classes: int, cache: Path, *, feeds: Mapping[s
         raise UsageError(f"--new-head takes 2 to {MAX_CLASSES} classes, not {classes}")
     folder = cache / "heads" / f"{source.sha256[:24]}-{classes}-v{_VERSION}"
     file = folder / "model.onnx"
-    if not file.is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(folder.parent, ".head-") as made:
-                _write(source, made / file.name, classes, feeds)
-                try:
-                    made.rename(folder)
-                except OSError:
-                    if not file.is_file():  # not made by someone else meanwhile
-                        raise
-        except OSError as error:
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(
-                f"cannot write the model with its new head to '{folder.parent}': {error.strerror or error}"
-            ) from error
+    if not is_whole(folder):
+        with making(folder, "the model with its new head") as made:
+            _write(source, made / file.name, classes, feeds)
     return Source.open(file, source.name, source.examples)
 
 

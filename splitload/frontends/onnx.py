@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitload.entries import is_whole, making
 from splitload.errors import ModelError, OutputError
 from splitload.frontends.folding import narrow, unfold
 from splitload.frontends.hoisting import has_hidden_weights, hoist
@@ -37,7 +38,7 @@ from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, use
 from splitload.inputs import example_inputs
 from splitload.machine import cpu_architecture
 from splitload.manifest import Metadata
-from splitload.scratch import scratch_folder
+from splitload.variants import check_floor
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 TOLERATED, TOLERATED_BYTES = 0.08, 64 << 10  # what a bundle may hold twice; the larger one counts
@@ -257,15 +258,20 @@ def _optimized_folder(
                 (made / TOO_LARGE).touch()
 
     folder = folder_of(source, kind, cache)
-    if not (folder / "model.onnx").is_file():
+    if not is_whole(folder):
         optimize_into(folder, source.path, source, kind, feeds, fit)
     return folder
 
 
 def folder_of(source: Source, kind: GraphKind, cache: Path, part: str = "") -> Path:
-    """Return the place in the cache of an optimised model, or of one of which a part stays as it is."""
+    """Return the place in the cache of an optimised model, or of one of which a part stays as it is.
+
+    Raises:
+        MissingPackageError: If onnxruntime is older than splitload needs.
+    """
     import onnxruntime as ort
 
+    check_floor(ort.__version__)
     machine = f"-{cpu_architecture()}" if kind == "native" else ""
     return cache / "graphs" / f"{source.sha256[:24]}{part}-{kind}-ort{ort.__version__}{machine}-v{_CACHE_VERSION}"
 
@@ -297,21 +303,11 @@ def optimize_into(
     levels = ort.GraphOptimizationLevel
     wanted = [levels.ORT_ENABLE_ALL] if kind == "native" else []
     wanted += [levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL]
-    first_error: Exception | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for level in wanted:
-            with scratch_folder(folder.parent, f".{folder.name}.") as made:
-                try:
-                    plain = _with_weights_outside_bodies(path, made)
-                    optimize(plain, level, made)
-                    unfold(made / "model.onnx", plain, native=level == levels.ORT_ENABLE_ALL)
-                except OSError:
-                    raise
-                except Exception as error:  # onnxruntime has no common root for its errors
-                    first_error = first_error or error
-                    refuse_full_disk(folder.parent, source.size_bytes, error)
-                    continue
+    errors: list[Exception] = []
+    for level in wanted:
+        try:
+            with making(folder, "the optimised model") as made:
+                plain = _optimize(path, level, made)
                 _join_concats_of_file(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
                     _block_products(made / "model.onnx", feeds)
@@ -319,18 +315,34 @@ def optimize_into(
                 if plain != path:
                     shutil.rmtree(plain.parent)
                 finish(made)
-                try:
-                    made.rename(folder)
-                except OSError:
-                    if not (folder / "model.onnx").is_file():  # not made by someone else meanwhile
-                        raise
-                return
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the optimised model to '{folder.parent}': {error.strerror or error}"
-        ) from error
-    assert first_error is not None  # noqa: S101
-    raise ModelError(f"onnxruntime {ort.__version__} cannot load '{source.path}': {one_line(first_error)}")
+            return
+        except _NotOptimizedError as refused:
+            errors.append(refused.error)
+            refuse_full_disk(folder.parent, source.size_bytes, refused.error)
+    raise ModelError(f"onnxruntime {ort.__version__} cannot load '{source.path}': {one_line(errors[0])}")
+
+
+class _NotOptimizedError(Exception):
+    """What onnxruntime raised instead of optimising a model; it has no common root for its errors."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _optimize(path: Path, level: Any, folder: Path) -> Path:
+    """Optimise a model, but for what that costs in size; return the file it was made of."""
+    import onnxruntime as ort
+
+    try:
+        plain = _with_weights_outside_bodies(path, folder)
+        optimize(plain, level, folder)
+        unfold(folder / "model.onnx", plain, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        return plain
+    except OSError:
+        raise
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise _NotOptimizedError(error) from error
 
 
 def _with_weights_outside_bodies(path: Path, folder: Path) -> Path:

@@ -89,7 +89,7 @@ def _reshaped(
     node: Any, makers: dict[str, Any], stored: dict[str, np.ndarray[Any, Any]]
 ) -> tuple[str, tuple[int, ...]] | None:
     """Return what a node gives a shape whose first size is 1, and the other sizes; None if it does no such thing."""
-    if node.op_type not in ("Reshape", "Gather") or node.input[1] not in stored:
+    if node.op_type not in ("Reshape", "Gather") or len(node.input) < 2 or node.input[1] not in stored:
         return None
     second = stored[node.input[1]]
     if node.op_type == "Reshape":
@@ -99,7 +99,7 @@ def _reshaped(
     source = makers.get(node.input[0])
     if source is None or source.op_type != "Reshape" or attributes(node).get("axis", 0) != 0:
         return None
-    flat = stored.get(source.input[1], np.zeros(0)).tolist() == [-1]
+    flat = stored.get(source.input[-1], np.zeros(0)).tolist() == [-1]
     whole = second.shape[:1] == (1,) and np.array_equal(second.ravel(), np.arange(second.size))
     return (source.input[0], second.shape[1:]) if flat and whole else None
 

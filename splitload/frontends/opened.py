@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitload.entries import is_whole
 from splitload.errors import ModelError
 from splitload.frontends.division import Division, divide, parts
 from splitload.frontends.observe import elem_type, observe, one_line, plain_options
@@ -76,7 +77,7 @@ def load_opened(
     parts_of = (_VERSION, division.weights, division.features)
     part = "-" + hashlib.sha256(repr(parts_of).encode()).hexdigest()[:12]
     folder = folder_of(source, kind, cache, part)
-    if not (folder / "model.onnx").is_file():
+    if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(folder.parent, ".opened-") as made:
             tail = _separate(source, division, made, feeds)

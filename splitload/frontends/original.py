@@ -72,6 +72,8 @@ def seen(source: Source, opened: Opened, output: str, feeds: Mapping[str, Any]) 
         raise ModelError(str(error)) from error
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(f"the model does not run on these inputs: {one_line(error)}") from error
+    if not all(isinstance(row[0], np.ndarray) for row in found):
+        raise ModelError(f"its output '{output}' is no array")
     if any(len({each.shape[:1] for each in row}) > 1 or not row[0].ndim for row in found):
         raise ModelError("what is trained reads values that are not of the samples")
     outputs, *features = (np.concatenate(column) for column in zip(*found, strict=True))

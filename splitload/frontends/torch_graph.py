@@ -49,13 +49,21 @@ def run_graph(graph: Any, values: Mapping[str, torch.Tensor]) -> dict[str, torch
 
 
 def tensors_of(graph: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the initializers of a graph as tensors, float32 ones in another type."""
+    """Return the initializers of a graph as tensors, float32 ones in another type.
+
+    Raises:
+        ModelError: If one is of a type that torch has not.
+    """
     import torch
     from onnx import numpy_helper
 
     found = {}
     for stored in graph.initializer:
-        tensor = torch.from_numpy(np.array(numpy_helper.to_array(stored)))
+        array = np.array(numpy_helper.to_array(stored))
+        try:
+            tensor = torch.from_numpy(array)
+        except TypeError as error:
+            raise ModelError(f"'{stored.name}' is of type {array.dtype}, which torch cannot take") from error
         found[stored.name] = tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
     return found
 
@@ -174,7 +182,7 @@ def _operators() -> dict[str, Run]:
     def average_pool(settings: dict[str, Any], x: Any) -> Any:
         """Sums over windows, divided by what counts: the value, and the padding where that is asked for.
 
-        In ceil mode the last window may overhang; what lies behind the padding never counts.
+        In ceil mode the last window may overhang, if it begins before the padding; what lies behind that never counts.
         """
         kernel, rank = settings["kernel_shape"], x.ndim - 2
         run = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
@@ -183,10 +191,12 @@ def _operators() -> dict[str, Run]:
             raise ModelError("the operator AveragePool cannot be run in torch with dilations")
         wide = padded(x, settings, kernel, 0.0)
         counted = padded(torch.ones_like(x), settings, kernel, float(bool(settings.get("count_include_pad", 0))))
-        over = []
+        pads, over = settings.get("pads", [0] * (2 * rank)), []
         for axis in reversed(range(rank)):
-            left = (wide.shape[axis + 2] - kernel[axis]) % strides[axis]
-            over += [0, strides[axis] - left if settings.get("ceil_mode", 0) and left else 0]
+            size, step = wide.shape[axis + 2], strides[axis]
+            begin = ((size - kernel[axis]) // step + 1) * step  # of a window behind the last whole one
+            overhangs = settings.get("ceil_mode", 0) and begin < size - pads[axis + rank]
+            over += [0, begin + kernel[axis] - size if overhangs else 0]
         return run(functional.pad(wide, over), kernel, strides) / run(functional.pad(counted, over), kernel, strides)
 
     def batch_norm(settings: dict[str, Any], x: Any, scale: Any, offset: Any, mean: Any, variance: Any) -> Any:

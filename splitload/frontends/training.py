@@ -185,10 +185,10 @@ def example_features(model: Any) -> dict[str, list[np.ndarray[Any, Any]]]:
                 f"what is trained reads '{value.name}', whose first size must be 1 or open, for samples, and all "
                 "others known; export the model with such inputs"
             )
-        try:
-            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        except KeyError as error:
-            raise ModelError(f"what is trained reads '{value.name}', which is no tensor of numbers") from error
+        kind = value.type.tensor_type.elem_type
+        dtype = helper.tensor_dtype_to_np_dtype(kind) if kind else np.dtype(object)
+        if dtype.kind not in "biuf":
+            raise ModelError(f"what is trained reads '{value.name}', which is no array of numbers that numpy knows")
         floating = np.issubdtype(dtype, np.floating)
         found[value.name] = [
             (rng.standard_normal(sizes) if floating else np.ones(sizes)).astype(dtype) for _ in range(CHECKED_SAMPLES)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from splitload.entries import is_whole, making
 from splitload.errors import MissingPackageError, unknown_name
-from splitload.frontends.torch import INSTALL, Example, export_module, quiet, require, written_beside
+from splitload.frontends.torch import INSTALL, Example, export_module, quiet, require
 
 if TYPE_CHECKING:
     import torch
@@ -64,12 +65,12 @@ def path(name: str, cache_dir: Path) -> Path:
     if name not in models:
         raise unknown_name("zoo model", name, models)
     model = models[name]
-    file = cache_dir / "zoo" / model.folder_name(name) / "model.onnx"
-    if not file.exists():
+    folder = cache_dir / "zoo" / model.folder_name(name)
+    if not is_whole(folder):
         require(*model.packages)
-        with written_beside(file) as unfinished:
-            model.write(unfinished)
-    return file
+        with making(folder, f"zoo:{name}") as made:
+            model.write(made / "model.onnx")
+    return folder / "model.onnx"
 
 
 def module(name: str) -> tuple[torch.nn.Module, Example]:

@@ -99,6 +99,27 @@ def test_bench_fails_where_an_essential_arm_does(cli: Cli, chain_model: Path, mo
     assert err.startswith("splitload: arm 'tuned' computes something else")
 
 
+@pytest.mark.parametrize("step", ["make_arm", "first_outputs"])
+def test_bench_leaves_out_what_this_version_cannot_run(
+    cli: Cli, chain_model: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    from splitload.commands import measure
+
+    real = getattr(measure, step)
+
+    def fails(what: Any, *others: Any) -> Any:
+        if "tuned" in (what, getattr(what, "name", None)):
+            raise StageError("arm 'tuned' needs a later onnxruntime")
+        return real(what, *others)
+
+    monkeypatch.setattr(measure, step, fails)
+    code, out, err = cli(chain_model, "--runs", "1")
+    assert (code, err) == (0, "")
+    assert "left out: tuned: needs a later onnxruntime" in out
+    code, _, err = cli(chain_model, "--arms", "stock,tuned")
+    assert (code, err) == (1, "splitload: arm 'tuned' cannot be compared: needs a later onnxruntime\n")
+
+
 def test_bench_on_a_deep_graph(cli: Cli) -> None:
     code, out, err = cli("--deep", "40", "--json")
     assert (code, err) == (0, "")

@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import runtime_models
 from onnx import TensorProto, helper
 
 import splitload.envs.split
+import splitload.variants
 from splitload import commands, devices
 from splitload.bundle import MANIFEST, read_manifest
 from splitload.cli import main
 from splitload.commands.arguments import parser
 from splitload.commands.console import shortened
+from splitload.machine import cpu_architecture
 
 WAIT_S = 120
 Run = Callable[..., tuple[int, str, str]]
@@ -149,8 +152,25 @@ def test_profile(cli: Run, chain_model: Path) -> None:
     assert "whole model: load" in out
 
 
+@pytest.mark.parametrize("command", ["inspect", "run"])
+def test_who_gets_the_portable_graph_is_told(
+    cli: Run, native_bundle: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(splitload.variants, "cpu_architecture", lambda: "pdp11")
+    for words in ((command, native_bundle), (command, native_bundle, "--json")):
+        code, out, err = cli(*words)
+        assert code == 0
+        assert err.count("\n") == 1
+        assert f"'splitload specialize {native_bundle}'" in err
+    found = json.loads(out)
+    assert found.get("here", found)["why_portable"] == err.strip()
+
+
 def test_inspect_verify_and_run(cli: Run, chain_bundle: Path) -> None:
-    assert json_of(cli("inspect", chain_bundle, "--json")) == json.loads((chain_bundle / MANIFEST).read_text())
+    inspected = json_of(cli("inspect", chain_bundle, "--json"))
+    here = {"cpu": cpu_architecture(), "onnxruntime": ort.__version__, "variant": 0, "why_portable": None}
+    sealed = json.loads((chain_bundle / MANIFEST).read_text())
+    assert inspected == {**{key: sealed[key] for key in sealed if key != "sha256"}, "here": here}
     assert json_of(cli("verify", chain_bundle, "--json"))["verified"] is True
     np.save("x.npy", runtime_models.feeds(rows=5)["x"])
     found = json_of(cli("run", chain_bundle, "--input", "x=x.npy", "--threads", "3", "-o", "saved", "--json"))
@@ -287,7 +307,7 @@ def test_unexpected_errors_say_how_to_see_more(cli: Run, chain_bundle: Path, mon
         raise ZeroDivisionError("two\nlines")
 
     monkeypatch.setattr("splitload.commands.bundles.read_manifest", fail)
-    code, _, err = cli("verify", chain_bundle)
+    code, _, err = cli("inspect", chain_bundle)
     assert (code, err) == (
         1,
         "splitload: ZeroDivisionError: two lines (this should not happen; --debug shows where)\n",
@@ -374,7 +394,8 @@ def test_interrupt_while_measuring_says_that_the_bundle_is_there(
     "words",
     [
         ["train", "--device", "s20"], ["profile", "m.onnx", "--device", "s20"], ["bench", "m.onnx"], ["run", "b"],
-        ["inspect", "b"], ["verify", "b"], ["specialize", "b"], ["finetune", "b"], ["tails", "b"], ["devices"], ["zoo"], ["cache"],
+        ["inspect", "b"], ["verify", "b"], ["specialize", "b"], ["finetune", "b"], ["tails", "b"],
+        ["devices"], ["zoo"], ["cache"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip

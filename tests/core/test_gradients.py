@@ -265,6 +265,10 @@ REFUSED = {
         made([7], node("Slice", "x", "starts", "ends", "axes", "steps"), starts=[0], ends=[7], axes=[1], steps=[2]),
         "in steps",
     ),
+    "a rank that no rule knows": (
+        made([4], node("Gather", "x", "place", "axis", axis=1), place=np.int64(0), axis=np.int64(1)),
+        "Gather|no valid graph|shapes of the model",
+    ),
     "a mean over samples": (made([7], node("ReduceMean", "x", "axes"), axes=[0]), "mean over samples"),
     "training mode": (
         made(

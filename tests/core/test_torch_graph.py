@@ -23,6 +23,37 @@ def values(*sizes: int) -> Any:
 
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # operator, inputs by name, attributes
+    "AveragePool, overhanging": (
+        "AveragePool",
+        {"x": IMAGE},
+        {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1},
+    ),
+    "AveragePool, padded and overhanging": (
+        "AveragePool",
+        {"x": IMAGE},
+        {"kernel_shape": [2, 3], "strides": [2, 3], "pads": [1, 1, 1, 1], "ceil_mode": 1, "count_include_pad": 1},
+    ),
+    "AveragePool, padding not counted": (
+        "AveragePool",
+        {"x": IMAGE},
+        {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    ),
+    "ConvTranspose, with further places": (
+        "ConvTranspose",
+        {"x": IMAGE, "w": values(4, 3, 3, 3), "b": values(3)},
+        {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
+    ),
+    "Slice, backwards": (
+        "Slice",
+        {
+            "x": ROWS,
+            "s": np.array([-1, 3]),
+            "e": np.array([-(2**63), 0]),
+            "a": np.array([0, 2]),
+            "t": np.array([-1, -2]),
+        },
+        {},
+    ),
     "ConvTranspose": ("ConvTranspose", {"x": IMAGE, "w": values(4, 3, 2, 2), "b": values(3)}, {"strides": [2, 2]}),
     "Cos": ("Cos", {"x": ROWS}, {}),
     "DepthToSpace, columns": ("DepthToSpace", {"x": IMAGE}, {"blocksize": 2}),
@@ -70,6 +101,27 @@ def test_torch_gives_what_onnxruntime_gives(name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "inputs", "settings"),
+    [
+        ("MatMul", {"a": (2, 3), "b": (4, 5)}, {}),
+        ("Concat", {"a": (2, 3), "b": (2, 3)}, {}),  # without its axis
+        ("Reshape", {"a": (2, 3), "b": (5,)}, {}),
+        ("AveragePool", {"a": (1, 2, 8, 8)}, {"kernel_shape": [9, 9]}),
+        ("AveragePool", {"a": (1, 2, 8)}, {"kernel_shape": [2], "dilations": [2]}),
+        ("Pad", {"a": (2, 3), "b": (4,)}, {"mode": "reflect"}),
+        ("ConvTranspose", {"a": (1, 2, 4), "b": (2, 2, 3)}, {"output_shape": [9]}),
+        ("Einsum", {"a": (2, 3)}, {"equation": "ab,bc"}),
+        ("Cast", {"a": (2, 3)}, {"to": 99}),
+        ("Sin", {"a": None}, {}),
+    ],
+)
+def test_what_torch_cannot_run_is_named(kind: str, inputs: dict[str, Any], settings: dict[str, Any]) -> None:
+    graph = helper.make_graph([helper.make_node(kind, list(inputs), ["y"], **settings)], "g", [], [])
+    with pytest.raises(ModelError, match=f"the operator {kind} .*can"):
+        run_graph(graph, {name: torch.ones(size) for name, size in inputs.items() if size is not None})
+
+
 def test_an_initial_state_of_other_sizes_is_refused() -> None:
     node = helper.make_node("LSTM", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=3)
     graph = helper.make_graph([node], "g", [], [])
@@ -92,3 +144,11 @@ def test_other_recurrent_layers_are_refused(kind: str, settings: dict[str, Any],
     sizes = {"x": (5, 2, 4), "w": (1, wide, 4), "r": (1, wide, 3)}
     with pytest.raises(ModelError, match=message):
         run_graph(graph, {name: torch.zeros(size) for name, size in sizes.items()})
+
+
+def test_a_stored_type_that_torch_lacks_is_named() -> None:
+    from splitload.frontends.torch_graph import tensors_of
+
+    graph = helper.make_graph([], "g", [], [], [helper.make_tensor("w", TensorProto.BFLOAT16, [2], [1.0, 2.0])])
+    with pytest.raises(ModelError, match="'w' is of type bfloat16, which torch cannot take"):
+        tensors_of(graph, torch.float32)

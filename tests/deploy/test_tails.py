@@ -125,6 +125,56 @@ def test_a_personalized_bundle_is_not_replaced(
     assert names(bundle) == ["anna"]
 
 
+def test_an_unknown_tail_is_an_error(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="has no tail 'nobody', and no other; 'splitload finetune --tail nobody'"):
+        ParallelLoader(bundle, tail="nobody")
+    assert answer(bundle, "default").shape == (5, CLASSES), "the default one may be absent"
+    personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK, tail="anna")
+    with pytest.raises(UsageError, match=r"unknown tail 'ana'\. Did you mean anna\? Known: anna\."):
+        ParallelLoader(bundle, tail="ana")
+    assert main(["run", str(bundle), "--tail", "ana"]) == 2
+    assert "Did you mean anna?" in capsys.readouterr().err
+    assert main(["run", str(bundle), "--tail", "anna", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tail"] == {"name": "anna", "version": 1}
+    assert main(["run", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tail"] is None
+    revert(bundle, "anna")
+    np.testing.assert_array_equal(answer(bundle, "anna"), answer(bundle, None))
+
+
+def test_tails_are_listed(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tails", str(bundle)]) == 0
+    assert "has no tails yet" in capsys.readouterr().out
+    train, valid = data(tmp_path / "train.npz"), data(tmp_path / "valid.npz", seed=1)
+    for _ in range(2):
+        anna = personalize(bundle, train, valid, settings=QUICK, tail="anna")
+    personalize(bundle, train, settings=QUICK, tail="bert")
+    personalize(bundle, train, settings=QUICK, tail="carl")
+    revert(bundle, "carl")
+    assert main(["tails", str(bundle), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["tails"]
+    best = anna.best
+    none = {"valid_accuracy": None, "valid_loss": None}
+    assert listed == [
+        {
+            "name": "anna", "version": 2, "versions": [1, 2], "loss": "cross-entropy",
+            "valid_accuracy": best.valid_accuracy, "valid_loss": best.valid_loss,
+        },
+        {"name": "bert", "version": 1, "versions": [1], "loss": "cross-entropy", **none},
+        {"name": "carl", "version": 0, "versions": [], "loss": None, **none},
+    ]  # fmt: skip
+    assert main(["tails", str(bundle)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert next(row for row in rows if row[:1] == ["anna"])[-1] == f"{best.valid_accuracy:.1%}"
+    assert next(row for row in rows if row[:1] == ["bert"])[-1] == "unknown"
+    path = bundle / "tails" / "bert" / "0001" / "tail.json"
+    row = json.loads(path.read_text())
+    row["notes"] = {}  # whoever made it noted nothing
+    path.write_text(json.dumps(row))
+    assert main(["tails", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tails"][1]["loss"] is None
+
+
 KILLS = int(os.environ.get("SPLITLOAD_TEST_KILLS", "8"))
 
 

@@ -85,3 +85,44 @@ def test_torch_trains_what_has_no_step(
 
     assert script.main(words) == 2, "the script of a device trains by steps alone"
     assert "'splitload finetune' trains without one where torch is installed" in capsys.readouterr().err
+
+
+class Flip(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def forward(self, x: Any) -> Any:
+        return torch.flip(x, [2])
+
+
+class Image(torch.nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self, middle: Any, size: int) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 2, 3, padding=1)
+        self.middle, self.fc = middle, torch.nn.Linear(size, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.middle(torch.relu(self.head(torch.relu(self.body(x))))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("middle", "size", "operator"),
+    [
+        (torch.nn.AvgPool2d(3, 2, ceil_mode=True), 18, "AveragePool"),
+        (torch.nn.ConvTranspose2d(2, 2, 3, 2, 1, output_padding=1), 288, "ConvTranspose"),
+        (Flip(), 72, "Slice"),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, torch.nn.Module) else str(each),
+)
+def test_an_operator_without_a_gradient_is_named_and_torch_trains_it(
+    middle: Any, size: int, operator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    example = (torch.randn(1, 1, 6, 6),)
+    bundle = splitload.from_torch(
+        Image(middle, size).eval(), example, tmp_path / "net.splitload", device="s20", trainable="head|middle|fc"
+    )
+    note = " ".join(capsys.readouterr().err.split())
+    assert "the last stage can only be trained where torch is installed" in note
+    assert operator in note
+    x = np.random.default_rng(0).normal(size=(12, 1, 6, 6)).astype("f4")
+    np.savez(tmp_path / "d.npz", x=x, y=(x.mean((1, 2, 3)) > 0).astype(int))
+    assert main(["finetune", str(bundle), "--data", str(tmp_path / "d.npz"), "--epochs", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["improved"] is True

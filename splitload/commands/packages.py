@@ -1,0 +1,35 @@
+"""What the developer's desk needs beside numpy and onnxruntime, and what to say where it is missing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from splitload.errors import MissingPackageError
+
+INSTALL = "pip install 'splitload[desk]'"
+_PACKAGES = {  # by the name that is imported
+    "flatbuffers": "flatbuffers",
+    "google": "protobuf",
+    "gymnasium": "gymnasium",
+    "joblib": "joblib",
+    "onnx": "onnx",
+    "rich": "rich",
+    "tomli": "tomli",
+}
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Name the package that `what` misses, and how to install it, where one of the desk's cannot be imported.
+
+    Raises:
+        MissingPackageError: In place of Python's own error.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None or isinstance(error, MissingPackageError):
+            raise
+        raise MissingPackageError(f"{what} needs the package '{package}', which is not installed: {INSTALL}") from error
