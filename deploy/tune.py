@@ -44,8 +44,8 @@ def tune(
     Every scheme is measured `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in which
     the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the
     scheme with the earliest first result, and is made anew in the background (`upgrade`) if rearranged weights make it
-    faster in the long run. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from
-    the start, so that its answers never change.
+    faster in the long run. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged
+    from the start, so that its answers never change.
 
     Args:
         folder: Where the stage files lie.

@@ -10,13 +10,13 @@ from typing import Any
 from splitload.bench import Arm, compare, first_outputs, run_arms, summarize
 from splitload.cli import user_cache
 from splitload.commands.console import Console
-from splitload.commands.forms import FORMS, SHARING, open_form
 from splitload.commands.plans import write_bundle
 from splitload.commands.records import write_record
 from splitload.commands.study import at_least, one_line, study_parser
 from splitload.deploy.build import Plan
 from splitload.deploy.equality import even_splits
 from splitload.errors import SplitloadError, StageError, UsageError
+from splitload.frontends.forms import FORMS, SHARING, open_form
 from splitload.frontends.onnx import load_graph, model_files
 from splitload.frontends.zoo import names
 from splitload.machine import available_threads
@@ -102,8 +102,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 continue
             times = [made["ttfo_s"][arm]["median"] for arm in ("splitload", "stock")]
             console.print(
-                f"{made['model']:<16} {form:<12} {made['model_bytes'] / 1e6:7.1f} MB, bundle ÷ model {made['ratio']:.3f}; "
-                f"first output after {times[0] * 1e3:.0f} ms, stock {times[1] * 1e3:.0f} ({times[0] / times[1]:.2f})"
+                f"{made['model']:<16} {form:<12} {made['model_bytes'] / 1e6:7.1f} MB, bundle ÷ model {made['ratio']:.3f};"
+                f" first output after {times[0] * 1e3:.0f} ms, stock {times[1] * 1e3:.0f} ({times[0] / times[1]:.2f})"
             )
             rows.append(made)
     if options.output:

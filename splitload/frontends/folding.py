@@ -3,8 +3,8 @@
 onnxruntime computes every constant expression when it optimises a graph. Half precision, integers with a scale, a
 repeated row or a table of cosines become plain float32 weights, several times as large, and what was read in two
 orders becomes two weights. Here the optimised graph keeps its fusions and its layout, and each such weight becomes
-what the model stored again, and nodes that make it: *makers*. A stage runs them in every inference, until a session that
-onnxruntime optimises takes over and keeps what they make in memory, as a stock session does.
+what the model stored again, and nodes that make it: *makers*. A stage runs them in every inference, until a session
+that onnxruntime optimises takes over and keeps what they make in memory, as a stock session does.
 
 Every weight is compared bit by bit before it is replaced.
 """
@@ -107,7 +107,7 @@ def narrow(path: Path, original: Path) -> int:
     import onnx
 
     source = onnx.load_model(str(original), format="protobuf", load_external_data=False)
-    body, constants = split_constants(source.graph)
+    _, constants = split_constants(source.graph)
     stored = [*source.graph.initializer, *(each for node in constants.values() if (each := _constant(node)))]
     if not any(tensor.data_type == _HALF and tensor_bytes(tensor) >= MIN_GAIN_BYTES for tensor in stored):
         return 0

@@ -1,8 +1,9 @@
-"""Weights inside the bodies of If, Loop and Scan, moved to the graph around them: there every variant can share them."""
+"""Weights inside the bodies of If, Loop and Scan, moved to the graph around them, where every variant shares them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from splitload.frontends.proto import all_tensors, attributes, bodies, tensor_bytes
@@ -17,6 +18,31 @@ def has_hidden_weights(graph: Any) -> bool:
         for body in bodies(node)
         for tensor in all_tensors(body)
     )
+
+
+def weights_outside_bodies(path: Path, folder: Path, read_whole: Callable[[Path], Any]) -> Path:
+    """Return a model file, or one in a new folder there, if bodies of nodes hold weights that are not small.
+
+    Args:
+        path: The .onnx file.
+        folder: Where there is room.
+        read_whole: Reads the file with its external data.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    import onnx
+
+    if not has_hidden_weights(onnx.load_model(str(path), format="protobuf", load_external_data=False).graph):
+        return path
+    model = read_whole(path)
+    hoist(model)
+    plain = folder / "plain" / "model.onnx"
+    plain.parent.mkdir()
+    onnx.save_model(
+        model, str(plain), save_as_external_data=True, location="model.bin", size_threshold=EXTERNAL_FROM_BYTES
+    )
+    return plain
 
 
 def hoist(model: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Any
 from splitload.entries import is_whole, making
 from splitload.errors import ModelError, OutputError
 from splitload.frontends.folding import narrow, unfold
-from splitload.frontends.hoisting import has_hidden_weights, hoist
-from splitload.frontends.layout import block_products
+from splitload.frontends.hoisting import weights_outside_bodies
+from splitload.frontends.layout import block_products_of
 from splitload.frontends.names import NAME_CLASH, rename_weights
 from splitload.frontends.observe import flops, observe, one_line, plain_options
 from splitload.frontends.padding import unpad
@@ -35,7 +34,6 @@ from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
 from splitload.frontends.shared import unshared_bytes
 from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
-from splitload.inputs import example_inputs
 from splitload.machine import cpu_architecture
 from splitload.manifest import Metadata
 from splitload.variants import check_floor
@@ -118,9 +116,9 @@ def load_graph(
     takes every optimisation of onnxruntime, "portable" only those that leave standard operators. A model that
     onnxruntime cannot optimise, because it already was, is taken as it is.
 
-    The native graph must share its weights with the portable one. Where it does not, as with trees, which are
-    no tensors, or with 4-bit weights, which it packs in an order of its own, a bundle of both would be about twice as large
-    as the model. Then the portable graph is returned, which onnxruntime optimises when it loads it.
+    The native graph must share its weights with the portable one. Where it does not, as with trees, which are no
+    tensors, or with weights of 4 bits, which it packs in an order of its own, a bundle of both would be about twice as
+    large as the model. Then the portable graph is returned, which onnxruntime optimises when it loads it.
 
     Args:
         source: The model.
@@ -310,7 +308,7 @@ def optimize_into(
                 plain = _optimize(path, level, made)
                 _join_concats_of_file(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
-                    _block_products(made / "model.onnx", feeds)
+                    block_products_of(made / "model.onnx", feeds)
                     narrow(made / "model.onnx", plain)
                 if plain != path:
                     shutil.rmtree(plain.parent)
@@ -335,7 +333,7 @@ def _optimize(path: Path, level: Any, folder: Path) -> Path:
     import onnxruntime as ort
 
     try:
-        plain = _with_weights_outside_bodies(path, folder)
+        plain = weights_outside_bodies(path, folder, read_whole)
         optimize(plain, level, folder)
         unfold(folder / "model.onnx", plain, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
         return plain
@@ -343,22 +341,6 @@ def _optimize(path: Path, level: Any, folder: Path) -> Path:
         raise
     except Exception as error:  # onnxruntime has no common root for its errors
         raise _NotOptimizedError(error) from error
-
-
-def _with_weights_outside_bodies(path: Path, folder: Path) -> Path:
-    """Return the model file, or one in a new folder there, if bodies of nodes hold weights that are not small."""
-    import onnx
-
-    if not has_hidden_weights(read_model(path).graph):
-        return path
-    model = read_whole(path)
-    hoist(model)
-    plain = folder / "plain" / "model.onnx"
-    plain.parent.mkdir()
-    onnx.save_model(
-        model, str(plain), save_as_external_data=True, location="model.bin", size_threshold=EXTERNAL_FROM_BYTES
-    )
-    return plain
 
 
 def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
@@ -395,36 +377,6 @@ def optimize(path: Path, level: Any, folder: Path) -> None:
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
     ort.InferenceSession(str(folder / "model.onnx"), plain_options(), providers=["CPUExecutionProvider"])
-
-
-def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
-    """Store matrix products in blocks where that is faster; see `layout`. A model that does not run stays as it is."""
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(str(path), plain_options(), providers=["CPUExecutionProvider"])
-    try:
-        ready = example_inputs(session.get_inputs(), feeds)
-        del session
-        proto = read_model(path)
-        seen = observe(path, proto, split_constants(proto.graph)[0], ready)
-    except Exception:  # onnxruntime has no common root for its errors
-        if feeds:
-            raise
-        return
-    sizes = {size for name in ready for size in seen[name][0].shape or () if size is not None}
-    declared = {name: tensor.shape for name, (tensor, _) in seen.items() if tensor.shape}
-    shapes = {
-        name: seen[name][1]
-        for name, (*rows, columns) in declared.items()
-        # sizes that only a run can tell may be 0; those of inputs are the caller's
-        if isinstance(columns, int) and all(isinstance(size, int) or size in sizes for size in rows)
-    }
-    counts = {
-        name: math.prod(size for size in shape if isinstance(size, int))
-        for name, shape in declared.items()
-        if all(isinstance(size, int) for size in shape)
-    }
-    block_products(path, shapes, ready, counts)
 
 
 def _join_concats_of_file(path: Path) -> None:

@@ -20,7 +20,6 @@ from splitload.frontends.layout import channel_block
 from splitload.frontends.proto import external_entry, is_external
 from splitload.graph import ModelGraph
 
-
 _LARGE_NODE_BYTES = 4096
 
 

@@ -52,7 +52,10 @@ def test_bodies_in_bodies_read_the_weight_they_mean() -> None:
     plain = helper.make_graph([helper.make_node("Identity", ["x"], ["o"])], "plain", [], [out])
     graph = helper.make_graph(
         [helper.make_node("If", ["c"], ["y"], then_branch=outer, else_branch=plain)], "g",
-        [helper.make_tensor_value_info("x", 1, ["rows", 256]), *(helper.make_tensor_value_info(n, 9, []) for n in "cd")],
+        [
+            helper.make_tensor_value_info("x", 1, ["rows", 256]),
+            *(helper.make_tensor_value_info(name, 9, []) for name in "cd"),
+        ],
         [helper.make_tensor_value_info("y", 1, ["rows", 256])],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

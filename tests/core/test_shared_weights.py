@@ -257,7 +257,7 @@ def test_weights_in_the_order_they_have(tmp_path: Path) -> None:
 @needs_blocks
 @pytest.mark.usefixtures("elsewhere")
 def test_filters_that_were_padded_are_shared_as_well(tmp_path: Path) -> None:
-    """Output channels that fill no block: the native filters have more of them, and the portable stage cuts them off."""
+    """Output channels that fill no block: the native filters have more, which the portable stage cuts off."""
     model = models.text(
         """g (float[1,16,6,6] x) => (float[1,20,6,6] y) {
             a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, k)

@@ -1,4 +1,4 @@
-"""Bundles of models that store weights small, or once: they are as small, and answer as a stock session from the start."""
+"""Bundles of models that store weights small, or once: they are as small, and answer as a stock session does."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ def test_single_precision_stays_where_the_model_has_it(tmp_path: Path) -> None:
 def test_a_weight_that_half_precision_cannot_hold_stays(tmp_path: Path) -> None:
     """A scale that is multiplied into half-precision weights leaves values between theirs."""
     model = models.text(
-        "g (float[n,256] x) => (float[n,256] y) { c = Cast <to=1> (h)  a = MatMul(x, c)  b = Tanh(a)  y = MatMul(b, w) }",
+        """g (float[n,256] x) => (float[n,256] y) {
+            c = Cast <to=1> (h)  a = MatMul(x, c)  b = Tanh(a)  y = MatMul(b, w)
+        }""",
         h=models.floats(256, 256).astype("f2"),
         w=models.floats(256, 256) / 3,
     )
