@@ -102,8 +102,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 continue
             times = [made["ttfo_s"][arm]["median"] for arm in ("splitload", "stock")]
             console.print(
-                f"{made['model']:<16} {form:<12} {made['model_bytes'] / 1e6:7.1f} MB, bundle ÷ model {made['ratio']:.3f};"
-                f" first output after {times[0] * 1e3:.0f} ms, stock {times[1] * 1e3:.0f} ({times[0] / times[1]:.2f})"
+                f"{made['model']:<16} {form:<12} {made['model_bytes'] / 1e6:7.1f} MB, bundle ÷ it {made['ratio']:.3f}"
+                f"; first output after {times[0] * 1e3:.0f} ms, stock {times[1] * 1e3:.0f} ({times[0] / times[1]:.2f})"
             )
             rows.append(made)
     if options.output:
