@@ -53,6 +53,7 @@ def build_bundle(
     add_training: Callable[[Path, StageEntry], Training | None] | None = None,
     check: Callable[[Path, Manifest], None] | None = None,
     on_note: Callable[[str], None] | None = None,
+    with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -69,6 +70,7 @@ def build_bundle(
             says what it wrote.
         check: Called with the folder and the manifest when all is written; what it raises leaves `target` as it was.
         on_note: Called with what the user should know: why a native variant has no canary.
+        with_others: Given the folder and the variants in it, puts the files of others there and returns all.
 
     Returns:
         The manifest that was written.
@@ -131,6 +133,8 @@ def build_bundle(
             )
         if choose is not None:
             variants[0] = choose(folder, variants[0])
+        if with_others is not None:
+            variants = list(with_others(folder, variants))
         tail = variants[0].stages[-1]
         training = add_training(folder, tail) if add_training is not None and tail.trainable else None
         manifest = Manifest(

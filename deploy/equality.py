@@ -17,6 +17,7 @@ from splitload.graph import ModelGraph
 from splitload.inputs import example_inputs
 from splitload.scratch import scratch_folder
 from splitload.session import open_session, run_stage, to_python
+from splitload.stock import stock_session
 
 TOLERANCE = 1e-4
 
@@ -72,7 +73,7 @@ def check_graph(
     splits = [(quick, (cut,)) for cut in cuts] + [(shipped, split) for split in even_splits(cuts, num_stages)]
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    original = ort.InferenceSession(str(source.path), options, providers=["CPUExecutionProvider"])
+    original = stock_session(str(source.path), options)
     ready = example_inputs(original.get_inputs(), feeds)
     try:
         expected_original = original.run(list(graph.outputs), ready)

@@ -67,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         cache=True,
     )
     specialize.add_argument("bundle", metavar="BUNDLE")
+    specialize.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the parts for other machines, each with its own weights: a bundle for a mixed fleet",
+    )
     _takes_input(specialize)
 
     run = add("run", "run:run", "load a bundle in parallel, infer once, show the timeline")

@@ -32,8 +32,9 @@ from splitload.scratch import scratch_folder
 def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
     """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
 
-    The bundle is replaced as a whole or not at all. Native parts for other processors are dropped; the portable graph
-    is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The search is the one
+    The bundle is replaced as a whole or not at all. Native parts for other machines are dropped, or with `--add` kept;
+    the portable graph is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The
+    search is the one
     of `train` with its defaults, by the objective the bundle was made with.
 
     Raises:
@@ -84,6 +85,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             feeds=feeds,
             trainable=trained,
             specialized_from=manifest,
+            keep_natives_of=manifest if options.add else None,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     count = count_of(found.partition.num_stages, "stage")

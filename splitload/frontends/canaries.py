@@ -32,6 +32,7 @@ from splitload.graph import ModelGraph
 from splitload.inputs import DTYPES
 from splitload.manifest import Canary, File, Needs
 from splitload.session import open_session
+from splitload.stock import stock_session
 
 TOLERANCE = 1e-5  # of the largest element of an output
 HALF_TOLERANCE = 2e-3  # where it is of half precision
@@ -264,7 +265,6 @@ class _Maker:
     def _session(self, nodes: Sequence[Any], outputs: Iterable[str], file: Path | None = None) -> Any:
         """Return a session on some nodes, written as an .ort file on the way where one is named."""
         import onnx
-        import onnxruntime as ort
 
         model = onnx.ModelProto(ir_version=self._model.ir_version, producer_name="splitload")
         model.opset_import.extend(self._model.opset_import)
@@ -279,7 +279,7 @@ class _Maker:
             options.optimized_model_filepath = str(file)
             options.add_session_config_entry("session.save_model_format", "ORT")
         try:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            return stock_session(model.SerializeToString(), options)
         except Exception as error:  # onnxruntime has no common root for its errors
             raise NoCanaryError(one_line(error)) from error
 

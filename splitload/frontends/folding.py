@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from splitload.frontends.observe import plain_options
 from splitload.frontends.proto import (
     attributes,
     captured,
@@ -30,6 +31,7 @@ from splitload.frontends.proto import (
 )
 from splitload.frontends.rewrite import Rewriter, raw_bytes
 from splitload.frontends.shared import Found, WeightIndex, as_array, read_external
+from splitload.stock import stock_session
 
 MIN_GAIN_BYTES = 16 << 10  # less is not worth a node
 MAX_CHAIN_BYTES = 1 << 30  # what a chain may read or make to be tried
@@ -188,9 +190,6 @@ class Chain:
     def value(self, model: Any) -> Any:
         """Return the constant as an array, or None if it cannot be computed."""
         import onnx
-        import onnxruntime as ort
-
-        from splitload.frontends.observe import plain_options
 
         leaves = []
         for name, stored in self.leaves.items():
@@ -200,9 +199,7 @@ class Chain:
         graph = onnx.helper.make_graph(self.nodes, "made", [], [onnx.ValueInfoProto(name=self.name)], leaves)
         made = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 4))
         try:
-            session = ort.InferenceSession(
-                made.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"]
-            )
+            session = stock_session(made.SerializeToString(), plain_options())
             (value,) = session.run([self.name], {})
         except Exception:  # onnxruntime has no common root for its errors, and what fails stays as it is
             return None

@@ -14,6 +14,7 @@ from splitload.frontends import open_source
 from splitload.frontends.onnx import Source
 from splitload.frontends.torch import export_module, require
 from splitload.inputs import example_inputs
+from splitload.stock import stock_session
 
 _VERSION = 1  # raise it when a change here changes a file
 _SEED = 0
@@ -71,7 +72,6 @@ def _dynamic(source: Path, target: Path) -> None:
 
 def _static(source: Path, target: Path) -> None:
     """Write a model with weights and activations of 8 bits, calibrated on made-up inputs, in the QDQ format."""
-    import onnxruntime as ort
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Once(CalibrationDataReader):  # type: ignore[misc]
@@ -81,7 +81,7 @@ def _static(source: Path, target: Path) -> None:
         def get_next(self) -> Any:
             return self._left.pop() if self._left else None
 
-    session = ort.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+    session = stock_session(str(source))
     feeds = example_inputs(session.get_inputs(), {})
     del session
     with _ready(source, target) as ready:

@@ -17,6 +17,7 @@ from splitload.frontends.observe import observe, one_line, plain_options
 from splitload.frontends.onnx import Source, read_model
 from splitload.frontends.proto import external_files, node_inputs, split_constants, store_constants, with_constants
 from splitload.inputs import example_inputs
+from splitload.stock import stock_session
 
 MAX_CLASSES = 1 << 20
 _VERSION = 1  # raise it when a change here changes a file
@@ -184,10 +185,8 @@ def _fit(name: str, graph: Any, behind: Sequence[Any], constants: Mapping[str, A
 
 def _check(name: str, file: Path, expected: Mapping[str, tuple[int, ...]], feeds: Mapping[str, Any] | None) -> None:
     """Run the model, and compare the shapes of its outputs with what they should be."""
-    import onnxruntime as ort
-
     try:
-        session = ort.InferenceSession(str(file), plain_options(), providers=["CPUExecutionProvider"])
+        session = stock_session(str(file), plain_options())
         outputs = session.run(list(expected), example_inputs(session.get_inputs(), feeds))
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(f"'{name}' does not run with its new head: {one_line(error)}") from error

@@ -31,6 +31,7 @@ from splitload.frontends.proto import (
 )
 from splitload.frontends.tidy import DOMAIN, ROWS, tidy
 from splitload.inputs import DTYPES, example_inputs
+from splitload.stock import stock_session
 
 MIN_ROWS = 16  # with fewer rows the product reads its weights once anyway
 ROUNDS = 11
@@ -60,7 +61,7 @@ def channel_block() -> int | None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        stock_session(model.SerializeToString(), options)
         optimized = onnx.load_model(str(path))
     if not any(node.domain == DOMAIN for node in optimized.graph.node):
         return None
@@ -80,9 +81,8 @@ def block_products_of(path: Path, feeds: Mapping[str, Any] | None) -> None:
     A model that does not run stays as it is, unless `feeds` are given.
     """
     import onnx
-    import onnxruntime as ort
 
-    session = ort.InferenceSession(str(path), plain_options(), providers=["CPUExecutionProvider"])
+    session = stock_session(str(path), plain_options())
     try:
         ready = example_inputs(session.get_inputs(), feeds)
         del session

@@ -15,6 +15,7 @@ import numpy as np
 from splitload.errors import ModelError, OutputError
 from splitload.graph import Tensor, used_names
 from splitload.inputs import DTYPES, example_inputs
+from splitload.stock import stock_session
 
 # what onnxruntime puts before the message: its code, the file once more, and a place in its own source
 _NOISE = re.compile(
@@ -49,7 +50,6 @@ def observe(
     from declared shapes.
     """
     import onnx
-    import onnxruntime as ort
 
     probe = onnx.ModelProto()
     probe.CopyFrom(proto)
@@ -61,7 +61,7 @@ def observe(
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(probe.SerializeToString())
-        session = ort.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+        session = stock_session(file, plain_options())
     except OSError as error:
         raise OutputError(f"cannot write to '{path.parent}': {error.strerror}") from error
     finally:

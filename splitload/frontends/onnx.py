@@ -20,6 +20,7 @@ from splitload.frontends.padding import unpad
 from splitload.frontends.proto import (
     all_tensors,
     bodies,
+    defaults_of,
     external_entry,
     external_files,
     external_sizes,
@@ -36,6 +37,7 @@ from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.machine import cpu_architecture
 from splitload.manifest import Metadata
+from splitload.stock import stock_session
 from splitload.variants import check_floor
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
@@ -56,6 +58,7 @@ class Source:
         examples: Inputs that came with the model, by name; empty for a file.
         metadata: What the model says of itself; None where that is not known.
         data_files: Its external data files, as the model names them.
+        defaults: Names of inputs that have a default value, which is built into what is made of it.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Source:
     examples: Mapping[str, Any] = field(default_factory=dict)
     metadata: Metadata | None = None
     data_files: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path, name: str, examples: Mapping[str, Any] | None = None) -> Source:
@@ -88,7 +92,7 @@ class Source:
             size_bytes = sum(file.stat().st_size for file in files)
         except OSError as error:
             raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
-        described = metadata_of(model), tuple(external_sizes(model))
+        described = metadata_of(model), tuple(external_sizes(model)), defaults_of(model)
         return cls(name, path, digest.hexdigest(), size_bytes, examples or {}, *described)
 
 
@@ -366,17 +370,17 @@ def optimize(path: Path, level: Any, folder: Path) -> None:
         "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES)
     )
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = stock_session(str(path), options)
     except Exception as error:  # onnxruntime has no common root for its errors
         if NAME_CLASH not in str(error):
             raise
         model = read_model(path)
         rename_weights(model.graph)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = stock_session(model.SerializeToString(), options)
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
-    ort.InferenceSession(str(folder / "model.onnx"), plain_options(), providers=["CPUExecutionProvider"])
+    stock_session(str(folder / "model.onnx"), plain_options())
 
 
 def _join_concats_of_file(path: Path) -> None:

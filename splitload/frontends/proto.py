@@ -184,6 +184,15 @@ def metadata_of(model: Any) -> Metadata:
     )
 
 
+def defaults_of(model: Any) -> tuple[str, ...]:
+    """Return the names of inputs that have a default value; before version 4 every weight had to be an input too."""
+    if model.ir_version < 4:
+        return ()
+    weights = {tensor.name for tensor in model.graph.initializer}
+    weights |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    return tuple(value.name for value in model.graph.input if value.name in weights)
+
+
 def tensor_bytes(tensor: Any) -> int:
     """Return the size of a stored tensor in bytes."""
     import onnx

@@ -24,6 +24,7 @@ from splitload.frontends.proto import all_tensors, external_entry, is_external, 
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
 from splitload.manifest import File, Manifest, StageEntry, TensorSpec
+from splitload.stock import stock_session
 
 PAGE_BYTES = 4096
 MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
@@ -233,8 +234,6 @@ class StageWriter:
 
     def _convert(self, model: Any, folder: Path, stem: str) -> tuple[File | None, tuple[int, ...]]:
         """Write the stage as an .ort file, and return the order to read it in; None where the format cannot hold it."""
-        import onnxruntime as ort
-
         unnamed = folder / f"{stem}.part.ort"
         handle, made = tempfile.mkstemp(dir=self._graph.path.parent, prefix=".stage-", suffix=".onnx")
         options = plain_options()
@@ -243,7 +242,7 @@ class StageWriter:
         try:
             with os.fdopen(handle, "wb") as stream:  # beside the weights it names
                 stream.write(model.SerializeToString())
-            ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+            stock_session(made, options)
         except OSError:
             raise
         except Exception as error:  # onnxruntime has no common root for its errors
