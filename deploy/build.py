@@ -190,7 +190,7 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
     nodes = plan.graph.node_range(start, end)
     files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
     try:
-        open_session(folder / files.graph.name, optimize=not files.optimized)
+        open_session(folder / files.graph.name, optimize=files.optimize_first, prepack=files.prepack)
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(
             f"stage {number + 1} of '{plan.graph.name}' does not load ({one_line(error)}); cut elsewhere, for example "

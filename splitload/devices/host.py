@@ -317,6 +317,7 @@ class Runs:
             "graph": stage.graph.name,
             "inputs": stage.inputs,
             "outputs": [(spec.name, spec.type) for spec in stage.outputs],
+            "options": {"prepack": stage.prepack, "optimize": stage.optimize_first},
         }
 
     def _stage(self, segment: Segment) -> StageFiles:
