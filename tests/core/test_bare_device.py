@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Absent())
 from splitload.cli import main
 sys.exit(main())
 """
-WORKS = ("run", "verify", "inspect", "tails", "finetune", "cache", "zoo")
+WORKS = ("run", "verify", "install", "inspect", "tails", "finetune", "cache", "zoo")
 NEEDS_MORE = {
     "train": ["train", "digits.onnx", "--device", "s20"],
     "profile": ["profile", "digits.onnx", "--device", "s20"],
@@ -54,7 +54,8 @@ def words_of(command: str) -> list[str]:
     """Return a command line that works in the `place`."""
     if command in ("zoo", "cache"):
         return [command]
-    return [command, "digits.splitload", *(["--data", "train.npz", "--epochs", "1"] if command == "finetune" else [])]
+    more = {"finetune": ["--data", "train.npz", "--epochs", "1"], "install": ["copy.splitload"]}
+    return [command, "digits.splitload", *more.get(command, [])]
 
 
 def run(start: list[str], place: Path, words: list[str]) -> Any:
