@@ -11,6 +11,7 @@ from typing import Any
 
 from splitload.entries import is_whole, making
 from splitload.frontends import open_source
+from splitload.frontends.observe import plain_options
 from splitload.frontends.onnx import Source
 from splitload.frontends.torch import export_module, require
 from splitload.inputs import example_inputs
@@ -81,7 +82,7 @@ def _static(source: Path, target: Path) -> None:
         def get_next(self) -> Any:
             return self._left.pop() if self._left else None
 
-    session = stock_session(str(source))
+    session = stock_session(str(source), plain_options())
     feeds = example_inputs(session.get_inputs(), {})
     del session
     with _ready(source, target) as ready:
