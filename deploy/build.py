@@ -120,17 +120,18 @@ def build_bundle(
                     on_progress(done, total)
             native = plan.graph.kind == "native"
             needs = _needs(plan.graph, folder, on_note) if native else None
-            variants.append(
-                Variant(
-                    kind=plan.graph.kind,
-                    cpu=cpu_architecture() if native else None,
-                    runtime=ort.__version__ if native else None,
-                    threads=plan.threads,
-                    overlap=True,
-                    stages=tuple(stages),
-                    needs=needs,
-                )
+            variant = Variant(
+                kind=plan.graph.kind,
+                cpu=cpu_architecture() if native else None,
+                runtime=ort.__version__ if native else None,
+                threads=plan.threads,
+                overlap=True,
+                stages=tuple(stages),
+                needs=needs,
             )
+            for number in variant.sharing():
+                stages[number] = stages[number]._replace(upgrade=False)
+            variants.append(variant._replace(stages=tuple(stages)))
         if choose is not None:
             variants[0] = choose(folder, variants[0])
         if with_others is not None:

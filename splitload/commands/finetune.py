@@ -15,7 +15,7 @@ from splitload.deploy.arguments import Settings, settings_of
 from splitload.deploy.learner import AnyLearner, Learner, step_for
 from splitload.deploy.personalize import Epoch, not_improved, personalize
 from splitload.errors import UsageError
-from splitload.manifest import Loss, StageEntry, Training
+from splitload.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
 from splitload.tails import revert
 
 
@@ -60,9 +60,10 @@ def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             make_learner=partial(_learner, console),
         )
     if result.improved:
+        whose = "" if result.tail == DEFAULT_TAIL else f" --tail {result.tail}"
         console.print(
             f"{bundle}: version {result.version} of the tail '{result.tail}', of epoch {result.best.number}; "
-            "'splitload finetune --revert' goes back"
+            f"'splitload finetune --revert{whose}' goes back"
         )
     else:
         console.note(not_improved(result))

@@ -45,7 +45,7 @@ def install(version: str, folder: Path) -> Path:
     """
     target = folder / f"onnxruntime-{version}"
     words = ["--disable-pip-version-check", "--quiet", "--no-deps", "--target", str(target), f"onnxruntime=={version}"]
-    done = subprocess.run([sys.executable, "-m", "pip", "install", *words], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(python("pip", "install", *words), cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise MissingPackageError(f"onnxruntime {version} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
     return target

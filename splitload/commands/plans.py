@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.commands.console import Console
+from splitload.commands.why import reasons
 from splitload.deploy.agreement import Agreement, compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
 from splitload.deploy.fleet import keep_natives
@@ -92,8 +93,18 @@ def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mappi
         return device.profile(graph, feeds=feeds, on_progress=show)
 
 
-def notes_of(profile: Profile, partition: Partition, trial: Trial | None, **others: Any) -> dict[str, Any]:
-    """Return what a bundle's manifest says of how its plan was found, as JSON values; `others` come first."""
+def notes_of(
+    profile: Profile, partition: Partition, trial: Trial | None, plans: Mapping[int, Partition], **others: Any
+) -> dict[str, Any]:
+    """Return what a bundle's manifest says of how its plan was found, as JSON values.
+
+    Args:
+        profile: What it was found by.
+        partition: The plan.
+        trial: How it was measured beside the whole model, if it was.
+        plans: The best plan for each number of stages.
+        others: What comes first.
+    """
     return {
         **others,
         "num_blocks": profile.num_blocks,
@@ -101,6 +112,7 @@ def notes_of(profile: Profile, partition: Partition, trial: Trial | None, **othe
         "profile_source": profile.source,
         "predicted_ttfo_s": profile.schedule(partition).ttfo_s,
         "trial": None if trial is None else trial.to_json(),
+        "why": reasons(profile, partition, plans),
     }
 
 

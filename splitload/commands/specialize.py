@@ -19,10 +19,10 @@ from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.errors import BundleError, ModelError, UsageError
+from splitload.frontends.joined import join_stages
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import load_opened
 from splitload.frontends.proto import external_files
-from splitload.frontends.stages import join_stages
 from splitload.inputs import read_feeds
 from splitload.machine import cpu_architecture
 from splitload.manifest import Manifest
@@ -72,7 +72,15 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         if first_trainable is not None:
             found = search.apart(found, first_trainable)
         kept = {name: manifest.plan.get(name) for name in ("trainable", "new_head")}
-        notes = notes_of(profile, found.partition, trial, agent="q-learning", objective=objective, **kept)
+        notes = notes_of(
+            profile,
+            found.partition,
+            trial,
+            search.plans if first_trainable is None else search.plans_apart(first_trainable),
+            agent="q-learning",
+            objective=objective,
+            **kept,
+        )
         plan = Plan(graph, found.partition, threads, first_trainable)
         write_bundle(
             target,

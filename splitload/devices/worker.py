@@ -19,7 +19,7 @@ from typing import Any
 
 from splitload.inputs import example_inputs, load_feeds
 from splitload.manifest import TensorSpec
-from splitload.session import open_session, read_ahead, run_stage, to_python
+from splitload.session import open_session, read_ahead, run_stage, still_read, to_python
 
 STEADY_RUNS = 5
 ROUNDING = {
@@ -60,7 +60,7 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     pair = [segment(row) for row in job["pair"]]
     chain[0].open()  # the runtime's own start is not a stage's
     rows = []
-    for block in chain:
+    for number, block in enumerate(chain, start=1):
         for each in [other for other in others if other.start == block.start] + [block]:
             names = [spec.name for spec in each.outputs]
             start = time.perf_counter()
@@ -80,6 +80,7 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
                 }
             )
         values.update(zip(names, results, strict=True))
+        values = still_read(values, chain[number:])
     return {"rows": rows, "serial_share": _serial_share(pair)}
 
 
@@ -93,7 +94,7 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for row in job["stages"]:
         outputs = tuple(TensorSpec(each["name"], each["type"], each["shape"]) for each in row["outputs"])
-        stage = _staged(folder, row, outputs, scheme)
+        stage = _staged(folder, row, outputs, scheme, share_memory=len(job["stages"]) > 1)
         names = [spec.name for spec in outputs]
         start = time.perf_counter()
         reading = threading.Thread(target=read_ahead, args=(stage.graph,))
@@ -134,9 +135,11 @@ def compare_packed(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     return {"differ": differ}
 
 
-def _staged(folder: Path, row: dict[str, Any], outputs: tuple[TensorSpec, ...], scheme: dict[str, bool]) -> Segment:
+def _staged(
+    folder: Path, row: dict[str, Any], outputs: tuple[TensorSpec, ...], scheme: dict[str, bool], **options: bool
+) -> Segment:
     """Return a stage of a bundle, to be opened in one way."""
-    options = {
+    options |= {
         "prepack": scheme["prepack"],
         "mapped": scheme["mapped"],
         "optimize": not row["optimized"] or (scheme["prepack"] and row["reoptimize"]),

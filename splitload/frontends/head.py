@@ -15,7 +15,14 @@ from splitload.errors import ModelError, UsageError
 from splitload.frontends.layers import layer_name
 from splitload.frontends.observe import observe, one_line, plain_options
 from splitload.frontends.onnx import Source, read_model
-from splitload.frontends.proto import external_files, node_inputs, split_constants, store_constants, with_constants
+from splitload.frontends.proto import (
+    external_files,
+    fresh_name,
+    node_inputs,
+    split_constants,
+    store_constants,
+    with_constants,
+)
 from splitload.inputs import example_inputs
 from splitload.stock import stock_session
 
@@ -57,7 +64,7 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     from onnx import numpy_helper
 
     model = read_model(source.path)
-    _copy_weights(model, source.path.parent, file.parent)
+    _copy_weights(model, source.path, file.parent)
     graph = model.graph
     store_constants(graph)
     body, constants = split_constants(graph)
@@ -83,7 +90,7 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     rng = np.random.default_rng(0)
     added = []
     for node, at, what, dims in fresh:
-        node.input[at] = f"{layer}.new.{what}"
+        node.input[at] = fresh_name(graph, f"{layer}.new.{what}")
         added.append(numpy_helper.from_array(rng.uniform(-bound, bound, dims).astype(np.float32), node.input[at]))
     _fit(source.name, graph, behind, constants, old, classes)
     graph.initializer.extend(added)
@@ -103,9 +110,9 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     _check(source.name, file, expected, feeds)
 
 
-def _copy_weights(model: Any, source: Path, folder: Path) -> None:
-    for data in external_files(model, source / "model"):
-        place = folder / data.relative_to(source.resolve())
+def _copy_weights(model: Any, path: Path, folder: Path) -> None:
+    for data in external_files(model, path):
+        place = folder / data.relative_to(path.parent)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, place)  # a link would follow what becomes of the other; onnx refuses such
 
@@ -171,7 +178,7 @@ def _fit(name: str, graph: Any, behind: Sequence[Any], constants: Mapping[str, A
         for at, read in enumerate(node.input):
             if node.op_type == "Reshape" and read in stored:
                 sizes = numpy_helper.to_array(stored[read]).tolist()
-                node.input[at] = f"{node.output[0]}/sizes"
+                node.input[at] = fresh_name(graph, f"{node.output[0]}/sizes")
                 fitting = np.array(_renumbered(sizes, old, classes), dtype=np.int64)
                 graph.initializer.append(numpy_helper.from_array(fitting, node.input[at]))
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from splitload.frontends.proto import split_constants
 from splitload.frontends.torch import SCOPES, module_of
@@ -24,6 +24,7 @@ _ARRANGED = {  # operators that give the elements of their first input; others s
 }  # fmt: skip
 _NO_DATA = {"ConstantOfShape", "NonZero", "Range", "Shape", "Size"}
 _STANDARD = ("", "ai.onnx")
+_SMALL = {"int8", "uint8", "int4", "uint4", "int2", "uint2"}  # types of quantised weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,42 +50,51 @@ def layers_of(graph: Any) -> list[Layer]:
     """Return the layers of a graph that have weights, those included that cannot be trained.
 
     What Constant nodes make is seen only when it was stored like others, see `store_constants`. A bias that an Add of
-    its own brings belongs to the layer before. What an operator of arithmetic reads, and no module claims, is a
-    constant, such as a scale of outputs, unless the graph has nothing else.
+    its own brings belongs to the layer before, unless each has the name of a module of its own. What an operator of
+    arithmetic reads, and no module claims, is a constant, such as a scale of outputs, unless there is nothing else.
     """
     body, constants = split_constants(graph)
-    stored = _Stored({tensor.name: tensor for tensor in graph.initializer}, constants)
-    found: dict[str, dict[str, str | None]] = {}
-    first: dict[str, int] = {}
-    layer_of_value: dict[str, str] = {}
-    loose: dict[str, tuple[int, dict[str, str | None]]] = {}
+    stored = _Stored(graph, constants)
+    found: dict[str, _Found] = {}
+    loose: dict[str, _Found] = {}
+    makers: dict[str, _Found] = {}  # by what a layer gives
     for index, node in enumerate(body):
         for place, name in enumerate(node.input):
-            weights = stored.weights(node, place, name)
-            for weight, reason in weights.items():
-                layer = layer_name(weight, node)
-                if node.op_type in _ARITHMETIC and not _is_claimed(weight, node):
-                    before = _biased(node, place, layer_of_value) if stored.is_row(weight) else None
-                    if before is None:
-                        loose.setdefault(layer, (index, {}))[1][weight] = reason
-                        continue
-                    layer = before
-                found.setdefault(layer, {})[weight] = reason
-                first.setdefault(layer, index)
+            for weight, reason in stored.weights(node, place, name).items():
+                layer, claimed = layer_name(weight, node), _is_claimed(weight, node)
+                biased = None
+                if node.op_type == "Add" and stored.is_row(weight):
+                    biased = makers.get(node.input[1 - place])
+                if biased is not None and not (claimed and (biased.claimed or layer in found)):
+                    if claimed:  # the bias tells what the layer is called
+                        found = {layer if each is biased else key: each for key, each in found.items()}
+                        biased.claimed = True
+                    biased.weights[weight] = reason
+                    continue
+                kept = loose if node.op_type in _ARITHMETIC and not claimed else found
+                made = kept.setdefault(layer, _Found({}, index, claimed))
+                made.weights[weight] = reason
                 if node.op_type not in _ARITHMETIC:
-                    layer_of_value.update(dict.fromkeys(node.output, layer))
-    if not found:
-        found, first = {name: each for name, (_, each) in loose.items()}, {name: at for name, (at, _) in loose.items()}
+                    makers.update(dict.fromkeys(node.output, made))
     return [
         Layer(
             name,
-            tuple(weights),
-            first[name],
-            sum(stored.size(weight) for weight in weights),
-            next((reason for reason in weights.values() if reason), None),
+            tuple(each.weights),
+            each.first,
+            sum(stored.size(weight) for weight in each.weights),
+            next((reason for reason in each.weights.values() if reason), None),
         )
-        for name, weights in found.items()
+        for name, each in (found or loose).items()
     ]
+
+
+@dataclass(slots=True)
+class _Found:
+    """A layer as far as it was found: why each of its weights cannot be trained, or None."""
+
+    weights: dict[str, str | None]
+    first: int
+    claimed: bool
 
 
 def layer_name(weight: str, node: Any) -> str:
@@ -104,18 +114,29 @@ def _is_claimed(weight: str, node: Any) -> bool:
     return "." in weight or bool(_module(node))
 
 
-def _biased(node: Any, place: int, layer_of_value: Mapping[str, str]) -> str | None:
-    """Return the layer whose result an Add adds its input to, None if it does no such thing."""
-    if node.op_type != "Add":
-        return None
-    return layer_of_value.get(node.input[1 - place])
+class _Tensor(NamedTuple):
+    """A stored tensor: its name, its type in the word of `TensorProto`, its sizes, and whether only some are stored."""
+
+    name: str
+    kind: str
+    dims: tuple[int, ...]
+    sparse: bool
 
 
 class _Stored:
     """The stored tensors of a graph, and what of them nodes read as weights."""
 
-    def __init__(self, tensors: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
-        self._tensors = tensors
+    def __init__(self, graph: Any, constants: Mapping[str, Any]) -> None:
+        dense = (_Tensor(each.name, _kind(each), tuple(each.dims), False) for each in graph.initializer)
+        sparse = [(each.values.name, each) for each in graph.sparse_initializer]
+        sparse += [
+            (name, each.sparse_tensor)
+            for name, node in constants.items()
+            for each in node.attribute
+            if each.name == "sparse_value"
+        ]
+        some = (_Tensor(name, _kind(each.values), tuple(each.dims), True) for name, each in sparse)
+        self._tensors = {each.name: each for each in (*dense, *some)}
         self._constants = constants
 
     def size(self, name: str) -> int:
@@ -124,7 +145,7 @@ class _Stored:
 
     def is_row(self, name: str) -> bool:
         """Return whether a tensor extends along one dimension at most."""
-        return sum(int(size) != 1 for size in self._tensors[name].dims) <= 1
+        return sum(size != 1 for size in self._tensors[name].dims) <= 1
 
     def weights(self, node: Any, place: int, name: str) -> dict[str, str | None]:
         """Return the weights that a node reads at a place, and for each why it cannot be trained, or None."""
@@ -142,7 +163,7 @@ class _Stored:
         worst = next((reason for reason in found.values() if reason), None)  # a scale of what cannot be trained
         return dict.fromkeys(found, worst) if worst else found
 
-    def _behind(self, name: str, dequantised: bool) -> Iterator[tuple[Any, bool]]:
+    def _behind(self, name: str, dequantised: bool) -> Iterator[tuple[_Tensor, bool]]:
         """Yield the tensors whose elements a constant value is made of, and whether it was made larger on the way."""
         if name in self._tensors:
             yield self._tensors[name], dequantised
@@ -154,7 +175,7 @@ class _Stored:
             yield from self._behind(each, dequantised or node.op_type == "DequantizeLinear")
 
 
-def _is_weight(tensor: Any, dequantised: bool, *, matrix: bool, number: bool) -> bool:
+def _is_weight(tensor: _Tensor, dequantised: bool, *, matrix: bool, number: bool) -> bool:
     """Return whether a stored tensor is a weight, and no number that a formula is made of.
 
     Args:
@@ -163,25 +184,22 @@ def _is_weight(tensor: Any, dequantised: bool, *, matrix: bool, number: bool) ->
         matrix: Whether only what has two dimensions is one.
         number: Whether one number is none.
     """
-    kind = _type_name(tensor)
-    if not (kind.startswith(("float", "bfloat", "double")) or kind in _SMALL or dequantised):
+    if not (tensor.kind.startswith(("float", "bfloat", "double")) or tensor.kind in _SMALL or dequantised):
         return False
     if matrix and len(tensor.dims) < 2:
         return False
     return math.prod(tensor.dims) > 1 or (not number and len(tensor.dims) > 0)
 
 
-_SMALL = {"int8", "uint8", "int4", "uint4", "int2", "uint2"}
+def _reason(tensor: _Tensor, dequantised: bool) -> str | None:
+    if dequantised or tensor.kind in _SMALL:
+        return f"are quantised ({tensor.kind}); train the model as it was before it was quantised"
+    if tensor.sparse:
+        return "are stored as a sparse tensor; store them whole"
+    return None if tensor.kind == "float" else f"are of type {tensor.kind}, not float32; export the model in float32"
 
 
-def _reason(tensor: Any, dequantised: bool) -> str | None:
-    kind = _type_name(tensor)
-    if dequantised or kind in _SMALL:
-        return f"are quantised ({kind}); train the model as it was before it was quantised"
-    return None if kind == "float" else f"are of type {kind}, not float32; export the model in float32"
-
-
-def _type_name(tensor: Any) -> str:
+def _kind(tensor: Any) -> str:
     from onnx import TensorProto
 
     return str(TensorProto.DataType.Name(tensor.data_type)).lower()

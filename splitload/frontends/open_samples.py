@@ -9,7 +9,7 @@ import numpy as np
 from splitload.errors import ModelError
 from splitload.frontends.losses import SAMPLES
 from splitload.frontends.observe import one_line, plain_options
-from splitload.frontends.proto import attributes, needed_nodes, split_constants
+from splitload.frontends.proto import attributes, fresh_name, needed_nodes, split_constants
 from splitload.frontends.training_step import constants_of, shapes_of
 from splitload.stock import stock_session
 
@@ -59,7 +59,7 @@ def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) ->
         if reshaped is None:
             continue
         node.op_type = "Reshape"
-        node.input[:] = [reshaped[0], f"{node.output[0]}/size"]
+        node.input[:] = [reshaped[0], fresh_name(graph, f"{node.output[0]}/size")]
         del node.attribute[:]  # there is none but allowzero or axis: 0 is to mean the size of the input
         graph.initializer.append(numpy_helper.from_array(np.array([0, *reshaped[1]], dtype=np.int64), node.input[1]))
     kept = needed_nodes(graph.node, [value.name for value in graph.output])

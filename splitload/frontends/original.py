@@ -56,27 +56,30 @@ def seen(source: Source, opened: Opened, output: str, feeds: Mapping[str, Any]) 
     """
     names = list(opened.division.features)
     try:
-        original = stock_session(str(source.path), plain_options())
-        frozen = _frozen(opened)
-        inputs = [each.name for each in frozen.get_inputs()]
-        found: list[list[Array]] = []
-        for seed in range(SAMPLES if any(each.name not in feeds for each in original.get_inputs()) else 1):
-            ready = example_inputs(original.get_inputs(), feeds, seed)
+        session = stock_session(str(source.path), plain_options())
+        given = all(each.name in feeds for each in session.get_inputs())
+        batches = [example_inputs(session.get_inputs(), feeds, seed) for seed in range(1 if given else SAMPLES)]
+        outputs = [session.run([output], each)[0] for each in batches]
+        del session  # two models at a time are too many
+        session = _frozen(opened)
+        inputs = [each.name for each in session.get_inputs()]
+        features = []
+        for ready in batches:
             made = [name for name in names if name not in ready]
-            values = dict(ready)
-            if made:
-                values |= zip(made, frozen.run(made, {name: ready[name] for name in inputs}), strict=True)
-            found.append([*original.run([output], ready), *(np.asarray(values[name]) for name in names)])
+            found = session.run(made, {name: ready[name] for name in inputs}) if made else []
+            values = {**ready, **dict(zip(made, found, strict=True))}
+            features.append([np.asarray(values[name]) for name in names])
     except SplitloadError as error:
         raise ModelError(str(error)) from error
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(f"the model does not run on these inputs: {one_line(error)}") from error
-    if not all(isinstance(row[0], np.ndarray) for row in found):
+    if not all(isinstance(each, np.ndarray) for each in outputs):
         raise ModelError(f"its output '{output}' is no array")
-    if any(len({each.shape[:1] for each in row}) > 1 or not row[0].ndim for row in found):
+    sizes = [{each.shape[:1] for each in (made, *row)} for made, row in zip(outputs, features, strict=True)]
+    if any(len(each) > 1 or () in each for each in sizes):
         raise ModelError("what is trained reads values that are not of the samples")
-    outputs, *features = (np.concatenate(column) for column in zip(*found, strict=True))
-    return Seen(dict(zip(names, features, strict=True)), outputs)
+    columns = (np.concatenate(column) for column in zip(*features, strict=True))
+    return Seen(dict(zip(names, columns, strict=True)), np.concatenate(outputs))
 
 
 def _frozen(opened: Opened) -> Any:

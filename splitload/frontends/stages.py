@@ -15,15 +15,24 @@ import numpy as np
 from splitload.bundle import sha256_of
 from splitload.errors import OutputError
 from splitload.frontends.folding import is_maker
+from splitload.frontends.held import Held, HeldWeights
 from splitload.frontends.kernels import needs_fusions, needs_packing
 from splitload.frontends.names import rename_weights
 from splitload.frontends.observe import elem_type, plain_options
 from splitload.frontends.onnx import refuse_full_disk
 from splitload.frontends.ortfile import lay_out
-from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, point, split_constants
+from splitload.frontends.proto import (
+    all_tensors,
+    external_entry,
+    is_external,
+    node_inputs,
+    point,
+    split_constants,
+    tensor_bytes,
+)
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
-from splitload.manifest import File, Manifest, StageEntry, TensorSpec
+from splitload.manifest import File, StageEntry, TensorSpec
 from splitload.stock import stock_session
 
 PAGE_BYTES = 4096
@@ -41,7 +50,7 @@ class StageFiles:
         weights: The file an .onnx file's weights are mapped from, or None where they are in the graph file.
         inputs: Names of what it reads: model inputs and outputs of earlier stages.
         outputs: What it gives: boundary tensors and model outputs.
-        weights_bytes: Bytes of its weights.
+        weights_bytes: Bytes of the weights that no earlier stage reads.
         shares: Names of other stages' files that it reads weights from.
         optimized: Whether the graph is to be taken as it is; otherwise weights are restored when it is optimised.
         read_order: Where reading ahead goes; see `StageEntry`.
@@ -108,6 +117,7 @@ class StageWriter:
         self._body, self._constants = split_constants(self._model.graph)
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._sparse = {sparse.values.name: sparse for sparse in self._model.graph.sparse_initializer}
+        self._held: dict[Path, HeldWeights] = {}  # by the folder that stages were written to
         self._last_use: dict[str, int] = {}
         for index, node in enumerate(graph.nodes):
             self._last_use.update(dict.fromkeys(node.inputs, index))
@@ -117,7 +127,8 @@ class StageWriter:
 
         A stage of a native graph becomes one .ort file: onnxruntime maps it as a whole, and neither parses nor checks
         it, nor looks up the path of every weight. Other stages become an .onnx file and, where they have weights, a
-        .bin file, which any version reads; so do stages too large for the .ort format.
+        .bin file, which any version reads; so do stages too large for the .ort format, and those that share weights:
+        what an earlier stage in the folder holds of a weight's first reader is read there. Write stages in their order.
 
         Their names are `stem` and the start of their SHA-256: whoever still reads a bundle that was replaced meanwhile
         finds a file of its own bundle or none, never one of the new bundle.
@@ -163,23 +174,33 @@ class StageWriter:
         stage.initializer.extend(self._initializers[name] for name in ordered if name in self._initializers)
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
 
-        written = None
-        read_order: tuple[int, ...] = ()
-        weights_bytes = graph.segment_weights_bytes(start, end)
         is_tail = graph.tail_start is not None and start >= graph.tail_start  # its weights will be written anew
-        makes = any(map(is_maker, stage.node))  # which an .ort file would do in every run for ever
         native = graph.kind == "native"
-        if self._copy_weights and native and not is_tail and not makes and weights_bytes < MAX_ORT_BYTES:
-            written, read_order = self._convert(model, folder, stem)
-        weights = None
+        makes = any(map(is_maker, stage.node))  # which an .ort file would do in every run for ever
+        held = self._held.setdefault(folder, HeldWeights(sum(graph.weights_bytes.values())))
+        names = [tensor.name for tensor in stage.initializer]
+        again = [tensor for tensor in stage.initializer if graph.first_use.get(tensor.name, start) < start]
         shares: tuple[str, ...] = ()
+        written = weights = None
+        read_order: tuple[int, ...] = ()
         restored = False
-        if written is None:
+        is_native = self._copy_weights and native and not is_tail
+        if is_native:
+            shares = held.share(again, always=makes)
+            if not (shares or makes) and sum(map(tensor_bytes, stage.initializer)) < MAX_ORT_BYTES:
+                written, read_order = self._convert(model, folder, stem)
+        if written is not None:
+            held.add_ort(folder / written.name, names)
+        else:
             if self._stored is not None:
                 shares, restored = self._share_weights(model, self._stored)
+            elif self._copy_weights and not is_native and not is_tail:
+                shares = held.share(again, always=True)
             if not is_tail:  # whose weights are trained by name
                 rename_weights(stage)
             weights = self._write_weights(model, folder, stem, shares)
+            if weights is not None:
+                held.add(_places(weights.name, zip(names, stage.initializer, strict=False)))
             data = model.SerializeToString()
             sha256 = hashlib.sha256(data).hexdigest()
             written = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
@@ -191,7 +212,7 @@ class StageWriter:
             weights,
             inputs,
             specs,
-            weights_bytes,
+            graph.segment_weights_bytes(start, end),
             shares,
             optimized=not at_load,
             read_order=read_order,
@@ -338,51 +359,18 @@ class StageWriter:
         return File(name, position, sha256)
 
 
-def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
-    """Return the model that consecutive .onnx stages make together; their weights stay where they are.
-
-    Args:
-        paths: The stages' files, in order.
-        manifest: Names the inputs and outputs of the model.
-    """
-    import onnx
-
-    stages = [onnx.load_model(str(path), format="protobuf", load_external_data=False) for path in paths]
-    model = onnx.ModelProto(ir_version=stages[0].ir_version, producer_name="splitload")
-    model.opset_import.extend(stages[0].opset_import)
-    model.functions.extend(stages[0].functions)
-    model.graph.name = manifest.model
-    declared: dict[str, Any] = {}
-    seen: set[str] = set()  # constants are repeated in every stage that needs them
-    for stage in stages:
-        for value in (*stage.graph.input, *stage.graph.output):
-            declared.setdefault(value.name, value)
-        for node in stage.graph.node:
-            if not seen.intersection(node.output):
-                model.graph.node.append(node)
-                seen.update(name for name in node.output if name)
-        for tensor in stage.graph.initializer:
-            if tensor.name not in seen:
-                model.graph.initializer.append(tensor)
-                seen.add(tensor.name)
-        for sparse in stage.graph.sparse_initializer:
-            if sparse.values.name not in seen:
-                model.graph.sparse_initializer.append(sparse)
-                seen.add(sparse.values.name)
-    for values, specs in ((model.graph.input, manifest.inputs), (model.graph.output, manifest.outputs)):
-        values.extend(
-            declared.get(spec.name) or onnx.helper.make_tensor_value_info(spec.name, elem_type(spec.type), spec.shape)
-            for spec in specs
-        )
-    return model
-
-
 def _tables(graph: Any) -> list[str]:
     """Return names of weights of which single rows are looked up, and which nothing else reads."""
     looked_up = {node.input[0] for node in graph.node if node.op_type in _LOOKUPS and not node.domain}
     read = {name for node in graph.node for name in node_inputs(node)[1 if node.op_type in _LOOKUPS else 0 :]}
     read.update(value.name for value in graph.output)
     return [tensor.name for tensor in graph.initializer if tensor.name in looked_up - read]
+
+
+def _places(file: str, tensors: Iterable[tuple[str, Any]]) -> dict[str, Held]:
+    """Return where the tensors lie that are in this file, by the names given beside them."""
+    entries = {name: external_entry(tensor) for name, tensor in tensors if is_external(tensor)}
+    return {name: Held(file, at, length or 0) for name, (location, at, length) in entries.items() if location == file}
 
 
 def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:

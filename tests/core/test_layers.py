@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from splitload.errors import UsageError
 from splitload.frontends.division import divide
 from splitload.frontends.layers import layers_of
-from splitload.frontends.proto import store_constants, without_traces
+from splitload.frontends.proto import fresh_name, store_constants, without_traces
 
 F = "f4"
 
@@ -127,6 +127,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
+_sparse = graph(node("MatMul", "r out.weight", "y"), stored=[])
+_sparse.sparse_initializer.append(
+    helper.make_sparse_tensor(
+        weight("out.weight", 2), numpy_helper.from_array(np.array([[0, 1], [5, 2]]), "places"), [16, 4]
+    )
+)
+REFUSED["a sparse tensor"] = (_sparse, "the weights of 'out' are stored as a sparse tensor; store them whole")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("spec", ["1", "out"])
 def test_weights_that_cannot_be_trained_are_refused_by_name(name: str, spec: str) -> None:
@@ -148,6 +157,26 @@ def test_a_bias_of_an_add_belongs_to_the_layer_before() -> None:
         stored=[weight("dense", 16, 4), weight("bias", 4)],
     )
     assert divide(made, "1").weights == ("dense", "bias")
+
+
+def test_a_bias_tells_what_its_layer_is_called() -> None:
+    """As exporters write a linear layer that has lost the name of its weights, because they were turned."""
+    made = graph(
+        node("MatMul", "r onnx::MatMul_42", "m", name="/fc/MatMul"),
+        node("Add", "fc.bias m", "y", name="/fc/Add"),
+        stored=[weight("onnx::MatMul_42", 16, 4), weight("fc.bias", 4)],
+    )
+    assert [layer.name for layer in layers_of(made)] == ["body", "fc"]
+    assert divide(made, "1").weights == divide(made, "fc").weights == ("onnx::MatMul_42", "fc.bias")
+
+
+def test_a_shift_of_another_module_is_a_layer_of_its_own() -> None:
+    made = graph(
+        node("MatMul", "r fc.weight", "m"),
+        node("Add", "m shift.offset", "y"),
+        stored=[weight("fc.weight", 16, 4), weight("shift.offset", 4)],
+    )
+    assert [layer.name for layer in layers_of(made)] == ["body", "fc", "shift"]
 
 
 def test_constants_that_scale_outputs_are_no_layers() -> None:
@@ -183,3 +212,10 @@ def test_notes_of_the_machine_are_taken_out_everywhere() -> None:
         each.metadata_props.add(key="stack_trace", value="/home/someone/model.py")
     assert b"someone" in made.SerializeToString()
     assert b"someone" not in without_traces(made).SerializeToString()
+
+
+def test_a_new_name_is_one_that_nothing_has() -> None:
+    made = graph(node("MatMul", "r fc.weight", "y"), stored=[weight("fc.weight", 16, 4)])
+    assert fresh_name(made, "fc.new") == "fc.new"
+    assert fresh_name(made, "fc.weight") == "fc.weight_"
+    assert {fresh_name(made, each) for each in ("r", "x", "y")} == {"r_", "x_", "y_"}

@@ -125,7 +125,7 @@ def test_a_doubt_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr()
     text = " ".join(printed.out.split())
     assert "to be trained on the device: 68 weights in head (68)" in text
-    assert "the output 'out' gives logits, by which its loss is taken" in text
+    assert "a loss of classes takes the output 'out' as logits" in text
     doubt = "'out' is taken as logits: in 4 samples all lie between 0 and 1, but do not add up to 1"
     assert doubt in " ".join(printed.err.split())
     training = read_manifest(bundle).training
