@@ -1,4 +1,4 @@
-"""Tables of native stages run by other versions of onnxruntime than the one that made them, from records of `matrix`."""
+"""Tables of native stages run by versions of onnxruntime that did not make them, from records of `matrix`."""
 
 from __future__ import annotations
 
