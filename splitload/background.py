@@ -4,7 +4,8 @@ After a first answer each portable stage is optimised for this processor and sto
 priority; the stages stay where they are cut. The new ones are run on the caller's inputs, and kept only if they answer
 as the portable ones did: in the bundle where it may be written, else in the user's cache. There is no canary, as none
 can be made without the package onnx: such a variant is for this very processor and version of the runtime. What
-`splitload specialize` makes beside that, blocked matrix products and a plan measured here, it has not.
+`splitload specialize` makes beside that, blocked matrix products, a plan measured here, and weights that all variants
+share, it has not: it takes as much room as the model once more.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from splitload.stock import session_class
 from splitload.tails import names as tails_of
 
 TOLERANCE = 1e-4  # of the largest element of an output
+MAX_GROWTH = 1.25  # over the portable stages' weights: what folding makes larger is not worth its loading
+_HEAD_BYTES = 1 << 20  # what a stage's graph may take besides
 _log = logging.getLogger("splitload")
 
 
@@ -120,6 +123,9 @@ class Specializer:
             native = portable._replace(
                 kind="native", cpu=cpu_architecture(), runtime=ort.__version__, stages=tuple(stages)
             )
+            size, most = _bytes(native), MAX_GROWTH * _bytes(portable) + _HEAD_BYTES * len(stages)
+            if size > most:
+                raise OutputError(f"it would take {size / 1e6:.1f} MB, {MAX_GROWTH} of the portable graph is the limit")
             with self._inside():
                 self._check(made, native, feeds, expected)
             if parent == self._folder.parent:
@@ -174,10 +180,14 @@ def _native_stage(folder: Path, stage: StageEntry, made: Path, number: int) -> S
         shares=(),
         optimized=True,
         mapped=True,
-        prepack=False,
-        upgrade=True,  # nobody has measured whether that pays
+        upgrade=not stage.prepack,  # nobody has measured whether that pays
         read_order=(),
     )
+
+
+def _bytes(variant: Variant) -> int:
+    """Return what a variant's stages take: what they are known to weigh, or their files where those are larger."""
+    return sum(max(stage.weights_bytes, stage.graph.bytes) for stage in variant.stages)
 
 
 def _put_into_bundle(folder: Path, native: Variant, made: Path) -> None:

@@ -116,6 +116,17 @@ def test_one_that_answers_otherwise_is_not_kept(
     assert not list(cache.rglob("*.ort"))
 
 
+def test_one_that_grows_is_not_kept(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(splitload.background, "MAX_GROWTH", 0.5)
+    monkeypatch.setattr(splitload.background, "_HEAD_BYTES", 0)
+    with caplog.at_level(logging.WARNING, "splitload"):
+        assert start(own_bundle)[0] == "portable"
+    assert "0.5 of the portable graph is the limit" in caplog.text
+    assert len(read_manifest(own_bundle, "hashes").variants) == 1
+
+
 def test_the_callers_arrays_may_change_meanwhile(own_bundle: Path) -> None:
     given = feeds()
     with ParallelLoader(own_bundle, specialize="background") as model:
