@@ -53,6 +53,7 @@ def build_bundle(
     add_training: Callable[[Path, StageEntry], Training | None] | None = None,
     check: Callable[[Path, Manifest], None] | None = None,
     on_note: Callable[[str], None] | None = None,
+    with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -69,6 +70,7 @@ def build_bundle(
             says what it wrote.
         check: Called with the folder and the manifest when all is written; what it raises leaves `target` as it was.
         on_note: Called with what the user should know: why a native variant has no canary.
+        with_others: Given the folder and the variants in it, puts the files of others there and returns all.
 
     Returns:
         The manifest that was written.
@@ -118,19 +120,22 @@ def build_bundle(
                     on_progress(done, total)
             native = plan.graph.kind == "native"
             needs = _needs(plan.graph, folder, on_note) if native else None
-            variants.append(
-                Variant(
-                    kind=plan.graph.kind,
-                    cpu=cpu_architecture() if native else None,
-                    runtime=ort.__version__ if native else None,
-                    threads=plan.threads,
-                    overlap=True,
-                    stages=tuple(stages),
-                    needs=needs,
-                )
+            variant = Variant(
+                kind=plan.graph.kind,
+                cpu=cpu_architecture() if native else None,
+                runtime=ort.__version__ if native else None,
+                threads=plan.threads,
+                overlap=True,
+                stages=tuple(stages),
+                needs=needs,
             )
+            for number in variant.sharing():
+                stages[number] = stages[number]._replace(upgrade=False)
+            variants.append(variant._replace(stages=tuple(stages)))
         if choose is not None:
             variants[0] = choose(folder, variants[0])
+        if with_others is not None:
+            variants = list(with_others(folder, variants))
         tail = variants[0].stages[-1]
         training = add_training(folder, tail) if add_training is not None and tail.trainable else None
         manifest = Manifest(
@@ -185,7 +190,7 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
     nodes = plan.graph.node_range(start, end)
     files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
     try:
-        open_session(folder / files.graph.name, optimize=not files.optimized)
+        open_session(folder / files.graph.name, optimize=files.optimize_first, prepack=files.prepack)
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(
             f"stage {number + 1} of '{plan.graph.name}' does not load ({one_line(error)}); cut elsewhere, for example "

@@ -12,6 +12,7 @@ from splitload.deploy.arguments import Settings
 from splitload.errors import BundleError, UsageError
 from splitload.manifest import Loss, StageEntry, Step, Training
 from splitload.regular import read_checked
+from splitload.stock import stock_session
 
 OURS = "splitload/"  # what names in a step that are not the model's begin with; in version 1 nothing
 Array = np.ndarray[Any, Any]
@@ -75,7 +76,7 @@ class Learner:
         self._ort = ort
         data = read_checked(folder / step.file.name, step.file)
         try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = stock_session(data, options)
         except Exception as error:  # onnxruntime has no common root for its errors
             raise BundleError(
                 f"the training step '{folder / step.file.name}' does not load: {' '.join(str(error).split())[:200]}"

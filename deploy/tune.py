@@ -30,6 +30,7 @@ class Scheme:
 
 PLAIN = Scheme()
 SCHEMES = (PLAIN, Scheme(prefetch=True), Scheme(mapped=False), Scheme(prepack=True))
+MAPPED = tuple(scheme for scheme in SCHEMES if scheme.mapped and not scheme.prepack)
 
 
 def tune(
@@ -43,8 +44,10 @@ def tune(
 
     Every scheme is measured `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in which
     the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the
-    scheme with the earliest first result, and is made
-    anew in the background (`upgrade`) if rearranged weights make it faster in the long run.
+    scheme with the earliest first result, and is made anew in the background (`upgrade`) if rearranged weights make it
+    faster in the long run. Stages that share weights stay mapped: rearranged or read, a weight would be in memory once
+    for each. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from the start:
+    its answers never change.
 
     Args:
         folder: Where the stage files lie.
@@ -69,19 +72,26 @@ def tune(
                     "graph": stage.graph.name,
                     "inputs": stage.inputs,
                     "outputs": [to_json(spec) for spec in stage.outputs],
+                    "optimized": stage.optimized,
+                    "reoptimize": stage.reoptimize,
                 }
                 for stage in variant.stages
             ],
         }
-        for turn in range(REPEATS):
+        differ = run_worker(job | {"compare": True})["differ"]
+        packed = [stage.prepack or changes for stage, changes in zip(variant.stages, differ, strict=True)]
+        for turn in range(0 if all(packed) else REPEATS):
             for place in range(len(SCHEMES)):
                 scheme = SCHEMES[(turn + place) % len(SCHEMES)]
                 for number, row in enumerate(run_worker(job | {"scheme": asdict(scheme)})["rows"]):
                     samples.setdefault((number, scheme), []).append(row)
                 if on_progress is not None:
                     on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
+    sharing = variant.sharing()
     stages = [
-        _choose(stage, {scheme: samples[number, scheme] for scheme in SCHEMES})
+        stage._replace(prepack=True, upgrade=False)
+        if packed[number]
+        else _choose(stage, {scheme: samples[number, scheme] for scheme in (MAPPED if number in sharing else SCHEMES)})
         for number, stage in enumerate(variant.stages)
     ]
     return variant._replace(stages=tuple(stages))
@@ -91,9 +101,9 @@ def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, fl
     """Return the stage's entry with the best of the measured schemes."""
     first_s = {scheme: statistics.median(row["first_s"] for row in rows) for scheme, rows in samples.items()}
     steady_s = {scheme: min(row["steady_s"] for row in rows) for scheme, rows in samples.items()}
-    best = min(SCHEMES, key=first_s.__getitem__)
+    best = min(samples, key=first_s.__getitem__)
     if first_s[PLAIN] - first_s[best] < max(WORTHWHILE * first_s[PLAIN], WORTHWHILE_S):
         best = PLAIN
     packed = Scheme(prepack=True)
-    pays = not best.prepack and steady_s[packed] < (1 - WORTHWHILE) * steady_s[best]
+    pays = packed in samples and not best.prepack and steady_s[packed] < (1 - WORTHWHILE) * steady_s[best]
     return stage._replace(**asdict(best), upgrade=pays)

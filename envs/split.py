@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from itertools import pairwise
 from operator import index
 from typing import Any, Literal
@@ -96,7 +97,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     After an illegal action instead `illegal_action`, a sentence that says what was legal.
 
     ## Arguments
-    - `profile`: a `splitload.profile.Profile`.
+    - `profile`: a `splitload.profile.Profile`, or the path of its file.
     - `objective`: "balance" or "ttfo".
     - `max_stages`: K, at least 1 and at most as many as the model can have: N, or `trainable_from + 1`. None: that
       many, but not above 8.
@@ -116,7 +117,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     def __init__(
         self,
-        profile: Profile,
+        profile: Profile | str | os.PathLike[str],
         *,
         objective: Literal["balance", "ttfo"] = "balance",
         max_stages: int | None = None,
@@ -125,8 +126,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         trainable_from: int | None = None,
         render_mode: str | None = None,
     ) -> None:
+        if isinstance(profile, str | os.PathLike):
+            profile = Profile.read(profile)
         if not isinstance(profile, Profile):
-            raise UsageError(f"profile must be a Profile, for example of Profile.read(path); it is {profile!r:.80}")
+            raise UsageError(f"profile must be a Profile or the path of its file; it is {profile!r:.80}")
         if not isinstance(one_sided, bool | np.bool_):
             raise UsageError(f"one_sided must be true or false, it is {one_sided!r:.40}")
         for name, count in (("max_stages", max_stages), ("trainable_from", trainable_from)):

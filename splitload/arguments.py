@@ -30,7 +30,8 @@ def checked(
     for what, names, known in (("input", given, [*inputs]), ("output", wanted, outputs)):
         for name in names:
             if name not in known:
-                raise _invalid_argument(f"Invalid {what} name: {name}; the model has {known}")
+                hint = "; those with a default value have it built in" if what == "input" else ""
+                raise _invalid_argument(f"Invalid {what} name: {name}; the model has {known}{hint}")
     values = {name: to_ort(ort, value) for name, value in feeds.items()}
     for name, value in values.items():
         _check_tensor(ort, inputs[name], value)

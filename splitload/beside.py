@@ -15,6 +15,7 @@ from splitload.cache import cache_folder
 from splitload.errors import BundleError, OutputError
 from splitload.manifest import Manifest
 from splitload.record import Record
+from splitload.sealed import is_intact, seal
 
 SUFFIX = ".splitload"
 SETTLED_S = 2.0  # a younger file may change once more within one tick of its clock, and is hashed again
@@ -110,7 +111,7 @@ def sha256_of_model(files: Sequence[Path], cache: Path | None) -> str:
     if memory is not None and settled and _state(files) == state:
         with contextlib.suppress(OutputError, OSError):  # it is hashed again next time
             memory.parent.mkdir(parents=True, exist_ok=True)
-            write_text(memory, json.dumps({"files": state, "sha256": sha256}), "the hash of a model")
+            write_text(memory, seal(json.dumps({"files": state, "model_sha256": sha256})), "the hash of a model")
     return sha256
 
 
@@ -122,9 +123,10 @@ def _state(files: Sequence[Path]) -> list[list[int]]:
 def _recall(memory: Path, state: list[list[int]]) -> str | None:
     """Return the hash that was remembered for files in this state, or None."""
     try:
-        data = json.loads(memory.read_bytes())
-        if isinstance(data, dict) and data.get("files") == state and isinstance(data.get("sha256"), str):
-            return str(data["sha256"])
+        text = memory.read_bytes()
+        data = json.loads(text)
+        if is_intact(text) and data["files"] == state:
+            return str(data["model_sha256"])
     except (OSError, ValueError, RecursionError):
         pass
     return None

@@ -29,7 +29,9 @@ sys.modules["splitload"] = package = util.module_from_spec(spec)
 spec.loader.exec_module(package)
 name = sys.argv[2]
 del sys.argv[1:3]
-sys.exit(import_module(name).main())
+if name.startswith("splitload."):
+    sys.exit(import_module(name).main())
+import_module("runpy").run_module(name, run_name="__main__", alter_sys=True)
 """
 
 
@@ -37,8 +39,9 @@ def python(program: str | Path, *words: str) -> list[str]:
     """Return the command line of a child process; nothing else in splitload builds one that starts Python.
 
     Args:
-        program: A module of splitload, whose `main` is called and returns the exit code; or a file to run by its path,
-            in a folder that is ours alone, as that folder comes first on the import path.
+        program: A module of splitload, whose `main` is called and returns the exit code; another package to run as
+            `python -m` does, "pip" say; or a file to run by its path, in a folder that is ours alone, as that folder
+            comes first on the import path.
         words: Its arguments.
     """
     if isinstance(program, Path):

@@ -79,7 +79,10 @@ class CutPoint:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of nodes between two chosen cut points, the smallest unit that may move between stages."""
+    """A run of nodes between two chosen cut points, the smallest unit that may move between stages.
+
+    Its `weights_bytes` are those of the weights that no block before it reads.
+    """
 
     name: str
     start: int
@@ -175,9 +178,21 @@ class ModelGraph:
         return self.blocks[start].start, self.blocks[end - 1].end
 
     def segment_weights_bytes(self, start: int, end: int) -> int:
-        """Return the bytes of all weights that nodes `[start, end)` read, each counted once."""
-        names = {name for node in self.nodes[start:end] for name in node.weights}
-        return sum(self.weights_bytes[name] for name in names)
+        """Return the bytes of the weights that nodes `[start, end)` are the first to read.
+
+        A weight that several stages read is loaded, stored and mapped with the first of them, so that the segments of
+        any cut add up to the whole model.
+        """
+        return sum(self.weights_bytes[name] for name, first in self.first_use.items() if start <= first < end)
+
+    @cached_property
+    def first_use(self) -> Mapping[str, int]:
+        """Position of the first node that reads each weight, by the weight's name."""
+        first: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            for name in node.weights:
+                first.setdefault(name, index)
+        return first
 
     def boundary(self, position: int) -> tuple[str, ...]:
         """Return the names of the tensors that cross the cut at `position` (none at either end)."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from splitload.arena import empty_arena
 from splitload.arguments import checked
 from splitload.bundle import Verify, read_manifest
 from splitload.drop_in import DropIn
@@ -63,7 +64,7 @@ def _close_all() -> None:
     for loader in list(_alive):
         while True:
             try:
-                loader.close()
+                loader._let_go()
                 break
             except (KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
                 pass
@@ -314,6 +315,11 @@ class ParallelLoader(DropIn):
 
     def close(self) -> None:
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
+        self._let_go()
+        if len(self._sessions) > 1:
+            empty_arena(self._ort)
+
+    def _let_go(self) -> None:
         try:
             with self._lock:
                 self._give_up()
@@ -482,9 +488,10 @@ class ParallelLoader(DropIn):
             path,
             prepack=prepack,
             mapped=stage.mapped,
-            optimize=not stage.optimized,
+            optimize=not stage.optimized or (prepack and stage.reoptimize),
             background=background,
             options=self._caller.copy(),
+            share_memory=len(self._sessions) > 1,
         )
 
     def _report(self, loaded: int) -> None:

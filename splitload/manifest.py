@@ -51,7 +51,7 @@ class StageEntry(Record):
         blocks: Half-open range of blocks.
         graph: The .onnx or .ort file.
         weights: The file its weights are mapped from, or None where they are in the graph file.
-        weights_bytes: Bytes of its weights.
+        weights_bytes: Bytes of the weights that no earlier stage reads.
         inputs: Names of model inputs and of outputs of earlier stages.
         outputs: What it gives.
         prepack: Whether the first session rearranges weights for speed, at the price of a slower load.
@@ -63,6 +63,7 @@ class StageEntry(Record):
         upgrade: Whether a session with rearranged weights takes over after the first answer.
         read_order: Where in the .ort file each larger weight starts, in the order in which they are used, and where
             reading ahead ends: behind it lies what is read in places only. Empty where that is not known.
+        reoptimize: Whether a session with rearranged weights is optimised by the runtime as well.
     """
 
     name: str
@@ -80,6 +81,7 @@ class StageEntry(Record):
     prefetch: bool = False
     upgrade: bool = False
     read_order: tuple[int, ...] = ()
+    reoptimize: bool = False
 
 
 class Canary(Record):
@@ -136,6 +138,20 @@ class Variant(Record):
     def fits(self, cpu: str, runtime: str) -> bool:
         """Return whether it was made for this processor and runtime version, and nothing is left to try."""
         return self.cpu in (None, cpu) and self.runtime in (None, runtime)
+
+    def sharing(self) -> frozenset[int]:
+        """Return the numbers of the stages that read weights of another of its stages, or hold such weights.
+
+        Prepared for faster inference, or read into memory, they would be there once for each.
+        """
+        own = {file.name for stage in self.stages for file in (stage.graph, stage.weights) if file is not None}
+        read = {name for stage in self.stages for name in stage.shares} & own
+        return frozenset(
+            number
+            for number, stage in enumerate(self.stages)
+            if not own.isdisjoint(stage.shares)
+            or not read.isdisjoint(file.name for file in (stage.graph, stage.weights) if file is not None)
+        )
 
     def steps(self, wanted: Iterable[str]) -> list[tuple[int, list[str], list[str]]]:
         """Return the stages that some outputs need, in order: index, outputs needed, tensors read for the last time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -217,12 +218,13 @@ class Profile:
             raise ProfileError(f"{name}: {error}") from error
 
     @classmethod
-    def read(cls, path: Path) -> Profile:
+    def read(cls, path: str | os.PathLike[str]) -> Profile:
         """Read a profile file.
 
         Raises:
             ProfileError: If it cannot be read or does not hold a profile.
         """
+        path = Path(path)
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise ProfileError(f"{path.name}: larger than {MAX_FILE_BYTES} bytes, no profile is")

@@ -6,10 +6,11 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from splitload.arena import share_arena
 from splitload.arguments import to_ort
 from splitload.forks import making_session
 from splitload.machine import inference_threads
@@ -31,6 +32,7 @@ def open_session(
     optimize: bool = False,
     background: bool = False,
     options: Any = None,
+    share_memory: bool = False,
 ) -> Any:
     """Return an onnxruntime session on a stage's graph file, made as quickly as can be.
 
@@ -53,6 +55,7 @@ def open_session(
         background: Whether to do the work at low priority; the calling thread keeps it.
         options: An `onnxruntime.SessionOptions` of the caller's to begin with, which is changed: what it says of
             threads, logging and the like holds, but how the file is read and optimised is said here. None for none.
+        share_memory: Whether working memory comes from the arena of all stages, or from one of the session's own.
     """
     import onnxruntime as ort
 
@@ -71,6 +74,8 @@ def open_session(
     for key, value in (("session.intra_op.spin_duration_us", str(SPIN_US)), ("session.force_spinning_stop", "1")):
         if config_entry(options, key) is None:
             options.add_session_config_entry(key, value)
+    if share_memory:
+        share_arena(ort, options)
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if mapped and graph.suffix == ".ort":
@@ -204,6 +209,12 @@ def run_stage(
     ):
         return list(session.run_with_ort_values(needed, feeds, run_options))
     return list(session.run(needed, feeds, run_options))
+
+
+def still_read(values: Mapping[str, Any], stages: Sequence[StageIO], kept: Collection[str] = ()) -> dict[str, Any]:
+    """Return those of some values that later stages read, or that are kept in any case; let go of the others."""
+    names = {name for stage in stages for name in stage.inputs} | set(kept)
+    return {name: value for name, value in values.items() if name in names}
 
 
 def to_python(ort: Any, value: Any) -> Any:

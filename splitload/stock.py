@@ -14,3 +14,13 @@ def session_class() -> type[Any]:
     from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
     return InferenceSession  # type: ignore[no-any-return]
+
+
+def stock_session(model: str | bytes, options: Any) -> Any:
+    """Return a plain session of the runtime's on the processor.
+
+    Args:
+        model: Path or bytes of the model.
+        options: An `onnxruntime.SessionOptions`.
+    """
+    return session_class()(model, options, providers=["CPUExecutionProvider"])

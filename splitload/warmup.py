@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from typing import Any
 
 from splitload.forks import making_session
 from splitload.pool import started
@@ -29,13 +30,23 @@ def warm_up() -> None:
     started(threading.Thread(target=_first_session, name="splitload-warm-up"))
 
 
+def tiny_session(options: Any) -> Any:
+    """Return a session on the smallest model, which gives its input `x`, one float32, back.
+
+    Args:
+        options: Its `onnxruntime.SessionOptions`; it gets no inference threads.
+    """
+    import onnxruntime as ort
+
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    with making_session():
+        return session_class()(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
 def _first_session() -> None:
     with contextlib.suppress(Exception):  # whoever needs a session will meet it
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        with making_session():
-            session_class()(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        tiny_session(ort.SessionOptions())

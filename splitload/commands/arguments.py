@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
         "action", nargs="?", default="list", type=one_of("action", ("list", "clear")), metavar="clear"
     )
 
-    add("inspect", "bundles:inspect", "show what a bundle holds").add_argument("bundle", metavar="BUNDLE")
+    inspect = add("inspect", "bundles:inspect", "show what a bundle holds")
+    inspect.add_argument("bundle", metavar="BUNDLE")
+    inspect.add_argument("--why", action="store_true", help="show what decided about its plan")
     add("verify", "bundles:verify", "check every byte of a bundle").add_argument("bundle", metavar="BUNDLE")
     install = add("install", "bundles:install", "put a copy of a bundle where another one may be in use, and check it")
     install.add_argument("source", metavar="SOURCE", help="the bundle to copy")
@@ -67,6 +69,11 @@ def parser() -> argparse.ArgumentParser:
         cache=True,
     )
     specialize.add_argument("bundle", metavar="BUNDLE")
+    specialize.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the parts for other machines, each with its own weights: a bundle for a mixed fleet",
+    )
     _takes_input(specialize)
 
     run = add("run", "run:run", "load a bundle in parallel, infer once, show the timeline")

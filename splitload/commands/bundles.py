@@ -9,13 +9,14 @@ from typing import Any
 from splitload import delivery, verification
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
+from splitload.commands.why import show_why
 from splitload.machine import cpu_architecture
 from splitload.manifest import Variant
 from splitload.variants import choose
 
 
 def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Show the manifest, and what of it runs here; return what `--json` prints.
+    """Show the manifest, what of it runs here, and with `--why` how its plan was found; return what `--json` prints.
 
     Raises:
         BundleError: If it is no bundle.
@@ -48,6 +49,8 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 for number, stage in enumerate(variant.stages, start=1)
             ],
         )
+    if options.why:
+        show_why(manifest.plan, len(manifest.variants[0].stages), console)
     if why_portable is not None:
         console.note(why_portable)
     here = {"cpu": cpu_architecture(), "onnxruntime": ort.__version__}

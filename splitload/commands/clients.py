@@ -85,7 +85,7 @@ def _install(name: str, client: Client, packages: Path) -> str:
     """Install a client and what it needs, unless the folder has it; return its version."""
     if not packages.is_dir():
         words = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(packages)]
-        _run([sys.executable, "-m", "pip", *words, name, *client.needs], INSTALL_S)
+        _run(python("pip", *words, name, *client.needs), INSTALL_S)
     found = metadata.distributions(name=name, path=[str(packages)])
     return next(iter(found)).version
 

@@ -20,12 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import MANIFEST
+from splitload.bundle import MANIFEST, read_manifest
 from splitload.child import python
 from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
 from splitload.commands.study import at_least, one_line, study_parser
+from splitload.deploy.write import write_manifest
 from splitload.errors import MissingPackageError, ModelError
 from splitload.frontends import open_source
 from splitload.scratch import scratch_folder
@@ -44,7 +45,7 @@ def install(version: str, folder: Path) -> Path:
     """
     target = folder / f"onnxruntime-{version}"
     words = ["--disable-pip-version-check", "--quiet", "--no-deps", "--target", str(target), f"onnxruntime=={version}"]
-    done = subprocess.run([sys.executable, "-m", "pip", "install", *words], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(python("pip", "install", *words), cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise MissingPackageError(f"onnxruntime {version} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
     return target
@@ -90,11 +91,10 @@ def first_outputs(model: str, path: Path, maker: Path, runner: Path, runs: int, 
         job = {"bundle": str(bundle), "answers": str(place / "answers.npz")}
         child(maker, cache, "make", model=str(path), name=model, **job)
         shutil.copytree(bundle, old, copy_function=os.link)
-        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-        for variant in manifest["variants"]:
-            variant.pop("needs", None)
-        (old / MANIFEST).unlink()
-        (old / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        manifest = read_manifest(bundle)
+        (old / MANIFEST).unlink()  # it is linked
+        exact = tuple(variant._replace(needs=None) for variant in manifest.variants)
+        write_manifest(old, manifest._replace(variants=exact))
         samples: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
         for turn in range(runs + 1):  # the first brings the files into the page cache
             for arm, rows in samples.items():

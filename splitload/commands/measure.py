@@ -15,6 +15,7 @@ from splitload.bench.arms import ARMS, Subject, make_arm
 from splitload.bench.storage import Controller, reader
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, shortened
+from splitload.commands.gains import gain_of
 from splitload.commands.plans import prepare, write_bundle
 from splitload.commands.search import Search
 from splitload.commands.trial import choose_measured
@@ -61,7 +62,7 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     whole = made.whole()
     console.table(
         f"{made.model} on {made.device}, {made.source}: load, first and steady inference of each block",
-        ("block", "part of the model", "MB", "load ms", "first ms", "steady ms"),
+        ("block", "part of the model", "MB", "load alone ms", "first ms", "steady ms"),
         [
             (
                 str(number),
@@ -125,6 +126,12 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         console.print(f"splitload: {count_of(plan['num_stages'], 'stage')}, split points {plan['split_points']}")
     for reason in dict.fromkeys(left_out.values()):
         console.print(f"left out: {', '.join(name for name in left_out if left_out[name] == reason)}: {reason}")
+    gain = None
+    if plan is not None and subject.bundle is not None:
+        trial = read_manifest(subject.bundle).plan.get("trial")
+        gain = gain_of(summary, plan["num_stages"], options.runs, trial)
+    if gain is not None:
+        console.print(gain.sentence())
     return {
         "kind": "bench",
         "schema_version": 2,
@@ -138,6 +145,7 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "storage_bytes_per_s": options.storage_mbps * 1e6 if controller else None,
         "source": "measured",
         "plan": plan,
+        "gain": None if gain is None else gain.to_json(),
         "arms": summary,
         "left_out": left_out,
         "max_abs_difference": differences,
@@ -285,7 +293,7 @@ def _show(
         row("TTFO ms", "ttfo_s", 1e3),
         row("  min", "ttfo_s", 1e3, "min"),
         row("  max", "ttfo_s", 1e3, "max"),
-        row("load ms", "load_s", 1e3),
+        row("all loaded", "load_s", 1e3),
         row("first ms", "first_inference_s", 1e3),
         row("steady ms", "steady_inference_s", 1e3),
         row("process ms", "process_s", 1e3),

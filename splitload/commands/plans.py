@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.commands.console import Console
+from splitload.commands.why import reasons
 from splitload.deploy.agreement import Agreement, compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
+from splitload.deploy.fleet import keep_natives
 from splitload.deploy.tune import tune
 from splitload.devices import Device
 from splitload.errors import MissingPackageError, ModelError
@@ -66,6 +68,11 @@ def read_divided(
         feeds = {**source.examples, **feeds}
         if getattr(options, "new_head", None) is not None:
             source = with_new_head(source, options.new_head, cache, feeds=feeds)
+    if source.defaults:
+        console.note(
+            f"the default value of {', '.join(source.defaults)} is built in, the bundle has no such input; to give "
+            "another one, make it an input without a default"
+        )
     trainable = getattr(options, "trainable", None)
     with console.status(f"optimising {source.name}"):
         if trainable is None:
@@ -86,8 +93,18 @@ def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mappi
         return device.profile(graph, feeds=feeds, on_progress=show)
 
 
-def notes_of(profile: Profile, partition: Partition, trial: Trial | None, **others: Any) -> dict[str, Any]:
-    """Return what a bundle's manifest says of how its plan was found, as JSON values; `others` come first."""
+def notes_of(
+    profile: Profile, partition: Partition, trial: Trial | None, plans: Mapping[int, Partition], **others: Any
+) -> dict[str, Any]:
+    """Return what a bundle's manifest says of how its plan was found, as JSON values.
+
+    Args:
+        profile: What it was found by.
+        partition: The plan.
+        trial: How it was measured beside the whole model, if it was.
+        plans: The best plan for each number of stages.
+        others: What comes first.
+    """
     return {
         **others,
         "num_blocks": profile.num_blocks,
@@ -95,6 +112,7 @@ def notes_of(profile: Profile, partition: Partition, trial: Trial | None, **othe
         "profile_source": profile.source,
         "predicted_ttfo_s": profile.schedule(partition).ttfo_s,
         "trial": None if trial is None else trial.to_json(),
+        "why": reasons(profile, partition, plans),
     }
 
 
@@ -139,6 +157,7 @@ def write_bundle(
     feeds: Mapping[str, Any] | None = None,
     trainable: str | Collection[str] | None = None,
     specialized_from: Manifest | None = None,
+    keep_natives_of: Manifest | None = None,
     on_compared: Callable[[Agreement], None] | None = None,
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
@@ -146,7 +165,8 @@ def write_bundle(
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
     With `specialized_from` the source is that bundle at `target`: the new one names the same model, and is trained by
-    the same steps. With `on_compared` every variant is run once beside a stock session on the model; it is called with
+    the same steps; with `keep_natives_of`, which is that bundle, its native variants for other machines stay. With
+    `on_compared` every variant is run once beside a stock session on the model; it is called with
     what that came to.
 
     Raises:
@@ -196,6 +216,7 @@ def write_bundle(
             add_training=add_training,
             check=check,
             on_note=console.note,
+            with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
         )
 
 

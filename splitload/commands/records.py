@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.atomic import write_text
-from splitload.commands import ARMS, personal_tables, plan_tables
+from splitload.commands import ARMS, client_tables, memory_table, personal_tables, plan_tables, size_tables
 from splitload.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,10 +270,13 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "rivals": ("rivals", _every, lambda found: _table(*plan_tables.rivals(found))),
     "budget": ("budget", _every, lambda found: _table(*plan_tables.budget(found))),
     "steps": ("steps", _every, steps_table),
+    "memory": ("memory", _every, lambda found: _table(*memory_table.memory(found))),
+    "sizes": ("sizes", _every, lambda found: _table(*size_tables.sizes(found))),
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
     "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
     "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),
+    "clients": ("clients", _every, lambda found: _table(*client_tables.clients(found))),
 }
 
 

@@ -77,6 +77,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "threads": num_threads,
         "ttfo_s": timeline.ttfo_s,
         "load_s": timeline.load_makespan_s,
+        "all_loaded_s": timeline.load_makespan_s,
         "timeline": timeline.to_json(),
         "outputs": described,
     }

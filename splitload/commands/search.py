@@ -109,6 +109,7 @@ class Search:
         self._counts = range(num_stages or 1, most + 1)
         self._learner: QLearning | None = None
         self._optima: dict[int, Optimum] = {}  # by number of stages
+        self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn
 
     def run(self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None) -> Found:
         """Search, and value the baselines for the number of stages that was found.
@@ -143,7 +144,8 @@ class Search:
             train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
             partition = self.best
         else:
-            partition = self._pick(self._by_rule(self._agent, count) for count in self._counts)
+            self._plans = {count: self._by_rule(self._agent, count) for count in self._counts}
+            partition = self._pick(self._plans.values())
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
         return partition
@@ -158,6 +160,7 @@ class Search:
         for plan in [each for each in partitions if each.num_stages in self._counts] or partitions:
             if plan.num_stages not in best or self.value_s(plan) < self.value_s(best[plan.num_stages]):
                 best[plan.num_stages] = plan
+        self._plans = best
         return self._pick(best.values()) or partitions[0]
 
     def found(self, partition: Partition, search_s: float, episodes: int = 0) -> Found:
@@ -176,18 +179,14 @@ class Search:
 
     def apart(self, found: Found, block: int) -> Found:
         """Return what was found, and what stands beside it, with a cut before `block` besides; nothing proved of it."""
-
-        def cut(plan: Partition) -> Partition:
-            return Partition(plan.num_blocks, tuple(sorted({*plan.split_points, block})))
-
         count = found.partition.num_stages
         values = {
             name: None
             if value is None
-            else self.value_s(cut(found.partition if name == "learned" else self._by_rule(name, count)))
+            else self.value_s(_with_cut(found.partition if name == "learned" else self._by_rule(name, count), block))
             for name, value in found.values_s.items()
         }
-        return replace(found, partition=cut(found.partition), values_s=values, exact_bound_s=0.0)
+        return replace(found, partition=_with_cut(found.partition, block), values_s=values, exact_bound_s=0.0)
 
     def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
         """Value the plan, and what the baselines give for as many stages."""
@@ -205,6 +204,19 @@ class Search:
         """The best plan so far, or None before the first."""
         plans = self.learned.plans.values() if self.learned else ()
         return self._pick(Partition(self._profile.num_blocks, plan.split_points) for plan in plans)
+
+    @property
+    def plans(self) -> dict[int, Partition]:
+        """The best plan that was found for each number of stages; empty where nothing was searched."""
+        if self.learned is None:
+            return dict(self._plans)
+        plans = (Partition(self._profile.num_blocks, plan.split_points) for plan in self.learned.plans.values())
+        return {plan.num_stages: plan for plan in plans}
+
+    def plans_apart(self, block: int) -> dict[int, Partition]:
+        """Return `plans` with a cut before `block` besides."""
+        plans = (_with_cut(plan, block) for plan in self.plans.values())
+        return {plan.num_stages: plan for plan in plans}
 
     @property
     def learned(self) -> SearchResult | None:
@@ -313,6 +325,11 @@ class Search:
             return clock.inferred_s
 
         return largest if self._objective == "balance" else first_output
+
+
+def _with_cut(plan: Partition, block: int) -> Partition:
+    """Return a plan with a cut before `block` besides."""
+    return Partition(plan.num_blocks, tuple(sorted({*plan.split_points, block})))
 
 
 def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: int | None) -> Partition:

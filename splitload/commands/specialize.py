@@ -19,10 +19,10 @@ from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.errors import BundleError, ModelError, UsageError
+from splitload.frontends.joined import join_stages
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.opened import load_opened
 from splitload.frontends.proto import external_files
-from splitload.frontends.stages import join_stages
 from splitload.inputs import read_feeds
 from splitload.machine import cpu_architecture
 from splitload.manifest import Manifest
@@ -32,8 +32,9 @@ from splitload.scratch import scratch_folder
 def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
     """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
 
-    The bundle is replaced as a whole or not at all. Native parts for other processors are dropped; the portable graph
-    is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The search is the one
+    The bundle is replaced as a whole or not at all. Native parts for other machines are dropped, or with `--add` kept;
+    the portable graph is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The
+    search is the one
     of `train` with its defaults, by the objective the bundle was made with.
 
     Raises:
@@ -71,7 +72,15 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         if first_trainable is not None:
             found = search.apart(found, first_trainable)
         kept = {name: manifest.plan.get(name) for name in ("trainable", "new_head")}
-        notes = notes_of(profile, found.partition, trial, agent="q-learning", objective=objective, **kept)
+        notes = notes_of(
+            profile,
+            found.partition,
+            trial,
+            search.plans if first_trainable is None else search.plans_apart(first_trainable),
+            agent="q-learning",
+            objective=objective,
+            **kept,
+        )
         plan = Plan(graph, found.partition, threads, first_trainable)
         write_bundle(
             target,
@@ -84,6 +93,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             feeds=feeds,
             trainable=trained,
             specialized_from=manifest,
+            keep_natives_of=manifest if options.add else None,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     count = count_of(found.partition.num_stages, "stage")

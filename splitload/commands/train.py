@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import argparse
 import re
-import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitload.bench import Arm, run_arms
-from splitload.commands.console import Console, count_of, milliseconds, shortened
+from splitload.commands.console import Console
+from splitload.commands.gains import RUNS, Gain, measure_gain
+from splitload.commands.plan_report import show_plan
 from splitload.commands.planning import check_search, make_plan, resume_hint
 from splitload.commands.plans import notes_of, read_divided, write_bundle
-from splitload.commands.search import Found
-from splitload.commands.trial import choose_measured
+from splitload.commands.trial import Trial, choose_measured, try_cut
 from splitload.deploy.agreement import Agreement
 from splitload.deploy.build import Plan
 from splitload.deploy.write import check_target
-from splitload.devices import open_device
+from splitload.devices import Device, open_device
 from splitload.devices.host import HostDevice
 from splitload.errors import SplitloadError, UsageError
 from splitload.frontends.division import Division
-from splitload.graph import ModelGraph
+from splitload.frontends.onnx import Source
 from splitload.inputs import read_feeds
 from splitload.manifest import Training
+from splitload.partition import Partition
 from splitload.profile import Profile
-
-TTFO_RUNS = 5
 
 
 def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
@@ -71,6 +70,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         profile,
         found.partition,
         trial,
+        search.plans if first_trainable is None else search.plans_apart(first_trainable),
         agent=options.agent if options.split_points is None else "given",
         objective=options.objective,
         trainable=options.trainable,
@@ -97,17 +97,17 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         raise KeyboardInterrupt(str(interrupt) or resume_hint(options, found.partition)) from None
     if note := agreements[0].note():
         console.note(note)
-    measured = None
-    if isinstance(device, HostDevice):
-        try:
-            with console.status("measuring the stages and the time to first output in fresh processes"):
-                if planned.measured_loads is None:  # else they are in the profile
-                    stages = device.measure(graph, found.partition.stages(), feeds=feeds)
-                measured = _measured_ttfo_s(target, graph, feeds)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{target}' is complete") from None
-        except (SplitloadError, OSError) as error:
-            console.note(f"the bundle '{target}' is complete, but could not be measured: {error}")
+    gain = None
+    try:
+        with console.status("measuring the stages and the time to first output in fresh processes"):
+            if isinstance(device, HostDevice) and planned.measured_loads is None:  # else they are in the profile
+                stages = device.measure(graph, found.partition.stages(), feeds=feeds)
+        gain = _gain(device, source, plan, profile, target, trial, console, cache, feeds)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{target}' is complete") from None
+    except (SplitloadError, OSError) as error:
+        console.note(f"the bundle '{target}' is complete, but could not be measured: {error}")
+    measured = gain.here["ttfo_s"] if gain is not None and gain.source == "measured" else None
     result = {
         "model": options.model,
         "device": options.device,
@@ -119,6 +119,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         },
         "value": {**found.values_s, "exact_bound": found.exact_bound_s},
         "ttfo_s": {"predicted": notes["predicted_ttfo_s"], "measured": measured},
+        "gain": None if gain is None else gain.to_json(),
         "trial": notes["trial"],
         "trained": None if division is None else _trained(division, manifest.training),
         "episodes": found.episodes,
@@ -130,14 +131,35 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         result["seeds"] = [run.to_json() for run in planned.runs]
     if planned.measured_loads is not None:
         result["measured_loads"] = planned.measured_loads
-    _show(console, graph, profile, stages, found, result)
+    show_plan(console, graph, profile, stages, found, gain, result)
     return result
 
 
-def _measured_ttfo_s(target: Path, graph: ModelGraph, feeds: Mapping[str, Any]) -> float:
-    """Return the median time to first output of the bundle over fresh processes, in seconds."""
-    samples = run_arms([Arm("splitload", target)], graph.input_tensors(), feeds, TTFO_RUNS)["splitload"]
-    return statistics.median(sample["ttfo_s"] for sample in samples)
+def _gain(
+    device: Device,
+    source: Source,
+    plan: Plan,
+    profile: Profile,
+    target: Path,
+    trial: Trial | None,
+    console: Console,
+    cache: Path,
+    feeds: Mapping[str, Any],
+) -> Gain:
+    """Return what the bundle gains: measured on this machine, otherwise by the profile.
+
+    A trial that chose the plan says what the cut makes of it; a plan that was given, or is cut where training begins
+    besides, is tried for that alone.
+    """
+    num_stages = plan.partition.num_stages
+    if not isinstance(device, HostDevice):
+        here, one = (profile.schedule(each) for each in (plan.partition, Partition(profile.num_blocks)))
+        ratio = one.ttfo_s / here.ttfo_s if num_stages > 1 and here.ttfo_s > 0 else None
+        return Gain(here.source, num_stages, {"ttfo_s": here.ttfo_s}, {"ttfo_s": one.ttfo_s}, cut_ratio=ratio)
+    if num_stages > 1 and (trial is None or plan.trainable_from is not None):
+        trial = try_cut(source, replace(plan, trainable_from=None), console, cache, feeds=feeds, runs=RUNS)
+    cut_ratio = None if num_stages == 1 or trial is None else trial.ratio
+    return measure_gain(source, plan.graph, target, num_stages, feeds, cut_ratio)
 
 
 def _without_tail(options: argparse.Namespace) -> argparse.Namespace:
@@ -168,70 +190,3 @@ def _stem(model: str) -> str:
         return model.removeprefix("zoo:")
     path = Path(model)
     return path.stem if path.suffix == ".onnx" else re.sub(r"[^A-Za-z0-9._-]", "-", model.rpartition(":")[2])
-
-
-def _show(
-    console: Console,
-    graph: ModelGraph,
-    profile: Profile,
-    stages: Profile,
-    found: Found,
-    result: Mapping[str, Any],
-) -> None:
-    """Print the plan with the costs in `stages`, what other agents would have found, and the schedule."""
-    predicted = "simulated" if profile.source == "simulated" else "predicted"
-    rows = []
-    for number, (start, end) in enumerate(found.partition.stages()):
-        cost = stages.cost(start, end)
-        nodes = graph.node_range(start, end)
-        rows.append(
-            (
-                str(number + 1),
-                f"{start}-{end - 1}" if end - start > 1 else str(start),
-                shortened(graph.segment_name(*nodes)),
-                f"{graph.segment_weights_bytes(*nodes) / 1e6:.1f}",
-                f"{cost.load_s * 1e3:.2f}",
-                f"{cost.first_inference_s * 1e3:.2f}",
-            )
-        )
-    count = count_of(found.partition.num_stages, "stage")
-    console.table(
-        f"{graph.name} on {profile.device}: {profile.num_blocks} blocks in {count}; each alone, {profile.source}",
-        ("stage", "blocks", "part of the model", "MB", "load ms", "infer ms"),
-        rows,
-    )
-    what = "largest stage load" if result["objective"] == "balance" else "time to first output"
-    values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
-    if values:
-        exact, bound = found.values_s.get("exact"), found.exact_bound_s
-        if exact and bound is not None and bound < exact:
-            over = f"at most {(exact / bound - 1):.1%} above the optimum" if bound > 0 else "optimum unknown"
-            values = {f"best known, {over}" if name == "exact" else name: value for name, value in values.items()}
-        proved = exact is None or bound is None or bound >= exact
-        console.table(
-            f"{what}, {count} loading in parallel, {predicted}",
-            ("plan", "ms", "÷ exact" if proved else "÷ best known"),
-            [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
-        )
-    if trial := result["trial"]:
-        split, whole = (milliseconds(trial[f"{name}_ttfo_s"]) for name in ("split", "whole"))
-        console.print(
-            f"{count_of(trial['num_stages'], 'stage')} answered after {split}, the whole model after {whole} "
-            f"(measured, medians of {trial['runs']} fresh processes)"
-        )
-        if found.partition.num_stages == 1:
-            console.print("one stage, as splitting did not pay")
-    elif found.two_stages_s is not None:
-        what = "have loaded" if result["objective"] == "balance" else "answer"
-        two = milliseconds(found.two_stages_s)
-        console.print(f"one stage, as splitting would not pay: the best two would {what} after {two} ({predicted})")
-    console.drawing(profile.schedule(found.partition))
-    measured = result["ttfo_s"]["measured"]
-    line = f"time to first output: {milliseconds(result['ttfo_s']['predicted'])} {predicted}"
-    if measured is not None:
-        line += f", {milliseconds(measured)} measured (median of {TTFO_RUNS} fresh processes, warm page cache)"
-    console.print(line)
-    trained = result["trained"]
-    if trained is not None and trained["output_kind"] is not None:
-        console.print(f"a loss of classes takes the output '{trained['output']}' as {trained['output_kind']}")
-    console.print(f"bundle: {result['bundle']}")

@@ -35,6 +35,11 @@ class Trial:
     whole_s: tuple[float, ...]
 
     @property
+    def ratio(self) -> float:
+        """How many times as long the whole model takes as the cut, in the median of neighbouring samples."""
+        return statistics.median(whole / split for split, whole in zip(self.split_s, self.whole_s, strict=True))
+
+    @property
     def pays(self) -> bool:
         """Whether the cut answers sooner by a tenth, in the median of neighbouring samples."""
         ratios = (split / whole for split, whole in zip(self.split_s, self.whole_s, strict=True))
@@ -50,19 +55,28 @@ class Trial:
         }
 
 
-def try_cut(source: Source, plan: Plan, console: Console, cache: Path, *, feeds: Mapping[str, Any]) -> Trial | None:
+def try_cut(
+    source: Source,
+    plan: Plan,
+    console: Console,
+    cache: Path,
+    *,
+    feeds: Mapping[str, Any],
+    runs: int | None = None,
+) -> Trial | None:
     """Measure a plan of several stages beside the whole model, `RUNS` times each in fresh processes.
+
+    With `runs` so many times, for what it shows alone: nothing is chosen by it.
 
     Returns:
         None, and a note on the console, if one of the two cannot be built or run.
     """
     whole = Plan(plan.graph, Partition(plan.partition.num_blocks), plan.threads)
     try:
-        measured = measure_plans(source, [plan, whole], RUNS, console, cache, feeds=feeds)
+        measured = measure_plans(source, [plan, whole], runs or RUNS, console, cache, feeds=feeds)
     except (SplitloadError, OSError) as error:
-        console.note(
-            f"the cut could not be measured beside the whole model (in '{cache}'), so its prediction counts: {error}"
-        )
+        so = ", so its prediction counts" if runs is None else ""
+        console.note(f"the cut could not be measured beside the whole model (in '{cache}'){so}: {error}")
         return None
     split_s, whole_s = (tuple(sample["ttfo_s"] for sample in samples) for samples in measured)
     return Trial(plan.partition.num_stages, split_s, whole_s)

@@ -34,7 +34,7 @@ from splitload.sealed import KEY, is_intact, seal
 REPEATS = 5
 CUT_STAGES = 4  # of the cut that is loaded as a bundle's, to see what a cut costs besides its loads and inferences
 PLAN_SAMPLES = 2  # of each of the two plans that are loaded so, for each one of the blocks: they are noisier
-_CACHE_VERSION = 5  # of what a profile in the cache means
+_CACHE_VERSION = 6  # of what a profile in the cache means
 
 
 class HostDevice:
@@ -317,6 +317,7 @@ class Runs:
             "graph": stage.graph.name,
             "inputs": stage.inputs,
             "outputs": [(spec.name, spec.type) for spec in stage.outputs],
+            "options": {"prepack": stage.prepack, "optimize": stage.optimize_first},
         }
 
     def _stage(self, segment: Segment) -> StageFiles:
@@ -337,7 +338,11 @@ class Runs:
             ModelError: If the model does not run.
         """
         graph = self._graph
-        stages = tuple(self._stage(segment).entry(str(segment), segment, upgrade=False) for segment in plan.stages())
+        stages = tuple(
+            # a weight may lie in the file of a stage of another plan, which this manifest does not name
+            self._stage(segment).entry(str(segment), segment, upgrade=False)._replace(shares=())
+            for segment in plan.stages()
+        )
         inputs, outputs = (
             tuple(TensorSpec(name, graph.tensors[name].type, graph.tensors[name].shape) for name in names)
             for names in (graph.inputs, graph.outputs)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from splitload.stock import stock_session
+
 Array = np.ndarray[Any, Any]
 _POOLS = {"MaxPool", "AveragePool"}
 _WHOLE = {"GlobalAveragePool", "GlobalMaxPool"}
@@ -199,7 +201,7 @@ def _run_standard(made: Instance, values: Sequence[Array | None], opset: int) ->
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = stock_session(model.SerializeToString(), options)
     found: Array = session.run(None, {})[0]
     return found
 

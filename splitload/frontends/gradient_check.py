@@ -13,6 +13,7 @@ from splitload.frontends.torch_graph import run_graph, tensors_of
 from splitload.frontends.torch_loss import loss_of
 from splitload.frontends.training_step import SETTINGS, at_opset, in_dtype, ours, training_step
 from splitload.manifest import Loss, OutputKind
+from splitload.stock import stock_session
 
 TOLERANCE = 1e-9  # of the largest gradient of a weight; what rounding in double precision makes is far below
 ZERO = 1e-9  # of the largest gradient of any weight: a weight with less has no effect, such as the bias of keys
@@ -137,7 +138,7 @@ def run_step(
     options.log_severity_level = 4
     only.only_execute_path_to_fetches = True
     try:
-        session = ort.InferenceSession(step.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = stock_session(step.SerializeToString(), options)
         return [
             session.run(list(wanted), {**values, **feeds, ours("target"): target}, only) for feeds, target in batches
         ]

@@ -24,6 +24,7 @@ from splitload.frontends.proto import (
     with_constants,
 )
 from splitload.inputs import example_inputs
+from splitload.stock import stock_session
 
 MAX_CLASSES = 1 << 20
 _VERSION = 1  # raise it when a change here changes a file
@@ -63,7 +64,7 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     from onnx import numpy_helper
 
     model = read_model(source.path)
-    _copy_weights(model, source.path.parent, file.parent)
+    _copy_weights(model, source.path, file.parent)
     graph = model.graph
     store_constants(graph)
     body, constants = split_constants(graph)
@@ -109,9 +110,9 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     _check(source.name, file, expected, feeds)
 
 
-def _copy_weights(model: Any, source: Path, folder: Path) -> None:
-    for data in external_files(model, source / "model"):
-        place = folder / data.relative_to(source.resolve())
+def _copy_weights(model: Any, path: Path, folder: Path) -> None:
+    for data in external_files(model, path):
+        place = folder / data.relative_to(path.parent)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(data, place)  # a link would follow what becomes of the other; onnx refuses such
 
@@ -191,10 +192,8 @@ def _fit(name: str, graph: Any, behind: Sequence[Any], constants: Mapping[str, A
 
 def _check(name: str, file: Path, expected: Mapping[str, tuple[int, ...]], feeds: Mapping[str, Any] | None) -> None:
     """Run the model, and compare the shapes of its outputs with what they should be."""
-    import onnxruntime as ort
-
     try:
-        session = ort.InferenceSession(str(file), plain_options(), providers=["CPUExecutionProvider"])
+        session = stock_session(str(file), plain_options())
         outputs = session.run(list(expected), example_inputs(session.get_inputs(), feeds))
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(f"'{name}' does not run with its new head: {one_line(error)}") from error

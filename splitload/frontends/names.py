@@ -34,10 +34,10 @@ def rename_weights(graph: Any) -> None:
         value.name = names.get(value.name, value.name)
     for annotation in graph.quantization_annotation:
         annotation.tensor_name = names.get(annotation.tensor_name, annotation.tensor_name)
-    _rename_uses(graph, names)
+    rename_uses(graph, names)
 
 
-def _rename_uses(graph: Any, names: Mapping[str, str]) -> None:
+def rename_uses(graph: Any, names: Mapping[str, str]) -> None:
     """Let the nodes of a graph, and of the bodies in them, read values by their new names."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -48,4 +48,4 @@ def _rename_uses(graph: Any, names: Mapping[str, str]) -> None:
             outer = {old: new for old, new in names.items() if old not in own}
             for value in body.output:
                 value.name = outer.get(value.name, value.name)
-            _rename_uses(body, outer)
+            rename_uses(body, outer)

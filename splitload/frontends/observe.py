@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import ModelError, OutputError
+from splitload.frontends.pieces import seen_shapes
 from splitload.graph import Tensor, used_names
 from splitload.inputs import DTYPES, example_inputs
+from splitload.stock import stock_session
 
 # what onnxruntime puts before the message: its code, the file once more, and a place in its own source
 _NOISE = re.compile(
@@ -45,11 +47,10 @@ def observe(
     """Return type, declared shape, size and seen shape of each value, from onnxruntime itself.
 
     Every value is made a model output, so that onnxruntime tells types and shapes also of the tensors of its own
-    operators, which the file leaves out. Sizes come from one run on example inputs; where that fails, they follow
-    from declared shapes.
+    operators, which the file leaves out. Sizes come from one run on example inputs, piece by piece; where that fails,
+    they follow from declared shapes.
     """
     import onnx
-    import onnxruntime as ort
 
     probe = onnx.ModelProto()
     probe.CopyFrom(proto)
@@ -61,23 +62,22 @@ def observe(
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(probe.SerializeToString())
-        session = ort.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+        session = stock_session(file, plain_options())
     except OSError as error:
         raise OutputError(f"cannot write to '{path.parent}': {error.strerror}") from error
     finally:
         Path(file).unlink(missing_ok=True)
     found: dict[str, tuple[Tensor, tuple[int, ...] | None]] = {}
-    values: dict[str, Any] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     given_feeds = example_inputs(session.get_inputs(), feeds) if feeds else None
     try:
         ready = given_feeds or example_inputs(session.get_inputs())
-        values = ready | _run(session, ready)
+        shapes = _seen(session, ready, path, proto, body)
     except Exception as error:  # the made-up inputs may not suit the model; sizes then come from declared shapes
         if given_feeds:
             raise ModelError(f"the model does not run on the given inputs: {one_line(error)}") from error
     for info in [*session.get_inputs(), *session.get_outputs()]:
-        value = values.get(info.name)
-        seen = _shape_of(value)
+        seen = shapes.get(info.name)
         # onnxruntime gives [] for an unknown rank as well as for a scalar
         shape = tuple(info.shape) if info.shape or seen == () else None
         if shape is not None and seen is not None:
@@ -102,20 +102,39 @@ def _as_seen(shape: tuple[Any, ...], seen: tuple[int, ...]) -> tuple[Any, ...] |
     )
 
 
-def _run(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the outputs by name, tensors as OrtValues where the feeds allow it: numpy lacks some of their types."""
+def _seen(
+    session: Any, feeds: Mapping[str, Any], path: Path, proto: Any, body: list[Any]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a run, the inputs among them.
+
+    Args:
+        session: On the whole graph, with every value an output.
+        feeds: Its inputs.
+        path: The graph's file.
+        proto: What it says.
+        body: Its nodes that are no constants.
+    """
+    import onnx
     import onnxruntime as ort
 
     if all(isinstance(value, ort.OrtValue) or _is_numeric(value) for value in feeds.values()):
-        names = [value.name for value in session.get_outputs()]
+        # as OrtValues: numpy lacks some of their types
         ready = {
             name: value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
             for name, value in feeds.items()
         }
-        return dict(zip(names, session.run_with_ort_values(names, ready), strict=True))
+        types = {value.name: value.type for value in proto.graph.input}
+        types |= {
+            info.name: onnx.helper.make_tensor_type_proto(elem_type(info.type), None)
+            for info in (*session.get_inputs(), *session.get_outputs())
+            if info.type.startswith("tensor(")
+        }
+        inputs = {name: shape for name, value in ready.items() if (shape := _shape_of(value)) is not None}
+        return inputs | seen_shapes(path, proto, body, types, ready, plain_options())
     # strings, lists and maps cannot be OrtValues
     names = [value.name for value in session.get_outputs() if value.type in DTYPES]
-    return dict(zip(names, session.run(names, dict(feeds)), strict=True)) if names else {}
+    values = {**feeds, **(dict(zip(names, session.run(names, dict(feeds)), strict=True)) if names else {})}
+    return {name: shape for name, value in values.items() if (shape := _shape_of(value)) is not None}
 
 
 def _is_numeric(value: Any) -> bool:

@@ -11,6 +11,7 @@ from splitload.frontends.losses import SAMPLES
 from splitload.frontends.observe import one_line, plain_options
 from splitload.frontends.proto import attributes, fresh_name, needed_nodes, split_constants
 from splitload.frontends.training_step import constants_of, shapes_of
+from splitload.stock import stock_session
 
 _TOLERANCE = 1e-4  # of the largest output, for what several samples at once may differ from one by one
 
@@ -122,8 +123,7 @@ def _turned(node: Any, makers: dict[str, Any], shapes: dict[str, tuple[int | str
 
 
 def _run(model: Any, feeds: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    import onnxruntime as ort
 
-    session = ort.InferenceSession(model.SerializeToString(), plain_options(), providers=["CPUExecutionProvider"])
+    session = stock_session(model.SerializeToString(), plain_options())
     output: np.ndarray[Any, Any] = session.run(None, feeds)[0]
     return output

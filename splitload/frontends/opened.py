@@ -13,7 +13,6 @@ from splitload.errors import ModelError
 from splitload.frontends.division import Division, divide, parts
 from splitload.frontends.observe import elem_type, observe, one_line, plain_options
 from splitload.frontends.onnx import (
-    EXTERNAL_FROM_BYTES,
     Source,
     folder_of,
     optimize_into,
@@ -22,8 +21,10 @@ from splitload.frontends.onnx import (
     read_whole,
 )
 from splitload.frontends.proto import bodies, point, split_constants, store_constants, tensor_bytes
+from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
 from splitload.scratch import scratch_folder
+from splitload.stock import stock_session
 
 TAIL = "tail.onnx"  # in the folder of the merged graph, with its weights beside it
 _TAIL_WEIGHTS = "tail.bin"
@@ -129,8 +130,6 @@ def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[s
 
 def _merge(path: Path, tail: Any, division: Division, outputs: Sequence[str], folder: Path) -> None:
     """Put the tail behind the optimised body, and beside both the tail alone, its weights in a file of their own."""
-    import onnxruntime as ort
-
     (folder / TAIL).write_bytes(tail.SerializeToString())
     tail = read_whole(folder / TAIL)
     _rename_constants(tail.graph, division)
@@ -154,7 +153,7 @@ def _merge(path: Path, tail: Any, division: Division, outputs: Sequence[str], fo
     model.opset_import.extend(entry for entry in tail.opset_import if entry.domain not in domains)
     path.write_bytes(model.SerializeToString())
     try:
-        ort.InferenceSession(str(path), plain_options(), providers=["CPUExecutionProvider"])
+        stock_session(str(path), plain_options())
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(f"the model divided before its trainable layers does not load: {one_line(error)}") from error
 

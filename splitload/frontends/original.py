@@ -17,6 +17,7 @@ from splitload.frontends.onnx import Source, read_model
 from splitload.frontends.opened import Opened
 from splitload.inputs import example_inputs
 from splitload.manifest import Loss, OutputKind
+from splitload.stock import stock_session
 
 SAMPLES = 4  # made up, where inputs are
 _LEAST = 1e-5  # smaller probabilities are no measure: float32 and limits for a logarithm change them
@@ -53,11 +54,9 @@ def seen(source: Source, opened: Opened, output: str, feeds: Mapping[str, Any]) 
     Raises:
         ModelError: If the original does not run on them, or a feature has no entry for each sample.
     """
-    import onnxruntime as ort
-
     names = list(opened.division.features)
     try:
-        session = ort.InferenceSession(str(source.path), plain_options(), providers=["CPUExecutionProvider"])
+        session = stock_session(str(source.path), plain_options())
         given = all(each.name in feeds for each in session.get_inputs())
         batches = [example_inputs(session.get_inputs(), feeds, seed) for seed in range(1 if given else SAMPLES)]
         outputs = [session.run([output], each)[0] for each in batches]
@@ -86,7 +85,6 @@ def seen(source: Source, opened: Opened, output: str, feeds: Mapping[str, Any]) 
 def _frozen(opened: Opened) -> Any:
     """Return a session of the divided model that gives the features too."""
     import onnx
-    import onnxruntime as ort
 
     model = read_model(opened.graph.path)
     given = {value.name for value in (*model.graph.output, *model.graph.input)}
@@ -95,7 +93,7 @@ def _frozen(opened: Opened) -> Any:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(model.SerializeToString())
-        return ort.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+        return stock_session(file, plain_options())
     finally:
         Path(file).unlink(missing_ok=True)
 

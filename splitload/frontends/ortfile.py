@@ -145,6 +145,20 @@ def lay_out(path: Path, names: Iterable[str], last: Collection[str] = ()) -> tup
     return (*places, read_until)
 
 
+def weight_places(data: Any) -> dict[str, tuple[int, int]]:
+    """Return the first byte and the length of each weight of `MIN_BYTES` and more in an .ort file, by its name.
+
+    Args:
+        data: The file, as bytes or mapped. Nothing is found in one with a field that is not known here.
+    """
+    copy = _Copy(data)
+    try:
+        copy.head()
+    except _UnknownFieldError:
+        return {}
+    return {weight.name: (weight.start, weight.length) for weight in copy.weights}
+
+
 def _aligned(position: int) -> int:
     return -(-position // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 

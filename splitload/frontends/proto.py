@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,12 +157,18 @@ def external_sizes(model: Any) -> dict[str, int]:
 
 
 def external_files(model: Any, path: Path) -> list[Path]:
-    """Return the external data files of a model, checked to lie beside it and to be long enough."""
+    """Return the external data files of a model, checked to lie beside it and to be long enough.
+
+    Where model and data are links, as huggingface_hub keeps them, they are followed as onnxruntime follows them: to
+    files in the model's own folder or in the folder of the file that the model links to, and to no others.
+    """
     files = []
-    root = path.parent.resolve()
+    folders = {path.parent.resolve(), path.resolve().parent}
     for location, size in external_sizes(model).items():
-        file = (root / location.replace("\0", "")).resolve()
-        if not location or "\0" in location or not file.is_relative_to(root):
+        plain = os.path.normpath(location.replace("\0", ""))
+        file = path.parent / plain
+        outside = plain.startswith("..") or not any(file.resolve().is_relative_to(folder) for folder in folders)
+        if not location or "\0" in location or outside:
             raise ModelError(f"'{path}' wants external data at '{location}', outside its own folder; refused")
         if not file.is_file():
             raise ModelError(f"'{path}' wants its weights in '{location}', which is missing beside it")
@@ -182,6 +189,15 @@ def metadata_of(model: Any) -> Metadata:
         version=model.model_version if model.HasField("model_version") else NO_VERSION,
         custom_metadata_map={entry.key: entry.value for entry in model.metadata_props},
     )
+
+
+def defaults_of(model: Any) -> tuple[str, ...]:
+    """Return the names of inputs that have a default value; before version 4 every weight had to be an input too."""
+    if model.ir_version < 4:
+        return ()
+    weights = {tensor.name for tensor in model.graph.initializer}
+    weights |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    return tuple(value.name for value in model.graph.input if value.name in weights)
 
 
 def tensor_bytes(tensor: Any) -> int:

@@ -14,14 +14,26 @@ import numpy as np
 
 from splitload.bundle import sha256_of
 from splitload.errors import OutputError
+from splitload.frontends.folding import is_maker
+from splitload.frontends.held import Held, HeldWeights
+from splitload.frontends.kernels import needs_fusions, needs_packing
 from splitload.frontends.names import rename_weights
 from splitload.frontends.observe import elem_type, plain_options
 from splitload.frontends.onnx import refuse_full_disk
 from splitload.frontends.ortfile import lay_out
-from splitload.frontends.proto import all_tensors, external_entry, is_external, node_inputs, point, split_constants
+from splitload.frontends.proto import (
+    all_tensors,
+    external_entry,
+    is_external,
+    node_inputs,
+    point,
+    split_constants,
+    tensor_bytes,
+)
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
-from splitload.manifest import File, Manifest, StageEntry, TensorSpec
+from splitload.manifest import File, StageEntry, TensorSpec
+from splitload.stock import stock_session
 
 PAGE_BYTES = 4096
 MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
@@ -38,10 +50,12 @@ class StageFiles:
         weights: The file an .onnx file's weights are mapped from, or None where they are in the graph file.
         inputs: Names of what it reads: model inputs and outputs of earlier stages.
         outputs: What it gives: boundary tensors and model outputs.
-        weights_bytes: Bytes of its weights.
+        weights_bytes: Bytes of the weights that no earlier stage reads.
         shares: Names of other stages' files that it reads weights from.
         optimized: Whether the graph is to be taken as it is; otherwise weights are restored when it is optimised.
         read_order: Where reading ahead goes; see `StageEntry`.
+        prepack: Whether its first session has to rearrange weights, as it would compute otherwise than later ones.
+        reoptimize: Whether sessions that rearrange weights are optimised, too.
     """
 
     graph: File
@@ -52,6 +66,13 @@ class StageFiles:
     shares: tuple[str, ...] = ()
     optimized: bool = True
     read_order: tuple[int, ...] = ()
+    prepack: bool = False
+    reoptimize: bool = False
+
+    @property
+    def optimize_first(self) -> bool:
+        """Whether onnxruntime optimises the graph for the first session."""
+        return not self.optimized or (self.prepack and self.reoptimize)
 
     def entry(self, name: str, blocks: tuple[int, int], *, trainable: bool = False, upgrade: bool = True) -> StageEntry:
         """Return the stage as a manifest has it, with nothing chosen yet of how it is loaded; see `StageEntry`."""
@@ -63,12 +84,13 @@ class StageFiles:
             weights_bytes=self.weights_bytes,
             inputs=self.inputs,
             outputs=self.outputs,
-            prepack=False,
+            prepack=self.prepack,
             trainable=trainable,
             shares=self.shares,
             optimized=self.optimized,
-            upgrade=upgrade,
+            upgrade=upgrade and not self.prepack,
             read_order=self.read_order,
+            reoptimize=self.reoptimize,
         )
 
 
@@ -95,6 +117,7 @@ class StageWriter:
         self._body, self._constants = split_constants(self._model.graph)
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._sparse = {sparse.values.name: sparse for sparse in self._model.graph.sparse_initializer}
+        self._held: dict[Path, HeldWeights] = {}  # by the folder that stages were written to
         self._last_use: dict[str, int] = {}
         for index, node in enumerate(graph.nodes):
             self._last_use.update(dict.fromkeys(node.inputs, index))
@@ -104,7 +127,8 @@ class StageWriter:
 
         A stage of a native graph becomes one .ort file: onnxruntime maps it as a whole, and neither parses nor checks
         it, nor looks up the path of every weight. Other stages become an .onnx file and, where they have weights, a
-        .bin file, which any version reads; so do stages too large for the .ort format.
+        .bin file, which any version reads; so do stages too large for the .ort format, and those that share weights:
+        what an earlier stage in the folder holds of a weight's first reader is read there. Write stages in their order.
 
         Their names are `stem` and the start of their SHA-256: whoever still reads a bundle that was replaced meanwhile
         finds a file of its own bundle or none, never one of the new bundle.
@@ -150,47 +174,79 @@ class StageWriter:
         stage.initializer.extend(self._initializers[name] for name in ordered if name in self._initializers)
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
 
-        written = None
-        read_order: tuple[int, ...] = ()
-        weights_bytes = graph.segment_weights_bytes(start, end)
         is_tail = graph.tail_start is not None and start >= graph.tail_start  # its weights will be written anew
-        if self._copy_weights and graph.kind == "native" and not is_tail and weights_bytes < MAX_ORT_BYTES:
-            written, read_order = self._convert(model, folder, stem)
-        weights = None
+        native = graph.kind == "native"
+        makes = any(map(is_maker, stage.node))  # which an .ort file would do in every run for ever
+        held = self._held.setdefault(folder, HeldWeights(sum(graph.weights_bytes.values())))
+        names = [tensor.name for tensor in stage.initializer]
+        again = [tensor for tensor in stage.initializer if graph.first_use.get(tensor.name, start) < start]
         shares: tuple[str, ...] = ()
+        written = weights = None
+        read_order: tuple[int, ...] = ()
         restored = False
-        if written is None:
+        is_native = self._copy_weights and native and not is_tail
+        if is_native:
+            shares = held.share(again, always=makes)
+            if not (shares or makes) and sum(map(tensor_bytes, stage.initializer)) < MAX_ORT_BYTES:
+                written, read_order = self._convert(model, folder, stem)
+        if written is not None:
+            held.add_ort(folder / written.name, names)
+        else:
             if self._stored is not None:
                 shares, restored = self._share_weights(model, self._stored)
+            elif self._copy_weights and not is_native and not is_tail:
+                shares = held.share(again, always=True)
             if not is_tail:  # whose weights are trained by name
                 rename_weights(stage)
             weights = self._write_weights(model, folder, stem, shares)
+            if weights is not None:
+                held.add(_places(weights.name, zip(names, stage.initializer, strict=False)))
             data = model.SerializeToString()
             sha256 = hashlib.sha256(data).hexdigest()
             written = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
             (folder / written.name).write_bytes(data)
         specs = tuple(self._spec(name) for name in outputs)
-        return StageFiles(written, weights, inputs, specs, weights_bytes, shares, not restored, read_order)
+        at_load = not native and not is_tail and (restored or needs_fusions(stage))
+        return StageFiles(
+            written,
+            weights,
+            inputs,
+            specs,
+            graph.segment_weights_bytes(start, end),
+            shares,
+            optimized=not at_load,
+            read_order=read_order,
+            prepack=needs_packing(stage),
+            reoptimize=not at_load and not is_tail and (makes or not native),
+        )
 
     def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:
         """Point weights of `model` at their places in other files; return these, and whether any must be restored."""
         from onnx import helper, numpy_helper
 
         files: dict[str, None] = {}
+        opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
         makers = []
         for tensor in list(model.graph.initializer):
             place = stored.find(read_external(tensor, self._graph.path.parent)) if is_external(tensor) else None
-            if place is None:
+            if place is None or (place.padded is not None and opset < 10):  # Slice had no inputs before
                 continue
             files[place.file] = None
             if place.order is not None:
                 name, dims = tensor.name, tuple(tensor.dims)
                 tensor.name = f"{name}/stored"
                 tensor.dims[:] = place.dims
-                size = numpy_helper.from_array(np.array(dims, np.int64), f"{name}/shape")
+                whole = name if place.padded is None else f"{name}/padded"
+                size = numpy_helper.from_array(np.array(place.padded or dims, np.int64), f"{name}/shape")
                 model.graph.initializer.append(size)
                 makers.append(helper.make_node("Transpose", [tensor.name], [f"{name}/ordered"], perm=place.order))
-                makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [name]))
+                makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [whole]))
+                if place.padded is not None:
+                    corner = ((f"{name}/start", [0, 0]), (f"{name}/end", dims[:2]), (f"{name}/axes", [0, 1]))
+                    model.graph.initializer.extend(
+                        numpy_helper.from_array(np.array(values, np.int64), key) for key, values in corner
+                    )
+                    makers.append(helper.make_node("Slice", [whole, *(key for key, _ in corner)], [name]))
             point(tensor, place.file, place.offset, place.length)
         body = list(model.graph.node)
         del model.graph.node[:]
@@ -199,8 +255,6 @@ class StageWriter:
 
     def _convert(self, model: Any, folder: Path, stem: str) -> tuple[File | None, tuple[int, ...]]:
         """Write the stage as an .ort file, and return the order to read it in; None where the format cannot hold it."""
-        import onnxruntime as ort
-
         unnamed = folder / f"{stem}.part.ort"
         handle, made = tempfile.mkstemp(dir=self._graph.path.parent, prefix=".stage-", suffix=".onnx")
         options = plain_options()
@@ -209,7 +263,7 @@ class StageWriter:
         try:
             with os.fdopen(handle, "wb") as stream:  # beside the weights it names
                 stream.write(model.SerializeToString())
-            ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+            stock_session(made, options)
         except OSError:
             raise
         except Exception as error:  # onnxruntime has no common root for its errors
@@ -305,51 +359,18 @@ class StageWriter:
         return File(name, position, sha256)
 
 
-def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
-    """Return the model that consecutive .onnx stages make together; their weights stay where they are.
-
-    Args:
-        paths: The stages' files, in order.
-        manifest: Names the inputs and outputs of the model.
-    """
-    import onnx
-
-    stages = [onnx.load_model(str(path), format="protobuf", load_external_data=False) for path in paths]
-    model = onnx.ModelProto(ir_version=stages[0].ir_version, producer_name="splitload")
-    model.opset_import.extend(stages[0].opset_import)
-    model.functions.extend(stages[0].functions)
-    model.graph.name = manifest.model
-    declared: dict[str, Any] = {}
-    seen: set[str] = set()  # constants are repeated in every stage that needs them
-    for stage in stages:
-        for value in (*stage.graph.input, *stage.graph.output):
-            declared.setdefault(value.name, value)
-        for node in stage.graph.node:
-            if not seen.intersection(node.output):
-                model.graph.node.append(node)
-                seen.update(name for name in node.output if name)
-        for tensor in stage.graph.initializer:
-            if tensor.name not in seen:
-                model.graph.initializer.append(tensor)
-                seen.add(tensor.name)
-        for sparse in stage.graph.sparse_initializer:
-            if sparse.values.name not in seen:
-                model.graph.sparse_initializer.append(sparse)
-                seen.add(sparse.values.name)
-    for values, specs in ((model.graph.input, manifest.inputs), (model.graph.output, manifest.outputs)):
-        values.extend(
-            declared.get(spec.name) or onnx.helper.make_tensor_value_info(spec.name, elem_type(spec.type), spec.shape)
-            for spec in specs
-        )
-    return model
-
-
 def _tables(graph: Any) -> list[str]:
     """Return names of weights of which single rows are looked up, and which nothing else reads."""
     looked_up = {node.input[0] for node in graph.node if node.op_type in _LOOKUPS and not node.domain}
     read = {name for node in graph.node for name in node_inputs(node)[1 if node.op_type in _LOOKUPS else 0 :]}
     read.update(value.name for value in graph.output)
     return [tensor.name for tensor in graph.initializer if tensor.name in looked_up - read]
+
+
+def _places(file: str, tensors: Iterable[tuple[str, Any]]) -> dict[str, Held]:
+    """Return where the tensors lie that are in this file, by the names given beside them."""
+    entries = {name: external_entry(tensor) for name, tensor in tensors if is_external(tensor)}
+    return {name: Held(file, at, length or 0) for name, (location, at, length) in entries.items() if location == file}
 
 
 def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
 from splitload.frontends.observe import one_line, plain_options
+from splitload.stock import stock_session
 
 if TYPE_CHECKING:
     import torch
@@ -338,10 +339,9 @@ def _compare_longer(name: str, file: Path, module: torch.nn.Module, example: Exa
     Only names are known of open sizes, so equal names grow together; where torch itself refuses these inputs, there is
     nothing to compare.
     """
-    import onnxruntime
     import torch
 
-    session = onnxruntime.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+    session = stock_session(str(file), plain_options())
     tensors = dict(_by_name([value.name for value in session.get_inputs()], example))
     for value in session.get_inputs():
         for axis, size in enumerate(value.shape):
@@ -375,11 +375,10 @@ def _named(file: Path, example: Example) -> dict[str, np.ndarray[Any, Any]]:
 
 def _compare(name: str, file: Path, example: Example, expected: Any) -> None:
     """Raise `ModelError` unless the file gives the expected outputs on the example inputs; its weights stay mapped."""
-    import onnxruntime
     import torch
 
     try:
-        session = onnxruntime.InferenceSession(file, plain_options(), providers=["CPUExecutionProvider"])
+        session = stock_session(str(file), plain_options())
         named = _by_name([value.name for value in session.get_inputs()], example)
         outputs = session.run(None, {key: tensor.numpy(force=True) for key, tensor in named})
         leaves = torch.utils._pytree.tree_leaves(expected)

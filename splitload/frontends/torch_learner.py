@@ -17,6 +17,7 @@ from splitload.frontends.torch import require
 from splitload.frontends.torch_graph import run_graph, tensors_of
 from splitload.frontends.torch_loss import loss_of
 from splitload.manifest import Loss, OutputKind, StageEntry, Training
+from splitload.stock import stock_session
 
 if TYPE_CHECKING:
     import torch
@@ -180,12 +181,11 @@ def check_in_torch(
     Raises:
         ModelError: If it does not, an operator cannot be run there, or the output does not change with a weight.
     """
-    import onnxruntime as ort
     import torch
 
     graph, constants = read_tail(file)
     try:
-        session = ort.InferenceSession(str(file), plain_options(), providers=["CPUExecutionProvider"])
+        session = stock_session(str(file), plain_options())
         (expected,) = session.run([output], dict(examples))
     except Exception as error:  # onnxruntime has no common root for its errors
         raise ModelError(f"what is trained does not run on made-up features: {one_line(error)}") from error

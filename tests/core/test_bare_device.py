@@ -31,11 +31,12 @@ sys.meta_path.insert(0, Absent())
 from splitload.cli import main
 sys.exit(main())
 """
-WORKS = ("run", "verify", "inspect", "tails", "finetune", "cache", "zoo")
+WORKS = ("run", "verify", "inspect", "tails", "finetune", "install", "cache", "zoo")
 NEEDS_MORE = {
     "train": ["train", "digits.onnx", "--device", "s20"],
     "profile": ["profile", "digits.onnx", "--device", "s20"],
     "bench": ["bench", "digits.onnx"],
+    "specialize": ["specialize", "digits.splitload"],
 }
 
 
@@ -54,7 +55,8 @@ def words_of(command: str) -> list[str]:
     """Return a command line that works in the `place`."""
     if command in ("zoo", "cache"):
         return [command]
-    return [command, "digits.splitload", *(["--data", "train.npz", "--epochs", "1"] if command == "finetune" else [])]
+    more = {"finetune": ["--data", "train.npz", "--epochs", "1"], "install": ["copy.splitload"]}
+    return [command, "digits.splitload", *more.get(command, [])]
 
 
 def run(start: list[str], place: Path, words: list[str]) -> Any:
@@ -83,7 +85,7 @@ def test_an_environment_of_its_own(place: Path, tmp_path: Path) -> None:
     """What `pip install splitload` brings; needs a package index."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "setuptools", "wheel"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "setuptools>=77", "wheel"], check=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-build-isolation", ROOT], check=True)
     listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True)
     names = {row["name"] for row in json.loads(listed.stdout)}

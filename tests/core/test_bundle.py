@@ -269,7 +269,7 @@ def names(folder: Path) -> list[str]:
 
 def fill(folder: Path, source: Path, mark: str) -> None:
     for file in source.iterdir():
-        shutil.copy(file, folder)
+        shutil.copyfile(file, folder / file.name)
     write_manifest(folder, read_manifest(folder)._replace(device=mark))
 
 

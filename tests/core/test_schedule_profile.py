@@ -134,6 +134,7 @@ def test_a_profile_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps(make().to_json()), encoding="utf-8")
     assert Profile.read(path) == make()
+    assert Profile.read(str(path)) == make()
 
 
 BAD: list[tuple[str, Any, str]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ import pytest
 import runtime_models
 
 import splitload.variants
-from splitload import ParallelLoader, PortableWarning
+from splitload import ParallelLoader
 from splitload.bundle import MANIFEST, read_manifest
 from splitload.cli import main
+from splitload.deploy.fleet import keep_natives
+from splitload.deploy.write import write_manifest
+from splitload.errors import BundleError
+from splitload.machine import cpu_architecture
+from splitload.manifest import Manifest
 from splitload.sealed import KEY
 
+pytestmark = pytest.mark.filterwarnings("ignore::splitload.PortableWarning")  # test_variants.py sees to them
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -70,12 +77,71 @@ def test_it_still_loads_elsewhere_and_again(
     assert specialize(own_bundle)[0] == 0
     assert specialize(own_bundle)[0] == 0  # what was specialised can be
     monkeypatch.setattr(splitload.variants, "cpu_architecture", lambda: "other")
-    with pytest.warns(PortableWarning, match="here is other with"), ParallelLoader(own_bundle) as model:
+    with ParallelLoader(own_bundle) as model:
         assert model.variant.kind == "portable"
         for got, expected in zip(
             model.run(None, runtime_models.feeds()), session.run(None, runtime_models.feeds()), strict=True
         ):
             assert np.allclose(got, expected, atol=1e-5)
+
+
+def foreign(bundle: Path) -> Manifest:
+    """Let a bundle's native part be another processor's, and return its manifest."""
+    manifest = read_manifest(bundle)
+    first, *others = manifest.variants
+    manifest = manifest._replace(variants=(first._replace(cpu="pdp11", threads=7), *others))
+    write_manifest(bundle, manifest)
+    return manifest
+
+
+@pytest.fixture
+def natively(native_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with a native part, to change."""
+    return Path(shutil.copytree(native_bundle, tmp_path / "native.splitload"))
+
+
+def test_add_keeps_what_other_machines_have(natively: Path, specialize: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, expected = foreign(natively), answers(natively)
+    assert specialize(natively, "--add")[0] == 0
+    after = read_manifest(natively, "hashes")
+    assert [variant.cpu for variant in after.variants] == [cpu_architecture(), "pdp11", None]
+    assert after.variants[1] == before.variants[0]
+    for cpu, place in ((cpu_architecture(), 0), ("pdp11", 1), ("abacus", 2)):
+        monkeypatch.setattr(splitload.variants, "cpu_architecture", lambda cpu=cpu: cpu)
+        with ParallelLoader(natively) as model:
+            assert model.variant == after.variants[place]
+        for got, wanted in zip(answers(natively), expected, strict=True):
+            assert np.allclose(got, wanted, atol=1e-5)
+
+
+def test_without_add_it_goes(natively: Path, specialize: Run) -> None:
+    foreign(natively)
+    assert specialize(natively)[0] == 0
+    assert [variant.cpu for variant in read_manifest(natively, "hashes").variants] == [cpu_architecture(), None]
+
+
+def test_this_machines_own_is_replaced_and_what_reads_lost_weights_refused(natively: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(natively)
+    assert keep_natives(natively, manifest, tmp_path, manifest.variants) == manifest.variants
+    first = foreign(natively).variants[0]
+    stage = first.stages[0]._replace(shares=("gone.bin",))
+    old = manifest._replace(variants=(first._replace(stages=(stage, *first.stages[1:])), manifest.variants[-1]))
+    with pytest.raises(BundleError, match=r"for pdp11 reads weights of \['gone\.bin'\], which goes"):
+        keep_natives(natively, old, tmp_path, manifest.variants)
+
+
+def test_a_kept_native_part_ends_with_the_new_tail(native_bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(native_bundle)
+    first, last = manifest.variants
+    old_tail = first.stages[-1]._replace(trainable=True)
+    new_tail = old_tail._replace(name="new", blocks=(7, 8))
+    old = manifest._replace(variants=(first._replace(cpu="pdp11", stages=(*first.stages[:-1], old_tail)), last))
+    made = (first._replace(stages=(*first.stages[:-1], new_tail)), last)
+    _, kept, _ = keep_natives(native_bundle, old, tmp_path, made)
+    assert kept.stages[-1] == new_tail._replace(blocks=old_tail.blocks)
+    other = (first._replace(stages=(*first.stages[:-1], new_tail._replace(inputs=("other",)))), last)
+    with pytest.raises(BundleError, match="specialize without --add"):
+        keep_natives(native_bundle, old, tmp_path, other)
 
 
 def test_a_damaged_bundle_stays_as_it_is(own_bundle: Path, specialize: Run) -> None:

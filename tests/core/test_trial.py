@@ -13,7 +13,7 @@ import pytest
 from splitload.bench import Arm, run_arms
 from splitload.bundle import read_manifest
 from splitload.cli import main
-from splitload.commands import measured, search, train, trial
+from splitload.commands import gains, measured, search, train, trial
 from splitload.commands.trial import RUNS, Trial
 from splitload.errors import OutputError
 
@@ -91,9 +91,14 @@ def test_train_takes_what_answers_first(
     assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == taken
 
 
-def test_what_is_given_is_not_tried(chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_given_is_measured_and_stays(
+    chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = json_of(capsys, "train", str(chain_model), "--device", "host", "--split-points", "2", "-o", "b.splitload")
-    assert (script.measured, found["trial"], found["plan"]["num_stages"]) == ([], None, 2)
+    assert (script.measured, found["trial"], found["plan"]["num_stages"]) == (["split", "whole"] * gains.RUNS, None, 2)
+    gain = found["gain"]
+    assert gain["cut_ratio"] == pytest.approx(1.0 / script.split_s)
+    assert gain["layout_ratio"] * gain["cut_ratio"] == pytest.approx(gain["ratio"])
 
 
 def test_bench_tries_once(chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
@@ -127,7 +132,7 @@ def test_a_bundle_that_cannot_be_measured_afterwards_is_no_failure(
     def full(*_: Any) -> float:
         raise error
 
-    monkeypatch.setattr(train, "_measured_ttfo_s", full)
+    monkeypatch.setattr(train, "measure_gain", full)
     found = json_of(capsys, "train", str(chain_model), "--device", "host", "--split-points", "2", "-o", "b.splitload")
     assert found["ttfo_s"]["measured"] is None
     read_manifest(Path("b.splitload"), "hashes")

@@ -60,6 +60,7 @@ def flips(bundle: Path) -> int:
     count = 0
     for file in sorted(path for path in bundle.rglob("*") if path.is_file()):
         whole = file.read_bytes()
+        file.chmod(0o644)
         for place in {0, len(whole) // 3, len(whole) // 2, len(whole) - 2}:
             damaged = bytearray(whole)
             damaged[place] ^= 0x10

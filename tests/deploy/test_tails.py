@@ -26,6 +26,12 @@ pytest.importorskip("torch")  # what builds a trainable bundle checks its gradie
 from small_bundle import CLASSES, QUICK, answer, data, frozen
 
 
+def overwrite(path: Path, text: str) -> None:
+    """Damage a file of a tail, which is read-only."""
+    path.chmod(0o644)
+    path.write_text(text)
+
+
 def test_a_tail_is_learned_versioned_and_gone_back_from(bundle: Path, tmp_path: Path) -> None:
     train, valid = data(tmp_path / "train.npz"), data(tmp_path / "valid.npz", seed=1)
     before, files = answer(bundle), frozen(bundle)
@@ -98,7 +104,7 @@ def test_tails_that_are_written_at_the_same_time_are_all_kept(bundle: Path) -> N
 )
 def test_a_damaged_tail_is_told_apart(bundle: Path, tmp_path: Path, file: str, text: str, message: str) -> None:
     personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
-    (bundle / "tails" / "default" / file).write_text(text)
+    overwrite(bundle / "tails" / "default" / file, text)
     with pytest.raises(BundleError, match=message):
         ParallelLoader(bundle)
     assert answer(bundle, tail=None).shape == (5, CLASSES)
@@ -109,7 +115,7 @@ def test_the_tail_of_another_bundle_is_refused(bundle: Path, tmp_path: Path) -> 
     path = bundle / "tails" / "default" / "0001" / "tail.json"
     row = json.loads(path.read_text())
     row["base"][1] = "0" * 64
-    path.write_text(json.dumps(row))
+    overwrite(path, json.dumps(row))
     with pytest.raises(BundleError, match="the tail of another bundle"):
         ParallelLoader(bundle)
 
@@ -170,7 +176,7 @@ def test_tails_are_listed(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     path = bundle / "tails" / "bert" / "0001" / "tail.json"
     row = json.loads(path.read_text())
     row["notes"] = {}  # whoever made it noted nothing
-    path.write_text(json.dumps(row))
+    overwrite(path, json.dumps(row))
     assert main(["tails", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tails"][1]["loss"] is None
 

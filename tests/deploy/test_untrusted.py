@@ -109,7 +109,7 @@ def test_a_pipe_is_refused_and_nobody_waits_for_it(bundle: Path, data: Path, pat
     (file,) = bundle.glob(pattern)
     file.unlink()
     os.mkfifo(file)
-    assert f"'{file}' is a FIFO" in refused(bundle, data)
+    assert f"'{file}' is a FIFO, and a bundle holds files only" in refused(bundle, data)
 
 
 def test_weights_that_change_while_they_are_copied_are_not_kept(bundle: Path, tmp_path: Path) -> None:

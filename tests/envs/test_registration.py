@@ -10,6 +10,7 @@ import gymnasium
 import pytest
 
 from splitload.envs import ENV_ID, register
+from splitload.errors import ProfileError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +43,16 @@ def test_make_in_a_fresh_process(profile, tmp_path, env_id, before):
         assert "Namespace splitload not found" in done.stderr, "this Gymnasium reads entry points: say so in envs/"
     else:
         assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_profile_may_be_the_path_of_its_file(profile, tmp_path, kind):
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(profile.to_json()))
+    env = gymnasium.make(f"splitload.envs:{ENV_ID}", profile=kind(path))
+    assert env.unwrapped.profile == profile
+    with pytest.raises(ProfileError, match="cannot read profile"):
+        gymnasium.make(f"splitload.envs:{ENV_ID}", profile=kind(tmp_path / "none.json"))
 
 
 @pytest.mark.skipif(not READS_ENTRY_POINTS, reason="Gymnasium 1.0 and later reads no entry points")

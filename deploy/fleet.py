@@ -1,0 +1,63 @@
+"""Keeps native variants for other machines in a bundle that is made anew for this one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from splitload.errors import BundleError
+from splitload.machine import cpu_architecture
+from splitload.manifest import Manifest, StageEntry, Variant
+
+
+def keep_natives(source: Path, manifest: Manifest, folder: Path, made: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Return the variants of a new bundle with the native ones of the old one between, whose files are put there.
+
+    A native variant that was made by this very runtime on such a processor is replaced, all others stay. With them a
+    bundle holds their weights once more each: their layouts differ.
+
+    Args:
+        source: The old bundle.
+        manifest: What it says.
+        folder: The new bundle, in the making.
+        made: Its variants: the native one of this machine first, the portable one last.
+
+    Raises:
+        BundleError: If a variant cannot be kept.
+        OSError: If a file cannot be read or written.
+    """
+    new, *others = made
+    kept = []
+    for variant in manifest.variants:
+        if variant.kind == "native" and (variant.cpu, variant.runtime) != (cpu_architecture(), new.runtime):
+            stages = variant.stages
+            if stages[-1].trainable:  # all variants end with one and the same tail
+                stages = (*stages[:-1], _same_tail(stages[-1], new.stages[-1]))
+            kept.append(variant._replace(stages=stages))
+    files = {file.name for file in manifest._replace(variants=tuple(kept), training=None).files()} if kept else set()
+    there = {path.name for path in folder.iterdir()}
+    for variant in kept:
+        if missing := {name for stage in variant.stages for name in stage.shares} - files - there:
+            raise BundleError(f"the native variant for {variant.cpu} reads weights of {sorted(missing)}, which goes")
+    for name in files - there:
+        place = (source / name).resolve()
+        try:
+            (folder / name).hardlink_to(place)
+        except OSError:  # a file system without links
+            shutil.copyfile(place, folder / name)
+    return (new, *kept, *others)
+
+
+def _same_tail(old: StageEntry, new: StageEntry) -> StageEntry:
+    """Return the new last stage in the place of the old one.
+
+    Raises:
+        BundleError: If it reads something else.
+    """
+    if set(old.inputs) != set(new.inputs):
+        raise BundleError(
+            f"the last stage reads {list(new.inputs)} here and {list(old.inputs)} in a variant for another machine; "
+            "specialize without --add"
+        )
+    return new._replace(blocks=old.blocks)

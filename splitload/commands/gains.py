@@ -1,0 +1,139 @@
+"""What a bundle gains, and what of it comes from layout and mapping, what from the cut."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitload.bench import Arm, run_arms
+from splitload.commands.console import count_of, milliseconds
+from splitload.frontends.onnx import Source
+from splitload.graph import ModelGraph
+
+RUNS = 3  # fresh processes of each arm, at the end of `splitload train`
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Times of a bundle beside those of a stock session, or of one stage where no stock session can be asked.
+
+    Attributes:
+        source: "measured", "simulated" or "predicted".
+        num_stages: Stages of the bundle.
+        here: Seconds of the bundle: "ttfo_s", and "process_s" from the start of the interpreter where measured.
+        other: The same of a stock session where measured; else of the whole model as one stage on the same device.
+        runs: Fresh processes behind each median; 0 where nothing was measured.
+        cut_ratio: How many times as long one stage of the same layout takes to its first output; None where there is no
+            cut, or where nobody knows.
+    """
+
+    source: str
+    num_stages: int
+    here: Mapping[str, float]
+    other: Mapping[str, float]
+    runs: int = 0
+    cut_ratio: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the other takes to its first output."""
+        return self.other["ttfo_s"] / self.here["ttfo_s"]
+
+    @property
+    def layout_ratio(self) -> float | None:
+        """What layout and mapping alone make of `ratio`; None where that is not known."""
+        if self.source != "measured":
+            return None
+        if self.num_stages == 1:
+            return self.ratio
+        return None if self.cut_ratio is None else self.ratio / self.cut_ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` prints of it; None where something is not known."""
+        measured = self.source == "measured"
+        return {
+            "source": self.source,
+            "runs": self.runs,
+            "splitload": dict(self.here),
+            "stock": dict(self.other) if measured else None,
+            "one_stage": None if measured else dict(self.other),
+            "ratio": self.ratio,
+            "layout_ratio": self.layout_ratio,
+            "cut_ratio": self.cut_ratio,
+        }
+
+    def sentence(self) -> str:
+        """Return it for people."""
+        here, other = (milliseconds(each["ttfo_s"]) for each in (self.here, self.other))
+        count = count_of(self.num_stages, "stage")
+        if self.source != "measured":
+            if self.num_stages == 1:
+                return f"First output after {here}, in {count} ({self.source})."
+            return f"First output after {here} in {count}, {other} in one: {_times(self.ratio)} ({self.source})."
+        whole_here, whole_other = (milliseconds(each["process_s"]) for each in (self.here, self.other))
+        process_ratio = self.other["process_s"] / self.here["process_s"]
+        parts = [
+            f"First output after {here}, with a stock session {other}: {_times(self.ratio)}.",
+            f"Whole process {whole_here}, with a stock session {whole_other}: {_times(process_ratio)}.",
+        ]
+        if self.num_stages == 1:
+            parts.append(f"Layout and mapping make all of the {self.ratio:.2f}, as there is no cut.")
+        elif self.cut_ratio is None:
+            parts.append("What of it comes from the cut was not measured.")
+        else:
+            parts.append(f"Layout and mapping make {self.layout_ratio:.2f} of it, the cut {self.cut_ratio:.2f}.")
+        return f"{' '.join(parts)} (Measured, medians of {self.runs} fresh processes each, in turns.)"
+
+
+def measure_gain(
+    source: Source, graph: ModelGraph, bundle: Path, num_stages: int, feeds: Mapping[str, Any], cut_ratio: float | None
+) -> Gain:
+    """Measure a bundle beside a stock session on this machine, `RUNS` times each, with a warm page cache.
+
+    Raises:
+        StageError: If one of the two fails.
+    """
+    arms = [Arm("stock", source.path), Arm("splitload", bundle)]
+    samples = run_arms(arms, graph.input_tensors(), feeds, RUNS)
+    stock, here = (
+        {key: statistics.median(sample[key] for sample in samples[arm.name]) for key in ("ttfo_s", "process_s")}
+        for arm in arms
+    )
+    return Gain("measured", num_stages, here, stock, RUNS, cut_ratio)
+
+
+def gain_of(
+    arms: Mapping[str, Mapping[str, Mapping[str, float]]], num_stages: int, runs: int, trial: Any = None
+) -> Gain | None:
+    """Return the gain that a benchmark measured.
+
+    What one stage takes is known from the trial that chose the plan; otherwise a tuned single session stands for it.
+
+    Args:
+        arms: What `summarize` returns, by the name of the arm.
+        num_stages: Stages of the bundle.
+        runs: Samples of each arm.
+        trial: The trial in the notes of the bundle's plan, if there was one.
+
+    Returns:
+        None where stock or splitload was not among the arms.
+    """
+    if not {"stock", "splitload"} <= arms.keys():
+        return None
+    stock, here = (
+        {key: arms[name][key]["median"] for key in ("ttfo_s", "process_s")} for name in ("stock", "splitload")
+    )
+    cut_ratio = None
+    if num_stages > 1 and isinstance(trial, dict) and trial.get("num_stages") == num_stages:
+        cut_ratio = trial["whole_ttfo_s"] / trial["split_ttfo_s"]
+    elif num_stages > 1 and "tuned" in arms:
+        cut_ratio = arms["tuned"]["ttfo_s"]["median"] / here["ttfo_s"]
+    return Gain("measured", num_stages, here, stock, runs, cut_ratio)
+
+
+def _times(ratio: float) -> str:
+    """Return a ratio as words."""
+    return f"{ratio:.2f} times as long" + (", a loss" if ratio < 1 else "")

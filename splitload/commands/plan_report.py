@@ -1,0 +1,98 @@
+"""What `splitload train` prints of a plan: its stages, what others would have found, the schedule and the gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from splitload.commands.console import Console, count_of, milliseconds, shortened
+from splitload.commands.gains import RUNS, Gain
+from splitload.commands.search import Found
+from splitload.graph import ModelGraph
+from splitload.profile import Profile
+
+
+def show_plan(
+    console: Console,
+    graph: ModelGraph,
+    profile: Profile,
+    stages: Profile,
+    found: Found,
+    gain: Gain | None,
+    result: Mapping[str, Any],
+) -> None:
+    """Print a plan, what other agents would have found, the schedule, and what the bundle gains.
+
+    Args:
+        console: Where.
+        graph: The model.
+        profile: What the plan was found by.
+        stages: What each stage costs.
+        found: The plan, and the values beside it.
+        gain: What the bundle gains; None where that could not be measured.
+        result: What `--json` prints.
+    """
+    predicted = "simulated" if profile.source == "simulated" else "predicted"
+    rows = []
+    for number, (start, end) in enumerate(found.partition.stages()):
+        cost = stages.cost(start, end)
+        nodes = graph.node_range(start, end)
+        rows.append(
+            (
+                str(number + 1),
+                f"{start}-{end - 1}" if end - start > 1 else str(start),
+                shortened(graph.segment_name(*nodes)),
+                f"{graph.segment_weights_bytes(*nodes) / 1e6:.1f}",
+                f"{cost.load_s * 1e3:.2f}",
+                f"{cost.first_inference_s * 1e3:.2f}",
+            )
+        )
+    count = count_of(found.partition.num_stages, "stage")
+    console.table(
+        f"{graph.name} on {profile.device}: {profile.num_blocks} blocks in {count}; each alone, {profile.source}",
+        ("stage", "blocks", "part of the model", "MB", "load alone ms", "infer ms"),
+        rows,
+    )
+    searched = found.partition.num_stages - (graph.tail_start is not None)  # what is trained was cut off afterwards
+    what = "slowest stage's load" if result["objective"] == "balance" else "time to first output"
+    values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
+    if values and searched > 1:
+        exact, bound = found.values_s.get("exact"), found.exact_bound_s
+        if exact and bound is not None and bound < exact:
+            over = f"at most {(exact / bound - 1):.1%} above the optimum" if bound > 0 else "optimum unknown"
+            values = {f"best known, {over}" if name == "exact" else name: value for name, value in values.items()}
+        proved = exact is None or bound is None or bound >= exact
+        console.table(
+            f"{what}, {count} loading in parallel, {predicted}",
+            (
+                "plan",
+                "slowest load ms" if result["objective"] == "balance" else "first output ms",
+                "÷ exact" if proved else "÷ best known",
+            ),
+            [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
+        )
+    one = "one stage" if graph.tail_start is None else "one frozen stage"
+    if trial := result["trial"]:
+        split, whole = (milliseconds(trial[f"{name}_ttfo_s"]) for name in ("split", "whole"))
+        console.print(
+            f"{count_of(trial['num_stages'], 'stage')} answered after {split}, the whole model after {whole} "
+            f"(measured, medians of {trial['runs']} fresh processes)"
+        )
+        if searched == 1:
+            console.print(f"{one}, as splitting did not pay")
+    elif found.two_stages_s is not None:
+        what = "have loaded" if result["objective"] == "balance" else "answer"
+        two = milliseconds(found.two_stages_s)
+        console.print(f"{one}, as splitting would not pay: the best two would {what} after {two} ({predicted})")
+    console.drawing(profile.schedule(found.partition))
+    measured = result["ttfo_s"]["measured"]
+    line = f"time to first output: {milliseconds(result['ttfo_s']['predicted'])} {predicted}"
+    if measured is not None:
+        line += f", {milliseconds(measured)} measured (median of {RUNS} fresh processes, warm page cache)"
+    console.print(line)
+    trained = result["trained"]
+    if trained is not None and trained["output_kind"] is not None:
+        console.print(f"a loss of classes takes the output '{trained['output']}' as {trained['output_kind']}")
+    console.print(f"bundle: {result['bundle']}")
+    if gain is not None:
+        console.print(gain.sentence())
