@@ -59,7 +59,7 @@ def optimized(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Any] | N
 def unblocked(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Any]) -> Path:
     """Return the native graph's file as it is before products are rewritten."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("splitload.frontends.onnx.block_products", lambda *_: 0)
+        patch.setattr(layout, "block_products", lambda *_: 0)
         return optimized(model, folder, feeds)
 
 
@@ -198,7 +198,7 @@ def test_products_that_are_rewritten(tmp_path: Path, name: str) -> None:
     count, case = REWRITTEN[name]
     path = optimized(case.model(), tmp_path, case.feeds)
     assert blocked_products(path) == count
-    assert {file.name for file in path.parent.iterdir()} == {"model.onnx", "model.bin"}
+    assert {file.name for file in path.parent.iterdir()} == {"model.onnx", "model.bin", "record.json"}
     assert_answers(case.model(), path, case.feeds)
 
 
