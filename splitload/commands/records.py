@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.atomic import write_text
-from splitload.commands import ARMS, client_tables, memory_table, personal_tables, plan_tables
+from splitload.commands import ARMS, architecture_tables, client_tables, memory_table, personal_tables, plan_tables
 from splitload.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,6 +274,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
     "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
+    "architectures": ("architectures", _every, lambda found: _table(*architecture_tables.architectures(found))),
     "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),
     "clients": ("clients", _every, lambda found: _table(*client_tables.clients(found))),
 }
