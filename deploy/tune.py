@@ -44,9 +44,10 @@ def tune(
 
     Every scheme is measured `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in which
     the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the
-    scheme with the earliest first result, and is made
-    anew in the background (`upgrade`) if rearranged weights make it faster in the long run. Stages that share weights
-    stay mapped in any case: rearranged or read, a weight would be in memory once for each.
+    scheme with the earliest first result, and is made anew in the background (`upgrade`) if rearranged weights make it
+    faster in the long run. Stages that share weights stay mapped: rearranged or read, a weight would be in memory once
+    for each. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from the start:
+    its answers never change.
 
     Args:
         folder: Where the stage files lie.
@@ -71,20 +72,26 @@ def tune(
                     "graph": stage.graph.name,
                     "inputs": stage.inputs,
                     "outputs": [to_json(spec) for spec in stage.outputs],
+                    "optimized": stage.optimized,
+                    "reoptimize": stage.reoptimize,
                 }
                 for stage in variant.stages
             ],
         }
-        for turn in range(REPEATS):
+        differ = run_worker(job | {"compare": True})["differ"]
+        packed = [stage.prepack or changes for stage, changes in zip(variant.stages, differ, strict=True)]
+        for turn in range(0 if all(packed) else REPEATS):
             for place in range(len(SCHEMES)):
                 scheme = SCHEMES[(turn + place) % len(SCHEMES)]
                 for number, row in enumerate(run_worker(job | {"scheme": asdict(scheme)})["rows"]):
                     samples.setdefault((number, scheme), []).append(row)
                 if on_progress is not None:
                     on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
-    sharing = variant.sharing()
+    sharing = {number for number in variant.sharing() if not variant.stages[number].upgrade}
     stages = [
-        _choose(stage, {scheme: samples[number, scheme] for scheme in (MAPPED if number in sharing else SCHEMES)})
+        stage._replace(prepack=True, upgrade=False)
+        if packed[number]
+        else _choose(stage, {scheme: samples[number, scheme] for scheme in (MAPPED if number in sharing else SCHEMES)})
         for number, stage in enumerate(variant.stages)
     ]
     return variant._replace(stages=tuple(stages))

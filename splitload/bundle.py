@@ -279,6 +279,7 @@ def _stage(reader: Reader) -> StageEntry:
         mapped=reader.flag("mapped", default=True),
         prefetch=reader.flag("prefetch", default=False),
         upgrade=reader.flag("upgrade", default=not reader.flag("prepack")),
+        reoptimize=reader.flag("reoptimize", default=False),
         read_order=_read_order(reader) if "read_order" in reader.data else (),
     )
 

@@ -488,7 +488,7 @@ class ParallelLoader(DropIn):
             path,
             prepack=prepack,
             mapped=stage.mapped,
-            optimize=not stage.optimized,
+            optimize=not stage.optimized or (prepack and stage.reoptimize),
             background=background,
             options=self._caller.copy(),
             share_memory=len(self._sessions) > 1,

@@ -63,6 +63,7 @@ class StageEntry(Record):
         upgrade: Whether a session with rearranged weights takes over after the first answer.
         read_order: Where in the .ort file each larger weight starts, in the order in which they are used, and where
             reading ahead ends: behind it lies what is read in places only. Empty where that is not known.
+        reoptimize: Whether a session with rearranged weights is optimised by the runtime as well.
     """
 
     name: str
@@ -80,6 +81,7 @@ class StageEntry(Record):
     prefetch: bool = False
     upgrade: bool = False
     read_order: tuple[int, ...] = ()
+    reoptimize: bool = False
 
 
 class Canary(Record):

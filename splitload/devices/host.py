@@ -317,6 +317,7 @@ class Runs:
             "graph": stage.graph.name,
             "inputs": stage.inputs,
             "outputs": [(spec.name, spec.type) for spec in stage.outputs],
+            "options": {"prepack": stage.prepack, "optimize": stage.optimize_first},
         }
 
     def _stage(self, segment: Segment) -> StageFiles:
@@ -373,7 +374,8 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         python("splitload.devices.worker"),
         input=json.dumps(job),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if done.returncode != 0:

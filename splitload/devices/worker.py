@@ -12,15 +12,21 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from splitload.inputs import example_inputs, load_feeds
 from splitload.manifest import TensorSpec
-from splitload.session import open_session, read_ahead, run_stage, still_read
+from splitload.session import open_session, read_ahead, run_stage, still_read, to_python
 
 STEADY_RUNS = 5
+ROUNDING = {
+    2: 2e-2,
+    4: 1e-3,
+    8: 1e-3,
+}  # by bytes of a float: what two ways to compute the same differ by, of the largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,11 @@ class Segment:
     graph: Path
     inputs: tuple[str, ...]
     outputs: tuple[TensorSpec, ...]
+    options: dict[str, bool]  # of `open_session`
+
+    def open(self) -> Any:
+        """Return a session as the loader makes it."""
+        return open_session(self.graph, **self.options)
 
 
 def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
@@ -40,20 +51,20 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
     def segment(row: dict[str, Any]) -> Segment:
         outputs = tuple(TensorSpec(name, kind, None) for name, kind in row["outputs"])
-        return Segment(row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs)
+        return Segment(row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs, row["options"])
 
     specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
     values = example_inputs(specs, load_feeds(job["feeds"]))
     chain = [segment(row) for row in job["chain"]]
     others = [segment(row) for row in job["segments"]]
     pair = [segment(row) for row in job["pair"]]
-    open_session(chain[0].graph)  # the runtime's own start is not a stage's
+    chain[0].open()  # the runtime's own start is not a stage's
     rows = []
     for number, block in enumerate(chain, start=1):
         for each in [other for other in others if other.start == block.start] + [block]:
             names = [spec.name for spec in each.outputs]
             start = time.perf_counter()
-            session = open_session(each.graph)
+            session = each.open()
             loaded = time.perf_counter()
             results = run_stage(ort, session, each, names, values, None)
             first = time.perf_counter()
@@ -83,15 +94,13 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for row in job["stages"]:
         outputs = tuple(TensorSpec(each["name"], each["type"], each["shape"]) for each in row["outputs"])
-        stage = Segment(0, 0, folder / row["graph"], tuple(row["inputs"]), outputs)
+        stage = _staged(folder, row, outputs, scheme, share_memory=len(job["stages"]) > 1)
         names = [spec.name for spec in outputs]
         start = time.perf_counter()
         reading = threading.Thread(target=read_ahead, args=(stage.graph,))
         if scheme["prefetch"]:
             reading.start()
-        session = open_session(
-            stage.graph, prepack=scheme["prepack"], mapped=scheme["mapped"], share_memory=len(job["stages"]) > 1
-        )
+        session = stage.open()
         results = run_stage(ort, session, stage, names, values, None)
         first_s = time.perf_counter() - start
         if scheme["prefetch"]:
@@ -104,6 +113,53 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         rows.append({"first_s": first_s, "steady_s": min(steady)})
         values.update(zip(names, results, strict=True))
     return {"rows": rows}
+
+
+def compare_packed(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Run stage after stage as it is and with rearranged weights; return which answer otherwise beyond rounding."""
+    import onnxruntime as ort
+
+    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
+    values = example_inputs(specs, load_feeds(job["feeds"]))
+    differ = []
+    for row in job["stages"]:
+        outputs = tuple(TensorSpec(each["name"], each["type"], each["shape"]) for each in row["outputs"])
+        names = [spec.name for spec in outputs]
+        answers = []
+        for prepack in (False, True):
+            stage = _staged(folder, row, outputs, {"prepack": prepack, "mapped": True})
+            answers.append(run_stage(ort, stage.open(), stage, names, values, None))
+        pairs = [[to_python(ort, value) for value in pair] for pair in zip(*answers, strict=True)]
+        differ.append(not all(_alike(*pair) for pair in pairs))
+        values.update(zip(names, answers[1], strict=True))
+    return {"differ": differ}
+
+
+def _staged(
+    folder: Path, row: dict[str, Any], outputs: tuple[TensorSpec, ...], scheme: dict[str, bool], **options: bool
+) -> Segment:
+    """Return a stage of a bundle, to be opened in one way."""
+    options |= {
+        "prepack": scheme["prepack"],
+        "mapped": scheme["mapped"],
+        "optimize": not row["optimized"] or (scheme["prepack"] and row["reoptimize"]),
+    }
+    return Segment(0, 0, folder / row["graph"], tuple(row["inputs"]), outputs, options)
+
+
+def _alike(left: Any, right: Any) -> bool:
+    """Return whether two outputs of a stage are equal, floats within the rounding of their type."""
+    import numpy as np
+
+    if not isinstance(left, np.ndarray) or left.dtype.kind not in "biuf" or left.dtype != right.dtype:
+        return type(left) is type(right)
+    if left.dtype.kind != "f":
+        return bool(np.array_equal(left, right))
+    finite = right[np.isfinite(right)].astype(np.float64)
+    within = ROUNDING[left.dtype.itemsize] * np.abs(finite).max(initial=0.0)
+    return left.shape == right.shape and np.allclose(
+        left.astype(np.float64), right.astype(np.float64), rtol=0, atol=within, equal_nan=True
+    )
 
 
 def measure_plan(folder: Path, job: dict[str, Any]) -> dict[str, float]:
@@ -133,11 +189,11 @@ def _serial_share(pair: list[Segment]) -> float | None:
     alone = []
     for each in pair:
         start = time.perf_counter()
-        session = open_session(each.graph)
+        session = each.open()
         alone.append(time.perf_counter() - start)
         del session
     kept: list[Any] = []
-    threads = [threading.Thread(target=lambda each=each: kept.append(open_session(each.graph))) for each in pair]
+    threads = [threading.Thread(target=lambda each=each: kept.append(each.open())) for each in pair]
     start = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -149,7 +205,12 @@ def _serial_share(pair: list[Segment]) -> float | None:
 def main() -> None:
     """Answer one job."""
     job = json.load(sys.stdin)
-    answer = measure_scheme if "scheme" in job else measure_plan if "threads" in job else measure
+    kinds: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
+        "scheme": measure_scheme,
+        "compare": compare_packed,
+        "threads": measure_plan,
+    }
+    answer = next((kind for word, kind in kinds.items() if word in job), measure)
     json.dump(answer(Path(job["folder"]), job), sys.stdout)
 
 

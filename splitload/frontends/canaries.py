@@ -21,6 +21,7 @@ import numpy as np
 from splitload.bundle import MAX_CANARY_BYTES
 from splitload.canary import answers
 from splitload.frontends import blocked
+from splitload.frontends.folding import made_weights
 from splitload.frontends.layout import channel_block
 from splitload.frontends.observe import one_line, plain_options
 from splitload.frontends.ortfile import format_version
@@ -89,7 +90,8 @@ class _Maker:
 
         self._graph, self._model, self._block = graph, model, block
         self._opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 17)
-        self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._made = made_weights(model.graph)
+        self._weights = {tensor.name: tensor for tensor in model.graph.initializer} | self._made
         self._values: dict[str, Array] = {}  # in their plain order
         self._constants: dict[str, Any] = {}
         self._instances: set[Any] = set()
@@ -223,11 +225,14 @@ class _Maker:
 
     def _value(self, name: str, shape: Sequence[Any]) -> str:
         """Return the name of a constant that stands for a value of the graph: the start of a weight, or random."""
+        import onnx
         from onnx import numpy_helper
 
         if name not in self._weights:
             return self._random(shape, DTYPES[self._graph.tensors[name].type])
         tensor = self._weights[name]
+        if name in self._made:
+            return self._random(shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)))
         made = f"{name}{list(shape)}"
         if made not in self._constants:
             folder = self._graph.path.parent
@@ -238,7 +243,7 @@ class _Maker:
             self._constants[made] = numpy_helper.from_array(part, made)
         return made
 
-    def _random(self, shape: Sequence[int], dtype: type[np.generic], layout: str = "plain") -> str:
+    def _random(self, shape: Sequence[int], dtype: type[np.generic] | np.dtype[Any], layout: str = "plain") -> str:
         """Return the name of a constant of this shape: floats about 0, bytes of all values, ones of other types."""
         from onnx import numpy_helper
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,12 @@ from typing import Any
 
 from splitload.entries import is_whole, making
 from splitload.errors import ModelError, OutputError
-from splitload.frontends.layout import block_products
+from splitload.frontends.folding import narrow, unfold
+from splitload.frontends.hoisting import weights_outside_bodies
+from splitload.frontends.layout import block_products_of
 from splitload.frontends.names import NAME_CLASH, rename_weights
 from splitload.frontends.observe import flops, observe, one_line, plain_options
+from splitload.frontends.padding import unpad
 from splitload.frontends.proto import (
     all_tensors,
     bodies,
@@ -29,17 +31,19 @@ from splitload.frontends.proto import (
     tensor_bytes,
     with_constants,
 )
+from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
+from splitload.frontends.shared import unshared_bytes
 from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
-from splitload.inputs import example_inputs
 from splitload.machine import cpu_architecture
 from splitload.manifest import Metadata
 from splitload.stock import stock_session
 from splitload.variants import check_floor
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
-EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
-_CACHE_VERSION = 4
+TOLERATED, TOLERATED_BYTES = 0.08, 64 << 10  # what a bundle may hold twice; the larger one counts
+TOO_LARGE = "too-large"
+_CACHE_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,10 @@ def load_graph(
     takes every optimisation of onnxruntime, "portable" only those that leave standard operators. A model that
     onnxruntime cannot optimise, because it already was, is taken as it is.
 
+    The native graph must share its weights with the portable one. Where it does not, as with trees, which are no
+    tensors, or with weights of 4 bits, which it packs in an order of its own, a bundle of both would be about twice as
+    large as the model. Then the portable graph is returned, which onnxruntime optimises when it loads it.
+
     Args:
         source: The model.
         kind: Which graph is wanted.
@@ -127,7 +135,13 @@ def load_graph(
         ModelError: If onnxruntime cannot load the model.
         OutputError: If the optimised file cannot be written.
     """
-    path = _optimized_folder(source, kind, cache, feeds) / "model.onnx"
+    path = _optimized_folder(source, "portable", cache, feeds) / "model.onnx"
+    if kind == "native":
+        native = _optimized_folder(source, kind, cache, feeds, path)
+        if not (native / TOO_LARGE).exists():
+            path = native / "model.onnx"
+        else:
+            kind = "portable"
     return read_graph(path, source, kind, max_blocks=max_blocks, feeds=feeds)
 
 
@@ -229,11 +243,25 @@ def read_whole(path: Path) -> Any:
     return model
 
 
-def _optimized_folder(source: Source, kind: GraphKind, cache: Path, feeds: Mapping[str, Any] | None) -> Path:
-    """Return the folder with the optimised model, made now unless the cache has it."""
+def _optimized_folder(
+    source: Source, kind: GraphKind, cache: Path, feeds: Mapping[str, Any] | None, portable: Path | None = None
+) -> Path:
+    """Return the folder with the optimised model, made now unless the cache has it.
+
+    The native one is fitted to the file of the `portable` one: filled filters lose their filling, and where
+    the two would hold too much twice, a file `TOO_LARGE` says so.
+    """
+
+    def fit(made: Path) -> None:
+        if portable is not None:
+            unpad(made / "model.onnx", portable)
+            missing, total = unshared_bytes(made / "model.onnx", portable)
+            if missing > max(TOLERATED * total, TOLERATED_BYTES):
+                (made / TOO_LARGE).touch()
+
     folder = folder_of(source, kind, cache)
     if not is_whole(folder):
-        optimize_into(folder, source.path, source, kind, feeds)
+        optimize_into(folder, source.path, source, kind, feeds, fit)
     return folder
 
 
@@ -281,10 +309,13 @@ def optimize_into(
     for level in wanted:
         try:
             with making(folder, "the optimised model") as made:
-                _optimize(path, level, made)
+                plain = _optimize(path, level, made)
                 _join_concats_of_file(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
-                    _block_products(made / "model.onnx", feeds)
+                    block_products_of(made / "model.onnx", feeds)
+                    narrow(made / "model.onnx", plain)
+                if plain != path:
+                    shutil.rmtree(plain.parent)
                 finish(made)
             return
         except _NotOptimizedError as refused:
@@ -301,9 +332,15 @@ class _NotOptimizedError(Exception):
         self.error = error
 
 
-def _optimize(path: Path, level: Any, folder: Path) -> None:
+def _optimize(path: Path, level: Any, folder: Path) -> Path:
+    """Optimise a model, but for what that costs in size; return the file it was made of."""
+    import onnxruntime as ort
+
     try:
-        optimize(path, level, folder)
+        plain = weights_outside_bodies(path, folder, read_whole)
+        optimize(plain, level, folder)
+        unfold(folder / "model.onnx", plain, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        return plain
     except OSError:
         raise
     except Exception as error:  # onnxruntime has no common root for its errors
@@ -344,34 +381,6 @@ def optimize(path: Path, level: Any, folder: Path) -> None:
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
     stock_session(str(folder / "model.onnx"), plain_options())
-
-
-def _block_products(path: Path, feeds: Mapping[str, Any] | None) -> None:
-    """Store matrix products in blocks where that is faster; see `layout`. A model that does not run stays as it is."""
-    session = stock_session(str(path), plain_options())
-    try:
-        ready = example_inputs(session.get_inputs(), feeds)
-        del session
-        proto = read_model(path)
-        seen = observe(path, proto, split_constants(proto.graph)[0], ready)
-    except Exception:  # onnxruntime has no common root for its errors
-        if feeds:
-            raise
-        return
-    sizes = {size for name in ready for size in seen[name][0].shape or () if size is not None}
-    declared = {name: tensor.shape for name, (tensor, _) in seen.items() if tensor.shape}
-    shapes = {
-        name: seen[name][1]
-        for name, (*rows, columns) in declared.items()
-        # sizes that only a run can tell may be 0; those of inputs are the caller's
-        if isinstance(columns, int) and all(isinstance(size, int) or size in sizes for size in rows)
-    }
-    counts = {
-        name: math.prod(size for size in shape if isinstance(size, int))
-        for name, shape in declared.items()
-        if all(isinstance(size, int) for size in shape)
-    }
-    block_products(path, shapes, ready, counts)
 
 
 def _join_concats_of_file(path: Path) -> None:

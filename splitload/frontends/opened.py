@@ -13,7 +13,6 @@ from splitload.errors import ModelError
 from splitload.frontends.division import Division, divide, parts
 from splitload.frontends.observe import elem_type, observe, one_line, plain_options
 from splitload.frontends.onnx import (
-    EXTERNAL_FROM_BYTES,
     Source,
     folder_of,
     optimize_into,
@@ -22,6 +21,7 @@ from splitload.frontends.onnx import (
     read_whole,
 )
 from splitload.frontends.proto import bodies, point, split_constants, store_constants, tensor_bytes
+from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
 from splitload.scratch import scratch_folder
 from splitload.stock import stock_session

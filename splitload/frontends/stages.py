@@ -14,7 +14,9 @@ import numpy as np
 
 from splitload.bundle import sha256_of
 from splitload.errors import OutputError
+from splitload.frontends.folding import is_maker
 from splitload.frontends.held import Held, HeldWeights
+from splitload.frontends.kernels import needs_fusions, needs_packing
 from splitload.frontends.names import rename_weights
 from splitload.frontends.observe import elem_type, plain_options
 from splitload.frontends.onnx import refuse_full_disk
@@ -53,6 +55,9 @@ class StageFiles:
         shares: Names of other stages' files that it reads weights from.
         optimized: Whether the graph is to be taken as it is; otherwise weights are restored when it is optimised.
         read_order: Where reading ahead goes; see `StageEntry`.
+        prepack: Whether its first session has to rearrange weights, as it would compute otherwise than later ones.
+        reoptimize: Whether sessions that rearrange weights are optimised, too.
+        makes: Whether it makes weights when it runs, see `folding`.
     """
 
     graph: File
@@ -63,6 +68,14 @@ class StageFiles:
     shares: tuple[str, ...] = ()
     optimized: bool = True
     read_order: tuple[int, ...] = ()
+    prepack: bool = False
+    reoptimize: bool = False
+    makes: bool = False
+
+    @property
+    def optimize_first(self) -> bool:
+        """Whether onnxruntime optimises the graph for the first session."""
+        return not self.optimized or (self.prepack and self.reoptimize)
 
     def entry(self, name: str, blocks: tuple[int, int], *, trainable: bool = False, upgrade: bool = True) -> StageEntry:
         """Return the stage as a manifest has it, with nothing chosen yet of how it is loaded; see `StageEntry`."""
@@ -74,12 +87,13 @@ class StageFiles:
             weights_bytes=self.weights_bytes,
             inputs=self.inputs,
             outputs=self.outputs,
-            prepack=False,
+            prepack=self.prepack,
             trainable=trainable,
             shares=self.shares,
             optimized=self.optimized,
-            upgrade=upgrade,
+            upgrade=upgrade and not self.prepack,
             read_order=self.read_order,
+            reoptimize=self.reoptimize,
         )
 
 
@@ -162,6 +176,8 @@ class StageWriter:
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
 
         is_tail = graph.tail_start is not None and start >= graph.tail_start  # its weights will be written anew
+        native = graph.kind == "native"
+        makes = any(map(is_maker, stage.node))  # which an .ort file would do in every run for ever
         held = self._held.setdefault(folder, HeldWeights(sum(graph.weights_bytes.values())))
         names = [tensor.name for tensor in stage.initializer]
         again = [tensor for tensor in stage.initializer if graph.first_use.get(tensor.name, start) < start]
@@ -169,10 +185,10 @@ class StageWriter:
         written = weights = None
         read_order: tuple[int, ...] = ()
         restored = False
-        is_native = self._copy_weights and graph.kind == "native" and not is_tail
+        is_native = self._copy_weights and native and not is_tail
         if is_native:
-            shares = held.share(again, always=False)
-            if not shares and sum(map(tensor_bytes, stage.initializer)) < MAX_ORT_BYTES:
+            shares = held.share(again, always=makes)
+            if not (shares or makes) and sum(map(tensor_bytes, stage.initializer)) < MAX_ORT_BYTES:
                 written, read_order = self._convert(model, folder, stem)
         if written is not None:
             held.add_ort(folder / written.name, names)
@@ -191,28 +207,48 @@ class StageWriter:
             written = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
             (folder / written.name).write_bytes(data)
         specs = tuple(self._spec(name) for name in outputs)
-        weights_bytes = graph.segment_weights_bytes(start, end)
-        return StageFiles(written, weights, inputs, specs, weights_bytes, shares, not restored, read_order)
+        at_load = not native and not is_tail and (restored or needs_fusions(stage))
+        return StageFiles(
+            written,
+            weights,
+            inputs,
+            specs,
+            graph.segment_weights_bytes(start, end),
+            shares,
+            optimized=not at_load,
+            read_order=read_order,
+            prepack=needs_packing(stage),
+            reoptimize=not at_load and not is_tail and (makes or not native),
+            makes=makes,
+        )
 
     def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:
         """Point weights of `model` at their places in other files; return these, and whether any must be restored."""
         from onnx import helper, numpy_helper
 
         files: dict[str, None] = {}
+        opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
         makers = []
         for tensor in list(model.graph.initializer):
             place = stored.find(read_external(tensor, self._graph.path.parent)) if is_external(tensor) else None
-            if place is None:
+            if place is None or (place.padded is not None and opset < 10):  # Slice had no inputs before
                 continue
             files[place.file] = None
             if place.order is not None:
                 name, dims = tensor.name, tuple(tensor.dims)
                 tensor.name = f"{name}/stored"
                 tensor.dims[:] = place.dims
-                size = numpy_helper.from_array(np.array(dims, np.int64), f"{name}/shape")
+                whole = name if place.padded is None else f"{name}/padded"
+                size = numpy_helper.from_array(np.array(place.padded or dims, np.int64), f"{name}/shape")
                 model.graph.initializer.append(size)
                 makers.append(helper.make_node("Transpose", [tensor.name], [f"{name}/ordered"], perm=place.order))
-                makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [name]))
+                makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [whole]))
+                if place.padded is not None:
+                    corner = ((f"{name}/start", [0, 0]), (f"{name}/end", dims[:2]), (f"{name}/axes", [0, 1]))
+                    model.graph.initializer.extend(
+                        numpy_helper.from_array(np.array(values, np.int64), key) for key, values in corner
+                    )
+                    makers.append(helper.make_node("Slice", [whole, *(key for key, _ in corner)], [name]))
             point(tensor, place.file, place.offset, place.length)
         body = list(model.graph.node)
         del model.graph.node[:]

@@ -344,7 +344,7 @@ def _compare_longer(name: str, file: Path, module: torch.nn.Module, example: Exa
     """
     import torch
 
-    session = stock_session(file, plain_options())
+    session = stock_session(str(file), plain_options())
     tensors = dict(_by_name([value.name for value in session.get_inputs()], example))
     for value in session.get_inputs():
         for axis, size in enumerate(value.shape):
@@ -381,7 +381,7 @@ def _compare(name: str, file: Path, example: Example, expected: Any) -> None:
     import torch
 
     try:
-        session = stock_session(file, plain_options())
+        session = stock_session(str(file), plain_options())
         named = _by_name([value.name for value in session.get_inputs()], example)
         outputs = session.run(None, {key: tensor.numpy(force=True) for key, tensor in named})
         leaves = torch.utils._pytree.tree_leaves(expected)

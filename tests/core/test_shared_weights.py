@@ -256,8 +256,8 @@ def test_weights_in_the_order_they_have(tmp_path: Path) -> None:
 
 @needs_blocks
 @pytest.mark.usefixtures("elsewhere")
-def test_filters_that_were_padded_are_stored_beside(tmp_path: Path) -> None:
-    """Output channels that fill no block: the native filters have more of them."""
+def test_filters_that_were_padded_are_shared_as_well(tmp_path: Path) -> None:
+    """Output channels that fill no block: the native filters have more, which the portable stage cuts off."""
     model = models.text(
         """g (float[1,16,6,6] x) => (float[1,20,6,6] y) {
             a = Conv <kernel_shape=[3,3], pads=[1,1,1,1]> (x, k)
@@ -270,8 +270,7 @@ def test_filters_that_were_padded_are_stored_beside(tmp_path: Path) -> None:
     path = write(model, tmp_path, portable=1)
     (stage,) = variants(path)[1].stages
     assert stage.shares
-    assert stage.weights is not None
-    assert stage.weights.bytes == 20 * 32 * 9 * 4
+    assert stage.weights is None
     assert_answers(path, "portable", model, {"x": floats(1, 16, 6, 6)})
 
 
@@ -446,5 +445,8 @@ def test_weights_are_restored_once_by_the_load_and_not_by_each_run(
     with ParallelLoader(bundle) as loader:
         assert loader.wait("upgraded", WAIT_S)
     portable = variants(bundle)[1]
-    assert seen == {stage.graph.name: {not stage.optimized} for stage in portable.stages}
+    # what restores nothing is optimised too, but only by the session that takes over
+    assert seen == {
+        stage.graph.name: {False, stage.reoptimize} if stage.optimized else {True} for stage in portable.stages
+    }
     assert not all(stage.optimized for stage in portable.stages)

@@ -81,6 +81,9 @@ def test_real_stages_are_measured_in_turns(plans: list[Plan], tmp_path: Path, mo
 
     def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         answer = real(job)
+        if "compare" in job:
+            assert answer == {"differ": [False, False]}
+            return answer
         jobs.append((job["scheme"], len(answer["rows"])))
         assert all(row["first_s"] >= row["steady_s"] > 0 for row in answer["rows"])
         return answer
