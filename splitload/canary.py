@@ -9,6 +9,7 @@ counts for nothing.
 from __future__ import annotations
 
 import contextlib
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,9 +101,7 @@ def _remember(place: Path, line: str) -> None:
 
     It is not flushed to storage, which takes longer than the canary: a line that is lost or empty does no harm.
     """
-    import secrets  # which brings hashlib along: nobody who only loads should wait for it
-
-    made = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    made = place.with_name(f".{place.name}.{os.urandom(4).hex()}")
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
