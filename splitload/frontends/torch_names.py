@@ -61,18 +61,20 @@ def restore_names(graph: Any, module: torch.nn.Module, example: Any, expected: A
     taken = {value.name for node in graph.all_nodes() for value in node.outputs} | set(graph.initializers)
     taken |= {value.name for value in graph.inputs}
     makers = {id(value): value for value in graph.outputs if value.producer() is not None}
+    evaded: dict[int, str] = {}  # names that outputs cannot have
     for value in graph.inputs:
         plain = value.name.removesuffix(_RETURNED)
         if value.name in wanted or plain not in wanted:
             continue
-        for key, output in list(makers.items()):
+        for output in makers.values():
             if output.name == plain:
                 output.name = _fresh(plain, taken)
-                del makers[key]
+                evaded[id(output)] = plain
         value.name = plain
     if len(outputs) == len(graph.outputs):
         for value, name in zip(graph.outputs, outputs, strict=True):
-            if name and value.name != name and makers.pop(id(value), None) is not None:
+            known = name in ("", value.name, evaded.get(id(value)))
+            if not known and makers.pop(id(value), None) is not None:
                 value.name = _fresh(name, taken)
 
 
