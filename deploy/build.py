@@ -110,11 +110,15 @@ def build_bundle(
                 stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
             writer = StageWriter(plan.graph, stored=stored)
             stages = []
+            makers = set[int]()  # a stage that makes weights would do so in every run, were it not made anew
             for number, (start, end) in enumerate(plan.partition.stages()):
                 if variants and plan.trainable_from == start:  # all variants end with one and the same tail
                     stages.append(variants[0].stages[-1]._replace(blocks=(start, end)))
                 else:
-                    stages.append(_write_stage(writer, plan, number, start, end, folder))
+                    stage, makes = _write_stage(writer, plan, number, start, end, folder)
+                    stages.append(stage)
+                    if makes:
+                        makers.add(number)
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
@@ -129,7 +133,7 @@ def build_bundle(
                 stages=tuple(stages),
                 needs=needs,
             )
-            for number in variant.sharing():
+            for number in variant.sharing() - makers:
                 stages[number] = stages[number]._replace(upgrade=False)
             variants.append(variant._replace(stages=tuple(stages)))
         if choose is not None:
@@ -186,7 +190,10 @@ def _check(plan: Plan) -> None:
         )
 
 
-def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: int, folder: Path) -> StageEntry:
+def _write_stage(
+    writer: StageWriter, plan: Plan, number: int, start: int, end: int, folder: Path
+) -> tuple[StageEntry, bool]:
+    """Write a stage and see that it loads; return its entry, and whether it makes weights when it runs."""
     nodes = plan.graph.node_range(start, end)
     files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
     try:
@@ -197,7 +204,7 @@ def _write_stage(writer: StageWriter, plan: Plan, number: int, start: int, end: 
             "with --split-points"
         ) from error
     trainable = plan.trainable_from is not None and end == plan.partition.num_blocks
-    return files.entry(plan.graph.segment_name(*nodes), (start, end), trainable=trainable)
+    return files.entry(plan.graph.segment_name(*nodes), (start, end), trainable=trainable), files.makes
 
 
 def _files(variant: Variant) -> Iterator[File]:

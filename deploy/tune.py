@@ -87,7 +87,7 @@ def tune(
                     samples.setdefault((number, scheme), []).append(row)
                 if on_progress is not None:
                     on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
-    sharing = variant.sharing()
+    sharing = {number for number in variant.sharing() if not variant.stages[number].upgrade}
     stages = [
         stage._replace(prepack=True, upgrade=False)
         if packed[number]

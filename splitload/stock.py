@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -16,7 +17,7 @@ def session_class() -> type[Any]:
     return InferenceSession  # type: ignore[no-any-return]
 
 
-def stock_session(model: str | bytes, options: Any) -> Any:
+def stock_session(model: str | Path | bytes, options: Any) -> Any:
     """Return a plain session of the runtime's on the processor.
 
     Args:

@@ -208,7 +208,8 @@ def _converted(arm: str, subject: Subject, *parts: Any, graph: Path | None = Non
             python("splitload.bench.convert", str(Path(work) / "job.json")),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if done.returncode != 0:

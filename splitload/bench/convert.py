@@ -94,7 +94,7 @@ def _ncnn(job: dict[str, Any], folder: Path) -> None:
         trace(module, tuple(map(torch.from_numpy, values)), check_trace=False).save(str(traced))
     shapes = ",".join(f"{list(value.shape)}{_PNNX_TYPES[str(value.dtype)]}".replace(" ", "") for value in values)
     command = [pnnx.EXEC_PATH, traced.name, f"inputshape={shapes}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
     wanted = {folder / "model.ncnn.param", folder / "model.ncnn.bin"}
     if done.returncode != 0 or not all(file.is_file() for file in wanted):
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]

@@ -246,14 +246,17 @@ def fresh_process(script: Path, job: Mapping[str, Any], *, at_first: Callable[[]
     Raises:
         StageError: If it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="splitload-bench-") as made, tempfile.TemporaryFile("w+") as errors:
+    with (
+        tempfile.TemporaryDirectory(prefix="splitload-bench-") as made,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+    ):
         file = Path(made) / "job.json"
         file.write_text(json.dumps(job), encoding="utf-8")
         compiled = py_compile.compile(str(script), str(Path(made) / "child.pyc"))  # no sample is to pay for it
         command = python(Path(str(compiled)), str(file))
         start = time.monotonic()
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace"
         ) as child:
             try:
                 assert child.stdout is not None  # noqa: S101

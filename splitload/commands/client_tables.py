@@ -9,7 +9,7 @@ from typing import Any
 def clients(records: Iterable[tuple[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return what became of each client, and how many there are in all."""
     rows = [row for _, record in records for row in record["rows"]]
-    body = [
+    body: list[tuple[str, ...]] = [
         (
             f"{row['client']} {row['version'] or ''}".strip(),
             "stand-in" if row["stand_in"] else str(row.get("models", "–")),

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from splitload.atomic import write_text
-from splitload.commands import ARMS, client_tables, memory_table, personal_tables, plan_tables, size_tables
+from splitload.commands import (
+    ARMS,
+    client_tables,
+    matrix_tables,
+    memory_table,
+    personal_tables,
+    plan_tables,
+    size_tables,
+)
 from splitload.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,6 +244,11 @@ def _every(record: Mapping[str, Any]) -> bool:
     return True
 
 
+def _has(kind: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Return whether a record of `matrix` has rows of a kind."""
+    return lambda record: any(row["of"] == kind for row in record["rows"])
+
+
 # By the word in a document: the kind of its records, which of them it takes, and how the table is made.
 
 
@@ -275,6 +288,8 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
     "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
+    "matrix": ("matrix", _has("pair"), lambda found: _table(*matrix_tables.pairs(found))),
+    "next_version": ("matrix", _has("ttfo"), lambda found: _table(*matrix_tables.first_outputs(found))),
     "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),
     "clients": ("clients", _every, lambda found: _table(*client_tables.clients(found))),
 }

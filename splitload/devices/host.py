@@ -374,7 +374,8 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         python("splitload.devices.worker"),
         input=json.dumps(job),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if done.returncode != 0:

@@ -124,8 +124,8 @@ def narrow(path: Path, original: Path) -> int:
         if not np.array_equal(half.astype(np.float32).view(np.uint32), weights.view(np.uint32)):
             continue
         name = str(tensor.name)
-        stored = rewriter.add(f"{name}/half", _HALF, tuple(tensor.dims), half.tobytes())
-        rewriter.make(tensor, [onnx.helper.make_node("Cast", [stored], [name], f"{MAKER}{name}", to=_FLOAT)])
+        small = rewriter.add(f"{name}/half", _HALF, tuple(tensor.dims), half.tobytes())
+        rewriter.make(tensor, [onnx.helper.make_node("Cast", [small], [name], f"{MAKER}{name}", to=_FLOAT)])
         replaced += 1
     if replaced:
         rewriter.save()
@@ -214,7 +214,8 @@ def _chains(graph: Any, body: list[Any], constants: Mapping[str, Any], folder: P
     needs = {name: set(with_constants([name], constants)) for name in constants if name in direct}
     uses = Counter(itertools.chain.from_iterable(needs.values()))
     for name, needed in needs.items():
-        nodes, leaves, known = [], {each: stored[each] for each in needed if each in stored}, True
+        nodes: list[Any] = []
+        leaves, known = {each: stored[each] for each in needed if each in stored}, True
         for maker in {id(maker): maker for made, maker in constants.items() if made in needed}.values():
             if maker.op_type != "Constant":
                 nodes.append(maker)
@@ -263,9 +264,8 @@ def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Fo
         copy.ClearField("metadata_props")
         copy.name = f"{MAKER}{target}/{len(nodes)}"
         copy.input[:] = [names.get(name, name) for name in node.input]
-        for name in node.output:
-            names[name] = rewriter.free_name(f"{MAKER}{name}") if name else ""
-        copy.output[:] = [names[name] for name in node.output]
+        names |= {name: rewriter.free_name(f"{MAKER}{name}") for name in node.output if name}
+        copy.output[:] = [names.get(name, "") for name in node.output]
         nodes.append(copy)
     made = names[chain.name]
     if found.order is None:

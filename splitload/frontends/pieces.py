@@ -10,6 +10,7 @@ from typing import Any
 
 from splitload.frontends.proto import node_inputs, split_constants, with_constants
 from splitload.graph import used_names
+from splitload.stock import stock_session
 
 _PIECES = 32  # at most; a piece holds all of its values at once, and each takes a session
 
@@ -27,8 +28,6 @@ def seen_shapes(
         feeds: The inputs, as OrtValues.
         options: Session options.
     """
-    import onnxruntime as ort
-
     values = dict(feeds)
     shapes: dict[str, tuple[int, ...]] = {}
     _, constants = split_constants(proto.graph)
@@ -40,7 +39,7 @@ def seen_shapes(
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(piece.SerializeToString())
-            session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            session = stock_session(file, options)
         finally:
             Path(file).unlink(missing_ok=True)
         ready = {name: values[name] for name in reads if name in values}

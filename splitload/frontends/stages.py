@@ -56,6 +56,7 @@ class StageFiles:
         read_order: Where reading ahead goes; see `StageEntry`.
         prepack: Whether its first session has to rearrange weights, as it would compute otherwise than later ones.
         reoptimize: Whether sessions that rearrange weights are optimised, too.
+        makes: Whether it makes weights when it runs, see `folding`.
     """
 
     graph: File
@@ -68,6 +69,7 @@ class StageFiles:
     read_order: tuple[int, ...] = ()
     prepack: bool = False
     reoptimize: bool = False
+    makes: bool = False
 
     @property
     def optimize_first(self) -> bool:
@@ -218,6 +220,7 @@ class StageWriter:
             read_order=read_order,
             prepack=needs_packing(stage),
             reoptimize=not at_load and not is_tail and (makes or not native),
+            makes=makes,
         )
 
     def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:

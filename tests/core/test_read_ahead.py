@@ -119,6 +119,7 @@ def test_stages_without_an_order_are_read_ahead_by_themselves(tmp_path: Path, mo
     written = json.loads(manifest.read_text())
     first, second = written["variants"][0]["stages"]
     first["prefetch"], second["prefetch"], second["read_order"] = True, True, []
+    manifest.chmod(0o644)  # files of a bundle are read-only
     manifest.write_text(json.dumps(written))
     fetched: list[str] = []
     read: list[str] = []

@@ -32,7 +32,7 @@ def place(chain_model: Path, chain_bundle: Path, tmp_path: Path, monkeypatch: py
     """A folder with `model.onnx` and its bundle beside it."""
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     shutil.copy(chain_model, tmp_path / "model.onnx")
-    shutil.copytree(chain_bundle, tmp_path / "model.splitload")
+    shutil.copytree(chain_bundle, tmp_path / "model.splitload", copy_function=shutil.copyfile)
     return tmp_path
 
 

@@ -12,14 +12,10 @@ import splitload
 from splitload.stock import session_class
 
 PACKAGE = Path(splitload.__file__).parent
-IN_PROCESSES_OF_THEIR_OWN = ("bench", "commands/client_calls.py", "commands/matrix_child.py")
+OF_THEIR_OWN = ("bench/**/*.py", "commands/client_calls.py", "commands/*_child.py")  # processes
 FILES = sorted(
     {file.resolve() for folder in (PACKAGE, PACKAGE.parent / "deploy") for file in folder.rglob("*.py")}
-    - {
-        file.resolve()
-        for name in IN_PROCESSES_OF_THEIR_OWN
-        for file in (PACKAGE / name, *(PACKAGE / name).rglob("*.py"))
-    }
+    - {file.resolve() for pattern in OF_THEIR_OWN for file in PACKAGE.glob(pattern)}
 )
 
 

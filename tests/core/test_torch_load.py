@@ -310,6 +310,7 @@ def test_a_bundle_that_is_incomplete(chain: tuple[Chain, Path]) -> None:
     path = bundle / read_manifest(bundle).stages[2].file.name
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
+    path.chmod(0o644)  # files of a bundle are read-only
     path.write_bytes(data)
     with pytest.raises(BundleError, match="SHA-256 differs"):
         loaded(Chain, bundle, verify="hashes")
@@ -329,6 +330,7 @@ def test_a_stage_that_fails_fails_every_call(chain: tuple[Chain, Path], how: str
     path = bundle / read_manifest(bundle).stages[2].file.name
     gates.hold(2)
     made = loaded(Chain, bundle, threads=1)
+    path.chmod(0o644)
     os.truncate(path, 10) if how == "truncated" else path.unlink()
     gates.open()
     for _ in range(2):

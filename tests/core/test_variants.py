@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bundle(native_bundle: Path, tmp_path: Path, cache: Path) -> Path:
     """A native bundle to change."""
-    return Path(shutil.copytree(native_bundle, tmp_path / "own.splitload"))
+    return Path(shutil.copytree(native_bundle, tmp_path / "own.splitload", copy_function=shutil.copyfile))
 
 
 @pytest.fixture
