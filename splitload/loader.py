@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ from splitload.session import fetch, is_cached, open_session, read_ahead, run_st
 from splitload.variants import choose, likely
 
 if TYPE_CHECKING:
+    from splitload.background import Specializer
     from splitload.schedule import Schedule  # half a millisecond of import for who only loads
     from splitload.tails import Tail
 
@@ -100,6 +101,9 @@ class ParallelLoader(DropIn):
             for a model. If it raises, `threading.excepthook` reports that, loading goes on, and it is not called again;
             an interrupt of the main thread meanwhile ends `run`.
 
+        specialize: "background" makes a native variant for this machine after the first answer, where only the portable
+            one runs, for the next start that asks for it too; see `background.py`.
+
     Attributes:
         manifest: What the bundle says.
         tail: The personalized last stage, or None.
@@ -132,6 +136,7 @@ class ParallelLoader(DropIn):
         enable_fallback: int = 1,
         read_config_from_model: int = 0,
         disabled_optimizers: Iterable[str] | None = None,
+        specialize: Literal["background"] | None = None,
     ) -> None:
         if not isinstance(bundle, str | os.PathLike):
             raise UsageError(
@@ -140,6 +145,8 @@ class ParallelLoader(DropIn):
             )
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
+        if specialize not in (None, "background"):
+            raise UsageError(f"specialize takes 'background' or None, not {specialize!r}")
         self._start = time.perf_counter()
         self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
         self.manifest: Manifest = read_manifest(self._folder, verify)
@@ -173,6 +180,8 @@ class ParallelLoader(DropIn):
             self.variant, self.why_portable = choose(
                 self._folder, self.manifest, ort.__version__, own_threads=own_threads
             )
+            self._stages_folder = self._folder
+            self._specializer = self._find_specializer(stored) if specialize is not None else None
             if self.why_portable is not None and self._folder not in _told:
                 _told.add(self._folder)
                 warnings.warn(self.why_portable, PortableWarning, stacklevel=2)
@@ -194,6 +203,30 @@ class ParallelLoader(DropIn):
         self._reset()
         _alive.add(self)
         self._begin()
+
+    def _find_specializer(self, manifest: Manifest) -> Specializer | None:
+        """Take the native variant that an earlier run has made, or return what makes one where it is wanted."""
+        from splitload.background import Specializer, cached
+
+        if self.variant.kind == "native":
+            return None
+        if found := cached(manifest, self._ort.__version__):
+            (self._stages_folder, self.variant), self.why_portable = found, None
+            return None
+        return Specializer(self._folder, manifest, None if self.tail is None else self.tail.graph, self._inside)
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Run a block of the specializer's inside the runtime, for whose end `close` waits."""
+        lane = -2
+        with self._lock:
+            if self._is_over():
+                raise StageError(f"'{self._folder}' was closed")
+            self._busy[lane] = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._leave(lane)
 
     def _reset(self) -> None:
         """Forget every stage, as before the first is loaded."""
@@ -250,7 +283,10 @@ class ParallelLoader(DropIn):
             values.update(zip(needed, results, strict=True))
         self._answered = True
         self._start_upgrade()
-        return [values[name] if keep else to_python(self._ort, values[name]) for name in wanted]
+        answers = [values[name] if keep else to_python(self._ort, values[name]) for name in wanted]
+        if self._specializer is not None:
+            self._specializer.answered(feeds, wanted, answers)
+        return answers
 
     def _run_whole(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, keep: bool
@@ -265,13 +301,16 @@ class ParallelLoader(DropIn):
             self._first_runs.setdefault(0, (0, "infer", 0, start - self._start, end - self._start))
             self._answered = True
             self._start_upgrade()
+        if self._specializer is not None:
+            self._specializer.answered(feeds, list(output_names or self._outputs), results)
         return results
 
     def wait(self, until: str | float = "loaded", timeout: float | None = None) -> bool:
-        """Wait until all stages are loaded ("loaded") or made anew for speed ("upgraded").
+        """Wait until all stages are loaded ("loaded"), made anew for speed ("upgraded") or natively ("specialized").
 
         `wait(2.5)` is `wait("loaded", 2.5)`. Waiting for "upgraded" does not wait for a first `run`, it starts the
-        upgrade itself; it returns at once when `upgrade` is off.
+        upgrade itself; it returns at once when `upgrade` is off. Waiting for "specialized" waits for a first `run` too;
+        it returns at once when there is nothing to make.
 
         Returns:
             Whether that was reached within `timeout` seconds (None: no limit).
@@ -284,8 +323,10 @@ class ParallelLoader(DropIn):
         if timeout is not None:
             timeout = min(timeout, threading.TIMEOUT_MAX)  # there are whole numbers that no float holds
         self._enter()
-        if until not in ("loaded", "upgraded"):
-            raise UsageError(f"wait takes 'loaded' or 'upgraded', not {until!r}")
+        if until not in ("loaded", "upgraded", "specialized"):
+            raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
+        if until == "specialized":
+            return self._specializer is None or self._specializer.done.wait(timeout)
         start = time.perf_counter()
         if not self._all_loaded.wait(timeout):
             return False
@@ -479,7 +520,7 @@ class ParallelLoader(DropIn):
 
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
-        path = self._folder / stage.graph.name
+        path = self._stages_folder / stage.graph.name
         if self.tail is not None and stage.trainable:
             path = self.tail.graph
         if stage.prefetch and not background and not (self._fetches and stage.read_order):

@@ -1,38 +1,47 @@
 """Whether today's architectures can be cut and loaded: `python -m splitload.commands.architectures`.
 
-Each is written by torch's exporter with fixed and with open sizes, then trained for every device, uncut and cut in the
-middle, by the command that users call; every variant of every bundle is run beside a stock session. What fails stays in
-the record, with who failed: the exporter, onnxruntime with the exporter's file, or splitload. Exports are kept in the
-user's cache.
+Each is written by torch's exporter with fixed and with open sizes, and made a bundle for every kind of device: whole,
+cut in the middle, and cut wherever it can be. Every variant of every bundle, and the loader itself, is run beside a
+stock session; with open sizes on inputs of other sizes too. What fails stays in the record, with who failed: the
+exporter, onnxruntime with the exporter's file, or splitload. Each export and each architecture has a fresh process.
+Exports are kept in the user's cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from splitload.bench.architectures import LARGER, MODEL, inputs, names
-from splitload.bundle import read_manifest
 from splitload.child import python
 from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.commands.records import write_record
 from splitload.commands.study import at_least, one_line, study_parser
-from splitload.deploy.agreement import Agreement, compare_with_stock
-from splitload.deploy.equality import TOLERANCE
+from splitload.deploy.agreement import compare_with_stock
+from splitload.deploy.build import Plan, build_bundle
+from splitload.deploy.equality import TOLERANCE, relative_error
+from splitload.devices import open_device
 from splitload.errors import SplitloadError
+from splitload.frontends.onnx import Source, load_graph
 from splitload.inputs import read_feeds
+from splitload.loader import ParallelLoader
+from splitload.partition import Partition
 from splitload.scratch import scratch_folder
+from splitload.stock import session_class
 
 DEVICES = ("host", "s20")
 SIZES = ("fixed", "open")
+CUTS = ("whole", "middle", "every block")
 _PACKAGES = ("torch", "onnxscript", "transformers", "torchvision", "timm")
+_THREADS = 2
 Row = dict[str, Any]
 
 
@@ -40,17 +49,82 @@ class _FailedError(Exception):
     """A process failed; the message is its last line."""
 
 
-def try_architecture(name: str, cache: Path, limit_s: float) -> Iterator[Row]:
-    """Yield a row for each way to write, cut and run an architecture.
+class _StockError(Exception):
+    """A stock session does not run the exporter's file on the inputs of the export."""
+
+
+def try_model(folder: Path, cache: Path) -> Iterator[Row]:
+    """Yield what became of a model and its inputs, for each device and way to cut it.
 
     Args:
-        name: Of `bench.architectures`.
-        cache: The user's cache folder.
-        limit_s: Seconds that each process may take.
+        folder: With `MODEL` and an .npy file for each input; more inputs may lie in the folder `LARGER` there.
+        cache: Where optimised graphs go.
     """
+    for device_name in DEVICES:
+        row: Row = {"device": device_name, "cut": None, "num_stages": None, "difference": None}
+        row |= {"failed": None, "error": None}
+        try:
+            device = open_device(device_name, cache)
+            source = Source.open(folder / MODEL, "model")
+            feeds = read_feeds(inputs(folder))
+            graph = load_graph(source, device.graph_kind, cache, feeds=feeds)
+            plans = []
+            if device.graph_kind == "native":
+                portable = load_graph(source, "portable", cache, feeds=feeds)
+                plans = [Plan(portable, Partition(len(portable.blocks)), 1)]
+        except SplitloadError as error:
+            yield {**row, "failed": "splitload", "error": _line(error)}
+            continue
+        blocks = len(graph.blocks)
+        for cut, points in zip(CUTS, ((), (blocks // 2,), range(1, blocks)), strict=True):
+            found = {**row, "cut": cut}
+            if cut != CUTS[0] and blocks == 1:
+                yield {**found, "failed": "splitload", "error": "there is nowhere to cut"}
+                continue
+            partition = Partition.of(blocks, points)
+            found |= {"num_stages": partition.num_stages}
+            try:
+                with scratch_folder(cache, ".bundle-") as made:
+                    bundle = made / "model.splitload"
+                    build_bundle(bundle, [Plan(graph, partition, _THREADS), *plans], device=device_name)
+                    difference = _difference(bundle, folder)
+            except SplitloadError as error:
+                yield {**found, "failed": "splitload", "error": _line(error)}
+            except _StockError as error:
+                yield {**found, "failed": "onnxruntime", "error": _line(error)}
+            else:
+                agrees = difference <= TOLERANCE
+                found |= {"difference": difference if difference < float("inf") else None}
+                error_line = None if agrees else f"outputs differ by {difference:.2g} of the largest"
+                yield {**found, "failed": None if agrees else "splitload", "error": error_line}
+
+
+def _difference(bundle: Path, folder: Path) -> float:
+    """Return the largest relative difference of a bundle's answers from a stock session's."""
+    worst = 0.0
+    for place in (folder, folder / LARGER):
+        if not place.is_dir():
+            continue
+        feeds = read_feeds(inputs(place))
+        with ParallelLoader(bundle, upgrade=False) as model:
+            agreement = compare_with_stock(bundle, model.manifest, folder / MODEL, feeds)
+            if agreement.untried:
+                raise _StockError(agreement.untried)
+            outputs = model.run(None, feeds)
+        stock = session_class()(str(folder / MODEL), providers=["CPUExecutionProvider"])
+        worst = max(worst, *agreement.difference.values(), *map(relative_error, outputs, stock.run(None, feeds)))
+    return worst
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def try_architecture(name: str, cache: Path, limit_s: float) -> Iterator[Row]:
+    """Yield the rows of an architecture, each export and the rest in processes that may take so many seconds."""
     for sizes in SIZES:
-        row: Row = {"architecture": name, "sizes": sizes, "device": None, "cut": None, "num_blocks": None}
-        row |= {"num_stages": None, "difference": None, "failed": None, "error": None}
+        row: Row = {"architecture": name, "sizes": sizes}
+        none: Row = {"device": None, "cut": None, "num_stages": None, "difference": None}
         folder = cache / "architectures" / f"{name.replace('/', '-').replace(' ', '-')}-{sizes}-{_versions()}"
         try:
             if not (folder / MODEL).is_file():
@@ -59,53 +133,14 @@ def try_architecture(name: str, cache: Path, limit_s: float) -> Iterator[Row]:
                     folder.parent.mkdir(exist_ok=True)
                     made.rename(folder)
         except _FailedError as error:
-            yield {**row, "failed": "exporter", "error": str(error)}
+            yield {**row, **none, "failed": "exporter", "error": str(error)}
             continue
-        for device in DEVICES:
-            yield from _try_device(row, folder, device, cache, limit_s)
-
-
-def _try_device(row: Row, folder: Path, device: str, cache: Path, limit_s: float) -> Iterator[Row]:
-    num_blocks = None
-    for cut in (False, True):
-        found = {**row, "device": device, "cut": cut, "num_blocks": num_blocks}
-        if cut and (num_blocks or 0) < 2:
-            yield {**found, "failed": "splitload", "error": "there is nowhere to cut"}
+        try:
+            printed = _run(["splitload.commands.architectures", "--folder", str(folder)], limit_s)
+        except _FailedError as error:
+            yield {**row, **none, "failed": "splitload", "error": str(error)}
             continue
-        with scratch_folder(cache, ".bundle-") as made:
-            bundle = made / "model.splitload"
-            points = str((num_blocks or 0) // 2) if cut else ""
-            words = ["train", str(folder / MODEL), "--device", device, f"--split-points={points}", "-o", str(bundle)]
-            words += [word for pair in inputs(folder) for word in ("--input", pair)]
-            try:
-                result = json.loads(_run(["splitload.cli", *words, "--json"], limit_s))
-                num_blocks = result["plan"]["num_blocks"]
-                found |= {"num_blocks": num_blocks, "num_stages": result["plan"]["num_stages"]}
-                differences = [_differences(result["agreement"])]
-                if (folder / LARGER).is_dir():
-                    feeds = read_feeds(inputs(folder / LARGER))
-                    larger: Agreement = compare_with_stock(bundle, read_manifest(bundle), folder / MODEL, feeds)
-                    differences.append(_differences(larger.to_json()))
-            except (_FailedError, SplitloadError) as error:
-                yield {**found, "failed": "splitload", "error": " ".join(str(error).split())}
-                continue
-            except _StockError as error:
-                yield {**found, "failed": "onnxruntime", "error": str(error)}
-                continue
-        difference = max(value for each in differences for value in each)
-        error = None if difference <= TOLERANCE else f"outputs differ by {difference:.2g} of the largest"
-        number = difference if difference < float("inf") else None
-        yield {**found, "difference": number, "failed": error and "splitload", "error": error}
-
-
-class _StockError(Exception):
-    """A stock session does not run the exporter's file on the inputs of the export."""
-
-
-def _differences(agreement: Row) -> list[float]:
-    if agreement["untried"]:
-        raise _StockError(agreement["untried"])
-    return [float("inf") if value is None else value for value in agreement["difference"].values()]
+        yield from (row | json.loads(line) for line in printed.splitlines())
 
 
 def _run(words: Sequence[str], limit_s: float) -> str:
@@ -143,19 +178,29 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="NAME", help="default: all")
     parser.add_argument("--jobs", type=at_least(1), default=1, metavar="J", help="at a time (default: %(default)s)")
     parser.add_argument("--limit-s", type=at_least(1), default=300, metavar="S", help="of a process (%(default)s)")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # the job of one process
     options = parser.parse_args(words)
-    console = Console(json=False)
     cache = user_cache()
     cache.mkdir(parents=True, exist_ok=True)
+    if options.folder is not None:
+        with scratch_folder(cache, ".tried-") as graphs:
+            for row in try_model(options.folder, graphs):
+                print(json.dumps(row))  # noqa: T201
+        return 0
+    console = Console(json=False)
     rows: list[Row] = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        tried: Callable[[str], list[Row]] = lambda name: list(try_architecture(name, cache, options.limit_s))  # noqa: E731
-        for found in pool.map(tried, options.only):
+        for name, found in zip(
+            options.only,
+            pool.map(lambda name: list(try_architecture(name, cache, options.limit_s)), options.only),
+            strict=True,
+        ):
             rows += found
             failed = [row for row in found if row["error"]]
-            console.print(f"{found[0]['architecture']}: {len(found) - len(failed)} of {len(found)}")
+            console.print(f"{name}: {len(found) - len(failed)} of {len(found)}")
             for row in failed:
-                console.print(f"  {row['sizes']} {row['device']} {'cut' if row['cut'] else 'uncut'}: {row['error']}")
+                where = ", ".join(row[key] for key in ("sizes", "device", "cut") if row[key])
+                console.print(f"  {where}: {row['failed']}: {row['error']}")
     if options.output:
         write_record(options.output, "architectures", "splitload.commands.architectures", words, rows)
     return 0

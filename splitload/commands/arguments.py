@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
     specialize = add(
         "specialize",
-        "specialize:specialize",
+        "specializing:specialize",
         "make the part of a bundle that is for one machine anew, for this one",
         cache=True,
     )

@@ -18,6 +18,7 @@ ROOMS = {
     "exports": "models exported from torch",
     "graphs": "optimised graphs",
     "heads": "models with a fresh last layer",
+    "natives": "native parts of bundles that cannot be written",
     "profiles": "what was measured on this machine",
     "searches": "interrupted searches, to resume",
     "zoo": "models that are built in",

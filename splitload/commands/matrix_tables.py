@@ -1,4 +1,4 @@
-"""Tables of native stages run by versions of onnxruntime that did not make them, from records of `matrix`."""
+"""Tables of native stages run by other versions of onnxruntime than their own, from the records of `matrix`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _rows(records: Iterable[tuple[str, Mapping[str, Any]]], kind: str) -> list[M
 
 def pairs(records: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
     """Return a row for each model: over all pairs of versions, how often native stages were taken, and how far off."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for model, group in groupby(_rows(records, "pair"), key=lambda row: row["model"]):
         rows = list(group)
         versions = list(dict.fromkeys(row["made_by"] for row in rows))

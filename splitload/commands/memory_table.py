@@ -11,11 +11,11 @@ _MIB = 1 << 20
 
 def memory(records: Iterable[tuple[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return head and rows: medians over fresh processes."""
-    head = (
+    head: tuple[str, ...] = (
         "model", "peak of building ÷ stock", "stages", "bundle ÷ model", "settled MiB", "÷ one stage", "÷ stock",
         "proportional MiB", "n",
     )  # fmt: skip
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in (row for _, record in records for row in record["rows"]):
         middle = {key: statistics.median(row[key]) for key in row if key.endswith("peak_bytes") or "rss" in key}
         name = f"{row['model'].rpartition(':')[2]} ({row['model_bytes'] / 1e6:.1f} MB)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
 from splitload.errors import MissingPackageError
@@ -17,6 +18,14 @@ _PACKAGES = {  # by the name that is imported
     "rich": "rich",
     "tomli": "tomli",
 }
+
+
+def has(name: str) -> bool:
+    """Return whether a package can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

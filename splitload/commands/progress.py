@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from splitload.commands.packages import has
 from splitload.commands.streams import fitting
 
 Show = Callable[..., None]
@@ -58,7 +58,7 @@ def bar(text: str, unit: str) -> Iterator[Show]:
 def _has_rich() -> bool:
     """Return whether rich is there, and a terminal that has the signs it draws with."""
     encoding = (sys.stderr.encoding or "").lower().replace("-", "")
-    return encoding.startswith("utf") and importlib.util.find_spec("rich") is not None
+    return encoding.startswith("utf") and has("rich")
 
 
 @contextlib.contextmanager

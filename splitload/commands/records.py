@@ -13,6 +13,7 @@ from typing import Any
 from splitload.atomic import write_text
 from splitload.commands import (
     ARMS,
+    architecture_tables,
     client_tables,
     matrix_tables,
     memory_table,
@@ -288,6 +289,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
     "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
+    "architectures": ("architectures", _every, lambda found: _table(*architecture_tables.architectures(found))),
     "matrix": ("matrix", _has("pair"), lambda found: _table(*matrix_tables.pairs(found))),
     "next_version": ("matrix", _has("ttfo"), lambda found: _table(*matrix_tables.first_outputs(found))),
     "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),

@@ -11,7 +11,7 @@ from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of, milliseconds
 from splitload.commands.outputs import INDEX, plan_outputs, save_outputs
 from splitload.errors import ModelError, PortableWarning, StageError, UsageError
-from splitload.inputs import example_inputs, read_feeds
+from splitload.inputs import cure, example_inputs, made_up, read_feeds
 from splitload.loader import ParallelLoader
 
 
@@ -29,7 +29,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     manifest = read_manifest(Path(options.bundle))
     folder = Path(options.output) if options.output else None
     files = {} if folder is None else plan_outputs(folder, manifest.outputs)
-    ready = example_inputs(manifest.inputs, read_feeds(options.input))
+    given = read_feeds(options.input)
+    ready = example_inputs(manifest.inputs, given)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PortableWarning)  # it is printed below
         loader = ParallelLoader(options.bundle, threads=options.threads, tail=options.tail, upgrade=False)
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             raise
         except Exception as error:  # onnxruntime has no common root for its errors
             kind = UsageError if options.input else ModelError
-            raise kind(f"the model does not run on these inputs: {' '.join(str(error).split())}") from error
+            what = f"the model does not run on these inputs{cure(made_up(manifest.inputs, given))}"
+            raise kind(f"{what}: {' '.join(str(error).split())}") from error
         model.wait()
         timeline = model.timeline
         names = [spec.name for spec in model.get_outputs()]

@@ -34,8 +34,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
 
     The bundle is replaced as a whole or not at all. Native parts for other machines are dropped, or with `--add` kept;
     the portable graph is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The
-    search is the one
-    of `train` with its defaults, by the objective the bundle was made with.
+    search is the one of `train` with its defaults, by the objective the bundle was made with.
 
     Raises:
         SplitloadError: If the bundle is damaged, cannot be run here, or not be written.

@@ -224,10 +224,14 @@ def without_traces(model: Any) -> Any:
         for body in bodies(node):
             graphs.append(body)
             nodes += body.node
-    values = [each for graph in graphs for each in (*graph.initializer, *graph.input, *graph.output, *graph.value_info)]
-    for each in (model, *model.functions, *graphs, *values, *nodes):
+    values = [each for graph in graphs for each in (*graph.input, *graph.output, *graph.value_info)]
+    values += [each for function in model.functions for each in function.value_info]
+    tensors = [*all_tensors(model.graph), *_node_tensors(nodes)]
+    for each in (model, *model.functions, *graphs, *values, *tensors, *nodes):
         each.ClearField("doc_string")
         del each.metadata_props[:]
+    for attribute in (each for node in nodes for each in node.attribute):
+        attribute.ClearField("doc_string")
     return model
 
 

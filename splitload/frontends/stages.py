@@ -29,6 +29,7 @@ from splitload.frontends.proto import (
     point,
     split_constants,
     tensor_bytes,
+    without_traces,
 )
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
@@ -113,9 +114,7 @@ class StageWriter:
         self._stored = stored
         self._graph = graph
         self._model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
-        for node in self._model.graph.node:
-            node.ClearField("doc_string")
-            node.ClearField("metadata_props")
+        without_traces(self._model)
         self._body, self._constants = split_constants(self._model.graph)
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._sparse = {sparse.values.name: sparse for sparse in self._model.graph.sparse_initializer}

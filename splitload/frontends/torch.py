@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
+from splitload.frontends import torch_names
 from splitload.frontends.observe import one_line, plain_options
 from splitload.stock import stock_session
 
@@ -214,7 +215,7 @@ def export_module(
         example: Example inputs, which also fix the shapes.
         file: The file to write, in place.
         name: What to call the module in messages.
-        output_names: Names for the outputs; torch's if left out.
+        output_names: Names for the outputs; by default the module's, and torch's where it gives none.
         dynamic_shapes: Which sizes of the inputs stay open, as `torch.export.export` takes it; by default none.
         external_data: Whether the weights go to a file of their own.
 
@@ -242,13 +243,15 @@ def export_module(
                 dynamic_shapes=dynamic_shapes,
             )
     except (Exception, SystemExit) as e:  # whatever the module's own code raises
-        raise ModelError(f"{name} cannot be exported to ONNX: {_first_line(e)}") from e
+        raise ModelError(f"{name} cannot be exported to ONNX: {_first_line(e)}{torch_names.cache_hint(module)}") from e
     if program is None:
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
     for index, node in enumerate(program.model.graph.all_nodes()):
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
         module_name = module_of(node.metadata_props.get(SCOPES, "")) or "model"
         node.name = f"{module_name}/{node.op_type}_{index}"
+    if output_names is None:
+        torch_names.restore_names(program.model.graph, module, example, expected)
     with quiet():
         program.save(str(file), external_data=external_data)
     _compare(name, file, example, expected)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import splitload
+from splitload.bundle import read_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
 from small_bundle import build, data
@@ -31,12 +32,11 @@ sys.meta_path.insert(0, Absent())
 from splitload.cli import main
 sys.exit(main())
 """
-WORKS = ("run", "verify", "inspect", "tails", "finetune", "install", "cache", "zoo")
+WORKS = ("run", "verify", "inspect", "tails", "finetune", "install", "cache", "zoo", "specialize")
 NEEDS_MORE = {
     "train": ["train", "digits.onnx", "--device", "s20"],
     "profile": ["profile", "digits.onnx", "--device", "s20"],
     "bench": ["bench", "digits.onnx"],
-    "specialize": ["specialize", "digits.splitload"],
 }
 
 
@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPLITLOAD_CACHE", str(folder / "cache"))
-        build(folder)
+        shutil.copytree(build(folder), folder / "fresh.splitload")
     data(folder / "train.npz")
     return folder
 
@@ -69,6 +69,21 @@ def test_works(place: Path, command: str) -> None:
     done = run([sys.executable, "-c", BARE], place, [*words_of(command), "--json"])
     assert (done.returncode, done.stderr) == (0, "")
     assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_specialize_makes_a_native_part_of_the_stages_as_they_are(place: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(place / "fresh.splitload", tmp_path / "digits.splitload"))
+    start = [sys.executable, "-c", BARE]
+    before = read_manifest(bundle)
+    found = json.loads(run(start, tmp_path, ["specialize", "digits.splitload", "--json"]).stdout)
+    manifest = read_manifest(bundle, "hashes")
+    assert (found["searched"], found["kept_in"]) == (False, "digits.splitload")
+    assert [variant.kind for variant in manifest.variants] == ["native", *(each.kind for each in before.variants)]
+    assert found["num_stages"] == len(manifest.variants[0].stages) == len(before.variants[-1].stages)
+    again = run(start, tmp_path, ["specialize", "digits.splitload"])
+    assert again.returncode == 0
+    assert "has one already, without a search" in again.stdout
+    assert json.loads(run(start, tmp_path, ["run", "digits.splitload", "--json"]).stdout)["variant"] == "native"
 
 
 @pytest.mark.parametrize("words", NEEDS_MORE.values(), ids=NEEDS_MORE)

@@ -33,7 +33,7 @@ COMMANDS = {  # `profile` and `train` start what `specialize` and `bench` start
     "train": ["train", "MODEL", "--device", "host", "-o", "out.splitload"],
     "train-seeds": ["train", "MODEL", "--device", "s20", "--seeds", "2", "--jobs", "2", "-o", "seeds.splitload"],
     "specialize": ["specialize", "BUNDLE"],
-    "bench": ["bench", "MODEL", "--runs", "1", "--arms", "stock,tuned,ort-format,splitload"],
+    "bench": ["bench", "MODEL", "--runs", "1", "--arms", "stock,tuned"],
 }
 
 

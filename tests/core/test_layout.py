@@ -15,6 +15,7 @@ import onnxruntime as ort
 import pytest
 from models import floats
 
+from splitload.entries import RECORD
 from splitload.frontends import layout
 from splitload.frontends.layout import DOMAIN, MIN_ROWS, block_products, channel_block, to_blocks
 from splitload.frontends.onnx import Source, load_graph
@@ -59,7 +60,7 @@ def optimized(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Any] | N
 def unblocked(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Any]) -> Path:
     """Return the native graph's file as it is before products are rewritten."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("splitload.frontends.onnx.block_products", lambda *_: 0)
+        patch.setattr(layout, "block_products", lambda *_: 0)
         return optimized(model, folder, feeds)
 
 
@@ -79,7 +80,8 @@ def blocked_products(path: Path) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Return the files of an entry of the cache, but for the record of their hashes."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != RECORD}
 
 
 def assert_answers(model: onnx.ModelProto, path: Path, *feeds: Mapping[str, Any]) -> None:
@@ -198,7 +200,7 @@ def test_products_that_are_rewritten(tmp_path: Path, name: str) -> None:
     count, case = REWRITTEN[name]
     path = optimized(case.model(), tmp_path, case.feeds)
     assert blocked_products(path) == count
-    assert {file.name for file in path.parent.iterdir()} == {"model.onnx", "model.bin"}
+    assert {file.name for file in path.parent.iterdir()} == {"model.onnx", "model.bin", "record.json"}
     assert_answers(case.model(), path, case.feeds)
 
 

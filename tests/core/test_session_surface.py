@@ -94,7 +94,10 @@ def test_answers_are_those_of_a_session(
         except Exception as error:
             return type(error)
 
-    assert outcome(request.getfixturevalue(stages)) == outcome(session)
+    expected = outcome(session)
+    if expected is AttributeError:
+        pytest.skip(f"onnxruntime {ort.__version__} has no such method yet")
+    assert outcome(request.getfixturevalue(stages)) == expected
 
 
 @pytest.mark.parametrize("name", REFUSED)

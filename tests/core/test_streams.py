@@ -116,9 +116,6 @@ class Absent:
         if name.partition(".")[0] == "rich":
             raise ModuleNotFoundError(f"No module named '{name}'", name="rich")
 sys.meta_path.insert(0, Absent())
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "rich" else real(name, *rest)
 from splitload.cli import main
 sys.exit(main())
 """

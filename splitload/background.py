@@ -1,0 +1,249 @@
+"""Makes a native variant of a portable bundle in the background, with nothing but onnxruntime, for the next start.
+
+After a first answer each portable stage is optimised for this processor and stored in onnxruntime's own format, at low
+priority; the stages stay where they are cut. The new ones are run on the caller's inputs, and kept only if they answer
+as the portable ones did: in the bundle where it may be written, else in the user's cache. There is no canary, as none
+can be made without the package onnx: such a variant is for this very processor and version of the runtime. What
+`splitload specialize` makes beside that, blocked matrix products, a plan measured here, and weights that all variants
+share, it has not: it takes as much room as the model once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from splitload.bundle import MANIFEST, read_manifest, sha256_of, validate
+from splitload.cache import cache_folder
+from splitload.errors import BundleError, OutputError
+from splitload.forks import making_session
+from splitload.machine import cpu_architecture
+from splitload.manifest import FORMAT, File, Manifest, StageEntry, Variant
+from splitload.pool import Latch, started
+from splitload.replace import check_folder, replacing
+from splitload.scratch import scratch_folder
+from splitload.sealed import seal
+from splitload.session import open_session, run_stage, to_python
+from splitload.stock import session_class
+from splitload.tails import names as tails_of
+
+TOLERANCE = 1e-4  # of the largest element of an output
+MAX_GROWTH = 1.25  # over the portable stages' weights: what folding makes larger is not worth its loading
+_HEAD_BYTES = 1 << 20  # what a stage's graph may take besides
+_log = logging.getLogger("splitload")
+
+
+def cached(manifest: Manifest, runtime: str) -> tuple[Path, Variant] | None:
+    """Return the folder and the variant that an earlier run has left in the user's cache for this machine, if any."""
+    place = _place(manifest, runtime)
+    if place is None:
+        return None
+    try:
+        (variant,) = read_manifest(place, "sizes").variants
+    except (BundleError, ValueError):
+        return None
+    return place, variant
+
+
+class Specializer:
+    """Makes the native variant of one bundle, once.
+
+    Attributes:
+        done: Set when it is kept, or was given up; the logger "splitload" says which.
+
+    Args:
+        folder: The bundle.
+        manifest: What it says.
+        last: The file of its last stage, where that is a personalized one.
+        inside: Returns a block in which the loader may not be closed; entering it raises where that is.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, last: Path | None, inside: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.done = Latch()
+        self._folder, self._manifest, self._last, self._inside = folder, manifest, last, inside
+        self._begun = threading.Lock()
+
+    def answered(self, feeds: Mapping[str, Any], names: Sequence[str], outputs: Sequence[Any]) -> None:
+        """Begin, after the first answer; the caller's arrays are copied, as they may change."""
+        import numpy as np
+
+        if not self._begun.acquire(blocking=False):
+            return
+        values = [*feeds.values(), *outputs]
+        if not all(isinstance(value, np.ndarray) and value.dtype.kind in "biuf" for value in values):
+            self._begun.release()  # there is nothing to compare with; the next answer may do
+            return
+        kept = {name: value.copy() for name, value in feeds.items()}
+        expected = {name: value.copy() for name, value in zip(names, outputs, strict=True)}
+        thread = threading.Thread(target=self._work, args=(kept, expected), name="splitload-specialize", daemon=True)
+        if not started(thread):
+            self.done.set()
+
+    def _work(self, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        if sys.platform.startswith("linux"):
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            where = self._make(feeds, expected)
+            _log.info("'%s' has a native variant for this machine in '%s'", self._folder, where)
+        except Exception as error:  # onnxruntime has no common root for its errors
+            text = " ".join(str(error).split())[:300]
+            _log.warning("'%s' gets no native variant in the background: %s", self._folder, text)
+        finally:
+            self.done.set()
+
+    def _make(self, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> Path:
+        """Make the variant, check it, keep it, and return where."""
+        import onnxruntime as ort
+
+        portable = self._manifest.variants[-1]
+        parent = _writable(self._folder) or _cache_parent()
+        with scratch_folder(parent, ".native-") as made:
+            stages = []
+            for number, stage in enumerate(portable.stages):
+                if stage.trainable:  # all variants end with one and the same tail
+                    stages.append(stage)
+                    for file in filter(None, (stage.graph, stage.weights)):
+                        _link(self._folder / file.name, made / file.name)
+                    continue
+                with self._inside():
+                    stages.append(_native_stage(self._folder, stage, made, number))
+            native = portable._replace(
+                kind="native", cpu=cpu_architecture(), runtime=ort.__version__, stages=tuple(stages)
+            )
+            size, most = _bytes(native), MAX_GROWTH * _bytes(portable) + _HEAD_BYTES * len(stages)
+            if size > most:
+                raise OutputError(f"it would take {size / 1e6:.1f} MB, {MAX_GROWTH} of the portable graph is the limit")
+            with self._inside():
+                self._check(made, native, feeds, expected)
+            if parent == self._folder.parent:
+                with contextlib.suppress(OutputError):  # the cache remains
+                    _put_into_bundle(self._folder, native, made)
+                    return self._folder
+            place = _place(self._manifest, ort.__version__)
+            if place is None:
+                raise OutputError("neither the bundle can be written nor is there a cache folder")
+            everywhere = native._replace(cpu=None, runtime=None)  # the place says for what it is
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _write(place, self._manifest._replace(variants=(everywhere,), training=None), made)
+            return place
+
+    def _check(self, made: Path, native: Variant, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        """Raise unless the new stages answer as the old ones did."""
+        import numpy as np
+        import onnxruntime as ort
+
+        values: dict[str, Any] = dict(feeds)
+        for stage in native.stages:
+            path = self._last if stage.trainable and self._last is not None else made / stage.graph.name
+            needed = [spec.name for spec in stage.outputs]
+            session = open_session(path, optimize=not stage.optimized)
+            values.update(zip(needed, run_stage(ort, session, stage, needed, values, None), strict=True))
+        for name, wanted in expected.items():
+            got = to_python(ort, values[name])
+            scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)) if wanted.dtype.kind == "f" else 0.0
+            if got.shape != wanted.shape or not np.allclose(got, wanted, 0, TOLERANCE * scale, equal_nan=True):
+                raise OutputError(f"its output '{name}' differs from the portable graph's; nothing was changed")
+
+
+def _native_stage(folder: Path, stage: StageEntry, made: Path, number: int) -> StageEntry:
+    """Write a portable stage as one of this machine, and return its entry."""
+    import onnxruntime as ort
+
+    unnamed = made / f"part-{number:02}.ort"
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = str(unnamed)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    with making_session():
+        session_class()(str(folder / stage.graph.name), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    sha256 = sha256_of(unnamed)
+    file = unnamed.rename(made / f"native-{number:02}-{sha256[:12]}.ort")
+    return stage._replace(
+        graph=File(file.name, file.stat().st_size, sha256),
+        weights=None,
+        shares=(),
+        optimized=True,
+        mapped=True,
+        upgrade=not stage.prepack,  # nobody has measured whether that pays
+        read_order=(),
+    )
+
+
+def _bytes(variant: Variant) -> int:
+    """Return what a variant's stages take: what they are known to weigh, or their files where those are larger."""
+    return sum(max(stage.weights_bytes, stage.graph.bytes) for stage in variant.stages)
+
+
+def _put_into_bundle(folder: Path, native: Variant, made: Path) -> None:
+    """Exchange the bundle with one that has the variant too, first of all."""
+    manifest = read_manifest(folder)  # someone may have changed it meanwhile
+    variants = (
+        native,
+        *(each for each in manifest.variants if (each.cpu, each.runtime) != (native.cpu, native.runtime)),
+    )
+    for file in manifest.files():
+        _link(folder / file.name, made / file.name)
+    _write(folder, manifest._replace(variants=variants), made)
+
+
+def _write(target: Path, manifest: Manifest, made: Path) -> None:
+    """Put the bundle `target` into place, with the files that its manifest names taken from a folder."""
+    text = json.dumps(manifest.to_json(), indent=1)
+    validate(json.loads(text))
+    with replacing(target, lambda place: check_folder(place, FORMAT)) as folder:
+        for file in manifest.files():
+            _link(made / file.name, folder / file.name)
+        (folder / MANIFEST).write_text(seal(text), encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    try:
+        target.hardlink_to(source)
+    except OSError:  # a file system without links, or another one
+        shutil.copyfile(source, target)
+
+
+def _writable(folder: Path) -> Path | None:
+    """Return the folder that a bundle stands in, if the bundle may be replaced; one with personalized tails may not."""
+    try:
+        check_folder(folder, FORMAT)
+    except OutputError:
+        return None
+    return None if tails_of(folder) else folder.parent
+
+
+def _cache_parent() -> Path:
+    cache = cache_folder()
+    if cache is None:
+        raise OutputError("neither the bundle can be written nor is there a cache folder")
+    (cache / "natives").mkdir(parents=True, exist_ok=True)
+    return cache / "natives"
+
+
+def _place(manifest: Manifest, runtime: str) -> Path | None:
+    """Return where in the cache the variant of a bundle is kept, for this processor and a version of the runtime."""
+    cache = cache_folder()
+    if cache is None:
+        return None
+    stages = manifest.variants[-1].stages
+    files = [file.sha256 for stage in stages for file in (stage.graph, stage.weights) if file is not None]
+    key = hashlib.sha256(repr((files, cpu_architecture(), runtime)).encode()).hexdigest()
+    return cache / "natives" / f"{key[:24]}.splitload"

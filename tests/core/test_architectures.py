@@ -1,0 +1,75 @@
+"""Today's architectures, as torch's exporter writes them: made bundles, cut and whole, they answer as stock does."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from splitload.bench.architectures import MODEL, export, names
+from splitload.commands import architectures, records
+
+TRIED = {
+    "transformers/bert": "fixed",
+    "transformers/distilbert": "fixed",
+    "transformers/albert": "fixed",
+    "transformers/mpnet": "open",
+    "transformers/gpt2": "fixed",
+    "transformers/llama": "open",
+    "transformers/t5 encoder": "fixed",
+    "transformers/bart decoder": "fixed",
+    "transformers/whisper encoder": "fixed",
+    "transformers/vit": "open",
+    "transformers/wav2vec2": "fixed",
+    "torchvision/squeezenet1_1": "open",
+}
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_an_architecture(name, tmp_path):
+    export(name, TRIED[name], tmp_path)
+    rows = list(architectures.try_model(tmp_path, tmp_path))
+    assert len(rows) == len(architectures.DEVICES) * len(architectures.CUTS)
+    assert [row["error"] for row in rows if row["error"]] == []
+
+
+def test_the_study_covers_what_it_promises():
+    packages = [name.partition("/")[0] for name in names()]
+    assert packages.count("transformers") >= 25
+    assert packages.count("torchvision") + packages.count("timm") >= 25
+    assert set(TRIED) <= set(names())
+
+
+def test_a_failure_stays_in_the_rows(tmp_path, monkeypatch):
+    def run(words, limit_s):
+        if "open" in words:
+            raise architectures._FailedError("cannot be exported")
+        if words[0] == "splitload.bench.architectures":
+            (tmp_path / "made").mkdir()
+            return ""
+        return json.dumps({"device": "s20", "cut": "whole", "num_stages": 1, "difference": 0.0, "failed": None}) + "\n"
+
+    monkeypatch.setattr(architectures, "_run", run)
+    fixed, opened = architectures.try_architecture("timm/lcnet_050", tmp_path, 1)
+    assert (fixed["architecture"], fixed["sizes"], fixed["failed"]) == ("timm/lcnet_050", "fixed", None)
+    assert (opened["sizes"], opened["failed"], opened["error"]) == ("open", "exporter", "cannot be exported")
+
+
+def test_a_model_that_splitload_cannot_take_is_a_row(tmp_path):
+    (tmp_path / MODEL).write_bytes(b"no model")
+    rows = list(architectures.try_model(tmp_path, tmp_path))
+    assert [row["failed"] for row in rows] == ["splitload"] * len(architectures.DEVICES)
+    assert all("not an ONNX model" in row["error"] for row in rows)
+
+
+def test_the_table_keeps_failures():
+    row = {"architecture": "timm/a", "sizes": "fixed", "device": "host", "cut": "whole", "num_stages": 1}
+    row |= {"difference": 1e-7, "failed": None, "error": None}
+    wrong = row | {"cut": "middle", "num_stages": 2, "difference": None, "failed": "splitload", "error": "broken"}
+    lost = row | {"sizes": "open", "num_stages": None, "difference": None, "failed": "exporter", "error": "no | way"}
+    record = {"rows": [row, wrong, lost], "provenance": {"command": "make it"}}
+    table = records.fill("<!-- results:architectures -->\n<!-- end -->", {"architectures": [("a.json", record)]})
+    assert "| timm/a | fixed | 2 | 1 of 2 | 1.0e-07 | splitload: broken |" in table
+    assert "| timm/a | open | – | 0 of 1 | – | exporter: no \\| way |" in table
+    assert "| all 1 |  |  | 1 of 2 that a stock session runs |  |  |" in table

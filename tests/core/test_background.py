@@ -1,0 +1,154 @@
+"""A native variant is made after the first answer, and kept where it can be, if it answers as the portable one did."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from runtime_models import feeds
+
+import splitload.background
+from splitload import ParallelLoader, PortableWarning
+from splitload.bundle import read_manifest
+from splitload.deploy.write import write_manifest
+from splitload.errors import OutputError, UsageError
+from splitload.machine import cpu_architecture
+
+WAIT_S = 120
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle cannot be written."""
+
+    def refuse(*_: object) -> None:
+        raise OutputError("no permission")
+
+    monkeypatch.setattr(splitload.background, "_writable", lambda _: None)
+    monkeypatch.setattr(splitload.background, "_put_into_bundle", refuse)
+
+
+def start(bundle: Path) -> tuple[str, list[Any]]:
+    """Return which variant an application's start runs, and its first answer; what it makes meanwhile is made."""
+    with ParallelLoader(bundle, specialize="background") as model:
+        answers = model.run(None, feeds())
+        assert model.wait("specialized", WAIT_S)
+        return model.variant.kind, answers
+
+
+def test_the_next_start_runs_it_from_the_bundle(own_bundle: Path, cache: Path) -> None:
+    before = read_manifest(own_bundle)
+    kind, first = start(own_bundle)
+    assert kind == "portable"
+    after = read_manifest(own_bundle, "hashes")
+    native, portable = after.variants
+    assert (native.kind, native.cpu, native.runtime) == ("native", cpu_architecture(), ort.__version__)
+    assert native.needs is None  # of this very version: there is no canary
+    assert portable == before.variants[0]
+    assert [stage.blocks for stage in native.stages] == [stage.blocks for stage in portable.stages]
+    kind, second = start(own_bundle)
+    assert kind == "native"
+    for left, right in zip(first, second, strict=True):
+        assert np.allclose(left, right, atol=1e-5)
+    assert read_manifest(own_bundle) == after  # and nothing is made again
+    with ParallelLoader(own_bundle) as model:
+        assert model.variant.kind == "native"
+    assert not [path for path in own_bundle.parent.iterdir() if path.name.startswith(".")]
+    assert not cache.exists()
+
+
+def test_it_goes_into_the_cache_where_the_bundle_cannot_be_written(own_bundle: Path, cache: Path, fixed: None) -> None:
+    before = read_manifest(own_bundle)
+    assert start(own_bundle)[0] == "portable"
+    assert read_manifest(own_bundle, "hashes") == before
+    (place,) = (cache / "natives").iterdir()
+    kind, answers = start(own_bundle)
+    assert kind == "native"
+    with ParallelLoader(own_bundle) as model:
+        assert model.variant.kind == "portable"  # who did not ask does not get it
+        for left, right in zip(answers, model.run(None, feeds()), strict=True):
+            assert np.allclose(left, right, atol=1e-5)
+    next(place.glob("*.ort")).write_bytes(b"")
+    assert start(own_bundle)[0] == "portable"  # what is damaged is made anew
+    assert start(own_bundle)[0] == "native"
+
+
+def test_another_machine_does_not_take_it(own_bundle: Path, fixed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(own_bundle)
+    monkeypatch.setattr(splitload.background, "cpu_architecture", lambda: "pdp11")
+    assert start(own_bundle)[0] == "portable"
+
+
+def test_one_for_another_machine_stays_and_who_asked_is_told_until_then(native_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(native_bundle, tmp_path / "other.splitload"))
+    first, last = read_manifest(bundle).variants
+    write_manifest(bundle, read_manifest(bundle)._replace(variants=(first._replace(cpu="pdp11"), last)))
+    with pytest.warns(PortableWarning):
+        assert start(bundle)[0] == "portable"
+    assert [variant.cpu for variant in read_manifest(bundle, "hashes").variants] == [cpu_architecture(), "pdp11", None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert start(bundle)[0] == "native"
+
+
+def test_one_that_answers_otherwise_is_not_kept(
+    own_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = read_manifest(own_bundle)
+    real = splitload.background.to_python
+    monkeypatch.setattr(splitload.background, "to_python", lambda *value: real(*value) * 1.01)
+    with caplog.at_level(logging.WARNING, "splitload"):
+        assert start(own_bundle)[0] == "portable"
+    assert "differs from the portable graph's" in caplog.text
+    assert read_manifest(own_bundle, "hashes") == before
+    assert not list(cache.rglob("*.ort"))
+
+
+def test_one_that_grows_is_not_kept(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(splitload.background, "MAX_GROWTH", 0.5)
+    monkeypatch.setattr(splitload.background, "_HEAD_BYTES", 0)
+    with caplog.at_level(logging.WARNING, "splitload"):
+        assert start(own_bundle)[0] == "portable"
+    assert "0.5 of the portable graph is the limit" in caplog.text
+    assert len(read_manifest(own_bundle, "hashes").variants) == 1
+
+
+def test_the_callers_arrays_may_change_meanwhile(own_bundle: Path) -> None:
+    given = feeds()
+    with ParallelLoader(own_bundle, specialize="background") as model:
+        for value in (*model.run(None, given), *given.values()):
+            value.fill(9)
+        assert model.wait("specialized", WAIT_S)
+    assert read_manifest(own_bundle).variants[0].kind == "native"
+
+
+def test_closing_ends_it_and_leaves_the_bundle_whole(own_bundle: Path) -> None:
+    with ParallelLoader(own_bundle, specialize="background") as model:
+        model.run(None, feeds())
+    assert model._specializer is not None
+    assert model._specializer.done.wait(WAIT_S)
+    read_manifest(own_bundle, "hashes")
+    assert not list(own_bundle.parent.glob(".native-*"))
+
+
+def test_without_an_answer_there_is_nothing_to_wait_for(own_bundle: Path) -> None:
+    with ParallelLoader(own_bundle, specialize="background") as model:
+        assert not model.wait("specialized", 0.01)
+    with ParallelLoader(own_bundle) as model:
+        assert model.wait("specialized", 0.01)
+    with pytest.raises(UsageError, match="specialize takes 'background' or None"):
+        ParallelLoader(own_bundle, specialize="now")  # type: ignore[arg-type]
