@@ -103,7 +103,7 @@ def compare_with_stock(folder: Path, manifest: Manifest, original: Path, feeds: 
     except Exception as error:  # onnxruntime has no common root for its errors
         reason = f"the model does not run on these inputs ({one_line(error)}){cure(missing)}"
         return Agreement({}, made_up=missing, untried=reason)
-    difference = {}
+    difference: dict[str, float] = {}
     for variant in manifest.variants:
         found = _run_variant(ort, folder, variant, names, ready)
         difference[variant.kind] = max(map(relative_error, found, expected), default=0.0)

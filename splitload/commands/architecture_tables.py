@@ -14,7 +14,7 @@ def architectures(records: Iterable[tuple[str, Any]]) -> Table:
     for _, record in records:
         for row in record["rows"]:
             found.setdefault((row["architecture"], row["sizes"]), []).append(row)
-    body = []
+    body: list[tuple[str, ...]] = []
     for (name, sizes), rows in found.items():
         good = [row for row in rows if row["error"] is None]
         stages = [row["num_stages"] for row in rows if row["num_stages"]]

@@ -255,7 +255,7 @@ def _constant(node: Any) -> Any:
 def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Found) -> list[Any]:
     """Return nodes that make the weight that was found in the optimised graph."""
     names = dict(kept)
-    nodes = []
+    nodes: list[Any] = []
     target = str(found.tensor.name)
     for node in chain.nodes:
         copy = type(node)()
