@@ -53,12 +53,13 @@ class _StockError(Exception):
     """A stock session does not run the exporter's file on the inputs of the export."""
 
 
-def try_model(folder: Path, cache: Path) -> Iterator[Row]:
+def try_model(folder: Path, cache: Path, cuts: Sequence[str] = CUTS) -> Iterator[Row]:
     """Yield what became of a model and its inputs, for each device and way to cut it.
 
     Args:
         folder: With `MODEL` and an .npy file for each input; more inputs may lie in the folder `LARGER` there.
         cache: Where optimised graphs go.
+        cuts: Which of `CUTS`.
     """
     for device_name in DEVICES:
         row: Row = {"device": device_name, "cut": None, "num_stages": None, "difference": None}
@@ -76,12 +77,13 @@ def try_model(folder: Path, cache: Path) -> Iterator[Row]:
             yield {**row, "failed": "splitload", "error": _line(error)}
             continue
         blocks = len(graph.blocks)
-        for cut, points in zip(CUTS, ((), (blocks // 2,), range(1, blocks)), strict=True):
+        splits = dict(zip(CUTS, ((), (blocks // 2,), range(1, blocks)), strict=True))
+        for cut in cuts:
             found = {**row, "cut": cut}
             if cut != CUTS[0] and blocks == 1:
                 yield {**found, "failed": "splitload", "error": "there is nowhere to cut"}
                 continue
-            partition = Partition.of(blocks, points)
+            partition = Partition.of(blocks, splits[cut])
             found |= {"num_stages": partition.num_stages}
             try:
                 with scratch_folder(cache, ".bundle-") as made:

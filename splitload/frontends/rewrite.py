@@ -52,6 +52,7 @@ class Rewriter:
         self.model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
         self._path = path
         self._new: dict[str, bytes] = {}
+        self._sources = {external_entry(tensor)[0] for tensor in all_tensors(self.model.graph) if is_external(tensor)}
         self._names = {tensor.name for tensor in self.model.graph.initializer}
         self._names |= {name for node in self.model.graph.node for name in (*node.input, *node.output)}
         self._names |= {value.name for value in (*self.model.graph.input, *self.model.graph.output)}
@@ -109,21 +110,21 @@ class Rewriter:
         folder = self._path.parent
         made = folder / f"{_WEIGHTS}.new"
         places = []
-        sources = set()
         with made.open("wb") as out:
-            for tensor in all_tensors(self.model.graph):
+            count = len(self.model.graph.initializer)  # they come first; a tensor in a body may have the same name
+            for number, tensor in enumerate(all_tensors(self.model.graph)):
                 if not is_external(tensor):
                     continue
                 out.write(b"\0" * (-out.tell() % _PAGE_BYTES))
                 start = out.tell()
-                if (data := self._new.get(tensor.name)) is not None:
+                if number < count and (data := self._new.get(tensor.name)) is not None:
                     out.write(data)
                 else:
-                    sources.add(_copy(tensor, folder, out))
+                    _copy(tensor, folder, out)
                 places.append((tensor, start, out.tell() - start))
         for tensor, start, length in places:
             point(tensor, _WEIGHTS, start, length)
-        for name in sources - {_WEIGHTS}:
+        for name in self._sources - {_WEIGHTS}:
             (folder / name).unlink(missing_ok=True)
         if places:
             made.replace(folder / _WEIGHTS)
@@ -140,8 +141,8 @@ class Rewriter:
             self._new[tensor.name] = data
 
 
-def _copy(tensor: Any, folder: Path, out: Any) -> str:
-    """Copy the bytes of an external tensor, and return the name of the file they were in."""
+def _copy(tensor: Any, folder: Path, out: Any) -> None:
+    """Copy the bytes of an external tensor."""
     location, offset, length = external_entry(tensor)
     with (folder / location).open("rb") as source:
         left = os.fstat(source.fileno()).st_size - offset if length is None else length
@@ -152,4 +153,3 @@ def _copy(tensor: Any, folder: Path, out: Any) -> str:
                 raise OSError(f"'{location}' ends before its weights do")
             out.write(chunk)
             left -= len(chunk)
-    return location

@@ -10,6 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from splitload import cli  # noqa: E402
+from splitload.deploy.build import Plan, build_bundle  # noqa: E402
+from splitload.frontends.onnx import Source, load_graph  # noqa: E402
+from splitload.frontends.torch import quiet  # noqa: E402
+from splitload.partition import Partition  # noqa: E402
 
 MODULE = """
 import torch
@@ -32,11 +36,15 @@ def test_no_file_of_a_bundle_names_the_building_folder(tmp_path: Path, monkeypat
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     module = importlib.import_module("traced_net").Net().eval()
     model = home / "net.onnx"
-    torch.onnx.export(module, (torch.rand(2, 8),), model, dynamo=True, external_data=False, verbose=False)
+    with quiet():
+        torch.onnx.export(module, (torch.rand(2, 8),), model, dynamo=True, external_data=False, verbose=False)
     assert b"home-of-someone" in model.read_bytes()  # in the stack traces of nodes
-    bundle = tmp_path / "net.splitload"
-    assert cli.main(["train", str(model), "--device", "host", "--trainable", "head", "-o", str(bundle)]) == 0
-    files = [file for file in bundle.rglob("*") if file.is_file()]
+    trained, native = tmp_path / "net.splitload", tmp_path / "native.splitload"
+    assert cli.main(["train", str(model), "--device", "s20", "--trainable", "head", "-o", str(trained)]) == 0
+    source = Source.open(model, "net")
+    graphs = [load_graph(source, kind, tmp_path / "cache") for kind in ("native", "portable")]
+    build_bundle(native, [Plan(graph, Partition(len(graph.blocks)), 1) for graph in graphs], device="host")
+    files = [file for folder in (trained, native) for file in folder.rglob("*") if file.is_file()]
     assert {".onnx", ".ort", ".json"} <= {file.suffix for file in files}
     assert [file.name for file in files if b"home-of-someone" in file.read_bytes()] == []
     assert [file.name for file in files if str(tmp_path).encode() in file.read_bytes()] == []
