@@ -53,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words_of(command: str) -> list[str]:
     """Return a command line that works in the `place`."""
-    if command in ("zoo", "cache"):
+    if command in ("zoo", "cache", "devices"):
         return [command]
     more = {"finetune": ["--data", "train.npz", "--epochs", "1"], "install": ["copy.splitload"]}
     return [command, "digits.splitload", *more.get(command, [])]
