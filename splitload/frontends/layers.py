@@ -59,9 +59,11 @@ def layers_of(graph: Any) -> list[Layer]:
     loose: dict[str, _Found] = {}
     makers: dict[str, _Found] = {}  # by what a layer gives
     for index, node in enumerate(body):
+        first = ""  # what a node is called by that nothing names: its other weights are of the same layer
         for place, name in enumerate(node.input):
             for weight, reason in stored.weights(node, place, name).items():
-                layer, claimed = layer_name(weight, node), _is_claimed(weight, node)
+                first = first or weight
+                layer, claimed = layer_name(weight, node, first), _is_claimed(weight, node)
                 biased = None
                 if node.op_type == "Add" and stored.is_row(weight):
                     biased = makers.get(node.input[1 - place])
@@ -97,11 +99,11 @@ class _Found:
     claimed: bool
 
 
-def layer_name(weight: str, node: Any) -> str:
-    """Return what the layer is called that holds a weight, which this node reads."""
+def layer_name(weight: str, node: Any, first: str = "") -> str:
+    """Return what the layer is called that holds a weight, which this node reads, perhaps after its first weight."""
     if "." in weight:
         return weight.rpartition(".")[0]
-    return _module(node) or str(node.name or weight)
+    return _module(node) or str(node.name or first or weight)
 
 
 def _module(node: Any) -> str:

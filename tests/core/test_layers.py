@@ -47,6 +47,12 @@ def constant(name: str, *shape: int) -> Any:
     return helper.make_node("Constant", [], [name], value=weight(name, *shape))
 
 
+def test_weights_that_nothing_else_names_are_of_one_layer() -> None:
+    made = graph(node("Gemm", "r w b", "y"), stored=[weight("w", 16, 4), weight("b", 4)])
+    assert [(layer.name, layer.weights) for layer in layers_of(made)][1:] == [("w", ("w", "b"))]
+    assert divide(made, "1").weights == ("w", "b")
+
+
 def test_weights_of_constant_nodes_are_layers() -> None:
     made = graph(constant("fc.weight", 16, 4), node("MatMul", "r fc.weight", "y", name="fc"), stored=[])
     assert [(layer.name, layer.weights, layer.num_weights) for layer in layers_of(made)] == [
