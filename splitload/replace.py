@@ -12,6 +12,7 @@ from pathlib import Path
 from splitload.atomic import sync, sync_tree
 from splitload.bundle import MANIFEST, MAX_MANIFEST_BYTES
 from splitload.errors import OutputError
+from splitload.manifest import FORMAT, TORCH_FORMAT
 from splitload.regular import open_regular
 from splitload.scratch import scratch_folder
 
@@ -20,10 +21,11 @@ def check_folder(target: Path, bundle_format: str) -> None:
     """Make sure that a bundle may be written at `target`: nothing is there, or a bundle of the same format.
 
     Raises:
-        OutputError: If something else is there, or its folder cannot be written to.
+        OutputError: If something else is there, if it lies in another bundle, or its folder cannot be written to.
     """
     if target.is_symlink():
         raise OutputError(f"'{target}' is a link; give the place it points to, or another name")
+    refuse_in_bundle(target.absolute().parent)
     if target.exists() and not _is_bundle(target, bundle_format):
         raise OutputError(f"'{target}' exists and is not a bundle; choose another name, it is left as it is")
     parent = target.parent
@@ -31,6 +33,18 @@ def check_folder(target: Path, bundle_format: str) -> None:
         raise OutputError(f"there is no folder '{parent}' to write '{target.name}' into")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"cannot write to '{parent}': permission denied")
+
+
+def refuse_in_bundle(folder: Path) -> None:
+    """Raise if a folder, whether it is there or not, is a bundle or lies in one, which holds its own files only.
+
+    Raises:
+        OutputError: If so; it names the bundle.
+    """
+    real = folder.resolve()
+    for place in (real, *real.parents):
+        if any(_is_bundle(place, kind) for kind in (FORMAT, TORCH_FORMAT)):
+            raise OutputError(f"'{place}' is a bundle, and nothing else may lie in it; write to another place")
 
 
 def _is_bundle(folder: Path, bundle_format: str) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from splitload.errors import OutputError, UsageError
 from splitload.inputs import DTYPES
 from splitload.manifest import TensorSpec
+from splitload.replace import refuse_in_bundle
 from splitload.scratch import scratch_folder
 
 INDEX = "outputs.json"
@@ -30,8 +31,9 @@ def plan_outputs(folder: Path, specs: Iterable[TensorSpec]) -> dict[str, str]:
 
     Raises:
         UsageError: If no file can hold an output of that type.
-        OutputError: If there can be no such folder.
+        OutputError: If there can be no such folder, or it is a bundle or lies in one.
     """
+    refuse_in_bundle(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"'{folder}' exists and is not a folder; give another -o")
     if not folder.exists() and not folder.parent.is_dir():

@@ -138,3 +138,22 @@ def test_no_room_is_told_before_the_copy(chain_bundle: Path, tmp_path: Path, mon
     with pytest.raises(OutputError, match="MiB are free; make room"):
         install(chain_bundle, tmp_path / "here.splitload")
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_into_a_bundle(
+    chain_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies in a bundle and is not of it makes the bundle one that `verify` refuses."""
+    here = tmp_path / "here.splitload"
+    install(chain_bundle, here)
+    (tmp_path / "link").symlink_to(here)
+    (here / "tails").mkdir()
+    for place in (here / "in.splitload", here / "tails" / "in.splitload", tmp_path / "link" / "in.splitload"):
+        assert main(["install", str(chain_bundle), str(place)]) == 1
+        assert f"'{here.resolve()}' is a bundle, and nothing else may lie in it" in capsys.readouterr().err
+    for place in (here, here / "outputs", here / "tails" / "outputs"):
+        assert main(["run", str(here), "-o", str(place)]) == 1
+        assert f"'{here.resolve()}' is a bundle, and nothing else may lie in it" in capsys.readouterr().err
+    (here / "tails").rmdir()
+    assert content(here) == content(chain_bundle)
+    assert verify(here).files == len(content(chain_bundle))
