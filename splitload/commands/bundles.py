@@ -102,7 +102,7 @@ def _told(console: Console, bundle: str, found: verification.Verified) -> dict[s
     if not found.manifest_hash:
         console.print("the manifest itself has no hash in version 1: its format is right")
     if found.links:
-        console.note(f"{count_of(found.links, 'file')} of them are links: what they point to is right now")
+        console.note(f"links among them: {found.links}; what they point to is right now")
     if found.unfinished:
         what = count_of(found.unfinished, "tail")
         console.note(f"{what} being written, or left by a killed process: nothing reads that")
