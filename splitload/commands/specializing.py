@@ -61,11 +61,13 @@ def _as_it_is_cut(options: argparse.Namespace, console: Console) -> dict[str, An
     where = bundle if chosen.kind == "native" or kept is None else kept[0]
     variant = chosen if chosen.kind == "native" or kept is None else kept[1]
     files_bytes = sum({file.name: file.bytes for file in manifest.files()}.values())
-    had = "has one already" if there else "was made"
-    console.print(
-        f"{where}: {count_of(len(variant.stages), 'stage')} for {cpu_architecture()} {had}, without a search: "
-        f"the stages are as they were cut. With {INSTALL} a plan is searched on this machine"
-    )
+    stages, hint = count_of(len(variant.stages), "stage"), f"With {INSTALL} a plan is searched on this machine"
+    if there:
+        console.print(f"{where}: a part for {cpu_architecture()} is there already, {stages}. {hint}")
+    else:
+        console.print(
+            f"{where}: {stages} for {cpu_architecture()}, without a search: the stages are as they were cut. {hint}"
+        )
     return {
         "bundle": options.bundle,
         "num_stages": len(variant.stages),
