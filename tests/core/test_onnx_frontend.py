@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from splitload.deploy.equality import check_graph, identical, run_split
+from splitload.answers import identical
+from splitload.deploy.equality import check_graph, run_split
 from splitload.errors import ModelError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
