@@ -116,12 +116,12 @@ def _seen(
             name: value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
             for name, value in feeds.items()
         }
-        types = {value.name: value.type for value in proto.graph.input}
-        types |= {
+        types = {
             info.name: onnx.helper.make_tensor_type_proto(elem_type(info.type), None)
-            for info in (*session.get_inputs(), *session.get_outputs())
+            for info in session.get_outputs()
             if info.type.startswith("tensor(")
         }
+        types |= {value.name: value.type for value in proto.graph.input}  # with sizes, which feeds must have
         inputs = {name: shape for name, value in ready.items() if (shape := _shape_of(value)) is not None}
         return inputs | seen_shapes(path, proto, body, types, ready, plain_options())
     # strings, lists and maps cannot be OrtValues
