@@ -16,9 +16,9 @@ import onnxruntime as ort
 import pytest
 
 from splitload import ParallelLoader
+from splitload.answers import relative_error
 from splitload.bundle import read_manifest
 from splitload.deploy.build import Plan, build_bundle
-from splitload.deploy.equality import relative_error
 from splitload.errors import OutputError, PartitionError
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import GraphKind
