@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from splitload.deploy.equality import TOLERANCE, relative_error
+from splitload.answers import TOLERANCE, relative_error
 from splitload.errors import ModelError, SplitloadError
 from splitload.frontends.observe import one_line
 from splitload.inputs import cure, example_inputs, made_up

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
+from splitload.answers import TOLERANCE, identical, relative_error
 from splitload.errors import ModelError
 from splitload.frontends.observe import one_line
 from splitload.frontends.onnx import Source
@@ -18,9 +17,6 @@ from splitload.inputs import example_inputs
 from splitload.scratch import scratch_folder
 from splitload.session import open_session, run_stage, still_read, to_python
 from splitload.stock import stock_session
-
-TOLERANCE = 1e-4
-_AT_ONCE = 1 << 18  # elements that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,37 +120,3 @@ def run_split(writer: StageWriter, graph: ModelGraph, positions: Sequence[int], 
                 raise ModelError(f"{graph.name}: nodes {start} to {end} do not run alone: {one_line(error)}") from error
             values = still_read(values, stages[number:], graph.outputs)
     return [to_python(ort, values[name]) for name in graph.outputs]
-
-
-def identical(left: Any, right: Any) -> bool:
-    """Return whether two outputs have the same type, shape and values, numbers to the last bit."""
-    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-        if left.dtype != right.dtype or left.shape != right.shape:
-            return False
-        return bool(np.array_equal(left, right)) if left.dtype.hasobject else left.tobytes() == right.tobytes()
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(identical, left, right))
-    return type(left) is type(right) and bool(left == right)
-
-
-def relative_error(left: Any, right: Any) -> float:
-    """Return the largest difference relative to the largest finite magnitude; inf where that makes no sense."""
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        return max(map(relative_error, left, right), default=0.0)
-    if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray)) or left.dtype.kind not in "fc":
-        return 0.0 if identical(left, right) else float("inf")
-    if left.shape != right.shape:
-        return float("inf")
-    wide = np.complex128 if left.dtype.kind == "c" else np.float64
-    difference = magnitude = 0.0
-    flat, other = left.reshape(-1), right.reshape(-1)
-    for start in range(0, flat.size, _AT_ONCE):  # doubles of all of a large output would be several times its size
-        here, there = flat[start : start + _AT_ONCE].astype(wide), other[start : start + _AT_ONCE].astype(wide)
-        finite = np.isfinite(there)
-        if not np.array_equal(np.isfinite(here), finite):
-            return float("inf")
-        if not np.array_equal(here[~finite], there[~finite], equal_nan=True):
-            return float("inf")
-        difference = max(difference, float(np.abs(here[finite] - there[finite]).max(initial=0.0)))
-        magnitude = max(magnitude, float(np.abs(there[finite]).max(initial=0.0)))
-    return difference / max(magnitude, 1e-30)

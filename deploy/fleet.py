@@ -7,33 +7,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from splitload.errors import BundleError
-from splitload.machine import cpu_architecture
 from splitload.manifest import Manifest, StageEntry, Variant
 
 
 def keep_natives(source: Path, manifest: Manifest, folder: Path, made: Sequence[Variant]) -> tuple[Variant, ...]:
     """Return the variants of a new bundle with the native ones of the old one between, whose files are put there.
 
-    A native variant that was made by this very runtime on such a processor is replaced, all others stay. With them a
+    A native variant of which there is a new one, for the same processor and runtime, goes; all others stay. With them a
     bundle holds their weights once more each: their layouts differ.
 
     Args:
         source: The old bundle.
         manifest: What it says.
         folder: The new bundle, in the making.
-        made: Its variants: the native one of this machine first, the portable one last.
+        made: Its variants: the native one of this machine, if there is one, and the portable one last.
 
     Raises:
         BundleError: If a variant cannot be kept.
         OSError: If a file cannot be read or written.
     """
-    new, *others = made
+    *natives, portable = made
+    replaced = {(variant.cpu, variant.runtime) for variant in natives}
     kept = []
     for variant in manifest.variants:
-        if variant.kind == "native" and (variant.cpu, variant.runtime) != (cpu_architecture(), new.runtime):
+        if variant.kind == "native" and (variant.cpu, variant.runtime) not in replaced:
             stages = variant.stages
             if stages[-1].trainable:  # all variants end with one and the same tail
-                stages = (*stages[:-1], _same_tail(stages[-1], new.stages[-1]))
+                stages = (*stages[:-1], _same_tail(stages[-1], made[0].stages[-1]))
             kept.append(variant._replace(stages=stages))
     files = {file.name for file in manifest._replace(variants=tuple(kept), training=None).files()} if kept else set()
     there = {path.name for path in folder.iterdir()}
@@ -46,7 +46,7 @@ def keep_natives(source: Path, manifest: Manifest, folder: Path, made: Sequence[
             (folder / name).hardlink_to(place)
         except OSError:  # a file system without links
             shutil.copyfile(place, folder / name)
-    return (new, *kept, *others)
+    return (*natives, *kept, portable)
 
 
 def _same_tail(old: StageEntry, new: StageEntry) -> StageEntry:

@@ -11,6 +11,7 @@ share, it has not: it takes as much room as the model once more.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -23,6 +24,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from splitload.answers import TOLERANCE, relative_error
 from splitload.bundle import MANIFEST, read_manifest, sha256_of, validate
 from splitload.cache import cache_folder
 from splitload.errors import BundleError, OutputError
@@ -37,7 +39,6 @@ from splitload.session import open_session, run_stage, to_python
 from splitload.stock import session_class
 from splitload.tails import names as tails_of
 
-TOLERANCE = 1e-4  # of the largest element of an output
 MAX_GROWTH = 1.25  # over the portable stages' weights: what folding makes larger is not worth its loading
 _HEAD_BYTES = 1 << 20  # what a stage's graph may take besides
 _log = logging.getLogger("splitload")
@@ -76,19 +77,28 @@ class Specializer:
         self._begun = threading.Lock()
 
     def answered(self, feeds: Mapping[str, Any], names: Sequence[str], outputs: Sequence[Any]) -> None:
-        """Begin, after the first answer; the caller's arrays are copied, as they may change."""
-        import numpy as np
+        """Begin, after the first answer; the caller's values are copied, as they may change."""
+        import onnxruntime as ort
 
         if not self._begun.acquire(blocking=False):
             return
-        values = [*feeds.values(), *outputs]
-        if not all(isinstance(value, np.ndarray) and value.dtype.kind in "biuf" for value in values):
-            self._begun.release()  # there is nothing to compare with; the next answer may do
+
+        def kept(value: Any) -> Any:
+            return copy.deepcopy(to_python(ort, value))
+
+        try:
+            given = {name: kept(value) for name, value in feeds.items()}
+            expected = {name: kept(value) for name, value in zip(names, outputs, strict=True)}
+        except Exception as error:  # an OrtValue that is no tensor, or one of a type that numpy lacks
+            self._give_up(error)
             return
-        kept = {name: value.copy() for name, value in feeds.items()}
-        expected = {name: value.copy() for name, value in zip(names, outputs, strict=True)}
-        thread = threading.Thread(target=self._work, args=(kept, expected), name="splitload-specialize", daemon=True)
+        thread = threading.Thread(target=self._work, args=(given, expected), name="splitload-specialize", daemon=True)
         if not started(thread):
+            self._give_up(OutputError("the system has no thread left to make it with"))
+
+    def cancel(self) -> None:
+        """Let nobody wait for what was not begun: there will be no first answer."""
+        if self._begun.acquire(blocking=False):
             self.done.set()
 
     def _work(self, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -99,10 +109,14 @@ class Specializer:
             where = self._make(feeds, expected)
             _log.info("'%s' has a native variant for this machine in '%s'", self._folder, where)
         except Exception as error:  # onnxruntime has no common root for its errors
-            text = " ".join(str(error).split())[:300]
-            _log.warning("'%s' gets no native variant in the background: %s", self._folder, text)
+            self._give_up(error)
         finally:
             self.done.set()
+
+    def _give_up(self, error: Exception) -> None:
+        text = " ".join(str(error).split())[:300]
+        _log.warning("'%s' gets no native variant in the background: %s", self._folder, text)
+        self.done.set()
 
     def _make(self, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> Path:
         """Make the variant, check it, keep it, and return where."""
@@ -130,7 +144,7 @@ class Specializer:
                 self._check(made, native, feeds, expected)
             if parent == self._folder.parent:
                 with contextlib.suppress(OutputError):  # the cache remains
-                    _put_into_bundle(self._folder, native, made)
+                    _put_into_bundle(self._folder, portable, native, made)
                     return self._folder
             place = _place(self._manifest, ort.__version__)
             if place is None:
@@ -142,19 +156,16 @@ class Specializer:
 
     def _check(self, made: Path, native: Variant, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         """Raise unless the new stages answer as the old ones did."""
-        import numpy as np
         import onnxruntime as ort
 
         values: dict[str, Any] = dict(feeds)
         for stage in native.stages:
             path = self._last if stage.trainable and self._last is not None else made / stage.graph.name
             needed = [spec.name for spec in stage.outputs]
-            session = open_session(path, optimize=not stage.optimized)
+            session = open_session(path, optimize=not stage.optimized, prepack=stage.prepack)
             values.update(zip(needed, run_stage(ort, session, stage, needed, values, None), strict=True))
         for name, wanted in expected.items():
-            got = to_python(ort, values[name])
-            scale = float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)) if wanted.dtype.kind == "f" else 0.0
-            if got.shape != wanted.shape or not np.allclose(got, wanted, 0, TOLERANCE * scale, equal_nan=True):
+            if not relative_error(to_python(ort, values[name]), wanted) <= TOLERANCE:
                 raise OutputError(f"its output '{name}' differs from the portable graph's; nothing was changed")
 
 
@@ -182,6 +193,7 @@ def _native_stage(folder: Path, stage: StageEntry, made: Path, number: int) -> S
         mapped=True,
         upgrade=not stage.prepack,  # nobody has measured whether that pays
         read_order=(),
+        reoptimize=False,
     )
 
 
@@ -190,9 +202,15 @@ def _bytes(variant: Variant) -> int:
     return sum(max(stage.weights_bytes, stage.graph.bytes) for stage in variant.stages)
 
 
-def _put_into_bundle(folder: Path, native: Variant, made: Path) -> None:
-    """Exchange the bundle with one that has the variant too, first of all."""
-    manifest = read_manifest(folder)  # someone may have changed it meanwhile
+def _put_into_bundle(folder: Path, portable: Variant, native: Variant, made: Path) -> None:
+    """Exchange the bundle with one that has the variant too, first of all.
+
+    Raises:
+        OutputError: If it cannot be replaced, or its portable variant is not the one that was loaded.
+    """
+    manifest = read_manifest(folder)
+    if manifest.variants[-1] != portable:  # another bundle stands there by now, or only the frozen stages were loaded
+        raise OutputError(f"'{folder}' holds another portable graph than the one that was loaded")
     variants = (
         native,
         *(each for each in manifest.variants if (each.cpu, each.runtime) != (native.cpu, native.runtime)),
@@ -206,7 +224,7 @@ def _write(target: Path, manifest: Manifest, made: Path) -> None:
     """Put the bundle `target` into place, with the files that its manifest names taken from a folder."""
     text = json.dumps(manifest.to_json(), indent=1)
     validate(json.loads(text))
-    with replacing(target, lambda place: check_folder(place, FORMAT)) as folder:
+    with replacing(target, _check_target) as folder:
         for file in manifest.files():
             _link(made / file.name, folder / file.name)
         (folder / MANIFEST).write_text(seal(text), encoding="utf-8")
@@ -222,12 +240,19 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _writable(folder: Path) -> Path | None:
-    """Return the folder that a bundle stands in, if the bundle may be replaced; one with personalized tails may not."""
+    """Return the folder that a bundle stands in, if the bundle may be replaced."""
     try:
-        check_folder(folder, FORMAT)
+        _check_target(folder)
     except OutputError:
         return None
-    return None if tails_of(folder) else folder.parent
+    return folder.parent
+
+
+def _check_target(folder: Path) -> None:
+    """Raise `OutputError` unless a bundle may be put there; personalized tails, made meanwhile perhaps, would go."""
+    check_folder(folder, FORMAT)
+    if tails_of(folder):
+        raise OutputError(f"'{folder}' holds personalized tails, which a new bundle would lose")
 
 
 def _cache_parent() -> Path:

@@ -100,7 +100,6 @@ class ParallelLoader(DropIn):
             it: one of the pool, perhaps two at once, or with a single stage the one that calls `run`. It must not wait
             for a model. If it raises, `threading.excepthook` reports that, loading goes on, and it is not called again;
             an interrupt of the main thread meanwhile ends `run`.
-
         specialize: "background" makes a native variant for this machine after the first answer, where only the portable
             one runs, for the next start that asks for it too; see `background.py`.
 
@@ -326,7 +325,9 @@ class ParallelLoader(DropIn):
         if until not in ("loaded", "upgraded", "specialized"):
             raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
         if until == "specialized":
-            return self._specializer is None or self._specializer.done.wait(timeout)
+            made = self._specializer is None or self._specializer.done.wait(timeout)
+            self._raise_if_failed()
+            return made
         start = time.perf_counter()
         if not self._all_loaded.wait(timeout):
             return False
@@ -387,6 +388,8 @@ class ParallelLoader(DropIn):
             self._next, self._error = num_stages, error
         for latch in (*self._events, self._all_loaded, self._upgraded):
             latch.set()
+        if self._specializer is not None:
+            self._specializer.cancel()
 
     def _leave(self, lane: int) -> None:
         """Note that this thread is no longer inside the runtime, where no process may end."""
@@ -404,6 +407,7 @@ class ParallelLoader(DropIn):
         """
         inherited = [*self._sessions, self._caller.stand_in_made]
         self._reset()
+        self._specializer = None  # the parent makes that variant
         self._is_inherited = True
         if self._is_over():
             self._give_up(self._error)

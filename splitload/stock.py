@@ -25,3 +25,26 @@ def stock_session(model: str | Path | bytes, options: Any) -> Any:
         options: An `onnxruntime.SessionOptions`.
     """
     return session_class()(model, options, providers=["CPUExecutionProvider"])
+
+
+def session_beside(folder: Path, model: bytes, options: Any) -> Any:
+    """Return a plain session on a model whose weights lie in files of a folder, where it stands meanwhile.
+
+    Args:
+        folder: The folder.
+        model: Bytes of the model.
+        options: An `onnxruntime.SessionOptions`.
+
+    Raises:
+        OSError: If it cannot be written there.
+    """
+    import os
+    import tempfile
+
+    handle, file = tempfile.mkstemp(dir=folder, prefix=".probe-", suffix=".onnx")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(model)
+        return stock_session(file, options)
+    finally:
+        Path(file).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from splitload.answers import TOLERANCE, relative_error
 from splitload.bench.architectures import LARGER, MODEL, inputs, names
 from splitload.child import python
 from splitload.cli import user_cache
@@ -27,7 +28,6 @@ from splitload.commands.records import write_record
 from splitload.commands.study import at_least, one_line, study_parser
 from splitload.deploy.agreement import compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
-from splitload.deploy.equality import TOLERANCE, relative_error
 from splitload.devices import open_device
 from splitload.errors import SplitloadError
 from splitload.frontends.onnx import Source, load_graph

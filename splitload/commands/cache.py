@@ -12,12 +12,16 @@ from splitload.commands.console import Console, count_of
 from splitload.errors import OutputError
 
 ROOMS = {
+    "architectures": "models of many architectures, to try",
     "bench": "bundles and files of other engines, to compare",
     "canaries": "which runtimes are fit for which bundles",
     "deep": "synthetic models to compare",
     "exports": "models exported from torch",
+    "forms": "models stored in other forms, to compare",
     "graphs": "optimised graphs",
     "heads": "models with a fresh last layer",
+    "memory": "a synthetic model to measure memory with",
+    "models": "which bundle is of which model",
     "natives": "native parts of bundles that cannot be written",
     "profiles": "what was measured on this machine",
     "searches": "interrupted searches, to resume",

@@ -58,7 +58,7 @@ def read_model(
 def read_divided(
     options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
 ) -> tuple[Source, ModelGraph, Division | None]:
-    """Return the model, its graph for the device, and where it is divided for training, which is told.
+    """Return the model, its graph for the device, and where it is divided for training.
 
     Raises:
         SplitloadError: If it cannot be read.
@@ -79,7 +79,6 @@ def read_divided(
             graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
             return source, graph, None
         opened = load_opened(source, device.graph_kind, cache, trainable, max_blocks=options.max_blocks, feeds=feeds)
-    console.print(f"to be trained on the device: {opened.division}")
     return source, opened.graph, opened.division
 
 

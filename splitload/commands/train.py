@@ -56,6 +56,8 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     searched = options if first_trainable is None else _without_tail(options)
     planned = make_plan(searched, console, cache, device, graph, feeds, first_trainable)
     search, found, profile = planned.search, planned.found, planned.profile
+    if division is not None:
+        console.print(f"to be trained on the device: {division}")
     trial = None
     if isinstance(device, HostDevice) and options.split_points is None:
         try:

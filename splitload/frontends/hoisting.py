@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from splitload.frontends.proto import all_tensors, attributes, bodies, tensor_bytes
+from splitload.frontends.names import rename_uses
+from splitload.frontends.proto import all_tensors, attributes, bodies, tensor_bytes, value_names
 from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
 
 
@@ -55,7 +56,7 @@ def hoist(model: Any) -> int:
         How many were moved.
     """
     graph = model.graph
-    taken = set(_names(graph))
+    taken = set(value_names(graph))
     moved = [tensor for node in graph.node for body in bodies(node) for tensor in _hoist_from(body, taken)]
     graph.initializer.extend(moved)
     if moved:
@@ -76,7 +77,7 @@ def _hoist_from(body: Any, taken: set[str]) -> Iterator[Any]:
         if value is not None and tensor_bytes(value) >= EXTERNAL_FROM_BYTES:
             yield _renamed(value, node.output[0], names, taken)
             body.node.remove(node)
-    _rename_inputs(body, names)
+    rename_uses(body, names)
     for node in body.node:
         for inner in bodies(node):
             yield from _hoist_from(inner, taken)
@@ -91,23 +92,3 @@ def _renamed(tensor: Any, old: str, names: dict[str, str], taken: set[str]) -> A
     taken.add(name)
     names[old] = copy.name = name
     return copy
-
-
-def _rename_inputs(body: Any, names: dict[str, str]) -> None:
-    """Let nodes of a body, and of the bodies in it that have no such name of their own, read by new names."""
-    for node in body.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        for inner in bodies(node):
-            own = {value.name for value in inner.input} | {tensor.name for tensor in inner.initializer}
-            own |= {name for each in inner.node for name in each.output}
-            _rename_inputs(inner, {old: new for old, new in names.items() if old not in own})
-
-
-def _names(graph: Any) -> Iterator[str]:
-    """Yield every name of a value in a graph and in the bodies of its nodes."""
-    yield from (value.name for value in (*graph.input, *graph.output))
-    yield from (tensor.name for tensor in graph.initializer)
-    for node in graph.node:
-        yield from (*node.input, *node.output)
-        for body in bodies(node):
-            yield from _names(body)

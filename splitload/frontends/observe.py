@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from splitload.errors import ModelError, OutputError
 from splitload.frontends.pieces import seen_shapes
 from splitload.graph import Tensor, used_names
 from splitload.inputs import DTYPES, example_inputs
-from splitload.stock import stock_session
+from splitload.stock import session_beside
 
 # what onnxruntime puts before the message: its code, the file once more, and a place in its own source
 _NOISE = re.compile(
@@ -58,15 +56,10 @@ def observe(
     given = {value.name for value in probe.graph.output}
     names = used_names(name for node in body for name in node.output)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
-    handle, file = tempfile.mkstemp(dir=path.parent, prefix=".probe-", suffix=".onnx")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(probe.SerializeToString())
-        session = stock_session(file, plain_options())
+        session = session_beside(path.parent, probe.SerializeToString(), plain_options())
     except OSError as error:
         raise OutputError(f"cannot write to '{path.parent}': {error.strerror}") from error
-    finally:
-        Path(file).unlink(missing_ok=True)
     found: dict[str, tuple[Tensor, tuple[int, ...] | None]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     given_feeds = example_inputs(session.get_inputs(), feeds) if feeds else None
@@ -123,12 +116,12 @@ def _seen(
             name: value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
             for name, value in feeds.items()
         }
-        types = {value.name: value.type for value in proto.graph.input}
-        types |= {
+        types = {
             info.name: onnx.helper.make_tensor_type_proto(elem_type(info.type), None)
-            for info in (*session.get_inputs(), *session.get_outputs())
+            for info in session.get_outputs()
             if info.type.startswith("tensor(")
         }
+        types |= {value.name: value.type for value in proto.graph.input}  # with sizes, which feeds must have
         inputs = {name: shape for name, value in ready.items() if (shape := _shape_of(value)) is not None}
         return inputs | seen_shapes(path, proto, body, types, ready, plain_options())
     # strings, lists and maps cannot be OrtValues

@@ -21,7 +21,6 @@ from splitload.frontends.proto import (
     all_tensors,
     bodies,
     defaults_of,
-    external_entry,
     external_files,
     external_sizes,
     is_external,
@@ -31,7 +30,7 @@ from splitload.frontends.proto import (
     tensor_bytes,
     with_constants,
 )
-from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
+from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES, raw_bytes
 from splitload.frontends.shared import unshared_bytes
 from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
@@ -231,10 +230,7 @@ def read_whole(path: Path) -> Any:
     try:
         for tensor in all_tensors(model.graph):
             if is_external(tensor):
-                location, offset, length = external_entry(tensor)
-                with (path.parent / location).open("rb") as file:
-                    file.seek(offset)
-                    data = file.read(-1 if length is None else length)
+                data = raw_bytes(tensor, path.parent)
                 tensor.ClearField("data_location")
                 del tensor.external_data[:]
                 tensor.raw_data = data

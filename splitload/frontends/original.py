@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from splitload.frontends.onnx import Source, read_model
 from splitload.frontends.opened import Opened
 from splitload.inputs import example_inputs
 from splitload.manifest import Loss, OutputKind
-from splitload.stock import stock_session
+from splitload.stock import session_beside, stock_session
 
 SAMPLES = 4  # made up, where inputs are
 _LEAST = 1e-5  # smaller probabilities are no measure: float32 and limits for a logarithm change them
@@ -89,13 +86,7 @@ def _frozen(opened: Opened) -> Any:
     model = read_model(opened.graph.path)
     given = {value.name for value in (*model.graph.output, *model.graph.input)}
     model.graph.output.extend(onnx.ValueInfoProto(name=each) for each in opened.division.features if each not in given)
-    handle, file = tempfile.mkstemp(dir=opened.graph.path.parent, prefix=".probe-", suffix=".onnx")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(model.SerializeToString())
-        return stock_session(file, plain_options())
-    finally:
-        Path(file).unlink(missing_ok=True)
+    return session_beside(opened.graph.path.parent, model.SerializeToString(), plain_options())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from splitload.frontends.proto import node_inputs, split_constants, with_constants
 from splitload.graph import used_names
-from splitload.stock import stock_session
+from splitload.stock import session_beside
 
 _PIECES = 32  # at most; a piece holds all of its values at once, and each takes a session
 
@@ -35,13 +33,7 @@ def seen_shapes(
         made = used_names(name for node in nodes for name in node.output)
         piece = _piece(proto, nodes, constants, types)
         reads = [value.name for value in piece.graph.input]
-        handle, file = tempfile.mkstemp(dir=path.parent, prefix=".probe-", suffix=".onnx")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(piece.SerializeToString())
-            session = stock_session(file, options)
-        finally:
-            Path(file).unlink(missing_ok=True)
+        session = session_beside(path.parent, piece.SerializeToString(), options)
         ready = {name: values[name] for name in reads if name in values}
         results = dict(zip(made, session.run_with_ort_values(made, ready), strict=True))
         shapes.update((name, tuple(value.shape())) for name, value in results.items() if value.is_tensor())

@@ -252,10 +252,19 @@ def store_constants(graph: Any) -> None:
             graph.node.remove(node)
 
 
+def value_names(graph: Any) -> Iterator[str]:
+    """Yield every name of a value in a graph and in the bodies of its nodes."""
+    yield from (each.name for each in (*graph.input, *graph.output, *graph.initializer))
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for body in bodies(node):
+            yield from value_names(body)
+
+
 def fresh_name(graph: Any, wanted: str) -> str:
     """Return a name that no value of a graph has: the wanted one, or one that begins with it."""
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
-    taken |= {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
+    taken = set(value_names(graph))
     while wanted in taken:
         wanted += "_"
     return wanted

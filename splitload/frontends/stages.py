@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from splitload.frontends.proto import (
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
 from splitload.manifest import File, StageEntry, TensorSpec
-from splitload.stock import stock_session
+from splitload.stock import session_beside
 
 PAGE_BYTES = 4096
 MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
@@ -258,22 +257,17 @@ class StageWriter:
     def _convert(self, model: Any, folder: Path, stem: str) -> tuple[File | None, tuple[int, ...]]:
         """Write the stage as an .ort file, and return the order to read it in; None where the format cannot hold it."""
         unnamed = folder / f"{stem}.part.ort"
-        handle, made = tempfile.mkstemp(dir=self._graph.path.parent, prefix=".stage-", suffix=".onnx")
         options = plain_options()
         options.optimized_model_filepath = str(unnamed)
         options.add_session_config_entry("session.save_model_format", "ORT")
         try:
-            with os.fdopen(handle, "wb") as stream:  # beside the weights it names
-                stream.write(model.SerializeToString())
-            stock_session(made, options)
+            session_beside(self._graph.path.parent, model.SerializeToString(), options)
         except OSError:
             raise
         except Exception as error:  # onnxruntime has no common root for its errors
             refuse_full_disk(folder, self._graph.source_bytes, error)
             unnamed.unlink(missing_ok=True)
             return None, ()
-        finally:
-            Path(made).unlink(missing_ok=True)
         read_order = lay_out(unnamed, [tensor.name for tensor in model.graph.initializer], _tables(model.graph))
         sha256 = sha256_of(unnamed)
         file = unnamed.rename(folder / f"{stem}-{sha256[:12]}.ort")

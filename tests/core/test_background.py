@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+import runtime_models
 from runtime_models import feeds
 
 import splitload.background
 from splitload import ParallelLoader, PortableWarning
 from splitload.bundle import read_manifest
 from splitload.deploy.write import write_manifest
-from splitload.errors import OutputError, UsageError
+from splitload.errors import OutputError, StageError, UsageError
 from splitload.machine import cpu_architecture
 
 WAIT_S = 120
@@ -152,3 +158,92 @@ def test_without_an_answer_there_is_nothing_to_wait_for(own_bundle: Path) -> Non
         assert model.wait("specialized", 0.01)
     with pytest.raises(UsageError, match="specialize takes 'background' or None"):
         ParallelLoader(own_bundle, specialize="now")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("what", ["another portable graph", "a tail"])
+def test_what_was_put_into_the_bundle_meanwhile_stays(
+    own_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    real = splitload.background.Specializer._check
+
+    def check(*values: Any) -> None:
+        real(*values)
+        if what == "a tail":
+            (own_bundle / "tails" / "ann").mkdir(parents=True)
+        else:
+            manifest = read_manifest(own_bundle)
+            (portable,) = manifest.variants
+            write_manifest(own_bundle, manifest._replace(variants=(portable._replace(threads=portable.threads + 1),)))
+
+    monkeypatch.setattr(splitload.background.Specializer, "_check", check)
+    start(own_bundle)
+    (portable,) = read_manifest(own_bundle, "hashes").variants
+    assert portable.kind == "portable"
+    assert (own_bundle / "tails" / "ann").is_dir() == (what == "a tail")
+    assert len(list((cache / "natives").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (runtime_models.strings, {"words": np.array(["a", "b"], object)}),
+        (runtime_models.sequences, {"x": np.ones((3, 2), np.float32)}),
+    ],
+)
+def test_answers_that_are_no_numbers_are_compared_as_well(
+    tmp_path: Path, model: Callable[[], onnx.ModelProto], values: dict[str, Any]
+) -> None:
+    onnx.save(model(), tmp_path / "model.onnx")
+    made = runtime_models.bundle(tmp_path / "model.onnx", tmp_path / "model.splitload", 2)
+    with ParallelLoader(made, specialize="background") as loader:
+        loader.run(None, values)
+        assert loader.wait("specialized", WAIT_S)
+    assert read_manifest(made, "hashes").variants[0].kind == "native"
+
+
+def test_ort_values_are_compared_as_well(own_bundle: Path) -> None:
+    values = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds().items()}
+    with ParallelLoader(own_bundle, specialize="background") as model:
+        model.run_with_ort_values(None, values)
+        assert model.wait("specialized", WAIT_S)
+    assert read_manifest(own_bundle).variants[0].kind == "native"
+
+
+def test_nobody_waits_for_what_will_not_be_made(own_bundle: Path) -> None:
+    with ParallelLoader(own_bundle, specialize="background") as model, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(model.wait, "specialized", WAIT_S)
+        model.close()
+        with pytest.raises(StageError, match="closed"):
+            waiting.result()
+    graph = own_bundle / read_manifest(own_bundle).variants[-1].stages[-1].graph.name
+    graph.chmod(0o644)
+    graph.write_bytes(bytes(graph.stat().st_size))
+    with (
+        ParallelLoader(own_bundle, specialize="background") as model,
+        pytest.raises(StageError, match="cannot be loaded"),
+    ):
+        model.wait("specialized", WAIT_S)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_what_its_parent_makes(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    real = splitload.background.Specializer._make
+
+    def make(*values: Any) -> Path:
+        assert go_on.wait(WAIT_S)
+        return real(*values)
+
+    monkeypatch.setattr(splitload.background.Specializer, "_make", make)
+    with ParallelLoader(own_bundle, specialize="background") as model:
+        model.run(None, feeds())
+        child = os.fork()
+        if not child:
+            model.run(None, feeds())
+            os._exit(0 if model.wait("specialized", WAIT_S / 10) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        go_on.set()
+        assert model.wait("specialized", WAIT_S)

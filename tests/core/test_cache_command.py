@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import splitload
 from splitload.cli import main
 from splitload.commands.cache import ROOMS
 
@@ -38,6 +40,14 @@ def test_a_user_without_a_home(chain_bundle: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("set SPLITLOAD_CACHE to a folder") == done.stderr.count("\n") == 2
+
+
+def test_every_room_is_known() -> None:
+    package = Path(splitload.__file__).parent
+    sources = [file.read_text(encoding="utf-8") for file in package.rglob("*.py")]
+    used = {name for text in sources for name in re.findall(r'\bcache / "(\w+)"', text)}
+    assert "graphs" in used
+    assert used <= set(ROOMS)
 
 
 def test_cache(

@@ -315,7 +315,7 @@ def test_unexpected_errors_say_how_to_see_more(cli: Run, chain_bundle: Path, mon
         1,
         "splitload: ZeroDivisionError: two lines (this should not happen; --debug shows where)\n",
     )
-    code, _, err = cli("verify", chain_bundle, "--debug")
+    code, _, err = cli("inspect", chain_bundle, "--debug")
     assert code == 1
     assert "Traceback" in err
 

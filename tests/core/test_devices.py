@@ -355,12 +355,12 @@ def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     lock = threading.Lock()
 
-    def load(graph: Path) -> None:  # one after the other, whoever asks: all of loading is serial
+    def load(graph: Path, **_: bool) -> None:  # one after the other, whoever asks: all of loading is serial
         with lock:
             clock[0] += float(graph.name)
 
     monkeypatch.setattr(worker, "open_session", load)
     monkeypatch.setattr(worker.time, "perf_counter", lambda: clock[0])
-    pair = [worker.Segment(0, 1, Path("0.5"), (), ()), worker.Segment(1, 2, Path("8.0"), (), ())]
+    pair = [worker.Segment(0, 1, Path("0.5"), (), (), {}), worker.Segment(1, 2, Path("8.0"), (), (), {})]
     assert worker._serial_share(pair) == pytest.approx(1.0)
     assert worker._serial_share([]) is None

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from splitload.deploy.equality import check_graph, identical, run_split
+from splitload.answers import identical
+from splitload.deploy.equality import check_graph, run_split
 from splitload.errors import ModelError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
@@ -249,9 +250,10 @@ def test_where_optimising_fails_the_model_is_taken_as_it_is(tmp_path: Path, monk
     monkeypatch.setattr(frontend, "optimize", fail_unless_disabled)
     source = Source.open(models.save(models.several(), tmp_path), "model")
     assert check_graph(source, load_graph(source, "native", tmp_path / "cache")).passed
-    assert len(levels) == 3
+    tried = len(levels)
+    assert tried == 2 + 3  # the portable graph comes first, as the native one must share its weights
     load_graph(source, "native", tmp_path / "cache")
-    assert len(levels) == 3  # from the cache
+    assert len(levels) == tried  # from the cache
 
 
 def test_a_chain_of_2000_nodes(read: Callable[..., ModelGraph]) -> None:

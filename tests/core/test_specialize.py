@@ -130,6 +130,12 @@ def test_this_machines_own_is_replaced_and_what_reads_lost_weights_refused(nativ
         keep_natives(natively, old, tmp_path, manifest.variants)
 
 
+def test_the_portable_part_stays_last_where_this_machine_gets_none(natively: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(natively)
+    *natives, portable = manifest.variants
+    assert keep_natives(natively, manifest, tmp_path, (portable,)) == (*natives, portable)
+
+
 def test_a_kept_native_part_ends_with_the_new_tail(native_bundle: Path, tmp_path: Path) -> None:
     manifest = read_manifest(native_bundle)
     first, last = manifest.variants

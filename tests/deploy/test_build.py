@@ -16,9 +16,9 @@ import onnxruntime as ort
 import pytest
 
 from splitload import ParallelLoader
+from splitload.answers import relative_error
 from splitload.bundle import read_manifest
 from splitload.deploy.build import Plan, build_bundle
-from splitload.deploy.equality import relative_error
 from splitload.errors import OutputError, PartitionError
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import GraphKind
@@ -118,13 +118,15 @@ def test_the_manifest_tells_blocks_weights_and_what_is_trainable(tmp_path: Path)
     assert calls == [(done, 6) for done in range(1, 7)]
 
 
-def test_shared_weights_are_in_each_stage_that_reads_them(tmp_path: Path) -> None:
+def test_a_shared_weight_is_in_the_first_stage_that_reads_it(tmp_path: Path) -> None:
     model = models.text(
         "g (float[1,20] x) => (float[1,20] y) {\n a = MatMul(x, w)\n b = Tanh(a)\n y = MatMul(b, w)\n }",
         w=models.floats(20, 20),
     )
     manifest = build_bundle(tmp_path / "m.splitload", [plan(tmp_path, model)], device="host")
-    assert [stage.weights_bytes for stage in manifest.variants[0].stages] == [1600, 0, 1600]
+    first, between, last = manifest.variants[0].stages
+    assert [stage.weights_bytes for stage in (first, between, last)] == [1600, 0, 0]
+    assert last.shares == ((first.weights or first.graph).name,)
 
 
 def test_a_model_that_cannot_be_cut_is_one_stage(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+from splitload.answers import identical, relative_error
 from splitload.deploy import equality
-from splitload.deploy.equality import Outcome, check_graph, even_splits, identical, relative_error, run_split
+from splitload.deploy.equality import Outcome, check_graph, even_splits, run_split
 from splitload.errors import ModelError
 from splitload.frontends.onnx import Source, load_graph
 from splitload.frontends.stages import StageWriter
