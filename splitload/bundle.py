@@ -17,6 +17,7 @@ from splitload.fields import Reader, is_count
 from splitload.manifest import (
     FORMAT,
     READABLE,
+    TORCH_FORMAT,
     Canary,
     File,
     Loss,
@@ -182,6 +183,8 @@ def validate(data: Any) -> Manifest:
         BundleError: With the first thing that is wrong and where.
     """
     top = Reader(data, "manifest")
+    if top.data.get("format") == TORCH_FORMAT:
+        raise BundleError("the bundle is of a torch module; splitload.torch.load(module, bundle) loads it")
     if top.data.get("format") != FORMAT:
         raise BundleError(f"the manifest is not a splitload bundle's: format is {top.data.get('format')!r}")
     if not is_count(top.data.get("version")) or top.data["version"] not in READABLE:

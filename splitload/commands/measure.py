@@ -30,6 +30,7 @@ from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
 from splitload.profile import Profile
 from splitload.provenance import provenance
+from splitload.replace import refuse_in_bundle
 from splitload.variants import choose
 from splitload.verification import verify
 
@@ -55,6 +56,8 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     output = Path(options.output) if options.output else None
     if output and not output.parent.is_dir():
         raise OutputError(f"there is no folder '{output.parent}' to write '{output.name}' into")
+    if output:
+        refuse_in_bundle(output.parent)
     device = open_device(options.device, cache, refresh=True)
     _, _, made = prepare(options, console, cache, device, read_feeds(options.input))
     if output:

@@ -118,7 +118,7 @@ def test_what_is_no_bundle_is_left_alone(chain_bundle: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
-def test_a_torch_bundle_is_installed(tmp_path: Path) -> None:
+def test_a_torch_bundle_is_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch")
     import splitload.torch
 
@@ -130,6 +130,8 @@ def test_a_torch_bundle_is_installed(tmp_path: Path) -> None:
         loaded = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
     splitload.torch.load(loaded, tmp_path / "b.splitload", verify="hashes")
     assert torch.equal(loaded(torch.ones(1, 8)), module(torch.ones(1, 8)))
+    assert main(["run", str(tmp_path / "b.splitload")]) == 1
+    assert "splitload.torch.load(module, bundle) loads it" in capsys.readouterr().err
 
 
 def test_no_room_is_told_before_the_copy(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +156,8 @@ def test_nothing_is_written_into_a_bundle(
     for place in (here, here / "outputs", here / "tails" / "outputs"):
         assert main(["run", str(here), "-o", str(place)]) == 1
         assert f"'{here.resolve()}' is a bundle, and nothing else may lie in it" in capsys.readouterr().err
+    assert main(["profile", "zoo:mobilenet_v1", "--device", "s20", "-o", str(here / "p.json")]) == 1
+    assert f"'{here.resolve()}' is a bundle, and nothing else may lie in it" in capsys.readouterr().err
     (here / "tails").rmdir()
     assert content(here) == content(chain_bundle)
     assert verify(here).files == len(content(chain_bundle))
