@@ -16,8 +16,8 @@ demo: $(VENV)/runtime  ## train for two devices, run the bundle, compare with a 
 	$(BIN)/splitload run demo/host.splitload
 	$(BIN)/splitload bench zoo:mobilenet_v1 --bundle demo/host.splitload --runs 5
 
-test: $(VENV)/dev  ## the tests that continuous integration runs
-	$(BIN)/python -m pytest
+test: $(VENV)/dev  ## the tests that continuous integration runs, a file at a time on each processor
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 test-all: $(VENV)/dev  ## those that need minutes, gigabytes or root as well
 	$(BIN)/python -m pytest -m ""
