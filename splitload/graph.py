@@ -131,11 +131,19 @@ class ModelGraph:
 
         A tensor crosses the cut at c if a node before c makes it and a node from c on reads it. Model inputs do not
         count: every stage gets them from the caller. A cut that something other than a plain tensor would cross
-        is not legal.
+        is not legal, nor one that parts an operator from what quantises its outputs or dequantises its inputs: the
+        runtime computes such a group as one, and apart it answers otherwise. Signed bytes are part of two such groups,
+        where it takes unsigned ones in their place.
         """
         last_use: dict[str, int] = {}
+        grouped: set[str] = set()  # tensors within what is computed as one
         for index, node in enumerate(self.nodes):
             last_use.update(dict.fromkeys(node.inputs, index))
+            if node.op_type == "QuantizeLinear":
+                grouped.update(node.inputs[:1])
+                grouped.update(name for name in node.outputs if self.tensors[name].type == "tensor(int8)")
+            elif node.op_type == "DequantizeLinear":
+                grouped.update(node.outputs)
         live: dict[str, None] = {}
         cuts = []
         for position, node in enumerate(self.nodes[:-1], start=1):
@@ -144,7 +152,7 @@ class ModelGraph:
                 if last_use[name] < position:
                     live.pop(name, None)
             crossing = [self.tensors[name] for name in live]
-            if all(tensor.can_cross for tensor in crossing):
+            if grouped.isdisjoint(live) and all(tensor.can_cross for tensor in crossing):
                 cuts.append(CutPoint(position, tuple(live), sum(tensor.nbytes or 0 for tensor in crossing)))
         return tuple(cuts)
 

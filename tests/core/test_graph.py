@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def test_no_cut_where_anything_but_a_plain_tensor_crosses() -> None:
     assert [cut.position for cut in sequence.cut_points] == [3]
     for kind in ("optional(tensor(float))", "map(int64,tensor(float))", "sparse_tensor(float)"):
         assert graph([("x", "", "a"), ("a", "", "y")], types={"a": kind}).cut_points == ()
+
+
+def test_no_cut_parts_an_operator_from_what_quantises_around_it() -> None:
+    made = graph(
+        [("x", "", "q"), ("q", "", "d"), ("d", "", "m"), ("m", "", "p"), ("p", "", "e"), ("e", "", "y")],
+        types={"q": "tensor(uint8)", "p": "tensor(int8)"},
+    )
+    kinds = ("QuantizeLinear", "DequantizeLinear", "MatMul", "QuantizeLinear", "DequantizeLinear", "MatMul")
+    nodes = tuple(replace(node, op_type=kind) for node, kind in zip(made.nodes, kinds, strict=True))
+    assert [cut.boundary for cut in replace(made, nodes=nodes).cut_points] == [("q",)]
 
 
 def test_independent_parts_may_be_cut_apart_with_nothing_crossing() -> None:
