@@ -15,7 +15,7 @@ from typing import Any
 from splitload.machine import available_threads, cpu_architecture, cpu_model
 
 _PACKAGES = (
-    "splitload", "numpy", "onnx", "onnxruntime", "gymnasium", "torch", "torchvision", "transformers", "safetensors",
+    "splitload", "numpy", "onnx", "onnxruntime", "gymnasium", "torch", "torchvision", "timm", "transformers", "safetensors",
     "openvino", "ncnn", "pnnx", "scikit-learn",
 )  # fmt: skip
 
@@ -25,12 +25,14 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 
     Args:
         command: The command line that makes the figures, without machine paths.
+
+    `git_dirty` says whether code has changed since the commit; records in results/ are no code.
     """
     tracked = _git(
         "ls-files", "--error-unmatch", Path(__file__).name
     )  # None when installed into someone else's checkout
     commit = None if tracked is None else _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
     return {
         "command": shlex.join(command),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -203,8 +203,8 @@ def main(words: Sequence[str] | None = None) -> int:
             for row in failed:
                 where = ", ".join(row[key] for key in ("sizes", "device", "cut") if row[key])
                 console.print(f"  {where}: {row['failed']}: {row['error']}")
-    if options.output:
-        write_record(options.output, "architectures", "splitload.commands.architectures", words, rows)
+            if options.output:  # after each: what is done is kept when it is stopped
+                write_record(options.output, "architectures", "splitload.commands.architectures", words, rows)
     return 0
 
 

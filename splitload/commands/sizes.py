@@ -89,7 +89,13 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     console, cache = Console(json=False), user_cache()
     models = options.models or [*(f"zoo:{name}" for name in names()), *SHARING]
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def keep(made: dict[str, Any]) -> None:  # after each: what is done is kept when it is stopped
+        rows.append(made)
+        if options.output:
+            write_record(options.output, "sizes", "splitload.commands.sizes", words, rows)
+
     for model in models:
         for form in ["float32"] if model in SHARING else options.form or FORMS:
             try:
@@ -98,16 +104,14 @@ def main(words: Sequence[str] | None = None) -> int:
                 raise
             except SplitloadError as error:  # the others still count, and the record says what is missing
                 console.note(f"{model}, {form}: {error}")
-                rows.append({"model": model.removeprefix("zoo:"), "form": form, "failed": str(error)})
+                keep({"model": model.removeprefix("zoo:"), "form": form, "failed": str(error)})
                 continue
             times = [made["ttfo_s"][arm]["median"] for arm in ("splitload", "stock")]
             console.print(
                 f"{made['model']:<16} {form:<12} {made['model_bytes'] / 1e6:7.1f} MB, bundle ÷ it {made['ratio']:.3f}"
                 f"; first output after {times[0] * 1e3:.0f} ms, stock {times[1] * 1e3:.0f} ({times[0] / times[1]:.2f})"
             )
-            rows.append(made)
-    if options.output:
-        write_record(options.output, "sizes", "splitload.commands.sizes", words, rows)
+            keep(made)
     return 0
 
 
