@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from splitload.cache import cache_folder
 from splitload.forks import making_session
 from splitload.machine import cpu_architecture, cpu_model
 from splitload.manifest import Canary
+from splitload.pool import started
 from splitload.stock import session_class
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = T
     if place is not None and _is_remembered(place, line):
         return None
     found = _try(folder, canary, own_threads)
-    if found is None and place is not None:
-        _remember(place, line)
+    if found is None and place is not None:  # beside the first load, as writing takes a third as long as the canary
+        started(threading.Thread(target=_remember, args=(place, line), name="splitload-canary"))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from splitload.bundle import MANIFEST, read_manifest
 from splitload.errors import MissingPackageError
 from splitload.machine import cpu_architecture
 from splitload.manifest import Manifest, Needs
-from splitload.variants import check_floor, choose, layout_block, likely
+from splitload.variants import Choice, check_floor, layout_block, likely
 
 OTHER = "99.0.1"  # a version that made nothing here
 FAMILY = cpu_architecture().partition("+")[0]
@@ -49,6 +50,15 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(splitload.canary, "answers", answers)
     return made
+
+
+def choose(bundle: Path, manifest: Manifest, runtime: str) -> Choice:
+    """Return what runs here, once it is remembered that a canary has passed."""
+    found = splitload.variants.choose(bundle, manifest, runtime)
+    for thread in threading.enumerate():
+        if thread.name == "splitload-canary":
+            thread.join()
+    return found
 
 
 def changed(manifest: Manifest, **native: Any) -> Manifest:
