@@ -35,6 +35,7 @@ from splitload.stock import stock_session
 
 MIN_GAIN_BYTES = 16 << 10  # less is not worth a node
 MAX_CHAIN_BYTES = 1 << 30  # what a chain may read or make to be tried
+_FED_BYTES = 1 << 20  # a leaf from here on is fed to what makes a constant, not written into it
 MAKER = "made/"  # how names of makers begin
 _MOVES = {"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Concat"}
 _FLOAT, _HALF, _INT64 = 1, 10, 7  # as onnx numbers types
@@ -178,8 +179,10 @@ class Chain:
         )
 
     def array(self, name: str) -> Any:
-        """Return a leaf as an array; its bytes where numpy lacks the type."""
+        """Return a leaf as an array, mapped where it lies in a file; its bytes where numpy lacks the type."""
         tensor = self.leaves[name]
+        if is_external(tensor) and tensor_bytes(tensor):
+            return read_external(tensor, self._folder)
         return as_array(raw_bytes(tensor, self._folder), tensor)
 
     def copy_leaf(self, name: str, rewriter: Rewriter) -> str:
@@ -191,16 +194,21 @@ class Chain:
         """Return the constant as an array, or None if it cannot be computed."""
         import onnx
 
-        leaves = []
+        feeds = {name: self.array(name) for name, stored in self.leaves.items() if tensor_bytes(stored) >= _FED_BYTES}
+        feeds = {name: array for name, array in feeds.items() if array.shape == tuple(self.leaves[name].dims)}
+        inputs, leaves = [], []
         for name, stored in self.leaves.items():
+            if name in feeds:  # in the model it would be copied some five times
+                inputs.append(onnx.helper.make_tensor_value_info(name, stored.data_type, list(stored.dims)))
+                continue
             tensor = onnx.TensorProto(name=name, data_type=stored.data_type, dims=stored.dims)
             tensor.raw_data = raw_bytes(stored, self._folder)
             leaves.append(tensor)
-        graph = onnx.helper.make_graph(self.nodes, "made", [], [onnx.ValueInfoProto(name=self.name)], leaves)
+        graph = onnx.helper.make_graph(self.nodes, "made", inputs, [onnx.ValueInfoProto(name=self.name)], leaves)
         made = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 4))
         try:
             session = stock_session(made.SerializeToString(), plain_options())
-            (value,) = session.run([self.name], {})
+            (value,) = session.run([self.name], feeds)
         except Exception:  # onnxruntime has no common root for its errors, and what fails stays as it is
             return None
         return value if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else None
