@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from splitload.arena import empty_arena
 from splitload.arguments import checked
+from splitload.boundaries import Boundaries
 from splitload.bundle import Verify, read_manifest
 from splitload.drop_in import DropIn
 from splitload.errors import PortableWarning, StageError, UsageError
@@ -269,16 +270,19 @@ class ParallelLoader(DropIn):
         wanted, values = checked(self._ort, self.manifest, output_names, feeds)
         if not self._overlap:
             self.wait()
+        boundaries = Boundaries()
         for index, needed, last_reads in self.variant.steps(wanted):
             stage = self.variant.stages[index]
             session = self._session(index)
             start = time.perf_counter()
-            results = run_stage(self._ort, session, stage, needed, values, run_options, keep=keep)
+            results = run_stage(
+                self._ort, session, stage, needed, values, run_options, keep=keep, boundaries=boundaries
+            )
             if index not in self._first_runs:
                 end = time.perf_counter()
                 self._first_runs.setdefault(index, (index, "infer", 0, start - self._start, end - self._start))
             for name in last_reads:
-                values.pop(name, None)
+                boundaries.take_back(values.pop(name, None))
             values.update(zip(needed, results, strict=True))
         self._answered = True
         self._start_upgrade()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from splitload.arena import share_arena
 from splitload.arguments import to_ort
+from splitload.boundaries import Boundaries
 from splitload.forks import making_session
 from splitload.machine import inference_threads
 from splitload.manifest import TensorSpec
@@ -186,6 +187,7 @@ def run_stage(
     run_options: Any,
     *,
     keep: bool = False,
+    boundaries: Boundaries | None = None,
 ) -> list[Any]:
     """Run one stage; plain tensors stay in the runtime, so that nothing is copied between stages.
 
@@ -197,9 +199,10 @@ def run_stage(
         values: At least the stage's inputs, as arrays or OrtValues.
         run_options: An `onnxruntime.RunOptions` or None.
         keep: Whether all values are OrtValues and stay such, be they tensors or not.
+        boundaries: Where large tensors go; None for the arena.
 
     Returns:
-        One value for each name in `needed`.
+        One value for each name in `needed`: an OrtValue, an array or whatever else is no tensor.
     """
     feeds = {name: to_ort(ort, values[name]) for name in stage.inputs if name in values}
     types = {spec.name: spec.type for spec in stage.outputs}
@@ -207,8 +210,30 @@ def run_stage(
         all(isinstance(value, ort.OrtValue) for value in feeds.values())
         and all(types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed)
     ):
+        arrays = {} if keep or boundaries is None else boundaries.lend(stage.outputs, needed)
+        if arrays:
+            with contextlib.suppress(
+                Exception
+            ):  # a shape may be declared wrongly: then the runtime finds the right one
+                return _run_into(ort, session, needed, feeds, arrays, run_options)
         return list(session.run_with_ort_values(needed, feeds, run_options))
     return list(session.run(needed, feeds, run_options))
+
+
+def _run_into(
+    ort: Any, session: Any, needed: list[str], feeds: Mapping[str, Any], arrays: Mapping[str, Any], run_options: Any
+) -> list[Any]:
+    """Run a session that writes some outputs into arrays; return those as they are and the others as OrtValues."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_ortvalue_input(name, value)
+    for name in needed:
+        if name in arrays:
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(arrays[name]))
+        else:
+            binding.bind_output(name)
+    session.run_with_iobinding(binding, run_options)
+    return [arrays.get(name, value) for name, value in zip(needed, binding.get_outputs(), strict=True)]
 
 
 def still_read(values: Mapping[str, Any], stages: Sequence[StageIO], kept: Collection[str] = ()) -> dict[str, Any]:
