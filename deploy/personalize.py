@@ -24,7 +24,7 @@ from splitload.deploy.features import Features
 from splitload.deploy.learner import AnyLearner, Learner
 from splitload.deploy.samples import Samples, read_samples
 from splitload.errors import OutputError, SplitloadError, TrainingError, UsageError
-from splitload.manifest import DEFAULT_TAIL, Loss, OutputKind, StageEntry, Training
+from splitload.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
 from splitload.regular import check_regular
 from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
@@ -139,7 +139,7 @@ def personalize(
         )  # fmt: skip
         begin = _start(folder, tail, stage, training)
         learner = (make_learner or Learner)(folder, stage, training, samples.loss, settings, begin)
-        judge = Judge(learner, features, sets, settings.batch_size, training.output_kind)
+        judge = Judge(learner, features, sets, settings.batch_size)
         epochs: list[Epoch] = []
         weights: dict[str, Array] = {}
         for epoch in _epochs(learner, features, judge, begin, settings, on_step):
@@ -240,14 +240,12 @@ class Judge:
         features: Of the samples.
         sets: The samples that are trained on, and others if there are.
         batch_size: Samples at a time.
-        output_kind: What the output is taken as, see `Training`.
     """
 
     learner: AnyLearner
     features: Features
     sets: Sequence[Samples]
     batch_size: int
-    output_kind: OutputKind | None
 
     def epoch(self, number: int, loss: float | None, weights: Mapping[str, Array] | None = None) -> Epoch:
         """Return an epoch that ended with the weights as they are, or with other ones."""
@@ -270,7 +268,7 @@ class Judge:
             return 0
         if loss == "cross-entropy":
             return int((output.argmax(axis=-1) == target).sum())
-        half = 0.5 if self.output_kind == "probabilities" else 0.0
+        half = 0.5 if self.learner.output_kind == "probabilities" else 0.0
         return int(((output.reshape(len(target)) > half) == target).sum())
 
 

@@ -352,6 +352,8 @@ def _check_training(manifest: Manifest, training: Training) -> None:
         raise BundleError(f"manifest.training.features must be what the last stage reads, {list(inputs)}")
     if training.output not in [spec.name for spec in manifest.outputs]:
         raise BundleError(f"manifest.training.output '{training.output}' is no output of the model")
+    if training.output_kind is None and any(step.loss == "binary-cross-entropy" for step in training.steps):
+        raise BundleError("manifest.training has a step of binary-cross-entropy, and no output_kind")
     if len({weight.name for weight in training.weights}) < len(training.weights):
         raise BundleError("manifest.training.weights has a name twice")
     end = 0
