@@ -228,6 +228,7 @@ def export_module(
 
     module.eval()
     args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
+    expected = None
     try:
         with quiet(), torch.no_grad():
             expected = module(*args, **kwargs)
@@ -243,7 +244,8 @@ def export_module(
                 dynamic_shapes=dynamic_shapes,
             )
     except (Exception, SystemExit) as e:  # whatever the module's own code raises
-        raise ModelError(f"{name} cannot be exported to ONNX: {_first_line(e)}{torch_names.cache_hint(module)}") from e
+        reason = torch_names.cache_hint(module, expected) or _first_line(e)
+        raise ModelError(f"{name} cannot be exported to ONNX: {reason}") from e
     if program is None:
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
     for index, node in enumerate(program.model.graph.all_nodes()):
