@@ -50,7 +50,8 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             ],
         )
     if options.why:
-        show_why(manifest.plan, len(manifest.variants[0].stages), console)
+        trained = manifest.training is not None
+        show_why(manifest.plan, len(manifest.variants[0].stages), console, trained=trained)
     if why_portable is not None:
         console.note(why_portable)
     here = {"cpu": cpu_architecture(), "onnxruntime": ort.__version__}
