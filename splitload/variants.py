@@ -65,6 +65,17 @@ def choose(folder: Path, manifest: Manifest, runtime: str, *, own_threads: bool 
     )
 
 
+def fitting(folder: Path, manifest: Manifest, runtime: str) -> list[Variant]:
+    """Return every variant that may run on this machine, in order of preference; the canaries of others are tried.
+
+    Args:
+        folder: The bundle.
+        manifest: What it says.
+        runtime: Version of the onnxruntime that is imported.
+    """
+    return [variant for variant in manifest.variants if _obstacle(folder, variant, runtime, own_threads=True) is None]
+
+
 def likely(manifest: Manifest) -> Variant:
     """Return the variant that will run here unless the runtime, which is not imported yet, is not fit for it."""
     return next(variant for variant in manifest.variants if _fits_processor(variant))
