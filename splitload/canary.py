@@ -20,6 +20,7 @@ from splitload.forks import making_session
 from splitload.machine import cpu_architecture, cpu_model
 from splitload.manifest import Canary
 from splitload.stock import session_class
+from splitload.warmup import few_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,10 +55,10 @@ def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[An
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.use_per_session_threads = own_threads
+    few_threads(options)
     with making_session():
         session = session_class()(str(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     names = [output.name for output in session.get_outputs()]

@@ -179,9 +179,8 @@ class ParallelLoader(DropIn):
                 disabled_optimizers=disabled_optimizers,
             )
             stored, self.manifest = self.manifest, self._caller.fixed(self.manifest)
-            own_threads = sess_options is None or sess_options.use_per_session_threads
             self.variant, self.why_portable = choose(
-                self._folder, self.manifest, ort.__version__, own_threads=own_threads
+                self._folder, self.manifest, ort.__version__, own_threads=self._caller.own_threads
             )
             self._specializer = self._find_specializer(stored) if specialize is not None else None
             if self.variant is not guess:
@@ -217,7 +216,8 @@ class ParallelLoader(DropIn):
         if found := cached(manifest, self._ort.__version__):
             (self._stages_folder, self.variant), self.why_portable = found, None
             return None
-        return Specializer(self._folder, manifest, None if self.tail is None else self.tail.graph, self._inside)
+        last = None if self.tail is None else self.tail.graph
+        return Specializer(self._folder, manifest, last, self._caller, self._inside)
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
@@ -364,7 +364,7 @@ class ParallelLoader(DropIn):
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
         self._let_go()
         if len(self._sessions) > 1:
-            empty_arena(self._ort)
+            empty_arena(self._ort, own_threads=self._caller.own_threads)
 
     def _let_go(self) -> None:
         try:
