@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitload.bundle import check_files
 from splitload.cache import cache_folder
 from splitload.forks import making_session
 from splitload.machine import cpu_architecture, cpu_model
@@ -34,10 +35,14 @@ def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = T
         canary: The variant's.
         runtime: Version of the onnxruntime that is imported.
         own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
+
+    Raises:
+        BundleError: If the canary is to be run and a file of it is damaged, which tells nothing of the runtime.
     """
     place, line = _memory(canary, runtime)
     if place is not None and _is_remembered(place, line):
         return None
+    check_files(folder, canary, "hashes")
     found = _try(folder, canary, own_threads)
     if found is None and place is not None:
         _remember(place, line)
