@@ -19,6 +19,7 @@ from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
 from splitload.errors import CacheWarning, SplitloadError, UsageError
+from splitload.scratch import sweep
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -65,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def user_cache() -> Path:
-    """Return the user's cache folder, see `cache_folder`.
+    """Return the user's cache folder, see `cache_folder`, without what killed commands left in it.
 
     Raises:
         UsageError: If there is no place for one.
@@ -73,6 +74,7 @@ def user_cache() -> Path:
     folder = cache_folder()
     if folder is None:
         raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
+    sweep(folder)
     return folder
 
 
