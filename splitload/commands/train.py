@@ -45,7 +45,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         raise UsageError("--trainable needs two stages, one frozen and one trained; give --max-stages 2 or more")
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
-    check_search(options, device)
+    check_search(options, device, target)
     source, graph, division = read_divided(options, console, cache, device, feeds)
     feeds = {**source.examples, **feeds}
     first_trainable = None if graph.tail_start is None else len(graph.blocks) - 1
