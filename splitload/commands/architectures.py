@@ -29,6 +29,7 @@ from splitload.commands.study import at_least, one_line, study_parser
 from splitload.deploy.agreement import compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
 from splitload.devices import open_device
+from splitload.entries import is_whole, making
 from splitload.errors import SplitloadError
 from splitload.frontends.onnx import Source, load_graph
 from splitload.inputs import read_feeds
@@ -129,11 +130,9 @@ def try_architecture(name: str, cache: Path, limit_s: float) -> Iterator[Row]:
         none: Row = {"device": None, "cut": None, "num_stages": None, "difference": None}
         folder = cache / "architectures" / f"{name.replace('/', '-').replace(' ', '-')}-{sizes}-{_versions()}"
         try:
-            if not (folder / MODEL).is_file():
-                with scratch_folder(cache, ".export-") as made:
+            if not is_whole(folder):
+                with making(folder, f"the export of {name}") as made:
                     _run(["splitload.bench.architectures", name, sizes, str(made)], limit_s)
-                    folder.parent.mkdir(exist_ok=True)
-                    made.rename(folder)
         except _FailedError as error:
             yield {**row, **none, "failed": "exporter", "error": str(error)}
             continue
