@@ -37,7 +37,7 @@ from splitload.replace import check_folder, replacing
 from splitload.scratch import scratch_folder
 from splitload.sealed import seal
 from splitload.session import open_session, run_stage, to_python
-from splitload.stock import session_class
+from splitload.stock import path_option, runtime_path, session_class
 from splitload.tails import names as tails_of
 from splitload.warmup import few_threads
 
@@ -192,11 +192,12 @@ def _native_stage(folder: Path, stage: StageEntry, made: Path, number: int, own_
     options.log_severity_level = 4
     options.use_per_session_threads = own_threads
     few_threads(options)
-    options.optimized_model_filepath = str(unnamed)
+    options.optimized_model_filepath = path_option(unnamed)
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.disable_prepacking", "1")
     with making_session():
-        session_class()(str(folder / stage.graph.name), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        path = runtime_path(folder / stage.graph.name)
+        session_class()(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     sha256 = sha256_of(unnamed)
     file = unnamed.rename(made / f"native-{number:02}-{sha256[:12]}.ort")
     return stage._replace(

@@ -20,7 +20,7 @@ from splitload.cache import cache_folder
 from splitload.forks import making_session
 from splitload.machine import cpu_architecture, cpu_model
 from splitload.manifest import Canary
-from splitload.stock import session_class
+from splitload.stock import runtime_path, session_class
 from splitload.warmup import few_threads
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[An
     options.use_per_session_threads = own_threads
     few_threads(options)
     with making_session():
-        session = session_class()(str(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = session_class()(runtime_path(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {}), strict=True))
 

@@ -57,6 +57,10 @@ def main(words: Sequence[str] | None = None) -> int:
         streams.abandon(sys.stdout)
         where = f" '{error.filename}'" if error.filename else " the output"
         return _failed(f"cannot read or write{where}: {error.strerror or error}", 1)
+    except UnicodeEncodeError as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(_not_encoded(error), 1)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -76,6 +80,15 @@ def user_cache() -> Path:
         raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
     sweep(folder)
     return folder
+
+
+def _not_encoded(error: UnicodeEncodeError) -> str:
+    """Return what to do where the system's encoding lacks a character, of the name of a file for example."""
+    name = error.object.encode("ascii", "backslashreplace").decode()
+    return (
+        f"'{name}' cannot be written in {error.encoding}, the encoding of this process; set PYTHONUTF8=1, or LC_ALL to "
+        "a locale with UTF-8 such as C.UTF-8"
+    )
 
 
 def _failed(message: str, code: int) -> int:

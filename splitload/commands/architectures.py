@@ -36,7 +36,7 @@ from splitload.inputs import read_feeds
 from splitload.loader import ParallelLoader
 from splitload.partition import Partition
 from splitload.scratch import scratch_folder
-from splitload.stock import session_class
+from splitload.stock import runtime_path, session_class
 
 DEVICES = ("host", "s20")
 SIZES = ("fixed", "open")
@@ -114,7 +114,7 @@ def _difference(bundle: Path, folder: Path) -> float:
             if agreement.untried:
                 raise _StockError(agreement.untried)
             outputs = model.run(None, feeds)
-        stock = session_class()(str(folder / MODEL), providers=["CPUExecutionProvider"])
+        stock = session_class()(runtime_path(folder / MODEL), providers=["CPUExecutionProvider"])
         worst = max(worst, *agreement.difference.values(), *map(relative_error, outputs, stock.run(None, feeds)))
     return worst
 
