@@ -159,17 +159,21 @@ def export(name: str, sizes: str, folder: Path) -> None:
 
     with quiet(), torch.no_grad():
         built = build(name)
+        # the exporter takes a size of one for a fixed one, so an open batch is shown as one of two
+        example = {
+            key: tensor.repeat_interleave(2, 0) if sizes == "open" else tensor for key, tensor in built.example.items()
+        }
         torch.onnx.export(
             built.module,
             (),
             folder / MODEL,
-            kwargs=built.example,
+            kwargs=example,
             dynamo=True,
             external_data=False,
             verbose=False,
             dynamic_shapes=built.open_sizes if sizes == "open" else None,
         )
-    for key, tensor in built.example.items():
+    for key, tensor in example.items():
         np.save(folder / f"{key}.npy", tensor.numpy())
         if sizes == "open":
             larger = tensor.repeat_interleave(3, 0)
