@@ -15,8 +15,8 @@ from typing import Any
 from splitload.machine import available_threads, cpu_architecture, cpu_model
 
 _PACKAGES = (
-    "splitload", "numpy", "onnx", "onnxruntime", "gymnasium", "torch", "torchvision", "timm", "transformers", "safetensors",
-    "openvino", "ncnn", "pnnx", "scikit-learn",
+    "splitload", "numpy", "onnx", "onnxruntime", "gymnasium", "torch", "torchvision", "timm", "transformers",
+    "safetensors", "openvino", "ncnn", "pnnx", "scikit-learn",
 )  # fmt: skip
 
 
