@@ -119,7 +119,9 @@ def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> N
             if size != file.bytes and verify != "none":
                 raise BundleError(f"'{path}' has {size} bytes, the manifest says {file.bytes}; copy the bundle again")
             if verify == "hashes" and sha256_of(path) != file.sha256:
-                raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); copy the bundle again")
+                raise BundleError(
+                    f"'{path}' is not what the manifest says (SHA-256 differs): it is damaged; copy the bundle again"
+                )
         except FileNotFoundError as error:
             if verify != "none":
                 raise BundleError(f"'{path}' is missing; copy the bundle again") from error

@@ -88,6 +88,8 @@ def show_why(plan: Mapping[str, Any], num_stages: int, console: Console, *, trai
             f"{1e3 * _seconds(trial, 'split_ttfo_s'):.1f} ms, one after {1e3 * _seconds(trial, 'whole_ttfo_s'):.1f} ms "
             f"(medians of {trial.count('runs', 1)} fresh processes)"
         )
+    if plan.get("native_left_out") is not None:
+        console.print(notes.text("native_left_out"))
     stage_s, saving_s = _seconds(why, "stage_s"), _seconds(why, "saving_s")
     console.print(
         f"Opening a stage of a cut costs {1e3 * stage_s:.2f} ms besides its share of the model. Loading in parallel "

@@ -9,7 +9,6 @@ import io
 import logging
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
 from splitload.frontends import torch_names
 from splitload.frontends.observe import one_line, plain_options
+from splitload.scratch import scratch_folder
 from splitload.stock import stock_session
 
 if TYPE_CHECKING:
@@ -273,9 +273,9 @@ def written_beside(out: Path) -> Iterator[Path]:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            yield Path(folder) / out.name
-            for file in sorted(Path(folder).iterdir(), reverse=True):
+        with scratch_folder(out.parent, f".{out.name}.") as folder:
+            yield folder / out.name
+            for file in sorted(folder.iterdir(), reverse=True):
                 file.replace(out.parent / file.name)
     except OutputError:
         raise

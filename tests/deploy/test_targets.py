@@ -172,6 +172,22 @@ def test_a_doubt_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
     training = read_manifest(bundle).training
     assert training is not None
     assert training.output_doubt == doubt
+    assert main(["inspect", str(bundle)]) == 0
+    shown = capsys.readouterr()
+    assert "trained on the device: the output 'out'; a loss of classes takes it as logits" in shown.out
+    assert doubt in " ".join(shown.err.split())
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["training"]
+    assert (told["output_kind"], told["output_doubt"]) == ("logits", doubt)
+
+
+def test_a_bundle_of_version_1_does_not_say_what_its_output_is(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = Path(__file__).with_name("golden") / "v1-trainable.splitload"
+    assert main(["inspect", str(bundle)]) == 0
+    assert "trained on the device: the output 'logits'\n" in capsys.readouterr().out
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["training"]
+    assert (told["output"], told["output_kind"], told["output_doubt"]) == ("logits", None, None)
 
 
 NAMES = (
