@@ -27,8 +27,8 @@ class Settings:
         patience: Epochs without a smaller loss after which training ends; the loss is that of the validation samples,
             or of the training samples where there are none.
         seed: Of the order of the samples.
-        loss: "cross-entropy", "binary-cross-entropy" or "mse"; None: where targets are whole numbers, the one of
-            classes that fits the output, otherwise "mse".
+        loss: "cross-entropy", "binary-cross-entropy" or "mse"; None: where targets are whole numbers or bools,
+            the one of classes that fits the output, otherwise "mse".
     """
 
     epochs: int = 20

@@ -10,7 +10,7 @@ import numpy as np
 
 from splitload.deploy.arguments import Settings
 from splitload.errors import BundleError, UsageError
-from splitload.manifest import Loss, StageEntry, Step, Training
+from splitload.manifest import Loss, OutputKind, StageEntry, Step, Training
 from splitload.regular import read_checked
 from splitload.stock import stock_session
 
@@ -19,9 +19,15 @@ Array = np.ndarray[Any, Any]
 
 
 class AnyLearner(Protocol):
-    """What changes the weights of a tail: `Learner`, or one that needs more than a device has."""
+    """What changes the weights of a tail: `Learner`, or one that needs more than a device has.
+
+    Attributes:
+        learning_rate: What each step is taken with.
+        output_kind: What the output is taken as, see `Training`; in version 1 known from the first step on.
+    """
 
     learning_rate: float
+    output_kind: OutputKind | None
 
     def step(self, features: Mapping[str, Array], target: Array) -> float: ...  # noqa: D102
     def look(  # noqa: D102
@@ -99,7 +105,7 @@ class Learner:
             or not weights.keys() >= {*states.values()}
         ):
             raise BundleError(f"the training steps of '{folder}' do not fit its weights; copy the bundle again")
-        self.learning_rate = settings.rate
+        self.learning_rate, self.output_kind = settings.rate, training.output_kind
         numbers = {
             "learning_rate": self.learning_rate,
             "weight_decay": settings.weight_decay,

@@ -24,7 +24,7 @@ from splitload.deploy.features import Features
 from splitload.deploy.learner import AnyLearner, Learner
 from splitload.deploy.samples import Samples, read_samples
 from splitload.errors import OutputError, SplitloadError, TrainingError, UsageError
-from splitload.manifest import DEFAULT_TAIL, Loss, OutputKind, StageEntry, Training
+from splitload.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
 from splitload.regular import check_regular
 from splitload.scratch import scratch_folder
 from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
@@ -115,6 +115,8 @@ def personalize(
         BundleError: If the bundle is damaged.
         TrainingError: If the loss is no number any more; the bundle is as it was.
         OutputError: If the tail cannot be written; it is as it was.
+        KeyboardInterrupt: After an interrupt; the best epoch so far is written, if it is better than the tail was, and
+            the message says what was saved.
     """
     settings = settings or Settings()
     folder = Path(bundle).resolve()
@@ -139,29 +141,60 @@ def personalize(
         )  # fmt: skip
         begin = _start(folder, tail, stage, training)
         learner = (make_learner or Learner)(folder, stage, training, samples.loss, settings, begin)
-        judge = Judge(learner, features, sets, settings.batch_size, training.output_kind)
+        judge = Judge(learner, features, sets, settings.batch_size)
         epochs: list[Epoch] = []
-        weights: dict[str, Array] = {}
-        for epoch in _epochs(learner, features, judge, begin, settings, on_step):
-            if on_epoch is not None:
-                on_epoch(epoch)
-            epochs.append(epoch)
-            best = min(epochs, key=lambda each: each.loss_after)  # the first of equals
-            if best is epoch:
-                weights = learner.weights()
-            elif epoch.number - best.number >= settings.patience:
-                break
-    before, *after = epochs
-    if best is not before:
-        notes = {
-            "settings": asdict(settings),
-            "loss": samples.loss,
-            "samples": samples.count,
-            "before": asdict(before),
-            "epoch": asdict(best),
-        }
-        version = write_tail(folder, tail, stage, training, weights, notes).version
-    return Personalized(tail, version, before, best, tuple(after))
+        best: tuple[Epoch, Mapping[str, Array]] | None = None  # in one: an interrupt may come between any two lines
+        interrupted = False
+        try:
+            for epoch in _epochs(learner, features, judge, begin, settings, on_step):
+                if best is None or epoch.loss_after < best[0].loss_after:
+                    best = (epoch, learner.weights() if epoch.number else begin)
+                epochs.append(epoch)
+                if on_epoch is not None:
+                    on_epoch(epoch)
+                if epoch.number - best[0].number >= settings.patience:
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+    if best is None or not best[0].number:
+        if best is None or interrupted:
+            raise KeyboardInterrupt(f"interrupted before an epoch made the tail '{tail}' better; nothing was saved")
+        return Personalized(tail, version, epochs[0], best[0], tuple(epochs[1:]))
+    before, (epoch, weights) = epochs[0], best
+    notes = {
+        "settings": asdict(settings),
+        "loss": samples.loss,
+        "samples": samples.count,
+        "before": asdict(before),
+        "epoch": asdict(epoch),
+    }
+    version = _write(folder, tail, stage, training, weights, notes)
+    if interrupted:
+        raise KeyboardInterrupt(
+            f"interrupted; the best epoch so far, {epoch.number}, is saved as version {version} of the tail '{tail}': "
+            f"its loss is {epoch.loss_after:.4f}, and was {before.loss_after:.4f} before training"
+        )
+    return Personalized(tail, version, before, epoch, tuple(epochs[1:]))
+
+
+def _write(
+    folder: Path,
+    tail: str,
+    stage: StageEntry,
+    training: Training,
+    weights: Mapping[str, Array],
+    notes: Mapping[str, Any],
+) -> int:
+    """Write a version of a tail, and return its number.
+
+    Raises:
+        KeyboardInterrupt: After an interrupt; it says which version counts.
+    """
+    try:
+        return write_tail(folder, tail, stage, training, weights, notes).version
+    except KeyboardInterrupt:
+        version = current_version(folder, tail)
+        raise KeyboardInterrupt(f"interrupted; version {version} of the tail '{tail}' counts") from None
 
 
 @contextlib.contextmanager
@@ -240,14 +273,12 @@ class Judge:
         features: Of the samples.
         sets: The samples that are trained on, and others if there are.
         batch_size: Samples at a time.
-        output_kind: What the output is taken as, see `Training`.
     """
 
     learner: AnyLearner
     features: Features
     sets: Sequence[Samples]
     batch_size: int
-    output_kind: OutputKind | None
 
     def epoch(self, number: int, loss: float | None, weights: Mapping[str, Array] | None = None) -> Epoch:
         """Return an epoch that ended with the weights as they are, or with other ones."""
@@ -270,7 +301,7 @@ class Judge:
             return 0
         if loss == "cross-entropy":
             return int((output.argmax(axis=-1) == target).sum())
-        half = 0.5 if self.output_kind == "probabilities" else 0.0
+        half = 0.5 if self.learner.output_kind == "probabilities" else 0.0
         return int(((output.reshape(len(target)) > half) == target).sum())
 
 
@@ -299,8 +330,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except SplitloadError as error:
         print(f"personalize: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        print("personalize: interrupted; nothing was written", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as interrupt:
+        print(f"personalize: {interrupt or 'interrupted; nothing was saved'}", file=sys.stderr)  # noqa: T201
         return 130
     if not result.improved:
         print(f"personalize: {not_improved(result)}", file=sys.stderr)  # noqa: T201

@@ -79,13 +79,7 @@ def read_samples(path: Path, manifest: Manifest, loss: str | None, labels: str =
     assert manifest.training is not None  # noqa: S101 - who calls has checked
     output = next(spec for spec in manifest.outputs if spec.name == manifest.training.output)
     if loss is None:
-        loss = (
-            "mse"
-            if target.dtype.kind not in "iu"
-            else "binary-cross-entropy"
-            if _is_one_unit(output)
-            else "cross-entropy"
-        )
+        loss = _meant(path, output, target, labels)
     if loss not in get_args(Loss):
         raise UsageError(f"the loss is one of {', '.join(get_args(Loss))}, not '{loss}'")
     fit = _outputs if loss == "mse" else _classes if loss == "cross-entropy" else _two_classes
@@ -93,8 +87,45 @@ def read_samples(path: Path, manifest: Manifest, loss: str | None, labels: str =
     return Samples(inputs, fit(path, output, target, labels), cast(Loss, loss), takes_many)
 
 
+def _meant(path: Path, output: TensorSpec, target: Array, labels: str) -> Loss:
+    """Return the loss that labels mean for an output.
+
+    Raises:
+        UsageError: If they may be classes or wanted outputs.
+    """
+    one_unit = _is_one_unit(output)
+    of_classes: Loss = "binary-cross-entropy" if one_unit else "cross-entropy"
+    if target.dtype.kind in "biu":
+        return of_classes
+    a_sample = target.ndim == 1 or (one_unit and target.shape[1:] == (1,))
+    if not a_sample or not _is_whole(target) or (one_unit and not np.isin(target, (0, 1)).all()):
+        return "mse"
+    if not _has_shape(output, target):
+        return of_classes
+    raise UsageError(
+        f"'{path}': '{labels}' holds 0 and 1 as {target.dtype}, which may be classes or wanted outputs; give --loss "
+        "binary-cross-entropy or --loss mse"
+    )
+
+
 def _is_one_unit(output: TensorSpec) -> bool:
     return output.shape is not None and (len(output.shape) == 1 or list(output.shape[1:]) == [1])
+
+
+def _is_whole(target: Array) -> bool:
+    """Return whether all values are whole numbers, of whatever type, that an int64 holds."""
+    if target.dtype.kind != "f":
+        return target.dtype.kind in "biu"
+    wide = target.astype(np.float64)
+    return bool((np.abs(wide) < 2**63).all() and (wide == np.rint(wide)).all())
+
+
+def _has_shape(output: TensorSpec, target: Array) -> bool:
+    """Return whether there is a value for each one of an output."""
+    shape = output.shape or ()
+    return target.ndim == len(shape) and all(
+        not isinstance(size, int) or size == given for size, given in zip(shape[1:], target.shape[1:], strict=True)
+    )
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -172,16 +203,17 @@ def _two_classes(path: Path, output: TensorSpec, target: Array, labels: str) -> 
             f"'{path}': binary-cross-entropy needs an output of one unit, that of the model has the shape "
             f"{None if output.shape is None else list(output.shape)}; give --loss cross-entropy or mse"
         )
-    return _whole(path, target, labels, 2)
+    return _whole(path, target[:, 0] if target.shape[1:] == (1,) else target, labels, 2)
 
 
 def _whole(path: Path, target: Array, labels: str, classes: int | str | None) -> Array:
     """Return a class for each sample, of so many if that is known."""
-    if target.dtype.kind not in "iu" or target.ndim != 1:
+    if target.ndim != 1 or not _is_whole(target):
         raise UsageError(
             f"'{path}': '{labels}' must hold a class for each sample, whole numbers of shape ['samples']; it is of "
             f"type {target.dtype} and shape {list(target.shape)} (--loss mse takes outputs)"
         )
+    target = target if target.dtype.kind in "iu" else target.astype(np.int64)
     low, high = int(target.min()), int(target.max())
     if low < 0 or (isinstance(classes, int) and high >= classes):
         most = f"to {classes - 1}" if isinstance(classes, int) else "on"
@@ -192,13 +224,10 @@ def _whole(path: Path, target: Array, labels: str, classes: int | str | None) ->
 
 
 def _outputs(path: Path, output: TensorSpec, target: Array, labels: str) -> Array:
-    shape = output.shape or ()
-    same = target.ndim == len(shape) and all(
-        not isinstance(size, int) or size == given for size, given in zip(shape[1:], target.shape[1:], strict=True)
-    )
-    if target.dtype.kind not in "fiu" or not same or not np.isfinite(target).all():
+    shape = ["samples", *(output.shape or ())[1:]]
+    if target.dtype.kind not in "bfiu" or not _has_shape(output, target) or not np.isfinite(target).all():
         raise UsageError(
-            f"'{path}': '{labels}' must hold finite outputs of shape {['samples', *shape[1:]]}; it is of type "
-            f"{target.dtype} and shape {list(target.shape)}"
+            f"'{path}': '{labels}' must hold finite outputs of shape {shape}; it is of type {target.dtype} "
+            f"and shape {list(target.shape)}"
         )
     return _cast(path, labels, target, np.dtype(np.float32))

@@ -99,8 +99,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     ## Arguments
     - `profile`: a `splitload.profile.Profile`, or the path of its file.
     - `objective`: "balance" or "ttfo".
-    - `max_stages`: K, at least 1 and at most as many as the model can have: N, or `trainable_from + 1`. None: that
-      many, but not above 8.
+    - `max_stages`: at least 1; None is 8. K is as many, or as the model can have where that is less: N, or
+      `trainable_from + 1`.
     - `tolerance`: ε of the reward as a share of T/C, not negative.
     - `one_sided`: a stage may load faster than the target.
     - `trainable_from`: index of the first trainable block, in 0 … N - 1, or None.
@@ -145,9 +145,9 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
         most = num_blocks if trainable_from is None else trainable_from + 1
-        if max_stages is None:
-            max_stages = min(USUAL_STAGES, most)
-        check_stages(max_stages, num_blocks, trainable_from)
+        max_stages = stages_there_are(
+            USUAL_STAGES if max_stages is None else int(max_stages), num_blocks, trainable_from
+        )
         self.profile = profile
         self.objective = objective
         self.max_stages = max_stages
@@ -353,21 +353,15 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         }
 
 
-def check_stages(max_stages: int, num_blocks: int, trainable_from: int | None) -> None:
-    """Make sure that the model can have that many stages.
+def stages_there_are(max_stages: int, num_blocks: int, trainable_from: int | None) -> int:
+    """Return `max_stages`, or as many as the model can have where that is less.
 
     Raises:
-        UsageError: If no plan of `max_stages` stages exists.
+        UsageError: If `max_stages` is less than 1.
     """
     if max_stages < 1:
         raise UsageError(f"max_stages must be at least 1, it is {max_stages}")
-    if max_stages > num_blocks:
-        raise UsageError(f"more stages than blocks: max_stages is {max_stages}, the model has {num_blocks} blocks")
-    if trainable_from is not None and max_stages > trainable_from + 1:
-        raise UsageError(
-            f"max_stages is {max_stages}, but with block {trainable_from} trainable, and so in the last stage, "
-            f"there can be at most {trainable_from + 1} stages"
-        )
+    return min(max_stages, num_blocks if trainable_from is None else trainable_from + 1)
 
 
 def _least_left_s(infer_s: list[list[float]]) -> list[float]:

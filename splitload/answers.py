@@ -25,6 +25,8 @@ def relative_error(left: Any, right: Any) -> float:
     """Return the largest difference relative to the largest finite magnitude; inf where that makes no sense."""
     if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
         return max(map(relative_error, left, right), default=0.0)
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        return relative_error(np.array([*left.values()]), np.array([right[key] for key in left]))
     if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray)) or left.dtype.kind not in "fc":
         return 0.0 if identical(left, right) else float("inf")
     if left.shape != right.shape:

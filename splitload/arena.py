@@ -47,8 +47,13 @@ def share_arena(ort: Any, options: Any) -> None:
     options.add_session_config_entry(*_ENTRY)
 
 
-def empty_arena(ort: Any) -> None:
-    """Give back to the system what nobody uses of the arena, after a model was closed."""
+def empty_arena(ort: Any, *, own_threads: bool = True) -> None:
+    """Give back to the system what nobody uses of the arena, after a model was closed.
+
+    Args:
+        ort: The onnxruntime module.
+        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
+    """
     if not _is_there:
         return
     import numpy as np
@@ -57,6 +62,7 @@ def empty_arena(ort: Any) -> None:
         shrink = ort.RunOptions()
         shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         options = ort.SessionOptions()
+        options.use_per_session_threads = own_threads
         options.add_session_config_entry(*_ENTRY)
         tiny_session(options).run(None, {"x": np.zeros(1, np.float32)}, shrink)
 

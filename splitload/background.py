@@ -31,13 +31,15 @@ from splitload.errors import BundleError, OutputError
 from splitload.forks import making_session
 from splitload.machine import cpu_architecture
 from splitload.manifest import FORMAT, File, Manifest, StageEntry, Variant
+from splitload.options import CallerOptions
 from splitload.pool import Latch, started
 from splitload.replace import check_folder, replacing
 from splitload.scratch import scratch_folder
 from splitload.sealed import seal
 from splitload.session import open_session, run_stage, to_python
-from splitload.stock import session_class
+from splitload.stock import path_option, runtime_path, session_class
 from splitload.tails import names as tails_of
+from splitload.warmup import few_threads
 
 MAX_GROWTH = 1.25  # over the portable stages' weights: what folding makes larger is not worth its loading
 _HEAD_BYTES = 1 << 20  # what a stage's graph may take besides
@@ -66,14 +68,20 @@ class Specializer:
         folder: The bundle.
         manifest: What it says.
         last: The file of its last stage, where that is a personalized one.
+        caller: What the loader's sessions are made with.
         inside: Returns a block in which the loader may not be closed; entering it raises where that is.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, last: Path | None, inside: Callable[[], AbstractContextManager[None]]
+        self,
+        folder: Path,
+        manifest: Manifest,
+        last: Path | None,
+        caller: CallerOptions,
+        inside: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.done = Latch()
-        self._folder, self._manifest, self._last, self._inside = folder, manifest, last, inside
+        self._folder, self._manifest, self._last, self._caller, self._inside = folder, manifest, last, caller, inside
         self._begun = threading.Lock()
 
     def answered(self, feeds: Mapping[str, Any], names: Sequence[str], outputs: Sequence[Any]) -> None:
@@ -133,7 +141,7 @@ class Specializer:
                         _link(self._folder / file.name, made / file.name)
                     continue
                 with self._inside():
-                    stages.append(_native_stage(self._folder, stage, made, number))
+                    stages.append(_native_stage(self._folder, stage, made, number, self._caller.own_threads))
             native = portable._replace(
                 kind="native", cpu=cpu_architecture(), runtime=ort.__version__, stages=tuple(stages)
             )
@@ -162,27 +170,34 @@ class Specializer:
         for stage in native.stages:
             path = self._last if stage.trainable and self._last is not None else made / stage.graph.name
             needed = [spec.name for spec in stage.outputs]
-            session = open_session(path, optimize=not stage.optimized, prepack=stage.prepack)
+            session = open_session(
+                path, optimize=not stage.optimized, prepack=stage.prepack, options=self._caller.copy()
+            )
             values.update(zip(needed, run_stage(ort, session, stage, needed, values, None), strict=True))
         for name, wanted in expected.items():
             if not relative_error(to_python(ort, values[name]), wanted) <= TOLERANCE:
                 raise OutputError(f"its output '{name}' differs from the portable graph's; nothing was changed")
 
 
-def _native_stage(folder: Path, stage: StageEntry, made: Path, number: int) -> StageEntry:
-    """Write a portable stage as one of this machine, and return its entry."""
+def _native_stage(folder: Path, stage: StageEntry, made: Path, number: int, own_threads: bool) -> StageEntry:
+    """Write a portable stage as one of this machine, and return its entry.
+
+    Of the caller's options only the kind of threads counts: sizes that they fix are not the bundle's.
+    """
     import onnxruntime as ort
 
     unnamed = made / f"part-{number:02}.ort"
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.optimized_model_filepath = str(unnamed)
+    options.use_per_session_threads = own_threads
+    few_threads(options)
+    options.optimized_model_filepath = path_option(unnamed)
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.disable_prepacking", "1")
     with making_session():
-        session_class()(str(folder / stage.graph.name), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        path = runtime_path(folder / stage.graph.name)
+        session_class()(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     sha256 = sha256_of(unnamed)
     file = unnamed.rename(made / f"native-{number:02}-{sha256[:12]}.ort")
     return stage._replace(

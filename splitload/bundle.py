@@ -119,7 +119,9 @@ def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> N
             if size != file.bytes and verify != "none":
                 raise BundleError(f"'{path}' has {size} bytes, the manifest says {file.bytes}; copy the bundle again")
             if verify == "hashes" and sha256_of(path) != file.sha256:
-                raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); copy the bundle again")
+                raise BundleError(
+                    f"'{path}' is not what the manifest says (SHA-256 differs): it is damaged; copy the bundle again"
+                )
         except FileNotFoundError as error:
             if verify != "none":
                 raise BundleError(f"'{path}' is missing; copy the bundle again") from error
@@ -352,6 +354,8 @@ def _check_training(manifest: Manifest, training: Training) -> None:
         raise BundleError(f"manifest.training.features must be what the last stage reads, {list(inputs)}")
     if training.output not in [spec.name for spec in manifest.outputs]:
         raise BundleError(f"manifest.training.output '{training.output}' is no output of the model")
+    if training.output_kind is None and any(step.loss == "binary-cross-entropy" for step in training.steps):
+        raise BundleError("manifest.training has a step of binary-cross-entropy, and no output_kind")
     if len({weight.name for weight in training.weights}) < len(training.weights):
         raise BundleError("manifest.training.weights has a name twice")
     end = 0

@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitload.bundle import check_files
 from splitload.cache import cache_folder
 from splitload.forks import making_session
 from splitload.machine import cpu_architecture, cpu_model
 from splitload.manifest import Canary
 from splitload.pool import started
-from splitload.stock import session_class
+from splitload.stock import runtime_path, session_class
+from splitload.warmup import few_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +37,14 @@ def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = T
         canary: The variant's.
         runtime: Version of the onnxruntime that is imported.
         own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
+
+    Raises:
+        BundleError: If the canary is to be run and a file of it is damaged, which tells nothing of the runtime.
     """
     place, line = _memory(canary, runtime)
     if place is not None and _is_remembered(place, line):
         return None
+    check_files(folder, canary, "hashes")
     found = _try(folder, canary, own_threads)
     if found is None and place is not None:  # beside the first load, as writing takes a third as long as the canary
         started(threading.Thread(target=_remember, args=(place, line), name="splitload-canary"))
@@ -56,12 +62,12 @@ def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[An
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.use_per_session_threads = own_threads
+    few_threads(options)
     with making_session():
-        session = session_class()(str(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = session_class()(runtime_path(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {}), strict=True))
 

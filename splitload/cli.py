@@ -19,6 +19,7 @@ from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
 from splitload.errors import CacheWarning, SplitloadError, UsageError
+from splitload.scratch import sweep
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -56,6 +57,10 @@ def main(words: Sequence[str] | None = None) -> int:
         streams.abandon(sys.stdout)
         where = f" '{error.filename}'" if error.filename else " the output"
         return _failed(f"cannot read or write{where}: {error.strerror or error}", 1)
+    except UnicodeEncodeError as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(_not_encoded(error), 1)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -65,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def user_cache() -> Path:
-    """Return the user's cache folder, see `cache_folder`.
+    """Return the user's cache folder, see `cache_folder`, without what killed commands left in it.
 
     Raises:
         UsageError: If there is no place for one.
@@ -73,7 +78,17 @@ def user_cache() -> Path:
     folder = cache_folder()
     if folder is None:
         raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
+    sweep(folder)
     return folder
+
+
+def _not_encoded(error: UnicodeEncodeError) -> str:
+    """Return what to do where the system's encoding lacks a character, of the name of a file for example."""
+    name = error.object.encode("ascii", "backslashreplace").decode()
+    return (
+        f"'{name}' cannot be written in {error.encoding}, the encoding of this process; set PYTHONUTF8=1, or LC_ALL to "
+        "a locale with UTF-8 such as C.UTF-8"
+    )
 
 
 def _failed(message: str, code: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from splitload.bundle import MANIFEST, read_json
@@ -27,7 +26,8 @@ def install(source: str | Path, target: str | Path) -> Verified:
     """Put a copy of a bundle where another one may stand that is in use; whoever has that open keeps it.
 
     Only what belongs to the bundle is copied, and every byte of the copy is checked before it counts. Personalized
-    tails at the target stay, if they are of the same last stage; those of the source come along.
+    tails at the target stay, if they are of the same last stage, those that are made during the copy too; those of the
+    source come along.
 
     Args:
         source: A bundle of either kind, which may consist of links as in the cache of a model hub.
@@ -46,20 +46,36 @@ def install(source: str | Path, target: str | Path) -> Verified:
     manifest = manifest_of(data)
     if target.exists() and source.samefile(target):
         raise UsageError(f"'{source}' and '{target}' are the same bundle")
-    kept = names(target)
-    with contextlib.ExitStack() as held:
-        for name in kept:
-            held.enter_context(alone(target / FOLDER / name))  # what training writes meanwhile would be lost
-        with replacing(target, partial(check_folder, bundle_format=data["format"])) as made:
-            try:
-                _copy(source, [MANIFEST, *(file.name for file in manifest.files())], made)
-                stage = manifest.variants[-1].stages[-1] if isinstance(manifest, Manifest) else None
-                for name in sorted({*names(source), *kept}):
-                    place = (target if name in kept else source) / FOLDER / name
-                    _copy_tail(place, made, stage if stage is not None and stage.trainable else None)
-                return verify(made)
-            except BundleError as error:
-                raise BundleError(str(error).replace(str(made), str(source))) from error
+    known = set(names(target))
+
+    def check(target: Path) -> None:
+        check_folder(target, data["format"])
+        if lost := set(names(target)) - known:
+            raise OutputError(
+                f"the tail '{min(lost)}' was made in '{target}' meanwhile, and would be lost; nothing was changed, "
+                "install the bundle again"
+            )
+
+    with contextlib.ExitStack() as held, replacing(target, check) as made:
+        try:
+            _copy(source, [MANIFEST, *(file.name for file in manifest.files())], made)
+            stage = manifest.variants[-1].stages[-1] if isinstance(manifest, Manifest) else None
+            stage = stage if stage is not None and stage.trainable else None
+            for name in sorted(set(names(source)) - known):
+                _copy_tail(source / FOLDER / name, made, stage)
+            new = set(known)
+            while True:
+                for name in sorted(new):
+                    held.enter_context(alone(target / FOLDER / name))  # what training writes now would be lost
+                    shutil.rmtree(made / FOLDER / name, ignore_errors=True)  # the source's, which came before
+                    _copy_tail(target / FOLDER / name, made, stage)
+                known |= new
+                found = verify(made)
+                new = set(names(target)) - known
+                if not new:
+                    return found
+        except BundleError as error:
+            raise BundleError(str(error).replace(str(made), str(source))) from error
 
 
 def _copy(source: Path, files: Iterable[str], made: Path) -> None:

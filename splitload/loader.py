@@ -23,7 +23,7 @@ from splitload.bundle import Verify, read_manifest
 from splitload.drop_in import DropIn
 from splitload.errors import PortableWarning, StageError, UsageError
 from splitload.machine import available_threads, return_memory
-from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, without_tail
+from splitload.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
 from splitload.options import CallerOptions
 from splitload.pool import Latch, LoadingPool, report, started
 from splitload.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
@@ -162,7 +162,11 @@ class ParallelLoader(DropIn):
             self.tail = open_tail(self._folder, tail, self.manifest.variants[-1].stages[-1], verify=verify)
         self._closed = False
         self._error: Exception | None = None
-        self._fetches = self._read_early()
+        self._stages_folder = self._folder
+        guess: Variant | None = likely(self.manifest)
+        if guess is not None and specialize is not None and guess.kind == "portable":
+            guess = None  # the cache may hold a native one, which is known by the runtime's version
+        self._fetches = guess is not None and self._read_early(guess)
         try:
             import onnxruntime as ort
 
@@ -176,12 +180,12 @@ class ParallelLoader(DropIn):
                 disabled_optimizers=disabled_optimizers,
             )
             stored, self.manifest = self.manifest, self._caller.fixed(self.manifest)
-            own_threads = sess_options is None or sess_options.use_per_session_threads
             self.variant, self.why_portable = choose(
-                self._folder, self.manifest, ort.__version__, own_threads=own_threads
+                self._folder, self.manifest, ort.__version__, own_threads=self._caller.own_threads
             )
-            self._stages_folder = self._folder
             self._specializer = self._find_specializer(stored) if specialize is not None else None
+            if self.variant is not guess:
+                self._fetches = self._read_early(self.variant)
             if self.why_portable is not None and self._folder not in _told:
                 _told.add(self._folder)
                 warnings.warn(self.why_portable, PortableWarning, stacklevel=2)
@@ -213,7 +217,8 @@ class ParallelLoader(DropIn):
         if found := cached(manifest, self._ort.__version__):
             (self._stages_folder, self.variant), self.why_portable = found, None
             return None
-        return Specializer(self._folder, manifest, None if self.tail is None else self.tail.graph, self._inside)
+        last = None if self.tail is None else self.tail.graph
+        return Specializer(self._folder, manifest, last, self._caller, self._inside)
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
@@ -363,7 +368,7 @@ class ParallelLoader(DropIn):
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
         self._let_go()
         if len(self._sessions) > 1:
-            empty_arena(self._ort)
+            empty_arena(self._ort, own_threads=self._caller.own_threads)
 
     def _let_go(self) -> None:
         try:
@@ -427,7 +432,7 @@ class ParallelLoader(DropIn):
                 first, self._is_inherited = self._is_inherited, False
             if first and not self._is_over():
                 self._start = time.perf_counter()
-                self._fetches = self._read_early()
+                self._fetches = self._read_early(self.variant)
                 self._begin()
         self._raise_if_failed()
 
@@ -510,27 +515,35 @@ class ParallelLoader(DropIn):
             self._all_loaded.set()
         self._events[index].set()
 
-    def _read_early(self) -> bool:
-        """Begin to read what is likely to be loaded, before onnxruntime is imported.
+    def _read_early(self, variant: Variant) -> bool:
+        """Begin to read a variant, perhaps before onnxruntime is imported; what was fetched of another one stops.
 
         Returns:
             Whether storage has to be read: then one thread fetches all stages that have a `read_order`.
         """
-        stages = likely(self.manifest).stages
-        files = [(self._folder / stage.graph.name, stage.read_order) for stage in stages if stage.read_order]
+        self._early = variant
+        files = [(self._path(stage), stage.read_order) for stage in variant.stages if stage.read_order]
         if not all(is_cached(*file) for file in files):
-            return started(threading.Thread(target=fetch, args=(files, self._is_over), daemon=True))
+
+            def stopped() -> bool:
+                return self._is_over() or self._early is not variant
+
+            return started(threading.Thread(target=fetch, args=(files, stopped), daemon=True))
         if "onnxruntime" not in sys.modules:
-            for stage in stages:
+            for stage in variant.stages:
                 if stage.prefetch:
-                    started(threading.Thread(target=read_ahead, args=(self._folder / stage.graph.name,), daemon=True))
+                    started(threading.Thread(target=read_ahead, args=(self._path(stage),), daemon=True))
         return False
+
+    def _path(self, stage: StageEntry) -> Path:
+        """Return the graph file that is loaded for a stage."""
+        if self.tail is not None and stage.trainable:
+            return self.tail.graph
+        return self._stages_folder / stage.graph.name
 
     def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
         """Return a session on a stage, in the way its entry says."""
-        path = self._stages_folder / stage.graph.name
-        if self.tail is not None and stage.trainable:
-            path = self.tail.graph
+        path = self._path(stage)
         if stage.prefetch and not background and not (self._fetches and stage.read_order):
             started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
         return open_session(

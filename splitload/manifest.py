@@ -96,6 +96,11 @@ class Canary(Record):
     graph: File
     answers: File
 
+    def files(self) -> Iterator[File]:
+        """Yield both files."""
+        yield self.graph
+        yield self.answers
+
 
 class Needs(Record):
     """What a native variant needs beside its processor's family.
@@ -282,8 +287,7 @@ class Manifest(Record):
                 if stage.weights is not None:
                     yield stage.weights
             if variant.needs is not None and variant.needs.canary is not None:
-                yield variant.needs.canary.graph
-                yield variant.needs.canary.answers
+                yield from variant.needs.canary.files()
         if self.training is not None:
             for step in self.training.steps:
                 yield step.file

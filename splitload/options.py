@@ -31,6 +31,7 @@ class CallerOptions:
 
     Attributes:
         given: The caller's `sess_options`, or None.
+        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
         providers: Names of the execution providers, as a stock session lists them.
         prepacks: Whether weights may be rearranged for speed.
         stand_in_made: The stand-in, or None where it was not needed yet.
@@ -60,6 +61,7 @@ class CallerOptions:
             )
         self.falls_back = int(enable_fallback) == 1
         self.given = sess_options
+        self.own_threads = sess_options is None or bool(sess_options.use_per_session_threads)
         self.stand_in_made: Any = None
         self._sizes: dict[str, int] = {}
         if sess_options is not None:

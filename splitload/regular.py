@@ -120,7 +120,7 @@ def copy_checked(path: Path, target: Path, entry: File) -> None:
 
 def _compare(path: Path, entry: File, size: int, sha256: str) -> None:
     if (size, sha256) != (entry.bytes, entry.sha256):
-        raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs); {_CURE}")
+        raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs): it is damaged; {_CURE}")
 
 
 def _regular(path: Path, status: os.stat_result) -> os.stat_result:

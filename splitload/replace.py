@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from splitload.atomic import sync, sync_tree
+from splitload.atomic import check_file, sync, sync_tree
 from splitload.bundle import MANIFEST, MAX_MANIFEST_BYTES
 from splitload.errors import OutputError
 from splitload.manifest import FORMAT, TORCH_FORMAT
@@ -45,6 +45,16 @@ def refuse_in_bundle(folder: Path) -> None:
     for place in (real, *real.parents):
         if any(_is_bundle(place, kind) for kind in (FORMAT, TORCH_FORMAT)):
             raise OutputError(f"'{place}' is a bundle, and nothing else may lie in it; write to another place")
+
+
+def check_file_beside(path: Path, what: str) -> None:
+    """Make sure that a file that a user names may be written, and not into a bundle, before any work is done for it.
+
+    Raises:
+        OutputError: If not.
+    """
+    check_file(path, what)
+    refuse_in_bundle(path.parent)
 
 
 def _is_bundle(folder: Path, bundle_format: str) -> bool:

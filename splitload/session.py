@@ -16,7 +16,7 @@ from splitload.boundaries import Boundaries
 from splitload.forks import making_session
 from splitload.machine import inference_threads
 from splitload.manifest import TensorSpec
-from splitload.stock import session_class
+from splitload.stock import runtime_path, session_class
 
 SPIN_US = 1000
 _READ_BYTES = 1 << 20
@@ -86,7 +86,7 @@ def open_session(
     if background:
         settings["disabled_optimizers"] = _nothing_at_low_priority()
     with making_session():
-        return session_class()(str(graph), options, providers=["CPUExecutionProvider"], **settings)
+        return session_class()(runtime_path(graph), options, providers=["CPUExecutionProvider"], **settings)
 
 
 def config_entry(options: Any, key: str) -> str | None:

@@ -1,7 +1,8 @@
-"""The runtime's own class of sessions, whatever stands at `onnxruntime.InferenceSession` by now."""
+"""The runtime's own class of sessions, whatever stands at `onnxruntime.InferenceSession` by now, and paths for it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,39 @@ def session_class() -> type[Any]:
     return InferenceSession  # type: ignore[no-any-return]
 
 
+class RawPath(os.PathLike[bytes]):
+    """A path whose name is no text for Python, as the system's bytes.
+
+    Args:
+        path: The path, with Python's stand-ins for what it cannot decode.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._bytes = os.fsencode(path)
+
+    def __fspath__(self) -> bytes:
+        return self._bytes
+
+
+def runtime_path(path: str | Path) -> str | RawPath:
+    """Return a path as onnxruntime's sessions take it.
+
+    They take text that is valid UTF-8, or the system's bytes, and these as a path only, as bytes alone are a model.
+    Python's text is no valid one where a name is not in its encoding for files: `LC_ALL=C` without Python's UTF-8 mode.
+    """
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return RawPath(text)
+    return text
+
+
+def path_option(path: Path) -> str | bytes:
+    """Return a path as onnxruntime's options take it, see `runtime_path`."""
+    return os.fspath(runtime_path(path))
+
+
 def stock_session(model: str | Path | bytes, options: Any) -> Any:
     """Return a plain session of the runtime's on the processor.
 
@@ -24,7 +58,8 @@ def stock_session(model: str | Path | bytes, options: Any) -> Any:
         model: Path or bytes of the model.
         options: An `onnxruntime.SessionOptions`.
     """
-    return session_class()(model, options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else runtime_path(model)
+    return session_class()(source, options, providers=["CPUExecutionProvider"])
 
 
 def session_beside(folder: Path, model: bytes, options: Any) -> Any:
@@ -38,7 +73,6 @@ def session_beside(folder: Path, model: bytes, options: Any) -> Any:
     Raises:
         OSError: If it cannot be written there.
     """
-    import os
     import tempfile
 
     handle, file = tempfile.mkstemp(dir=folder, prefix=".probe-", suffix=".onnx")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from splitload.canary import failure
-from splitload.errors import MissingPackageError
+from splitload.errors import BundleError, MissingPackageError
 from splitload.machine import cpu_architecture
 from splitload.manifest import Manifest, Variant
 from splitload.record import Record
@@ -50,19 +50,40 @@ def choose(folder: Path, manifest: Manifest, runtime: str, *, own_threads: bool 
         MissingPackageError: If the runtime is older than splitload needs.
     """
     check_floor(runtime)
-    reasons = []
+    reasons, damaged = [], []
     for variant in manifest.variants:
-        reason = _obstacle(folder, variant, runtime, own_threads)
+        try:
+            reason = _obstacle(folder, variant, runtime, own_threads)
+        except BundleError as error:
+            damaged.append(str(error))
+            continue
         if reason is None:
             break
         reasons.append(reason)
-    if variant.kind == "native" or not reasons:
+    if variant.kind == "native" or not (reasons or damaged):
         return Choice(variant, None)
+    slower = f"'{folder}' runs its portable graph, which loads slower"
+    if damaged:
+        return Choice(variant, f"{slower}: {damaged[0]}")
     return Choice(
         variant,
-        f"'{folder}' runs its portable graph, which loads slower: here is {cpu_architecture()} with onnxruntime "
+        f"{slower}: here is {cpu_architecture()} with onnxruntime "
         f"{runtime}, and {'; '.join(reasons)}. 'splitload specialize {folder}' makes a native one for this machine",
     )
+
+
+def fitting(folder: Path, manifest: Manifest, runtime: str) -> list[Variant]:
+    """Return every variant that may run on this machine, in order of preference; the canaries of others are tried.
+
+    Args:
+        folder: The bundle.
+        manifest: What it says.
+        runtime: Version of the onnxruntime that is imported.
+
+    Raises:
+        BundleError: If a canary is damaged.
+    """
+    return [variant for variant in manifest.variants if _obstacle(folder, variant, runtime, own_threads=True) is None]
 
 
 def likely(manifest: Manifest) -> Variant:
@@ -107,7 +128,11 @@ def _fits_processor(variant: Variant) -> bool:
 
 
 def _obstacle(folder: Path, variant: Variant, runtime: str, own_threads: bool) -> str | None:
-    """Return why a variant does not run here, or None if it does."""
+    """Return why a variant does not run here, or None if it does.
+
+    Raises:
+        BundleError: If its canary is damaged.
+    """
     made = f"a native one is for {variant.cpu} with onnxruntime {variant.runtime}"
     if variant.fits(cpu_architecture(), runtime):
         return None

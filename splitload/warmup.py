@@ -34,19 +34,32 @@ def tiny_session(options: Any) -> Any:
     """Return a session on the smallest model, which gives its input `x`, one float32, back.
 
     Args:
-        options: Its `onnxruntime.SessionOptions`; it gets no inference threads.
+        options: Its `onnxruntime.SessionOptions`; it gets no inference threads of its own.
     """
     import onnxruntime as ort
 
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
+    few_threads(options)
     options.log_severity_level = 4
     with making_session():
         return session_class()(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def _first_session() -> None:
-    with contextlib.suppress(Exception):  # whoever needs a session will meet it
-        import onnxruntime as ort
+def few_threads(options: Any) -> None:
+    """Have a session be without inference threads; where the process has a pool for all, nothing may be said of them.
 
-        tiny_session(ort.SessionOptions())
+    Args:
+        options: Its `onnxruntime.SessionOptions`, which are changed.
+    """
+    options.intra_op_num_threads = int(options.use_per_session_threads)
+
+
+def _first_session() -> None:
+    for own_threads in (True, False):  # the process may have a pool that all sessions must use
+        with contextlib.suppress(Exception):  # whoever needs a session will meet it
+            import onnxruntime as ort
+
+            options = ort.SessionOptions()
+            options.use_per_session_threads = own_threads
+            tiny_session(options)
+            return

@@ -7,6 +7,7 @@ import pytest
 
 from splitload.bench import memory_models
 from splitload.commands import memory, records
+from splitload.errors import CacheWarning
 from splitload.frontends.onnx import Source, load_graph
 
 linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="other systems do not tell")
@@ -18,6 +19,15 @@ def pictures(tmp_path, monkeypatch):
     for name, value in (("LAYERS", 6), ("SIDE", 16)):
         monkeypatch.setattr(memory_models, name, value)
     return memory_models.pictures(tmp_path / "cache")
+
+
+def test_a_damaged_model_is_made_anew(pictures, tmp_path):
+    whole = pictures.read_bytes()
+    assert memory_models.pictures(tmp_path / "cache") == pictures
+    pictures.write_bytes(whole[:-1] + b"x")
+    with pytest.warns(CacheWarning, match=r"'pictures\.onnx' was changed"):
+        assert memory_models.pictures(tmp_path / "cache") == pictures
+    assert pictures.read_bytes() == whole
 
 
 def test_even_cuts_share_the_work_and_leave_no_stage_empty(pictures, tmp_path):

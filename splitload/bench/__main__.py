@@ -82,7 +82,13 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     """One onnxruntime session: plain in the stock arm, the file taken as it is in the others."""
     import onnxruntime as ort
 
-    plain = job["arm"] == "stock"
+    plain, path = job["arm"] == "stock", job["path"]
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # as no user of onnxruntime could give it: the file system's encoding is not UTF-8
+        from splitload.stock import runtime_path
+
+        path = runtime_path(path)
 
     def load() -> _Opened:
         options = ort.SessionOptions()
@@ -94,7 +100,7 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
         if job["arm"] == "ort-format":
             options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
             options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-        session = ort.InferenceSession(job["path"], options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda: list(session.run(None, feeds)), dict
 
     return load

@@ -22,6 +22,7 @@ from splitload.frontends import zoo
 from splitload.frontends.observe import plain_options
 from splitload.frontends.onnx import optimize
 from splitload.frontends.torch import current_folder_importable, declare_torchvision_ops, quiet
+from splitload.stock import path_option, runtime_path
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +61,9 @@ def _ort_format(job: dict[str, Any], folder: Path) -> None:
     import onnxruntime as ort
 
     options = plain_options()
-    options.optimized_model_filepath = str(folder / "model.ort")
+    options.optimized_model_filepath = path_option(folder / "model.ort")
     options.add_session_config_entry("session.save_model_format", "ORT")
-    ort.InferenceSession(job["graph"], options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(runtime_path(job["graph"]), options, providers=["CPUExecutionProvider"])
 
 
 def _state_dict(job: dict[str, Any], folder: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from splitload.frontends.torch import declare_torchvision_ops, written_beside
+from splitload.entries import is_whole, making
+from splitload.frontends.torch import declare_torchvision_ops
 
 LAYERS, CHANNELS, SIDE = 24, 8, 1024
 TOKENS = 64
+_PICTURES = "pictures.onnx"
 _VERSION = 1  # raise it when a change here changes a file
 
 
@@ -23,9 +25,9 @@ def pictures(cache: Path) -> Path:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    file = cache / "memory" / f"v{_VERSION}" / "pictures.onnx"
-    if file.exists():
-        return file
+    entry = cache / "memory" / f"v{_VERSION}"
+    if is_whole(entry):
+        return entry / _PICTURES
     rng = np.random.default_rng(0)
     nodes, weights = [], []
     for layer in range(LAYERS):
@@ -38,9 +40,9 @@ def pictures(cache: Path) -> Path:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "pictures", ends[:1], ends[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with written_beside(file) as unfinished:
-        unfinished.write_bytes(model.SerializeToString(deterministic=True))
-    return file
+    with making(entry, "the model") as made:
+        (made / _PICTURES).write_bytes(model.SerializeToString(deterministic=True))
+    return entry / _PICTURES
 
 
 def albert() -> tuple[Any, Any]:

@@ -29,13 +29,14 @@ from splitload.commands.study import at_least, one_line, study_parser
 from splitload.deploy.agreement import compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
 from splitload.devices import open_device
+from splitload.entries import is_whole, making
 from splitload.errors import SplitloadError
 from splitload.frontends.onnx import Source, load_graph
 from splitload.inputs import read_feeds
 from splitload.loader import ParallelLoader
 from splitload.partition import Partition
 from splitload.scratch import scratch_folder
-from splitload.stock import session_class
+from splitload.stock import runtime_path, session_class
 
 DEVICES = ("host", "s20")
 SIZES = ("fixed", "open")
@@ -113,7 +114,7 @@ def _difference(bundle: Path, folder: Path) -> float:
             if agreement.untried:
                 raise _StockError(agreement.untried)
             outputs = model.run(None, feeds)
-        stock = session_class()(str(folder / MODEL), providers=["CPUExecutionProvider"])
+        stock = session_class()(runtime_path(folder / MODEL), providers=["CPUExecutionProvider"])
         worst = max(worst, *agreement.difference.values(), *map(relative_error, outputs, stock.run(None, feeds)))
     return worst
 
@@ -129,11 +130,9 @@ def try_architecture(name: str, cache: Path, limit_s: float) -> Iterator[Row]:
         none: Row = {"device": None, "cut": None, "num_stages": None, "difference": None}
         folder = cache / "architectures" / f"{name.replace('/', '-').replace(' ', '-')}-{sizes}-{_versions()}"
         try:
-            if not (folder / MODEL).is_file():
-                with scratch_folder(cache, ".export-") as made:
+            if not is_whole(folder):
+                with making(folder, f"the export of {name}") as made:
                     _run(["splitload.bench.architectures", name, sizes, str(made)], limit_s)
-                    folder.parent.mkdir(exist_ok=True)
-                    made.rename(folder)
         except _FailedError as error:
             yield {**row, **none, "failed": "exporter", "error": str(error)}
             continue

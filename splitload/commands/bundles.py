@@ -49,14 +49,21 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 for number, stage in enumerate(variant.stages, start=1)
             ],
         )
+    shown = manifest.to_json()
+    if manifest.training is not None:
+        training = manifest.training
+        taken = "" if training.output_kind is None else f"; a loss of classes takes it as {training.output_kind}"
+        console.print(f"trained on the device: the output '{training.output}'{taken}")
+        if training.output_doubt is not None:
+            console.note(training.output_doubt)
+        shown["training"] |= {"output_kind": training.output_kind, "output_doubt": training.output_doubt}
     if options.why:
-        show_why(manifest.plan, len(manifest.variants[0].stages), console)
+        trained = manifest.training is not None
+        show_why(manifest.plan, len(manifest.variants[0].stages), console, trained=trained)
     if why_portable is not None:
         console.note(why_portable)
     here = {"cpu": cpu_architecture(), "onnxruntime": ort.__version__}
-    return manifest.to_json() | {
-        "here": {**here, "variant": manifest.variants.index(chosen), "why_portable": why_portable}
-    }
+    return shown | {"here": {**here, "variant": manifest.variants.index(chosen), "why_portable": why_portable}}
 
 
 def _where(variant: Variant) -> str:

@@ -26,6 +26,7 @@ from splitload.commands.records import write_record
 from splitload.commands.study import one_line, study_parser
 from splitload.errors import StageError, UsageError
 from splitload.frontends import zoo
+from splitload.replace import refuse_in_bundle
 
 TOLERANCE = 1e-3  # of the largest number in an answer; the s20 bundles are portable, and rounded in another order
 CALL_S, INSTALL_S = 300, 900
@@ -136,6 +137,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     if unknown := [name for name in options.clients if name not in CLIENTS]:
         raise UsageError(f"no client is called '{unknown[0]}'; give some of {', '.join(CLIENTS)}")
+    if options.folder is not None:
+        refuse_in_bundle(options.folder)
     console = Console(json=False)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -84,7 +84,10 @@ class Gain:
         elif self.cut_ratio is None:
             parts.append("What of it comes from the cut was not measured.")
         else:
-            parts.append(f"Layout and mapping make {self.layout_ratio:.2f} of it, the cut {self.cut_ratio:.2f}.")
+            factors = (
+                f"layout and mapping make a factor of {self.layout_ratio:.2f}, the cut one of {self.cut_ratio:.2f}"
+            )
+            parts.append(f"Of the {self.ratio:.2f}, {factors}.")
         return f"{' '.join(parts)} (Measured, medians of {self.runs} fresh processes each, in turns.)"
 
 

@@ -23,14 +23,14 @@ from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
 from splitload.entries import discard
-from splitload.errors import BundleError, OutputError, SplitloadError, StageError, UsageError
+from splitload.errors import BundleError, SplitloadError, StageError, UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
 from splitload.inputs import read_feeds
 from splitload.profile import Profile
 from splitload.provenance import provenance
-from splitload.replace import refuse_in_bundle
+from splitload.replace import check_file_beside
 from splitload.variants import choose
 from splitload.verification import verify
 
@@ -54,10 +54,8 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
         SplitloadError: If the model cannot be read or measured, or the file not written.
     """
     output = Path(options.output) if options.output else None
-    if output and not output.parent.is_dir():
-        raise OutputError(f"there is no folder '{output.parent}' to write '{output.name}' into")
     if output:
-        refuse_in_bundle(output.parent)
+        check_file_beside(output, "profile")
     device = open_device(options.device, cache, refresh=True)
     _, _, made = prepare(options, console, cache, device, read_feeds(options.input))
     if output:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.agents.results import Progress
-from splitload.atomic import check_file, write_text
+from splitload.atomic import write_text
 from splitload.commands import LEARNERS
 from splitload.commands.checkpoint import Checkpoint
 from splitload.commands.console import Console, count_of, milliseconds
@@ -25,6 +25,7 @@ from splitload.errors import UsageError
 from splitload.graph import DEFAULT_MAX_BLOCKS, ModelGraph
 from splitload.partition import Partition
 from splitload.profile import Profile
+from splitload.replace import check_file_beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,13 @@ def make_plan(
     return Planned(_learned(options, search, console, cache), search, profile, seed)
 
 
-def check_search(options: argparse.Namespace, device: Device) -> None:
+def check_search(options: argparse.Namespace, device: Device, target: Path) -> None:
     """Make sure that the options about searching fit each other, and that what they write can be written.
+
+    Args:
+        options: Of `splitload train`.
+        device: What the search is for.
+        target: Where the bundle goes.
 
     Raises:
         UsageError: If they do not.
@@ -140,7 +146,13 @@ def check_search(options: argparse.Namespace, device: Device) -> None:
             raise UsageError(f"--{what} is of an agent that learns, {' or '.join(LEARNERS)}; {options.agent} does not")
         if options.seeds > 1:
             raise UsageError(f"--{what} is of one search, and --seeds makes {options.seeds}: leave one of them out")
-        check_file(Path(file), what)
+        path = Path(file)
+        if path.absolute() == target.absolute():
+            raise UsageError(f"--{what} '{file}' is where the bundle goes; give it another name")
+        check_file_beside(path, what)
+    files = [Path(file).absolute() for file in (options.checkpoint, options.curve) if file is not None]
+    if len(set(files)) < len(files):
+        raise UsageError(f"--curve and --checkpoint are both '{options.curve}'; give one of them another name")
 
 
 def _given(options: argparse.Namespace, profile: Profile, first_trainable: int | None) -> Found:

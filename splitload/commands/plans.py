@@ -92,6 +92,16 @@ def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mappi
         return device.profile(graph, feeds=feeds, on_progress=show)
 
 
+def native_left_out(device: Device, graph: ModelGraph) -> str | None:
+    """Return why a bundle gets no native part on a device that runs one, for people; None where it gets one."""
+    if graph.kind == device.graph_kind:
+        return None
+    return (
+        f"{graph.name} gets no native part, which would take about as much room as the model once more: its weights "
+        "differ too much from the portable graph's. onnxruntime optimises the portable graph when it loads it"
+    )
+
+
 def notes_of(
     profile: Profile, partition: Partition, trial: Trial | None, plans: Mapping[int, Partition], **others: Any
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from splitload.commands import LEARNERS
 from splitload.commands.checkpoint import Checkpoint
 from splitload.commands.optimum import optimum, value_s_of
 from splitload.envs.costs import cost_matrices
-from splitload.envs.split import SplitEnv, check_stages
+from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.errors import PartitionError, UsageError
 from splitload.partition import Partition
 from splitload.profile import Profile
@@ -103,8 +103,7 @@ class Search:
         self._matrices = cost_matrices(profile)
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
         if max_stages is not None:
-            max_stages = min(max_stages, limit)
-            check_stages(max_stages, profile.num_blocks, trainable_from)
+            max_stages = stages_there_are(max_stages, profile.num_blocks, trainable_from)
         most = num_stages or max_stages or min(self._enough(limit), limit)
         self._counts = range(num_stages or 1, most + 1)
         self._learner: QLearning | None = None

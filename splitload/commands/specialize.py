@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from splitload.bundle import read_manifest
 from splitload.commands.console import Console, count_of
-from splitload.commands.plans import notes_of, write_bundle
+from splitload.commands.plans import native_left_out, notes_of, write_bundle
 from splitload.commands.search import Objective, Search
 from splitload.commands.trial import choose_measured
 from splitload.deploy.build import Plan
@@ -60,6 +60,9 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
                 except UsageError as error:  # which nobody asked for on this command line
                     raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
                 first_trainable = len(graph.blocks) - 1
+        left_out = native_left_out(device, graph)
+        if left_out is not None:
+            console.note(left_out)
         with console.progress("profiling on host", unit="passes") as show:
             profile = device.profile(graph, feeds=feeds, on_progress=show)
         objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
@@ -78,6 +81,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             search.plans if first_trainable is None else search.plans_apart(first_trainable),
             agent="q-learning",
             objective=objective,
+            native_left_out=left_out,
             **kept,
         )
         plan = Plan(graph, found.partition, threads, first_trainable)

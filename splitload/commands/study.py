@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from splitload.atomic import check_file
 from splitload.devices import open_device
 from splitload.errors import OutputError, SplitloadError, UsageError
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.profile import Profile
+from splitload.replace import check_file_beside
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -32,7 +32,7 @@ def at_least(least: int) -> Callable[[str], int]:
 def record_file(word: str) -> Path:
     """Return the path of a record, which can be written: that is asked before hours of measuring."""
     try:
-        check_file(Path(word), "the record")
+        check_file_beside(Path(word), "the record")
     except OutputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return Path(word)

@@ -13,7 +13,7 @@ from splitload.commands.console import Console
 from splitload.commands.gains import RUNS, Gain, measure_gain
 from splitload.commands.plan_report import show_plan
 from splitload.commands.planning import check_search, make_plan, resume_hint
-from splitload.commands.plans import notes_of, read_divided, write_bundle
+from splitload.commands.plans import native_left_out, notes_of, read_divided, write_bundle
 from splitload.commands.trial import Trial, choose_measured, try_cut
 from splitload.deploy.agreement import Agreement
 from splitload.deploy.build import Plan
@@ -45,9 +45,12 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         raise UsageError("--trainable needs two stages, one frozen and one trained; give --max-stages 2 or more")
     feeds = read_feeds(options.input)
     device = open_device(options.device, cache)
-    check_search(options, device)
+    check_search(options, device, target)
     source, graph, division = read_divided(options, console, cache, device, feeds)
     feeds = {**source.examples, **feeds}
+    left_out = native_left_out(device, graph)
+    if left_out is not None:
+        console.note(left_out)
     first_trainable = None if graph.tail_start is None else len(graph.blocks) - 1
     if len(graph.blocks) == 1:
         console.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
@@ -79,6 +82,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         new_head=options.new_head,
         seed=planned.seed,
         episodes=found.episodes,
+        native_left_out=left_out,
     )
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)

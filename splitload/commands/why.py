@@ -50,13 +50,14 @@ def reasons(profile: Profile, chosen: Partition, plans: Mapping[int, Partition])
     }
 
 
-def show_why(plan: Mapping[str, Any], num_stages: int, console: Console) -> None:
+def show_why(plan: Mapping[str, Any], num_stages: int, console: Console, *, trained: bool = False) -> None:
     """Show what a manifest says about how its plan was found.
 
     Args:
         plan: What the manifest says.
         num_stages: Stages of the bundle.
         console: Where to show it.
+        trained: Whether the last stage is one of its own because it is trained.
 
     Raises:
         BundleError: If the bundle does not say why, or in another form than `splitload train` writes.
@@ -87,12 +88,16 @@ def show_why(plan: Mapping[str, Any], num_stages: int, console: Console) -> None
             f"{1e3 * _seconds(trial, 'split_ttfo_s'):.1f} ms, one after {1e3 * _seconds(trial, 'whole_ttfo_s'):.1f} ms "
             f"(medians of {trial.count('runs', 1)} fresh processes)"
         )
+    if plan.get("native_left_out") is not None:
+        console.print(notes.text("native_left_out"))
     stage_s, saving_s = _seconds(why, "stage_s"), _seconds(why, "saving_s")
     console.print(
         f"Opening a stage of a cut costs {1e3 * stage_s:.2f} ms besides its share of the model. Loading in parallel "
         f"and inferring meanwhile could save at most {1e3 * saving_s:.1f} of the {1e3 * first_s.get(1, 0.0):.1f} ms "
         f"that one stage takes ({predicted}). A cut is made for a tenth or more."
     )
+    if trained:
+        console.print("The last stage holds what is trained, and is cut off for that, whatever it costs.")
 
 
 def _seconds(reader: Reader, key: str) -> float:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitload.answers import identical, relative_error
 from splitload.inputs import example_inputs, load_feeds
 from splitload.manifest import TensorSpec
 from splitload.session import open_session, read_ahead, run_stage, still_read, to_python
@@ -148,18 +149,16 @@ def _staged(
 
 
 def _alike(left: Any, right: Any) -> bool:
-    """Return whether two outputs of a stage are equal, floats within the rounding of their type."""
+    """Return whether two outputs have the same type, shape and values, floats within the rounding of their type."""
     import numpy as np
 
-    if not isinstance(left, np.ndarray) or left.dtype.kind not in "biuf" or left.dtype != right.dtype:
-        return type(left) is type(right)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_alike, left, right))
+    if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray)):
+        return relative_error(left, right) <= ROUNDING[4]  # maps hold float32
     if left.dtype.kind != "f":
-        return bool(np.array_equal(left, right))
-    finite = right[np.isfinite(right)].astype(np.float64)
-    within = ROUNDING[left.dtype.itemsize] * np.abs(finite).max(initial=0.0)
-    return left.shape == right.shape and np.allclose(
-        left.astype(np.float64), right.astype(np.float64), rtol=0, atol=within, equal_nan=True
-    )
+        return identical(left, right)
+    return left.dtype == right.dtype and relative_error(left, right) <= ROUNDING[left.dtype.itemsize]
 
 
 def measure_plan(folder: Path, job: dict[str, Any]) -> dict[str, float]:

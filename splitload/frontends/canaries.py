@@ -32,7 +32,7 @@ from splitload.graph import ModelGraph
 from splitload.inputs import DTYPES
 from splitload.manifest import Canary, File, Needs
 from splitload.session import open_session
-from splitload.stock import stock_session
+from splitload.stock import path_option, stock_session
 
 TOLERANCE = 1e-5  # of the largest element of an output
 HALF_TOLERANCE = 2e-3  # where it is of half precision
@@ -276,7 +276,7 @@ class _Maker:
         options = plain_options()
         options.intra_op_num_threads = 1
         if file is not None:
-            options.optimized_model_filepath = str(file)
+            options.optimized_model_filepath = path_option(file)
             options.add_session_config_entry("session.save_model_format", "ORT")
         try:
             return stock_session(model.SerializeToString(), options)

@@ -8,7 +8,7 @@ from typing import Any
 
 from splitload.frontends.names import rename_uses
 from splitload.frontends.proto import all_tensors, attributes, bodies, tensor_bytes, value_names
-from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
+from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES, save_with_data
 
 
 def has_hidden_weights(graph: Any) -> bool:
@@ -40,9 +40,7 @@ def weights_outside_bodies(path: Path, folder: Path, read_whole: Callable[[Path]
     hoist(model)
     plain = folder / "plain" / "model.onnx"
     plain.parent.mkdir()
-    onnx.save_model(
-        model, str(plain), save_as_external_data=True, location="model.bin", size_threshold=EXTERNAL_FROM_BYTES
-    )
+    save_with_data(model, plain)
     return plain
 
 

@@ -25,7 +25,7 @@ def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:
     model = onnx.ModelProto(ir_version=stages[0].ir_version, producer_name="splitload")
     model.opset_import.extend(stages[0].opset_import)
     model.functions.extend(stages[0].functions)
-    model.graph.name = manifest.model
+    model.graph.name = manifest.model.encode("utf-8", "replace").decode()  # JSON holds what is no text, too
     declared: dict[str, Any] = {}
     places: dict[tuple[Any, ...], str] = {}
     seen: set[str] = set()  # constants are repeated in every stage that needs them

@@ -31,7 +31,7 @@ from splitload.frontends.proto import (
 )
 from splitload.frontends.tidy import DOMAIN, ROWS, tidy
 from splitload.inputs import DTYPES, example_inputs
-from splitload.stock import stock_session
+from splitload.stock import path_option, stock_session
 
 MIN_ROWS = 16  # with fewer rows the product reads its weights once anyway
 ROUNDS = 11
@@ -60,7 +60,7 @@ def channel_block() -> int | None:
         path = Path(folder) / "probe.onnx"
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.optimized_model_filepath = str(path)
+        options.optimized_model_filepath = path_option(path)
         stock_session(model.SerializeToString(), options)
         optimized = onnx.load_model(str(path))
     if not any(node.domain == DOMAIN for node in optimized.graph.node):

@@ -36,7 +36,7 @@ from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.machine import cpu_architecture
 from splitload.manifest import Metadata
-from splitload.stock import stock_session
+from splitload.stock import path_option, stock_session
 from splitload.variants import check_floor
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
@@ -91,6 +91,7 @@ class Source:
             size_bytes = sum(file.stat().st_size for file in files)
         except OSError as error:
             raise ModelError(f"cannot read '{error.filename or path}': {error.strerror}") from error
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of a file, in whatever encoding
         described = metadata_of(model), tuple(external_sizes(model)), defaults_of(model)
         return cls(name, path, digest.hexdigest(), size_bytes, examples or {}, *described)
 
@@ -359,7 +360,7 @@ def optimize(path: Path, level: Any, folder: Path) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "model.onnx")
+    options.optimized_model_filepath = path_option(folder / "model.onnx")
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.bin")
     options.add_session_config_entry(
@@ -372,7 +373,8 @@ def optimize(path: Path, level: Any, folder: Path) -> None:
             raise
         model = read_model(path)
         rename_weights(model.graph)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        entry = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(entry, path_option(path.parent))
         session = stock_session(model.SerializeToString(), options)
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session

@@ -21,7 +21,7 @@ from splitload.frontends.onnx import (
     read_whole,
 )
 from splitload.frontends.proto import bodies, point, split_constants, store_constants, tensor_bytes
-from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES
+from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES, save_with_data
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
 from splitload.scratch import scratch_folder
 from splitload.stock import stock_session
@@ -104,14 +104,10 @@ def load_opened(
 
 def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[str, Any] | None) -> Any:
     """Write the body into a folder and return the tail, whose weights lie in a file there."""
-    import onnx
-
     model = read_whole(source.path)
     store_constants(model.graph)
     whole = folder / "whole.onnx"
-    onnx.save_model(
-        model, str(whole), save_as_external_data=True, location="whole.bin", size_threshold=EXTERNAL_FROM_BYTES
-    )
+    save_with_data(model, whole)
     model = read_model(whole)
     nodes, _ = split_constants(model.graph)
     seen = observe(whole, model, nodes, feeds)

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from splitload.errors import OutputError
 from splitload.frontends.proto import all_tensors, external_entry, is_external, point
+from splitload.stock import runtime_path
 
 EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
 _WEIGHTS = "model.bin"
 _PAGE_BYTES = 4096
 _CHUNK_BYTES = 8 << 20
+
+
+def save_with_data(model: Any, path: Path) -> None:
+    """Write a model with its larger weights in a file of the same name beside it, which ends in ".bin".
+
+    Args:
+        model: An onnx.ModelProto with its weights inside.
+        path: The .onnx file; neither file is there.
+
+    Raises:
+        OutputError: If onnx cannot take the path.
+        OSError: If it cannot be written.
+    """
+    import onnx
+
+    if not isinstance(runtime_path(path), str):
+        raise OutputError(
+            f"onnx writes no weights to '{path.parent}', whose name is no text in {sys.getfilesystemencoding()}, the "
+            "encoding of this process; set PYTHONUTF8=1, or LC_ALL to a locale with UTF-8 such as C.UTF-8"
+        )
+    data = f"{path.stem}.bin"
+    onnx.save_model(model, str(path), save_as_external_data=True, location=data, size_threshold=EXTERNAL_FROM_BYTES)
 
 
 def raw_bytes(tensor: Any, folder: Path) -> bytes:

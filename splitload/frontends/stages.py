@@ -33,7 +33,7 @@ from splitload.frontends.proto import (
 from splitload.frontends.shared import StoredWeights, read_external
 from splitload.graph import ModelGraph
 from splitload.manifest import File, StageEntry, TensorSpec
-from splitload.stock import session_beside
+from splitload.stock import path_option, session_beside
 
 PAGE_BYTES = 4096
 MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
@@ -258,7 +258,7 @@ class StageWriter:
         """Write the stage as an .ort file, and return the order to read it in; None where the format cannot hold it."""
         unnamed = folder / f"{stem}.part.ort"
         options = plain_options()
-        options.optimized_model_filepath = str(unnamed)
+        options.optimized_model_filepath = path_option(unnamed)
         options.add_session_config_entry("session.save_model_format", "ORT")
         try:
             session_beside(self._graph.path.parent, model.SerializeToString(), options)

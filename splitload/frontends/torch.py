@@ -9,7 +9,6 @@ import io
 import logging
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
 from splitload.frontends import torch_names
 from splitload.frontends.observe import one_line, plain_options
+from splitload.scratch import scratch_folder
 from splitload.stock import stock_session
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def export_module(
 
     module.eval()
     args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
+    expected = None
     try:
         with quiet(), torch.no_grad():
             expected = module(*args, **kwargs)
@@ -243,7 +244,8 @@ def export_module(
                 dynamic_shapes=dynamic_shapes,
             )
     except (Exception, SystemExit) as e:  # whatever the module's own code raises
-        raise ModelError(f"{name} cannot be exported to ONNX: {_first_line(e)}{torch_names.cache_hint(module)}") from e
+        reason = torch_names.cache_hint(module, expected) or _first_line(e)
+        raise ModelError(f"{name} cannot be exported to ONNX: {reason}") from e
     if program is None:
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
     for index, node in enumerate(program.model.graph.all_nodes()):
@@ -271,9 +273,9 @@ def written_beside(out: Path) -> Iterator[Path]:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            yield Path(folder) / out.name
-            for file in sorted(Path(folder).iterdir(), reverse=True):
+        with scratch_folder(out.parent, f".{out.name}.") as folder:
+            yield folder / out.name
+            for file in sorted(folder.iterdir(), reverse=True):
                 file.replace(out.parent / file.name)
     except OutputError:
         raise

@@ -15,7 +15,7 @@ from splitload.frontends.onnx import read_whole
 from splitload.frontends.original import Seen, Wanted, wanted_losses
 from splitload.frontends.torch import require
 from splitload.frontends.torch_graph import run_graph, tensors_of
-from splitload.frontends.torch_loss import loss_of
+from splitload.frontends.torch_loss import kind_of, loss_of
 from splitload.manifest import Loss, OutputKind, StageEntry, Training
 from splitload.stock import stock_session
 
@@ -68,7 +68,7 @@ class TorchLearner:
             name: torch.from_numpy(np.array(value)).requires_grad_(True) for name, value in weights.items()
         }
         self._loss = loss
-        self._output, self._kind = training.output, training.output_kind
+        self._output, self.output_kind = training.output, training.output_kind
         self._together: bool | None = None
         self.learning_rate = learning_rate
         given: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
@@ -117,12 +117,29 @@ class TorchLearner:
         if self._together is None and len(wanted) > 1:
             self._together = self._takes_many(tensors)
         parts = [slice(None)] if self._together else [slice(row, row + 1) for row in range(len(wanted))]
-        taken, outputs = [], []
-        for part in parts:
-            known = self._known({name: each[part] for name, each in tensors.items()}, weights)
-            taken.append(loss_of(self._graph, known, self._output, self._loss, wanted[part], self._kind))
-            outputs.append(known[self._output])
-        return torch.stack(taken).mean(), torch.cat(outputs)
+        known = [self._known({name: each[part] for name, each in tensors.items()}, weights) for part in parts]
+        output = torch.cat([values[self._output] for values in known])
+        if self.output_kind is None and self._loss == "binary-cross-entropy":
+            self.output_kind = self._told(known[0], output)
+        taken = [
+            loss_of(self._graph, values, self._output, self._loss, wanted[part], self.output_kind)
+            for values, part in zip(known, parts, strict=True)
+        ]
+        return torch.stack(taken).mean(), output
+
+    def _told(self, known: Mapping[str, torch.Tensor], output: torch.Tensor) -> OutputKind:
+        """Return what the output is, which bundles of version 1 do not say.
+
+        Raises:
+            ModelError: If neither its values nor the graph tell.
+        """
+        kind, doubt = kind_of(self._graph, known, self._output, output)
+        if doubt is not None:
+            raise ModelError(
+                f"the bundle does not say whether its output '{self._output}' holds logits or probabilities, and "
+                f"nothing else tells: {doubt}; make it again with 'splitload train'"
+            )
+        return kind
 
     def _known(
         self, features: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitload.errors import ModelError
 from splitload.frontends.losses import LEAST, SAMPLES, losses_for
-from splitload.frontends.output_kind import source_of
+from splitload.frontends.output_kind import ShapeOf, Verdict, judged, source_of
 from splitload.manifest import Loss, OutputKind
 
 if TYPE_CHECKING:
@@ -43,11 +43,7 @@ def loss_of(
     if loss not in losses_for([SAMPLES, *known[output].shape[1:]]):
         raise ModelError(f"{loss} does not fit an output of shape {tuple(known[output].shape)}")
 
-    def shape_of(name: str) -> tuple[Any, ...] | None:
-        return (SAMPLES, *known[name].shape[1:]) if name in known and known[name].ndim else None
-
-    constants = {name: value.detach().numpy() for name, value in known.items() if value.ndim < 2 and value.numel() < 9}
-    source = source_of(graph, output, shape_of, constants, kind)
+    source = source_of(graph, output, _shapes(known), _constants(known), kind)
     rows = known[source.value].reshape(len(target), -1)
     if loss == "cross-entropy":
         if source.kind == "logits":
@@ -59,3 +55,24 @@ def loss_of(
         return functional.binary_cross_entropy_with_logits(rows, wanted)
     yes, no = (torch.log(torch.clamp(each, min=LEAST)) for each in (rows, 1 - rows))
     return -(wanted * yes + (1 - wanted) * no).mean()
+
+
+def kind_of(graph: Any, known: Mapping[str, torch.Tensor], output: str, values: torch.Tensor) -> Verdict:
+    """Return what an output holds, by its values and by the graph; see `judged`.
+
+    Args:
+        graph: The graph.
+        known: All its values, for one sample or more.
+        output: Name of the output.
+        values: What the output holds, for as many samples as there are.
+    """
+    return judged(graph, output, _shapes(known), _constants(known), [values.detach().numpy()])
+
+
+def _shapes(known: Mapping[str, torch.Tensor]) -> ShapeOf:
+    """Return a function that tells the shape of a value, whose first size counts samples."""
+    return lambda name: (SAMPLES, *known[name].shape[1:]) if name in known and known[name].ndim else None
+
+
+def _constants(known: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: value.detach().numpy() for name, value in known.items() if value.ndim < 2 and value.numel() < 9}

@@ -85,12 +85,30 @@ def _fresh(name: str, taken: set[str]) -> str:
     return name
 
 
-def cache_hint(module: torch.nn.Module) -> str:
-    """Return what to do about a decoder that returns its cache, or "" where no part of the module is one."""
-    configured = (getattr(each, "config", None) for each in module.modules())
-    if any(getattr(config, "use_cache", False) is True for config in configured):
-        return (
-            "; it is configured to return a cache of keys and values, which a file has no type for: set "
-            "module.config.use_cache = False (use_cache=False in its configuration), and export it again"
-        )
-    return ""
+def cache_hint(module: torch.nn.Module, returned: Any) -> str:
+    """Return what to do about a decoder that returns its cache, or "" where a module returns none.
+
+    Args:
+        module: The module. Its parts may have configurations of their own, as the decoder of T5 has.
+        returned: What it returns.
+    """
+    configured = {
+        id(part.config): f"module{f'.{path}' if path else ''}.config.use_cache = False"
+        for path, part in reversed([*module.named_modules()])  # of parts with one configuration the outermost
+        if getattr(getattr(part, "config", None), "use_cache", False) is True
+    }
+    if not configured or not _holds_cache(returned):
+        return ""
+    return (
+        "it returns a cache of keys and values, which a file has no type for: set "
+        f"{' and '.join(reversed(configured.values()))}, or build it with use_cache=False in its configuration, and "
+        "export it again"
+    )
+
+
+def _holds_cache(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_cache, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_cache, value))
+    return "Cache" in type(value).__name__

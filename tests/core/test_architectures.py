@@ -1,6 +1,8 @@
 """Today's architectures, as torch's exporter writes them: made bundles, cut and whole, they answer as stock does."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,8 @@ pytest.importorskip("transformers")
 
 from splitload.bench.architectures import MODEL, export, names
 from splitload.commands import architectures, records
+from splitload.entries import is_whole
+from splitload.errors import CacheWarning
 
 TRIED = {
     "transformers/bert": "fixed",
@@ -49,14 +53,24 @@ def test_a_failure_stays_in_the_rows(tmp_path, monkeypatch):
         if "open" in words:
             raise architectures._FailedError("cannot be exported")
         if words[0] == "splitload.bench.architectures":
-            (tmp_path / "made").mkdir()
+            (Path(words[-1]) / MODEL).write_text("an export")
+            exports.append(words[1])
             return ""
         return json.dumps({"device": "s20", "cut": "whole", "num_stages": 1, "difference": 0.0, "failed": None}) + "\n"
 
+    exports = []
     monkeypatch.setattr(architectures, "_run", run)
     fixed, opened = architectures.try_architecture("timm/lcnet_050", tmp_path, 1)
     assert (fixed["architecture"], fixed["sizes"], fixed["failed"]) == ("timm/lcnet_050", "fixed", None)
     assert (opened["sizes"], opened["failed"], opened["error"]) == ("open", "exporter", "cannot be exported")
+    (entry,) = (tmp_path / "architectures").iterdir()
+    for damaged in (False, True):
+        if damaged:
+            (entry / MODEL).write_text("an expert")
+        with pytest.warns(CacheWarning, match=f"'{MODEL}' was changed") if damaged else contextlib.nullcontext():
+            list(architectures.try_architecture("timm/lcnet_050", tmp_path, 1))
+        assert len(exports) == 1 + damaged
+    assert is_whole(entry)
 
 
 def test_a_model_that_splitload_cannot_take_is_a_row(tmp_path):

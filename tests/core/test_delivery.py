@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import threading
@@ -15,6 +16,8 @@ import splitload
 from splitload import ParallelLoader
 from splitload.bundle import MANIFEST, read_manifest
 from splitload.cli import main
+from splitload.commands import clients
+from splitload.commands.study import record_file
 from splitload.delivery import install
 from splitload.errors import BundleError, OutputError, UsageError
 from splitload.verification import verify
@@ -143,9 +146,11 @@ def test_no_room_is_told_before_the_copy(chain_bundle: Path, tmp_path: Path, mon
 
 
 def test_nothing_is_written_into_a_bundle(
-    chain_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What lies in a bundle and is not of it makes the bundle one that `verify` refuses."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     here = tmp_path / "here.splitload"
     install(chain_bundle, here)
     (tmp_path / "link").symlink_to(here)
@@ -156,8 +161,28 @@ def test_nothing_is_written_into_a_bundle(
     for place in (here, here / "outputs", here / "tails" / "outputs"):
         assert main(["run", str(here), "-o", str(place)]) == 1
         assert f"'{here.resolve()}' is a bundle, and nothing else may lie in it" in capsys.readouterr().err
-    assert main(["profile", "zoo:mobilenet_v1", "--device", "s20", "-o", str(here / "p.json")]) == 1
+    search = ["train", "zoo:mobilenet_v1", "--device", "s20", "-o"]
+    for words in (
+        ["profile", "zoo:mobilenet_v1", "--device", "s20", "-o", str(here / "p.json")],
+        [*search, str(tmp_path / "new.splitload"), "--curve", str(here / "c.csv")],
+        [*search, str(here), "--curve", str(here / "tails" / "c.csv")],
+        [*search, str(here), "--checkpoint", str(tmp_path / "link" / "kept")],
+        [*search, str(here / "new.splitload")],
+    ):
+        assert main(words) == 1
+        assert f"'{here.resolve()}' is a bundle, and nothing else may lie in it" in capsys.readouterr().err
+    assert clients.main(["--folder", str(here / "kept")]) == 1
     assert f"'{here.resolve()}' is a bundle, and nothing else may lie in it" in capsys.readouterr().err
+    with pytest.raises(argparse.ArgumentTypeError, match="is a bundle, and nothing else may lie in it"):
+        record_file(str(here / "record.json"))
+    for words, reason in (
+        (["--curve", "a.splitload"], "--curve 'a.splitload' is where the bundle goes"),
+        (["--checkpoint", f"{tmp_path}/a.splitload"], "a.splitload' is where the bundle goes"),
+        (["--curve", "c", "--checkpoint", f"{tmp_path}/c"], "--curve and --checkpoint are both 'c'"),
+    ):
+        assert main([*search, "a.splitload", *words]) == 2
+        assert reason in capsys.readouterr().err
+    assert not list(tmp_path.glob("[!hl]*")), "no work was done, not even a cache was made"
     (here / "tails").rmdir()
     assert content(here) == content(chain_bundle)
     assert verify(here).files == len(content(chain_bundle))

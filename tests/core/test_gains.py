@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def times(ttfo_s: float, process_s: float) -> dict[str, float]:
             Gain("measured", 2, times(0.02, 0.2), times(0.08, 0.1), 9, 1.25),
             "First output after 20.0 ms, with a stock session 80.0 ms: 4.00 times as long. "
             "Whole process 200.0 ms, with a stock session 100.0 ms: 0.50 times as long, a loss. "
-            "Layout and mapping make 3.20 of it, the cut 1.25. "
+            "Of the 4.00, layout and mapping make a factor of 3.20, the cut one of 1.25. "
             "(Measured, medians of 9 fresh processes each, in turns.)",
         ),
         (
@@ -140,6 +141,19 @@ def test_inspect_says_why(run: Any) -> None:
     assert "the best plan for each number of stages, simulated" in out
     assert "Opening a stage of a cut costs " in out
     assert json.loads(run("inspect", "--why", "b.splitload", "--json"))["plan"] == plan
+
+
+def test_inspect_says_why_a_trained_stage_is_cut_off(run: Any) -> None:
+    golden = Path(__file__).parents[1] / "deploy" / "golden" / "v1-trainable.splitload"
+    row = {"num_stages": 1, "split_points": [], "loaded_s": 1, "ttfo_s": 1}
+    notes = {"objective": "balance", "agent": "exact", "profile_source": "measured"}
+    why = {"why": {"plans": [row], "stage_s": 0, "saving_s": 0}}
+    shutil.copytree(golden, "b.splitload", copy_function=shutil.copyfile)
+    manifest = json.loads((golden / "manifest.json").read_text())
+    for trained in (True, False):
+        kept = manifest if trained else {key: manifest[key] for key in manifest if key != "training"}
+        Path("b.splitload/manifest.json").write_text(json.dumps(kept | {"plan": notes | why}))
+        assert ("holds what is trained, and is cut off for that" in run("inspect", "--why", "b.splitload")) == trained
 
 
 def test_why_is_bounded(run: Any) -> None:

@@ -16,11 +16,15 @@ import pytest
 import runtime_models
 from models import floats
 
+import splitload.background
 import splitload.loader
-from splitload import ParallelLoader
+from splitload import ParallelLoader, PortableWarning
 from splitload.bench import pagecache
 from splitload.bundle import MANIFEST, read_manifest
+from splitload.deploy.write import write_manifest
 from splitload.errors import StageError
+from splitload.machine import cpu_architecture
+from splitload.manifest import Variant
 from splitload.session import fetch, is_cached
 
 PAGE = 4096
@@ -144,3 +148,85 @@ def test_a_load_that_failed_is_fetched_no_further(tmp_path: Path, monkeypatch: p
             model.wait()
         assert done.wait(WAIT_S)
         assert stops[0]()
+
+
+def ordered(variant: Variant) -> Variant:
+    """Return a variant each of whose stages has an order to be read in."""
+    return variant._replace(stages=tuple(stage._replace(read_order=(1, 9)) for stage in variant.stages))
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are fetched, of which none is cached."""
+    made: list[Path] = []
+
+    def started(thread: threading.Thread) -> bool:  # at once
+        thread.run()
+        return True
+
+    monkeypatch.setattr(splitload.loader, "started", started)
+    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: False)
+    monkeypatch.setattr(splitload.loader, "fetch", lambda files, _: made.extend(path for path, _ in files))
+    return made
+
+
+def test_a_native_part_in_the_cache_is_fetched_and_the_portable_one_is_not(
+    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[Path]
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(splitload.background, "_writable", lambda _: None)  # the bundle stays as it is
+    monkeypatch.setattr(splitload.background, "_native_stage", ordered_native(splitload.background._native_stage))
+    manifest = read_manifest(own_bundle)
+    write_manifest(own_bundle, manifest._replace(variants=tuple(map(ordered, manifest.variants))))
+    for kind in ("portable", "native"):
+        fetched.clear()
+        with ParallelLoader(own_bundle, upgrade=False, specialize="background") as model:
+            model.run(None, runtime_models.feeds())
+            assert model.wait("specialized", WAIT_S)
+            assert model.variant.kind == kind
+            folder = own_bundle if kind == "portable" else next((tmp_path / "cache" / "natives").iterdir())
+            assert fetched == [folder / stage.graph.name for stage in model.variant.stages]
+
+
+def ordered_native(real: Any) -> Any:
+    return lambda *values: real(*values)._replace(read_order=(1, 9))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_reads_the_variant_that_its_parent_chose(
+    native_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[Path]
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    bundle = Path(shutil.copytree(native_bundle, tmp_path / "own.splitload", copy_function=shutil.copyfile))
+    manifest = read_manifest(bundle)
+    native, portable = map(ordered, manifest.variants)
+    assert native.cpu == cpu_architecture()
+    write_manifest(bundle, manifest._replace(variants=(native._replace(runtime="99.0"), portable)))
+    assert native.needs is not None and native.needs.canary is not None
+    np.full(native.needs.canary.answers.bytes // 4, np.nan, "<f4").tofile(bundle / native.needs.canary.answers.name)
+    with pytest.warns(PortableWarning):
+        model = ParallelLoader(bundle, upgrade=False)
+    with model:
+        model.wait()
+        expected = [bundle / stage.graph.name for stage in portable.stages]
+        assert fetched[-len(expected) :] == expected  # the canary has died, whatever was fetched before
+        fetched.clear()
+        child = os.fork()
+        if not child:
+            model.run(None, runtime_models.feeds())
+            os._exit(0 if fetched == expected else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_was_fetched_of_another_variant_stops(
+    native_bundle: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[Path]
+) -> None:
+    stops: list[Any] = []
+    monkeypatch.setattr(splitload.loader, "fetch", lambda _, stopped: stops.append(stopped))
+    with ParallelLoader(native_bundle, upgrade=False) as model:
+        stops.clear()
+        for variant in map(ordered, model.manifest.variants):
+            model._read_early(variant)
+        assert [stopped() for stopped in stops] == [True, False]
+    assert [stopped() for stopped in stops] == [True, True]

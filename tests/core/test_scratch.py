@@ -1,12 +1,30 @@
 """Folders for work in progress: gone when the work ends, however it ends."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from splitload.scratch import scratch_folder
+from splitload.cli import main
+from splitload.scratch import FOREIGN_S, scratch_folder, sweep
+
+WORK = (
+    "import sys, pathlib, time\n"
+    "from splitload.scratch import scratch_folder\n"
+    "with scratch_folder(pathlib.Path(sys.argv[1]), sys.argv[2]) as folder:\n"
+    "    print(folder, flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+def working(parent, prefix):
+    """Return a process that works in a scratch folder, once it does."""
+    words = [sys.executable, "-c", WORK, parent, prefix]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline().strip()
 
 
 def test_is_removed_at_the_end(tmp_path):
@@ -27,15 +45,8 @@ def test_stays_where_it_was_renamed_to(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
 def test_clears_what_a_killed_process_left_and_nothing_else(tmp_path):
-    code = (
-        "import sys, pathlib, time\n"
-        "from splitload.scratch import scratch_folder\n"
-        "with scratch_folder(pathlib.Path(sys.argv[1]), '.x.') as folder:\n"
-        "    print(folder, flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True) as other:
-        theirs = other.stdout.readline().strip()
+    other, theirs = working(tmp_path, ".x.")
+    with other:
         (tmp_path / ".y.left.making").mkdir()
         with scratch_folder(tmp_path, ".x.") as ours:
             assert {str(path) for path in tmp_path.glob(".x.*")} == {theirs, str(ours)}
@@ -44,3 +55,53 @@ def test_clears_what_a_killed_process_left_and_nothing_else(tmp_path):
     with scratch_folder(tmp_path, ".x."):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".y.left.making"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+@pytest.mark.parametrize("words", [["cache"], ["cache", "clear"]])
+def test_the_next_command_removes_what_a_terminated_one_left_in_the_cache(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path))
+    entry = tmp_path / "graphs" / "entry"
+    entry.mkdir(parents=True)
+    left = [working(entry, ".measure-"), working(tmp_path / "graphs", ".entry."), working(tmp_path, ".trial-")]
+    alive, theirs = working(tmp_path, ".measure-")
+    for process, _ in left:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        process.stdout.close()
+    with alive:
+        assert all(os.path.isdir(path) for _, path in left)  # noqa: PTH112
+        assert main(words) == 0
+        capsys.readouterr()
+        assert [str(path) for path in tmp_path.rglob("*.making")] == [theirs]
+        assert entry.is_dir() == (words == ["cache"])
+        alive.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_what_another_host_may_work_in_stays_for_a_day(tmp_path):
+    """Its locks may not be seen here."""
+    young, old = tmp_path / ".x.1.0badcafe.making", tmp_path / ".x.2.0badcafe.making"
+    for folder in (young, old):
+        folder.mkdir()
+        (folder / "file").touch()
+    then = time.time() - FOREIGN_S - 1
+    os.utime(old, (then, then))
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [young]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_links_are_not_followed(tmp_path):
+    with scratch_folder(tmp_path, ".x.") as made:
+        name = made.name
+    outside = tmp_path / "outside" / name
+    outside.mkdir(parents=True)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / name).symlink_to(outside)
+    (cache / "room").symlink_to(outside.parent)
+    sweep(cache)
+    assert outside.is_dir()
+    sweep(tmp_path)
+    assert not outside.exists()

@@ -253,3 +253,41 @@ def test_settings_of_onnxruntime_that_are_new_are_looked_at() -> None:
     for name in dir(ort.SessionOptions):
         if not name.startswith("_") and name not in known:
             assert f"`{name}" in document, f"onnxruntime {ort.__version__} has a new setting"
+
+
+POOL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import onnxruntime as ort
+ort.set_global_thread_pool_sizes(2, 1)
+import runtime_models
+import splitload.arena, splitload.warmup
+from splitload import ParallelLoader
+
+made, real = [], splitload.warmup.tiny_session
+
+
+def tiny_session(options):
+    made.append(real(options))
+    return made[-1]
+
+
+splitload.warmup.tiny_session = splitload.arena.tiny_session = tiny_session
+splitload.warmup._first_session()
+assert len(made) == 1
+options = ort.SessionOptions()
+options.use_per_session_threads = False
+for kind in ("portable", "native"):
+    with ParallelLoader(sys.argv[2], options, specialize="background") as model:
+        model.run(None, runtime_models.feeds())
+        assert model.wait("specialized", 60)
+        assert model.variant.kind == kind, model.variant.kind
+assert len(made) == 3, made  # the arena was emptied twice
+"""
+
+
+def test_a_thread_pool_of_the_process_is_used_by_all_sessions(own_bundle: Path) -> None:
+    """A session with threads of its own fails there, and what it was made for would not happen, without a word."""
+    words = [sys.executable, "-c", POOL, str(Path(runtime_models.__file__).parent), str(own_bundle)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -15,9 +15,11 @@ import small_models
 import splitload.variants
 from splitload import ParallelLoader
 from splitload.bundle import read_manifest
+from splitload.cli import main
 from splitload.deploy import tune as tuning
 from splitload.deploy.build import Plan, build_bundle
 from splitload.deploy.tune import tune
+from splitload.devices.simulated import SimulatedDevice
 from splitload.frontends.folding import is_maker, unfold
 from splitload.frontends.kernels import needs_packing
 from splitload.frontends.layout import channel_block
@@ -180,3 +182,36 @@ def test_an_old_manifest_says_nothing_of_optimising_again(native_bundle: Path) -
     from splitload.bundle import validate
 
     assert not any(stage.reoptimize for variant in validate(data).variants for stage in variant.stages)
+
+
+TOLD = "model gets no native part, which would take about as much room as the model once more"
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    assert main([*words]) == 0
+    out, err = capsys.readouterr()
+    return " ".join(out.split()), " ".join(err.split())
+
+
+@pytest.mark.parametrize("kind", ["native", "portable"])
+def test_who_gets_no_native_part_is_told(
+    kind: GraphKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(SimulatedDevice, "graph_kind", kind)  # what runs on it; it is quicker than this host
+    model, bundle = models.save(small_models.MODELS["trees"](), tmp_path), tmp_path / "b.splitload"
+    _, notes = said(capsys, "train", str(model), "--device", "s20", "-o", str(bundle))
+    assert notes.count(TOLD) == (kind == "native")
+    assert TOLD in (read_manifest(bundle).plan["native_left_out"] or "") or kind == "portable"
+    assert (TOLD in said(capsys, "inspect", str(bundle), "--why")[0]) == (kind == "native")
+
+
+@pytest.mark.slow
+def test_who_specializes_in_vain_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    model, bundle = models.save(small_models.MODELS["trees"](), tmp_path), tmp_path / "b.splitload"
+    said(capsys, "train", str(model), "--device", "s20", "-o", str(bundle))
+    assert TOLD in said(capsys, "specialize", str(bundle))[1]
+    assert TOLD in said(capsys, "inspect", str(bundle), "--why")[0]

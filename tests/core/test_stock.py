@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+import sys
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import pytest
+import runtime_models
 
 import splitload
-from splitload.stock import session_class
+from splitload import ParallelLoader
+from splitload.bundle import read_manifest
+from splitload.errors import OutputError
+from splitload.frontends.rewrite import save_with_data
+from splitload.stock import path_option, runtime_path, session_class
 
 PACKAGE = Path(splitload.__file__).parent
 OF_THEIR_OWN = ("bench/**/*.py", "commands/client_calls.py", "commands/*_child.py")  # processes
@@ -35,3 +44,23 @@ def test_a_stand_in_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert real is ort.InferenceSession
     monkeypatch.setattr(ort, "InferenceSession", None)
     assert session_class() is real
+
+
+def test_paths_are_text_where_they_can_be(tmp_path: Path) -> None:
+    assert runtime_path(tmp_path / "mödel.onnx") == path_option(tmp_path / "mödel.onnx") == f"{tmp_path}/mödel.onnx"
+    assert path_option(Path(os.fsdecode(b"/m\xf6del.onnx"))) == b"/m\xf6del.onnx"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere names of files are Unicode in any case")
+def test_a_bundle_whose_path_is_no_text_is_loaded_and_made_native(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / os.fsdecode(b"h\xe4user")
+    bundle = Path(shutil.copytree(chain_bundle, folder / "b.splitload", copy_function=shutil.copyfile))
+    with ParallelLoader(bundle, specialize="background") as model:
+        assert len(model.run(None, runtime_models.feeds())) == 2
+        assert model.wait("specialized", 60)
+    assert read_manifest(bundle, "hashes").variants[0].kind == "native"
+    with pytest.raises(OutputError, match=r"onnx writes no weights to .*set PYTHONUTF8=1"):
+        save_with_data(onnx.load_model(chain_bundle.with_name("chain.onnx")), folder / "m.onnx")

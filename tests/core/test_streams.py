@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+
+from splitload.bundle import read_manifest
 
 WAIT_S = 60
 PROGRAM = [sys.executable, "-m", "splitload"]
@@ -39,6 +43,26 @@ def test_terminals_without_utf8(chain_bundle: Path, tmp_path: Path, environment:
         assert done.stdout
     failed = run("inspect", "輸出", **environment)
     assert (failed.returncode, failed.stderr.count(b"\n")) == (1, 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere names of files are Unicode in any case")
+def test_names_of_files_without_utf8(chain_bundle: Path, tmp_path: Path) -> None:
+    """Python stands in for what it cannot decode, and onnxruntime takes no such text."""
+    place = tmp_path / "häuser"
+    place.mkdir()
+    model, bundle = place / "mödel.onnx", place / "bündel.splitload"
+    shutil.copyfile(chain_bundle.with_name("chain.onnx"), model)
+    environment = {**NO_UTF8["LANG=C"], "SPLITLOAD_CACHE": str(place / "cäche")}
+    for words in (["train", model, "--device", "s20", "-o", bundle], ["run", bundle, "-o", place / "öut"]):
+        done = run(*words, **environment)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert {path.name for path in place.iterdir()} == {"cäche", model.name, bundle.name, "öut"}
+    assert read_manifest(bundle, "hashes").model == "mödel"
+    beside = {"save_as_external_data": True, "location": "gewichte-ö.bin", "size_threshold": 0}
+    onnx.save_model(onnx.load_model(model), place / "m.onnx", **beside)
+    failed = run("train", place / "m.onnx", "--device", "s20", "-o", bundle, **environment)
+    assert (failed.returncode, failed.stderr.count(b"\n")) == (1, 1)
+    assert b"cannot be written in ascii, the encoding of this process; set PYTHONUTF8=1" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -84,4 +84,14 @@ def test_a_decoder_is_told_about_its_cache(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"set module.config.use_cache = False"):
         export_given(module, (torch.randn(2, 8), torch.ones(2, 1)), tmp_path / "m.onnx", name="m")
     module.config.use_cache = False
-    assert cache_hint(module) == ""
+    assert cache_hint(module, {"cache": Cache()}) == ""
+
+
+def test_a_decoder_that_fails_otherwise_is_told_why(tmp_path: Path) -> None:
+    class Decoder(Module):
+        config = type("Config", (), {"use_cache": True})()
+
+    module = Decoder(lambda fc, x, mask: fc(mask))
+    with pytest.raises(ModelError, match="mat1 and mat2 shapes cannot be multiplied") as raised:
+        export_given(module, (torch.randn(2, 8), torch.ones(2, 1)), tmp_path / "m.onnx", name="m")
+    assert "use_cache" not in str(raised.value)

@@ -87,6 +87,7 @@ def test_train_takes_what_answers_first(
     assert tried["num_stages"] > 1
     manifest = read_manifest(Path("b.splitload"))
     assert manifest.plan["trial"] == tried
+    assert manifest.plan["native_left_out"] is None
     taken = tried["num_stages"] if split_s < 1 else 1
     assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == taken
 

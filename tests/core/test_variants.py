@@ -17,10 +17,12 @@ from runtime_models import feeds
 import splitload.canary
 import splitload.variants
 from splitload import ParallelLoader, PortableWarning
-from splitload.bundle import MANIFEST, read_manifest
+from splitload.bundle import MANIFEST, read_manifest, sha256_of
+from splitload.cli import main
+from splitload.deploy.write import write_manifest
 from splitload.errors import MissingPackageError
 from splitload.machine import cpu_architecture
-from splitload.manifest import Manifest, Needs
+from splitload.manifest import Canary, File, Manifest, Needs
 from splitload.variants import Choice, check_floor, layout_block, likely
 
 OTHER = "99.0.1"  # a version that made nothing here
@@ -148,6 +150,17 @@ def unreadable(bundle: Path) -> None:
     canary_of(bundle)[0].write_bytes(b"\x08\0\0\0ORTM later")
 
 
+def with_canary_of(bundle: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest of a bundle whose canary was made as it is now."""
+    needs = manifest.variants[0].needs
+    assert needs is not None
+    graph, answers = (
+        File(path.name, path.stat().st_size, sha256_of(path))
+        for path in (bundle / file.name for file in needs.canary.files())  # type: ignore[union-attr]
+    )
+    return changed(manifest, needs=needs._replace(canary=Canary(graph, answers)))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -161,7 +174,7 @@ def test_a_canary_that_dies_leaves_the_portable_variant(
     bundle: Path, cache: Path, runs: list[Path], damage: Any, reason: str
 ) -> None:
     damage(bundle)
-    manifest = read_manifest(bundle, "none")
+    manifest = with_canary_of(bundle, read_manifest(bundle, "none"))
     for _ in range(2):
         variant, why = choose(bundle, manifest, OTHER)
         assert variant.kind == "portable"
@@ -271,3 +284,25 @@ def test_damage_to_a_canary_is_found_by_its_hash(bundle: Path) -> None:
     wrong_answers(bundle)
     with pytest.raises(BundleError, match="SHA-256 differs"):
         read_manifest(bundle, "hashes")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_canary_is_no_fault_of_the_runtime(
+    bundle: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], which: int
+) -> None:
+    file = canary_of(bundle)[which]
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    first, *others = read_manifest(bundle).variants
+    write_manifest(bundle, read_manifest(bundle)._replace(variants=(first._replace(runtime=OTHER), *others)))
+    told = f"'{file}' is not what the manifest says (SHA-256 differs): it is damaged; copy the bundle again"
+    with pytest.warns(PortableWarning, match="SHA-256 differs") as warned, ParallelLoader(bundle) as model:
+        assert model.variant.kind == "portable"
+        assert str(warned[0].message) == model.why_portable
+        assert model.why_portable == f"'{bundle}' runs its portable graph, which loads slower: {told}"
+    assert not runs  # what is damaged is not run
+    assert main(["inspect", str(bundle)]) == 0
+    assert "it is damaged; copy the bundle again" in " ".join(capsys.readouterr().err.split())
+    assert main(["verify", str(bundle)]) == 1
+    assert told in " ".join(capsys.readouterr().err.split())

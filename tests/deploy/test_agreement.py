@@ -1,15 +1,20 @@
 """A new bundle is run once beside a stock session, on the user's inputs or made-up ones, before it counts."""
 
 import json
+import shutil
 
 import models
 import numpy as np
+import onnxruntime as ort
 import pytest
+import runtime_models
 from models import floats
 
 from splitload import cli
+from splitload.bundle import read_manifest
 from splitload.deploy import agreement
-from splitload.deploy.agreement import Agreement
+from splitload.deploy.agreement import Agreement, compare_with_stock
+from splitload.machine import cpu_architecture
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +114,26 @@ def test_an_output_of_another_size_than_declared_may_be_read_further_on(tmp_path
 
 def test_a_difference_that_is_no_number_is_null():
     assert Agreement({"native": float("inf")}).to_json()["difference"] == {"native": None}
+
+
+def test_variants_that_fit_here_are_run_and_the_worst_of_a_kind_counts(tmp_path):
+    body = "g (float[1,4] x) => (float[1,4] y) { y = MatMul(x, w) }"
+    model = models.save(models.text(body, w=floats(4, 4)), tmp_path)
+    other = models.save(models.text(body, w=2 * floats(4, 4)), tmp_path, "wrong.onnx")
+    bundle = runtime_models.bundle(model, tmp_path / "b.splitload", 1, native=True)
+    strange = runtime_models.bundle(other, tmp_path / "wrong.splitload", 1)
+    manifest = read_manifest(bundle)
+    native, portable = manifest.variants
+    (wrong,) = (variant._replace(kind="native") for variant in read_manifest(strange).variants)
+    shutil.copytree(strange, bundle, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+    here = {"cpu": cpu_architecture(), "runtime": ort.__version__}
+    lost = native.stages[0]._replace(graph=native.stages[0].graph._replace(name="lost.ort"))
+    elsewhere = native._replace(cpu="pdp11", stages=(lost,))
+    variants = (elsewhere, wrong._replace(**here), native, portable)
+    found = compare_with_stock(bundle, manifest._replace(variants=variants), model, {})
+    assert found.difference["portable"] <= 1e-6
+    assert found.difference["native"] > 0.01
+    assert not found.agrees
+    agreeing = compare_with_stock(bundle, manifest._replace(variants=(elsewhere, native, portable)), model, {})
+    assert agreeing.agrees
+    assert set(agreeing.difference) == {"native", "portable"}

@@ -52,6 +52,9 @@ def test_identical_is_about_type_shape_and_values() -> None:
         ([np.array([1.0])], [np.array([1.0])], 0.0),
         ([np.array([2.0])], [np.array([1.0])], 1.0),
         (np.array([1 + 1j]), np.array([1 + 0j]), 1.0),
+        ([{"a": 0.5, "b": 0.25}], [{"b": 0.25, "a": 0.4}], 0.25),
+        ([{1: 0.5}], [{2: 0.5}], np.inf),
+        ([{1: "a"}], [{1: "b"}], np.inf),
     ],
 )
 def test_relative_error(left: Any, right: Any, expected: float) -> None:

@@ -88,3 +88,49 @@ def test_one_unit_tells_two_classes_apart(tmp_path: Path) -> None:
         read_samples(saved(tmp_path, x=x, y=np.arange(3)), one, None)
     with pytest.raises(UsageError, match="binary-cross-entropy needs an output of one unit"):
         read_samples(saved(tmp_path, x=x, y=CLASSES), manifest(), "binary-cross-entropy")
+
+
+@pytest.mark.parametrize("kind", ["i8", "u1", "?", "f4", "f8", "f2"])
+@pytest.mark.parametrize("loss", [None, "binary-cross-entropy"])
+def test_classes_of_one_unit_may_be_of_any_type(tmp_path: Path, kind: str, loss: str | None) -> None:
+    one = manifest(output=("n", 1))
+    x = np.ones((3, 3), "f4")
+    samples = read_samples(saved(tmp_path, x=x, y=CLASSES.astype(kind)), one, loss)
+    assert (samples.loss, samples.target.dtype, samples.target.tolist()) == ("binary-cross-entropy", "i8", [0, 1, 1])
+    if loss is not None or np.dtype(kind).kind != "f":
+        column = read_samples(saved(tmp_path, x=x, y=CLASSES.astype(kind)[:, None]), one, loss)
+        assert (column.loss, column.target.tolist()) == ("binary-cross-entropy", [0, 1, 1])
+
+
+@pytest.mark.parametrize("kind", ["f4", "?"])
+def test_classes_of_several_units_may_be_of_any_type(tmp_path: Path, kind: str) -> None:
+    samples = read_samples(saved(tmp_path, x=np.ones((3, 3), "f4"), y=CLASSES.astype(kind)), manifest(), None)
+    assert (samples.loss, samples.target.dtype, samples.target.tolist()) == ("cross-entropy", "i8", [0, 1, 1])
+
+
+@pytest.mark.parametrize(("output", "rows"), [(("n", 1), (3, 1)), (("n",), (3,))])
+def test_zeros_and_ones_that_may_be_outputs_are_asked_about(
+    tmp_path: Path, output: tuple[int | str, ...], rows: tuple[int, ...]
+) -> None:
+    one = manifest(output=output)
+    file = saved(tmp_path, x=np.ones((3, 3), "f4"), y=CLASSES.astype("f4").reshape(rows))
+    with pytest.raises(UsageError, match=r"holds 0 and 1 as float32.*--loss binary-cross-entropy or --loss mse"):
+        read_samples(file, one, None)
+    assert read_samples(file, one, "mse").target.shape == rows
+    assert read_samples(file, one, "binary-cross-entropy").target.tolist() == [0, 1, 1]
+    outputs = saved(tmp_path, x=np.ones((3, 3), "f4"), y=np.array([0, 2, 1], "f4").reshape(rows))
+    assert read_samples(outputs, one, None).loss == "mse"
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e300])
+def test_numbers_that_are_no_classes_are_refused(tmp_path: Path, value: float) -> None:
+    file = saved(tmp_path, x=np.ones((3, 3), "f4"), y=np.array([0, 1, value]))
+    with pytest.raises(UsageError, match="'y' must hold a class for each sample, whole numbers"):
+        read_samples(file, manifest(output=("n", 1)), "binary-cross-entropy")
+    with pytest.raises(UsageError, match=r"'y' must hold finite outputs of shape \['samples', 1\]"):
+        read_samples(file, manifest(output=("n", 1)), None)
+
+
+def test_bools_are_taken_as_outputs_where_that_is_said(tmp_path: Path) -> None:
+    file = saved(tmp_path, x=np.ones((3, 3), "f4"), y=np.eye(3, 2, dtype=bool))
+    assert read_samples(file, manifest(), "mse").target.tolist() == [[1, 0], [0, 1], [0, 0]]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import splitload.loader
 from splitload import ParallelLoader
 from splitload.bundle import read_manifest
 from splitload.cli import main
@@ -54,6 +55,26 @@ def test_a_tail_is_learned_versioned_and_gone_back_from(bundle: Path, tmp_path: 
     with pytest.raises(UsageError, match="no personalized tail 'default'"):
         revert(bundle, "default")
     assert personalize(bundle, train, settings=QUICK).version == 3, "what was gone back from stays"
+
+
+def test_a_tail_is_read_ahead_and_the_stage_it_replaces_is_not(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
+    read: list[Path] = []
+    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: False)
+    monkeypatch.setattr(splitload.loader, "fetch", lambda files, _: read.extend(path for path, _ in files))
+    with ParallelLoader(bundle, upgrade=False) as model:
+        *frozen_stages, last = (stage._replace(read_order=(1, 9)) for stage in model.variant.stages)
+        read.clear()
+        assert model._read_early(model.variant._replace(stages=(*frozen_stages, last)))
+        model.wait()
+    assert model.tail is not None
+    expected = [*(bundle / stage.graph.name for stage in frozen_stages), model.tail.graph]
+    deadline = time.monotonic() + 30
+    while read != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert read == expected
 
 
 def test_tails_of_several_users_lie_side_by_side(bundle: Path, tmp_path: Path) -> None:

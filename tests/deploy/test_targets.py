@@ -118,6 +118,47 @@ def test_one_unit_learns_two_classes(
     assert ((outputs > (0.5 if ending else 0)) == y).mean() == pytest.approx(result.best.valid_accuracy)
 
 
+def as_version_1(bundle: Path, **kept: Any) -> None:
+    """Have a bundle say no more of its output than version 1 did, which had no step for one unit."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    training = {key: manifest["training"][key] for key in ("features", "output", "weights")}
+    manifest = manifest | {"version": 1, "training": {**training, "steps": [], **kept}}
+    manifest.pop("sha256", None)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("ending", [(), (("Sigmoid", "logits", "out", {}),)], ids=["logit", "probability"])
+def test_what_version_1_does_not_say_of_one_unit_is_told_by_the_graph(
+    ending: tuple[Node, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, *ending, units=1)
+    bundle, _ = trained(path, capsys)
+    as_version_1(bundle)
+    x = np.random.default_rng(1).standard_normal((80, 8)).astype("f4")
+    y = (x[:, 0] > 0).astype(int)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    words = ["--data", str(tmp_path / "d.npz"), "--valid", str(tmp_path / "d.npz"), "--epochs", "1", "--json"]
+    assert main(["finetune", str(bundle), *words]) == 0
+    before = json.loads(capsys.readouterr().out)["before"]
+    chance = original(path, x)[:, 0].astype("f8")
+    chance = chance if ending else 1 / (1 + np.exp(-chance))
+    assert before["valid_accuracy"] == pytest.approx(((chance > 0.5) == y).mean())
+    assert before["valid_loss"] == pytest.approx(-np.log(np.where(y, chance, 1 - chance)).mean(), rel=1e-5)
+
+
+def test_what_nothing_tells_of_one_unit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle, _ = trained(written(tmp_path, ("HardSigmoid", "logits", "out", {}), units=1), capsys)
+    steps = json.loads((bundle / "manifest.json").read_text())["training"]["steps"]
+    as_version_1(bundle)
+    x = np.random.default_rng(1).standard_normal((80, 8)).astype("f4")
+    np.savez(tmp_path / "d.npz", x=x, y=(x[:, 0] > 0).astype(int))
+    assert main(["finetune", str(bundle), "--data", str(tmp_path / "d.npz")]) == 1
+    assert "whether its output 'out' holds logits or probabilities" in capsys.readouterr().err
+    as_version_1(bundle, steps=[step for step in steps if step["loss"] == "binary-cross-entropy"])
+    assert main(["finetune", str(bundle), "--data", str(tmp_path / "d.npz")]) == 1
+    assert "has a step of binary-cross-entropy, and no output_kind" in capsys.readouterr().err
+
+
 def test_a_doubt_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, ("Sigmoid", "logits", "out", {}))
     bundle = tmp_path / "m.splitload"
@@ -131,6 +172,22 @@ def test_a_doubt_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
     training = read_manifest(bundle).training
     assert training is not None
     assert training.output_doubt == doubt
+    assert main(["inspect", str(bundle)]) == 0
+    shown = capsys.readouterr()
+    assert "trained on the device: the output 'out'; a loss of classes takes it as logits" in shown.out
+    assert doubt in " ".join(shown.err.split())
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["training"]
+    assert (told["output_kind"], told["output_doubt"]) == ("logits", doubt)
+
+
+def test_a_bundle_of_version_1_does_not_say_what_its_output_is(capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = Path(__file__).with_name("golden") / "v1-trainable.splitload"
+    assert main(["inspect", str(bundle)]) == 0
+    assert "trained on the device: the output 'logits'\n" in capsys.readouterr().out
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["training"]
+    assert (told["output"], told["output_kind"], told["output_doubt"]) == ("logits", None, None)
 
 
 NAMES = (

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from splitload import ParallelLoader
+import splitload.replace
+from splitload import ParallelLoader, delivery
 from splitload.bundle import MANIFEST, read_manifest, sha256_of
 from splitload.cli import main
 from splitload.delivery import install
@@ -122,6 +123,49 @@ def test_an_installed_bundle_keeps_the_tails_of_its_place(tuned: Path, built: Pa
     assert [tail.name for tail in verify(copy).tails] == ["anna", "bert"]
     revert(tuned, "anna")
     assert install(tuned, copy).tails[0] == TailVersions("anna", (1, 2), 1), "those of the place win"
+
+
+@pytest.mark.parametrize("step", ["_copy", "verify"])
+def test_a_tail_that_is_made_during_the_copy_is_carried_over(
+    tuned: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    source = Path(shutil.copytree(built, tmp_path / "source.splitload", copy_function=shutil.copyfile))
+    personalize(source, data(tmp_path / "train.npz"), settings=replace(QUICK, epochs=1), tail="bert")
+    real, made = getattr(delivery, step), []
+
+    def meanwhile(*values: Any) -> Any:
+        found = real(*values)
+        if not made:
+            made.append(
+                shutil.copytree(tuned / "tails" / "anna", tuned / "tails" / "bert")
+            )  # under a name of the source
+        return found
+
+    monkeypatch.setattr(delivery, step, meanwhile)
+    found = install(source, tuned)
+    assert [(tail.name, tail.versions, tail.current) for tail in found.tails] == [
+        ("anna", (1, 2), 1),
+        ("bert", (1, 2), 1),
+    ]
+    assert verify(tuned) == found
+
+
+def test_a_tail_that_is_made_when_it_is_too_late_changes_nothing(
+    tuned: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = verify(tuned)
+    real = splitload.replace.sync_tree
+
+    def meanwhile(folder: Path, **how: bool) -> None:
+        real(folder, **how)
+        shutil.copytree(tuned / "tails" / "anna", tuned / "tails" / "bert")
+
+    monkeypatch.setattr(splitload.replace, "sync_tree", meanwhile)
+    with pytest.raises(OutputError, match=r"the tail 'bert' was made in .* meanwhile.*install the bundle again"):
+        install(built, tuned)
+    assert verify(tuned).tails == (*before.tails, TailVersions("bert", (1, 2), 1))
+    monkeypatch.undo()
+    assert install(built, tuned).tails == (*before.tails, TailVersions("bert", (1, 2), 1))
 
 
 def test_a_bundle_that_tails_do_not_fit_is_not_installed(tuned: Path, tmp_path: Path) -> None:

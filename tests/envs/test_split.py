@@ -226,12 +226,13 @@ def test_wrong_arguments(profile, arguments):
         SplitEnv(profile, **arguments)
 
 
-def test_more_stages_than_a_model_can_have(profile):
-    with pytest.raises(UsageError, match=r"more stages than blocks: max_stages is 7, the model has 6 blocks"):
-        SplitEnv(profile, max_stages=7)
-    with pytest.raises(UsageError, match=r"max_stages is 4, but with block 2 trainable.* at most 3 stages"):
-        SplitEnv(profile, max_stages=4, trainable_from=2)
-    assert SplitEnv(profile, max_stages=3, trainable_from=2).max_stages == 3
+def test_more_stages_than_a_model_can_have_give_what_there_is(profile):
+    for most in (7, np.int64(7), 10**30):
+        env = gymnasium.make(ENV_ID, profile=profile, max_stages=most).unwrapped
+        assert (env.max_stages, env.action_space.n, env.feasible(6), env.feasible(7)) == (6, 36, True, False)
+        check_env(env)
+    assert SplitEnv(profile, max_stages=4, trainable_from=2).max_stages == 3
+    assert SplitEnv(profile, max_stages=2, trainable_from=2).max_stages == 2
     assert SplitEnv(profile, trainable_from=2).max_stages == 3
     assert SplitEnv(profile, max_stages=6).max_stages == 6
 
