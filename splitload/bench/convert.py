@@ -48,7 +48,7 @@ def _tuned(job: dict[str, Any], folder: Path) -> None:
     levels = ort.GraphOptimizationLevel
     for level in (levels.ORT_ENABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL):
         try:
-            optimize(Path(job["graph"]), level, folder)
+            optimize(Path(job["graph"]), folder, level)
         except Exception:  # a model that was optimised before cannot be optimised again
             if level == levels.ORT_DISABLE_ALL:
                 raise

@@ -33,7 +33,7 @@ from splitload.frontends.rewrite import Rewriter, raw_bytes
 from splitload.frontends.shared import Found, WeightIndex, as_array, read_external
 from splitload.stock import stock_session
 
-MIN_GAIN_BYTES = 16 << 10  # less is not worth a node
+MIN_GAIN_BYTES = 4 << 10  # less is not worth the nodes, which take about one themselves
 MAX_CHAIN_BYTES = 1 << 30  # what a chain may read or make to be tried
 _FED_BYTES = 1 << 20  # a leaf from here on is fed to what makes a constant, not written into it
 MAKER = "made/"  # how names of makers begin

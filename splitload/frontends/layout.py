@@ -143,7 +143,7 @@ def block_products(
         rows = _rewrite_nodes(model, products, shapes)
         tidy(model.graph, {**counts, **{name: counts[value] for name, value in rows.items() if value in counts}})
         changed.write_bytes(model.SerializeToString())
-        if not _is_as_fast(changed, path, feeds):
+        if not is_as_fast(changed, path, feeds, TOLERATED):
             return 0
         changed.with_name(location).replace(path.with_name(location))
         changed.replace(path)
@@ -291,8 +291,8 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
     return rows
 
 
-def _is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any]) -> bool:
-    """Return whether the changed graph computes the same within rounding, in about the same time or less.
+def is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any], share: float) -> bool:
+    """Return whether the changed graph computes the same within rounding, in less than a share of the time.
 
     The time is the least of runs in turns.
     """
@@ -322,4 +322,4 @@ def _is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any]) -> bool
             start = time.perf_counter()
             session.run(names, dict(feeds))
             samples.append(time.perf_counter() - start)
-    return min(times[0]) < TOLERATED * min(times[1])
+    return min(times[0]) < share * min(times[1])

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from splitload.entries import is_whole, making
 from splitload.errors import ModelError, OutputError
 from splitload.frontends.folding import narrow, unfold
 from splitload.frontends.hoisting import weights_outside_bodies
+from splitload.frontends.integers import faster_in_floats
 from splitload.frontends.layout import block_products_of
 from splitload.frontends.names import NAME_CLASH, rename_weights
 from splitload.frontends.observe import flops, observe, one_line, plain_options
@@ -42,7 +44,7 @@ from splitload.variants import check_floor
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 TOLERATED, TOLERATED_BYTES = 0.08, 64 << 10  # what a bundle may hold twice; the larger one counts
 TOO_LARGE = "too-large"
-_CACHE_VERSION = 5
+_CACHE_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,10 +311,11 @@ def optimize_into(
                 plain = _optimize(path, level, made)
                 _join_concats_of_file(made / "model.onnx")
                 if level == levels.ORT_ENABLE_ALL:
+                    plain = faster_in_floats(plain, made, feeds, read_whole, partial(optimize, level=level))
                     block_products_of(made / "model.onnx", feeds)
                     narrow(made / "model.onnx", plain)
-                if plain != path:
-                    shutil.rmtree(plain.parent)
+                for copy in filter(Path.is_dir, made.iterdir()):
+                    shutil.rmtree(copy)
                 finish(made)
             return
         except _NotOptimizedError as refused:
@@ -335,7 +338,7 @@ def _optimize(path: Path, level: Any, folder: Path) -> Path:
 
     try:
         plain = weights_outside_bodies(path, folder, read_whole)
-        optimize(plain, level, folder)
+        optimize(plain, folder, level)
         unfold(folder / "model.onnx", plain, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
         return plain
     except OSError:
@@ -353,7 +356,7 @@ def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
         raise OutputError(f"cannot write the optimised model to '{folder}': {one_line(error)}") from error
 
 
-def optimize(path: Path, level: Any, folder: Path) -> None:
+def optimize(path: Path, folder: Path, level: Any) -> None:
     """Have onnxruntime optimise `path` into `folder`, and make sure that what it wrote loads."""
     import onnxruntime as ort
 

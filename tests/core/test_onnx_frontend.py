@@ -245,7 +245,7 @@ def test_where_optimising_fails_the_model_is_taken_as_it_is(tmp_path: Path, monk
         levels.append(level)
         if level != ort.GraphOptimizationLevel.ORT_DISABLE_ALL:
             raise RuntimeError("Attempt to replace the existing tensor")
-        optimize(path, level, folder)
+        optimize(path, folder, level)
 
     monkeypatch.setattr(frontend, "optimize", fail_unless_disabled)
     source = Source.open(models.save(models.several(), tmp_path), "model")
