@@ -41,10 +41,10 @@ class Instance:
 
 
 def instance(node: Any, attributes: Mapping[str, Any], filters: Sequence[int] | None, block: int) -> Instance | None:
-    """Return a small instance of a node, of one block of channels where that will do; None for an unknown operator
-    or activation.
+    """Return a small instance of a node, of one block of channels where that will do.
 
-    Nodes that run the same code give equal instances, whatever their sizes.
+    Nodes that run the same code give equal instances, whatever their sizes. Of an operator or an activation that is not
+    known there is None.
 
     Args:
         node: The node.
