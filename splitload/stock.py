@@ -35,15 +35,12 @@ class RawPath(os.PathLike[bytes]):
 def runtime_path(path: str | Path) -> str | RawPath:
     """Return a path as onnxruntime's sessions take it.
 
-    They take text that is valid UTF-8, or the system's bytes, and these as a path only, as bytes alone are a model.
-    Python's text is no valid one where a name is not in its encoding for files: `LC_ALL=C` without Python's UTF-8 mode.
+    They take text, of which they make UTF-8, or the system's bytes, and these as a path only, as bytes alone are a
+    model. The two differ where Python's encoding for files is another one (a locale with ISO-8859-1), and where a name
+    is not in it: `LC_ALL=C` without Python's UTF-8 mode.
     """
     text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return RawPath(text)
-    return text
+    return text if text.encode(errors="surrogatepass") == os.fsencode(text) else RawPath(text)
 
 
 def path_option(path: Path) -> str | bytes:

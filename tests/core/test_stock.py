@@ -18,7 +18,7 @@ from splitload import ParallelLoader
 from splitload.bundle import read_manifest
 from splitload.errors import OutputError
 from splitload.frontends.rewrite import save_with_data
-from splitload.stock import path_option, runtime_path, session_class
+from splitload.stock import path_option, runtime_path, session_class, stock_session
 
 PACKAGE = Path(splitload.__file__).parent
 OF_THEIR_OWN = ("bench/**/*.py", "commands/client_calls.py", "commands/*_child.py")  # processes
@@ -49,6 +49,19 @@ def test_a_stand_in_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_paths_are_text_where_they_can_be(tmp_path: Path) -> None:
     assert runtime_path(tmp_path / "mödel.onnx") == path_option(tmp_path / "mödel.onnx") == f"{tmp_path}/mödel.onnx"
     assert path_option(Path(os.fsdecode(b"/m\xf6del.onnx"))) == b"/m\xf6del.onnx"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere names of files are Unicode in any case")
+def test_paths_are_what_the_system_calls_them_in_a_locale_without_utf8(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.onnx")
+    shutil.copyfile(chain_bundle.with_name("chain.onnx"), file)
+    monkeypatch.setattr(os, "fsencode", lambda path: os.fspath(path).encode("latin-1"))  # as Python does there
+    text = tmp_path / "café.onnx"
+    assert path_option(text) == bytes(tmp_path) + b"/caf\xe9.onnx"
+    assert runtime_path(tmp_path / "cafe.onnx") == f"{tmp_path}/cafe.onnx"
+    assert len(stock_session(text, ort.SessionOptions()).get_outputs()) == 2
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere names of files are Unicode in any case")
