@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from splitload.atomic import write_text
 from splitload.cli import main
 from splitload.scratch import FOREIGN_S, scratch_folder, sweep
 
@@ -126,6 +127,12 @@ def test_any_name_makes_a_prefix(tmp_path, prefix):
         assert [path.name for path in tmp_path.iterdir()] == [made.name]
         assert len(os.fsencode(made.name)) < 250
         assert made.name.startswith(prefix[:90])
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "ü" * 120])
+def test_a_long_name_is_written(tmp_path, name):
+    write_text(tmp_path / name, "x", "a text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
