@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def session_class() -> type[Any]:
@@ -60,22 +63,16 @@ def stock_session(model: str | Path | bytes, options: Any) -> Any:
 
 
 def session_beside(folder: Path, model: bytes, options: Any) -> Any:
-    """Return a plain session on a model whose weights lie in files of a folder, where it stands meanwhile.
+    """Return a plain session on a model whose weights lie in files of a folder; nothing is written there.
 
     Args:
         folder: The folder.
         model: Bytes of the model.
-        options: An `onnxruntime.SessionOptions`.
-
-    Raises:
-        OSError: If it cannot be written there.
+        options: An `onnxruntime.SessionOptions`, for models of this folder only.
     """
-    import tempfile
-
-    handle, file = tempfile.mkstemp(dir=folder, prefix=".probe-", suffix=".onnx")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(model)
-        return stock_session(file, options)
-    finally:
-        Path(file).unlink(missing_ok=True)
+    known = None
+    with contextlib.suppress(RuntimeError):  # it is not set yet
+        known = options.get_session_config_entry(_WEIGHTS_FOLDER)
+    if known is None:  # onnxruntime warns of what is set twice
+        options.add_session_config_entry(_WEIGHTS_FOLDER, path_option(folder))
+    return stock_session(model, options)

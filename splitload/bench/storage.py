@@ -121,7 +121,7 @@ def reader(folder: Path, size: int) -> Iterator[Callable[[int], float]]:
         StageError: If the file cannot be evicted, when the function is called.
         OSError: If it cannot be written.
     """
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".storage-") as made:
+    with scratch_folder(folder, ".storage-") as place, (place / "file").open("wb") as made:
         chunk = os.urandom(_CHUNK_BYTES)
         for _ in range(-(-size // len(chunk))):
             made.write(chunk)
