@@ -178,6 +178,23 @@ def test_what_is_trained_during_an_installation_is_not_lost(
     assert found == {"anna": ((1, 2), 1), name: ((1, 2, 3), 3) if name == "anna" else ((1,), 1)}
 
 
+@pytest.mark.parametrize("when", ["on_features", "on_step"])
+def test_training_goes_on_where_its_bundle_is_replaced(tuned: Path, built: Path, tmp_path: Path, when: str) -> None:
+    installed: list[Any] = []
+
+    def replace_it(*_: Any) -> None:
+        assert verify(tuned).unfinished == 0, "nothing of the training lies in the bundle"
+        if not installed:
+            installed.append(install(built, tuned))
+
+    samples = data(tmp_path / "train.npz")
+    made = personalize(tuned, samples, settings=replace(QUICK, epochs=1), tail="bert", **{when: replace_it})
+    assert installed
+    assert made.version == 1
+    assert [tail.name for tail in verify(tuned).tails] == ["anna", "bert"]
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
 def test_two_installations_never_wait_for_each_other(tuned: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one sees a tail late whose name comes before the one that it knows."""
