@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,10 @@ def session_beside(folder: Path, model: bytes, options: Any) -> Any:
         model: Bytes of the model.
         options: An `onnxruntime.SessionOptions`, for models of this folder only.
     """
-    known = None
-    with contextlib.suppress(RuntimeError):  # it is not set yet
-        known = options.get_session_config_entry(_WEIGHTS_FOLDER)
-    if known is None:  # onnxruntime warns of what is set twice
+    try:
+        options.get_session_config_entry(_WEIGHTS_FOLDER)
+    except UnicodeDecodeError:  # it is set, to the bytes of a path
+        pass
+    except RuntimeError:  # it is not; onnxruntime warns of what is set twice
         options.add_session_config_entry(_WEIGHTS_FOLDER, path_option(folder))
     return stock_session(model, options)
