@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -199,18 +200,19 @@ def _write(
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """Yield a folder in the bundle for features.
+    """Yield a folder for features: beside the bundle, in whose place another may be put, or in it if need be.
 
     Raises:
-        OutputError: If the bundle cannot be written to, or there is no room for them.
+        OutputError: If neither can be written to, or there is no room for them.
     """
+    place = folder.parent if os.access(folder.parent, os.W_OK) else folder
     try:
-        with scratch_folder(folder, ".features-") as made:
+        with scratch_folder(place, ".features-") as made:
             yield made
     except OSError as error:
         if isinstance(error, SplitloadError):
             raise
-        raise OutputError(f"cannot write to '{folder}': {error.strerror or error}; the tail is as it was") from error
+        raise OutputError(f"cannot write to '{place}': {error.strerror or error}; the tail is as it was") from error
 
 
 def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> dict[str, Array]:
