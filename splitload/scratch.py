@@ -54,9 +54,11 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        try:
+            shutil.rmtree(made, ignore_errors=True)
+        finally:  # an interrupt leaves some: without the lock the next process removes it
+            if lock is not None:
+                os.close(lock)
 
 
 def shortened(name: str, size: int) -> str:
