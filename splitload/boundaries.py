@@ -1,8 +1,7 @@
 """Memory for what stages hand on: large tensors lie outside the arena of all stages, in arrays that live for one run.
 
 A tensor that a stage has written into the arena stays there while the next stage runs, and the arena keeps the place
-for ever. An array is free as soon as no stage reads it: a later tensor of the run takes it, and the system has it back
-after the run.
+for ever. An array is free as soon as no stage reads it: the next tensor of the run takes it, or the system has it back.
 """
 
 from __future__ import annotations
@@ -16,16 +15,23 @@ from splitload.manifest import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
+    Array = np.ndarray[Any, Any]
+
 LARGE_BYTES = 4 << 20  # from here on numpy has the system map an array in huge pages, which takes a tenth of the time
 _ITEM_BYTES = {"tensor(float16)": 2, "tensor(float)": 4, "tensor(double)": 8}
 
 
 class Boundaries:
-    """The arrays of one run."""
+    """The arrays of one run.
 
-    def __init__(self) -> None:
-        self._lent: list[np.ndarray[Any, Any]] = []
-        self._free: list[np.ndarray[Any, Any]] = []
+    Args:
+        otherwise: Names of tensors that have other shapes than declared; what a run finds is added.
+    """
+
+    def __init__(self, otherwise: set[str] | None = None) -> None:
+        self.otherwise = set[str]() if otherwise is None else otherwise
+        self._lent: list[tuple[Array, Array]] = []  # what a stage writes, and the memory it is part of
+        self._free: Array | None = None  # what was freed last; more would pile up where sizes differ
 
     def lend(self, specs: Sequence[TensorSpec], needed: Sequence[str]) -> dict[str, Any]:
         """Return an array for each output that is wanted, large, and of a size that is known.
@@ -37,25 +43,26 @@ class Boundaries:
         return {
             spec.name: self._array(tuple(map(int, spec.shape or ())), _ITEM_BYTES[spec.type])  # type: ignore[arg-type]
             for spec in specs
-            if spec.name in needed and _bytes(spec) >= LARGE_BYTES
+            if spec.name in needed and spec.name not in self.otherwise and _bytes(spec) >= LARGE_BYTES
         }
 
     def take_back(self, value: Any) -> None:
-        """Let a later tensor have the array of one that no stage reads any more, if it was lent."""
-        for index, lent in enumerate(self._lent):
-            if lent is value:
-                self._free.append(self._lent.pop(index))
+        """Let a later tensor have the memory of one that no stage reads any more, if it was lent."""
+        for index, (array, memory) in enumerate(self._lent):
+            if array is value:
+                self._free = memory
+                del self._lent[index]
                 return
 
-    def _array(self, shape: tuple[int, ...], item_bytes: int) -> np.ndarray[Any, Any]:
+    def _array(self, shape: tuple[int, ...], item_bytes: int) -> Array:
         import numpy as np
 
         size = math.prod(shape) * item_bytes
-        # no more than twice as large: it may be an answer, which the caller keeps
-        fitting = [index for index, each in enumerate(self._free) if size <= each.nbytes <= 2 * size]
-        memory = self._free.pop(fitting[0]).reshape(-1).view(np.uint8) if fitting else np.empty(size, np.uint8)
+        memory, self._free = self._free, None
+        if memory is None or not size <= memory.nbytes <= 2 * size:  # it may be an answer, which the caller keeps
+            memory = np.empty(size, np.uint8)
         array = memory[:size].view(f"f{item_bytes}").reshape(shape)
-        self._lent.append(array)
+        self._lent.append((array, memory))
         return array
 
 

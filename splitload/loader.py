@@ -203,6 +203,7 @@ class ParallelLoader(DropIn):
         )
         self._upgrade = upgrade and self._caller.prepacks and any(stage.upgrade for stage in stages)
         self._on_progress = on_progress
+        self._otherwise: set[str] = set()
         self._wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
         self._reset()
         _alive.add(self)
@@ -275,7 +276,7 @@ class ParallelLoader(DropIn):
         wanted, values = checked(self._ort, self.manifest, output_names, feeds)
         if not self._overlap:
             self.wait()
-        boundaries = Boundaries()
+        boundaries = Boundaries(self._otherwise)
         for index, needed, last_reads in self.variant.steps(wanted):
             stage = self.variant.stages[index]
             session = self._session(index)

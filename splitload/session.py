@@ -211,12 +211,14 @@ def run_stage(
         and all(types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed)
     ):
         arrays = {} if keep or boundaries is None else boundaries.lend(stage.outputs, needed)
-        if arrays:
-            with contextlib.suppress(
-                Exception
-            ):  # a shape may be declared wrongly: then the runtime finds the right one
-                return _run_into(ort, session, needed, feeds, arrays, run_options)
-        return list(session.run_with_ort_values(needed, feeds, run_options))
+        if boundaries is None or not arrays:
+            return list(session.run_with_ort_values(needed, feeds, run_options))
+        try:
+            return _run_into(ort, session, needed, feeds, arrays, run_options)
+        except Exception:  # a shape is declared wrongly, or the same is raised again
+            results = list(session.run_with_ort_values(needed, feeds, run_options))
+            boundaries.otherwise.update(arrays)
+            return results
     return list(session.run(needed, feeds, run_options))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.answers import identical, relative_error
+from splitload.boundaries import Boundaries
 from splitload.inputs import example_inputs, load_feeds
 from splitload.manifest import TensorSpec
 from splitload.session import open_session, read_ahead, run_stage, still_read, to_python
@@ -67,9 +68,9 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             start = time.perf_counter()
             session = each.open()
             loaded = time.perf_counter()
-            results = run_stage(ort, session, each, names, values, None)
+            results = run_stage(ort, session, each, names, values, None, boundaries=Boundaries())
             first = time.perf_counter()
-            run_stage(ort, session, each, names, values, None)
+            run_stage(ort, session, each, names, values, None, boundaries=Boundaries())
             second = time.perf_counter()
             rows.append(
                 {
@@ -102,14 +103,14 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         if scheme["prefetch"]:
             reading.start()
         session = stage.open()
-        results = run_stage(ort, session, stage, names, values, None)
+        results = run_stage(ort, session, stage, names, values, None, boundaries=Boundaries())
         first_s = time.perf_counter() - start
         if scheme["prefetch"]:
             reading.join()
         steady = []
         for _ in range(STEADY_RUNS):
             start = time.perf_counter()
-            run_stage(ort, session, stage, names, values, None)
+            run_stage(ort, session, stage, names, values, None, boundaries=Boundaries())
             steady.append(time.perf_counter() - start)
         rows.append({"first_s": first_s, "steady_s": min(steady)})
         values.update(zip(names, results, strict=True))

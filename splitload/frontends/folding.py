@@ -30,7 +30,7 @@ from splitload.frontends.proto import (
     with_constants,
 )
 from splitload.frontends.rewrite import Rewriter, raw_bytes
-from splitload.frontends.shared import Found, WeightIndex, as_array, read_external
+from splitload.frontends.shared import Found, WeightIndex, as_array, has_numpy_type, read_external
 from splitload.stock import stock_session
 
 MIN_GAIN_BYTES = 4 << 10  # less is not worth the nodes, which take about one themselves
@@ -194,8 +194,10 @@ class Chain:
         """Return the constant as an array, or None if it cannot be computed."""
         import onnx
 
-        feeds = {name: self.array(name) for name, stored in self.leaves.items() if tensor_bytes(stored) >= _FED_BYTES}
-        feeds = {name: array for name, array in feeds.items() if array.shape == tuple(self.leaves[name].dims)}
+        try:
+            feeds = {name: self.array(name) for name, stored in self.leaves.items() if _is_fed(stored)}
+        except (OSError, ValueError):  # cut short: onnxruntime says so of the whole model
+            return None
         inputs, leaves = [], []
         for name, stored in self.leaves.items():
             if name in feeds:  # in the model it would be copied some five times
@@ -212,6 +214,11 @@ class Chain:
         except Exception:  # onnxruntime has no common root for its errors, and what fails stays as it is
             return None
         return value if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else None
+
+
+def _is_fed(tensor: Any) -> bool:
+    """Return whether a tensor is large, and of a type that numpy has."""
+    return tensor_bytes(tensor) >= _FED_BYTES and has_numpy_type(tensor)
 
 
 def _chains(graph: Any, body: list[Any], constants: Mapping[str, Any], folder: Path) -> Iterator[Chain]:

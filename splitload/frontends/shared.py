@@ -193,6 +193,11 @@ def as_array(data: bytes, tensor: Any) -> Any:
     return np.frombuffer(data, np.uint8) if dtype is None else np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
 
+def has_numpy_type(tensor: Any) -> bool:
+    """Return whether numpy has the type of a tensor."""
+    return _dtype(tensor) is not None
+
+
 def _dtype(tensor: Any) -> Any:
     """Return numpy's type of a tensor, or None where it lacks one."""
     import onnx
