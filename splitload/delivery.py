@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import TracebackType
 
 from splitload.bundle import MANIFEST, read_json
 from splitload.errors import BundleError, OutputError, UsageError
@@ -22,16 +23,74 @@ from splitload.verification import Verified, check_tail, manifest_of, verify
 _CURE = "'splitload train MODEL --device host -o NAME.splitload' makes one"
 
 
-def install(source: str | Path, target: str | Path) -> Verified:
+class CarriedTails:
+    """Personalized tails at a bundle's place, which the new bundle there takes over; a block in which none changes.
+
+    One lock holds for the whole bundle, so that no two such blocks wait for each other; what is trained meanwhile waits
+    as well, and is written into the new bundle.
+
+    Args:
+        target: The place; it may be empty.
+        again: What to do where a tail is made too late to come along, for people.
+    """
+
+    def __init__(self, target: Path, again: str) -> None:
+        self._target, self._again = target, again
+        self._taken: set[str] | None = None  # before the first are copied none can come too late
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> CarriedTails:
+        if self._target.is_dir():
+            self._held.enter_context(alone(self._target))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def take(self, made: Path, stage: StageEntry | None) -> list[str]:
+        """Copy the tails that were not copied yet into the new bundle, over those of the same names there.
+
+        Args:
+            made: The new bundle.
+            stage: Its trainable last stage; None if it has none.
+
+        Returns:
+            Their names.
+
+        Raises:
+            OutputError: If one is damaged, or of another stage.
+        """
+        taken = self._taken or set()
+        new = sorted(set(names(self._target)) - taken)
+        for name in new:
+            shutil.rmtree(made / FOLDER / name, ignore_errors=True)
+            _copy_tail(self._target / FOLDER / name, made, stage)
+        self._taken = taken.union(new)
+        return new
+
+    def check(self) -> None:
+        """Raise `OutputError` if there is a tail at the place that was not taken."""
+        if self._taken is not None and (lost := set(names(self._target)) - self._taken):
+            raise OutputError(
+                f"the tail '{min(lost)}' was made in '{self._target}' meanwhile, and would be lost; nothing was "
+                f"changed, {self._again} again"
+            )
+
+
+def install(source: str | Path, target: str | Path, *, on_stayed: Callable[[str], None] | None = None) -> Verified:
     """Put a copy of a bundle where another one may stand that is in use; whoever has that open keeps it.
 
     Only what belongs to the bundle is copied, and every byte of the copy is checked before it counts. Personalized
-    tails at the target stay, if they are of the same last stage; those of the source come along. A training that ends
-    during the copy writes its tail when the new bundle is in place.
+    tails at the target stay, if they are of the same last stage; those of the source come along, but for those whose
+    name the target has: there its own stays. A training that ends during the copy writes its tail when the new bundle
+    is in place.
 
     Args:
         source: A bundle of either kind, which may consist of links as in the cache of a model hub.
         target: Where it goes: nothing is there, or a bundle of the same kind.
+        on_stayed: Called with the name of each tail of the source that does not come along.
 
     Returns:
         What was checked.
@@ -46,38 +105,30 @@ def install(source: str | Path, target: str | Path) -> Verified:
     manifest = manifest_of(data)
     if target.exists() and source.samefile(target):
         raise UsageError(f"'{source}' and '{target}' are the same bundle")
-    known: set[str] = set()
+    brought = sorted(set(names(source)) - set(names(target)))
 
     def check(target: Path) -> None:
         check_folder(target, data["format"])
-        if lost := set(names(target)) - known:
-            raise OutputError(
-                f"the tail '{min(lost)}' was made in '{target}' meanwhile, and would be lost; nothing was changed, "
-                "install the bundle again"
-            )
+        tails.check()
 
-    # one lock for the whole bundle: no two installs wait for each other, and what is trained meanwhile waits as well
-    with alone(target) if target.is_dir() else contextlib.nullcontext():
-        known.update(names(target))
-        with replacing(target, check) as made:
-            try:
-                _copy(source, [MANIFEST, *(file.name for file in manifest.files())], made)
-                stage = manifest.variants[-1].stages[-1] if isinstance(manifest, Manifest) else None
-                stage = stage if stage is not None and stage.trainable else None
-                for name in sorted(set(names(source)) - known):
-                    _copy_tail(source / FOLDER / name, made, stage)
-                new = set(known)
-                while True:
-                    for name in sorted(new):
-                        shutil.rmtree(made / FOLDER / name, ignore_errors=True)  # the source's, which came before
-                        _copy_tail(target / FOLDER / name, made, stage)
-                    known |= new
-                    found = verify(made)
-                    new = set(names(target)) - known  # where there are no locks
-                    if not new:
-                        return found
-            except BundleError as error:
-                raise BundleError(str(error).replace(str(made), str(source))) from error
+    with CarriedTails(target, "install the bundle") as tails, replacing(target, check) as made:
+        try:
+            _copy(source, [MANIFEST, *(file.name for file in manifest.files())], made)
+            stage = manifest.variants[-1].stages[-1] if isinstance(manifest, Manifest) else None
+            stage = stage if stage is not None and stage.trainable else None
+            for name in brought:
+                _copy_tail(source / FOLDER / name, made, stage)
+            stayed = set(tails.take(made, stage))
+            found = verify(made)
+            while new := tails.take(made, stage):
+                stayed.update(new)
+                found = verify(made)
+        except BundleError as error:
+            raise BundleError(str(error).replace(str(made), str(source))) from error
+    for name in sorted(stayed.intersection(names(source))):
+        if on_stayed is not None:
+            on_stayed(name)
+    return found
 
 
 def _copy(source: Path, files: Iterable[str], made: Path) -> None:

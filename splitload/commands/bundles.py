@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,23 @@ def install(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     Raises:
         SplitloadError: If the source is damaged, or the target cannot be written or holds something else.
     """
+    stayed: list[str] = []
     with console.status(f"copying {options.source}"):
-        found = delivery.install(options.source, options.target)
-    return {"source": options.source, **_told(console, options.target, found)}
+        found = delivery.install(options.source, options.target, on_stayed=stayed.append)
+    told = _told(console, options.target, found, stayed)
+    return {"source": options.source, **told, "tails_stayed": stayed}
 
 
-def _told(console: Console, bundle: str, found: verification.Verified) -> dict[str, Any]:
-    """Say what was checked and found right, and return it."""
+def _told(console: Console, bundle: str, found: verification.Verified, stayed: Sequence[str] = ()) -> dict[str, Any]:
+    """Say what was checked and found right, and which tails stayed in the place of the source's; return the first."""
     console.print(
         f"{bundle}: {count_of(found.files, 'file')}, {found.files_bytes / 1e6:.1f} MB, every hash is right and nothing "
         "else is there"
     )
     for tail in found.tails:
         counts = f"version {tail.current} counts" if tail.current else "none counts"
-        console.print(f"tail '{tail.name}': {count_of(len(tail.versions), 'version')}, {counts}")
+        stays = "; it was here and stays, that of the source was left behind" if tail.name in stayed else ""
+        console.print(f"tail '{tail.name}': {count_of(len(tail.versions), 'version')}, {counts}{stays}")
     if not found.manifest_hash:
         console.print("the manifest itself has no hash in version 1: its format is right")
     if found.links:

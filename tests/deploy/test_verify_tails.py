@@ -124,7 +124,27 @@ def test_an_installed_bundle_keeps_the_tails_of_its_place(tuned: Path, built: Pa
     assert install(built, copy).tails == verify(copy).tails, "they stay"
     assert [tail.name for tail in verify(copy).tails] == ["anna", "bert"]
     revert(tuned, "anna")
-    assert install(tuned, copy).tails[0] == TailVersions("anna", (1, 2), 1), "those of the place win"
+    stayed: list[str] = []
+    assert install(tuned, copy, on_stayed=stayed.append).tails[0] == TailVersions("anna", (1, 2), 1), (
+        "those of the place win"
+    )
+    assert stayed == ["anna"]
+
+
+def test_install_says_whose_tail_stayed(
+    tuned: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.splitload"
+    said = "tail 'anna': 2 versions, version 1 counts"
+    for source, stays in (
+        (tuned, ""),
+        (tuned, "; it was here and stays, that of the source was left behind"),
+        (built, ""),
+    ):
+        assert main(["install", str(source), str(copy)]) == 0
+        assert f"{said}{stays}\n" in capsys.readouterr().out
+    assert main(["install", str(tuned), str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tails_stayed"] == ["anna"]
 
 
 @pytest.mark.parametrize("step", ["_copy", "verify"])
