@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload import interrupts
 from splitload.cache import cache_folder
 from splitload.commands import packages, streams
 from splitload.commands.arguments import parser
@@ -31,6 +32,10 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 if it failed, 2 if the request was wrong, or 130 if it was interrupted.
     """
+    return interrupts.ending(lambda: _main(words))
+
+
+def _main(words: Sequence[str] | None) -> int:
     streams.fill_missing()
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
@@ -43,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
         options.words = words
         _run(options)
     except KeyboardInterrupt as error:
-        return _failed(str(error) or "interrupted; nothing was written", 130)
+        return _interrupted(error)
     except BrokenPipeError:
         streams.abandon(sys.stdout)  # the reader went away, which only a program misses
         return 1 if "--json" in words else 0
@@ -62,6 +67,8 @@ def main(words: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _failed(_not_encoded(error), 1)
     except Exception as error:
+        if interrupts.is_interrupt(error):
+            return _interrupted()
         if debug:
             traceback.print_exc()
         text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -91,6 +98,10 @@ def _not_encoded(error: UnicodeEncodeError) -> str:
     )
 
 
+def _interrupted(error: KeyboardInterrupt | None = None) -> int:
+    return _failed(str(error or "") or "interrupted; nothing was written", interrupts.EXIT_CODE)
+
+
 def _failed(message: str, code: int) -> int:
     """Say in one line why a command failed."""
     line = wrap(printable(f"splitload: {' '.join(message.split())}"), streams.width_of(sys.stderr))
@@ -111,6 +122,7 @@ def _run(options: argparse.Namespace) -> None:
     console = Console(json=options.json)
     with packages.named(f"'splitload {options.command_name}'"), _warnings_as_notes(console):
         command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
+        interrupts.work()
         result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
     if options.json:
         print(json.dumps(result), flush=True)  # noqa: T201
