@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -19,7 +20,7 @@ from splitload.commands import packages, streams
 from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
-from splitload.errors import CacheWarning, SplitloadError, UsageError
+from splitload.errors import CacheWarning, OutputError, SplitloadError, UsageError
 from splitload.scratch import sweep
 
 
@@ -80,11 +81,14 @@ def user_cache() -> Path:
     """Return the user's cache folder, see `cache_folder`, without what killed commands left in it.
 
     Raises:
-        UsageError: If there is no place for one.
+        UsageError: If there is no place for one, or it is no folder.
     """
     folder = cache_folder()
     if folder is None:
         raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise UsageError(f"'{there}', where the cache is to be, is no folder; set SPLITLOAD_CACHE to one")
     sweep(folder)
     return folder
 
@@ -123,11 +127,33 @@ def _run(options: argparse.Namespace) -> None:
     with packages.named(f"'splitload {options.command_name}'"), _warnings_as_notes(console):
         command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
         interrupts.work()
-        result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
+        if options.takes_cache:
+            cache = user_cache()
+            with _cache_named(cache):
+                result = command(options, console, cache)
+        else:
+            result = command(options, console)
     if options.json:
         print(json.dumps(result), flush=True)  # noqa: T201
     elif console.error is not None:
         raise console.error
+
+
+@contextlib.contextmanager
+def _cache_named(cache: Path) -> Iterator[None]:
+    """Say what to do where something in the cache cannot be read or written.
+
+    Raises:
+        OutputError: In place of the error that told of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = str(error) if isinstance(error, SplitloadError) else f"'{error.filename}': {error.strerror}"
+        if not any(f"'{cache}{end}" in told for end in ("'", os.sep)):
+            raise
+        what = "" if isinstance(error, SplitloadError) else "cannot read or write "
+        raise OutputError(f"{what}{told}; SPLITLOAD_CACHE=FOLDER takes another cache, one to write to") from error
 
 
 @contextlib.contextmanager
