@@ -166,7 +166,8 @@ def read_weights(weights: Path, training: Training) -> dict[str, np.ndarray[Any,
                 file.seek(weight.offset)
                 found[weight.name] = np.fromfile(file, dtype=np.float32, count=count).reshape(weight.shape)
     except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read the weights in '{weights}': {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"cannot read the weights in '{weights}': {reason}") from error
     return found
 
 
