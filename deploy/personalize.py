@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -135,47 +136,56 @@ def personalize(
     for file in manifest.files():
         check_regular(folder / file.name)
     read_manifest(folder, "hashes")
-    with _scratch(folder) as made:
-        features = Features(
-            folder, training.features, sets, made,
-            batch_size=settings.batch_size, threads=threads, on_features=on_features,
-        )  # fmt: skip
-        begin = _start(folder, tail, stage, training)
-        learner = (make_learner or Learner)(folder, stage, training, samples.loss, settings, begin)
-        judge = Judge(learner, features, sets, settings.batch_size)
-        epochs: list[Epoch] = []
-        best: tuple[Epoch, Mapping[str, Array]] | None = None  # in one: an interrupt may come between any two lines
-        interrupted = False
-        try:
-            for epoch in _epochs(learner, features, judge, begin, settings, on_step):
-                if best is None or epoch.loss_after < best[0].loss_after:
-                    best = (epoch, learner.weights() if epoch.number else begin)
-                epochs.append(epoch)
-                if on_epoch is not None:
-                    on_epoch(epoch)
-                if epoch.number - best[0].number >= settings.patience:
-                    break
-        except KeyboardInterrupt:
-            interrupted = True
-    if best is None or not best[0].number:
+    epochs: list[Epoch] = []
+    best: tuple[Epoch, Mapping[str, Array]] | None = None  # in one: an interrupt may come between any two lines
+    saved: int | None = None
+    interrupted = False
+    try:
+        with _scratch(folder) as made:
+            features = Features(
+                folder, training.features, sets, made,
+                batch_size=settings.batch_size, threads=threads, on_features=on_features,
+            )  # fmt: skip
+            begin = _start(folder, tail, stage, training)
+            learner = (make_learner or Learner)(folder, stage, training, samples.loss, settings, begin)
+            judge = Judge(learner, features, sets, settings.batch_size)
+            try:
+                for epoch in _epochs(learner, features, judge, begin, settings, on_step):
+                    if best is None or epoch.loss_after < best[0].loss_after:
+                        best = (epoch, learner.weights() if epoch.number else begin)
+                    epochs.append(epoch)
+                    if on_epoch is not None:
+                        on_epoch(epoch)
+                    if epoch.number - best[0].number >= settings.patience:
+                        break
+            except KeyboardInterrupt:
+                interrupted = True
+            if best is not None and best[0].number:
+                notes = {
+                    "settings": asdict(settings),
+                    "loss": samples.loss,
+                    "samples": samples.count,
+                    "before": asdict(epochs[0]),
+                    "epoch": asdict(best[0]),
+                }
+                saved, again = _write(folder, tail, stage, training, best[1], notes)
+                interrupted |= again
+    except KeyboardInterrupt:  # perhaps a second one, while the features are removed
+        interrupted = True
+    if best is None or saved is None:
         if best is None or interrupted:
-            raise KeyboardInterrupt(f"interrupted before an epoch made the tail '{tail}' better; nothing was saved")
+            better = best is not None and best[0].number
+            when = (
+                f"while the tail '{tail}' was written" if better else f"before an epoch made the tail '{tail}' better"
+            )
+            raise KeyboardInterrupt(f"interrupted {when}; nothing was saved")
         return Personalized(tail, version, epochs[0], best[0], tuple(epochs[1:]))
-    before, (epoch, weights) = epochs[0], best
-    notes = {
-        "settings": asdict(settings),
-        "loss": samples.loss,
-        "samples": samples.count,
-        "before": asdict(before),
-        "epoch": asdict(epoch),
-    }
-    version = _write(folder, tail, stage, training, weights, notes)
     if interrupted:
         raise KeyboardInterrupt(
-            f"interrupted; the best epoch so far, {epoch.number}, is saved as version {version} of the tail '{tail}': "
-            f"its loss is {epoch.loss_after:.4f}, and was {before.loss_after:.4f} before training"
+            f"interrupted; the best epoch so far, {best[0].number}, is saved as version {saved} of the tail '{tail}': "
+            f"its loss is {best[0].loss_after:.4f}, and was {epochs[0].loss_after:.4f} before training"
         )
-    return Personalized(tail, version, before, epoch, tuple(epochs[1:]))
+    return Personalized(tail, saved, epochs[0], best[0], tuple(epochs[1:]))
 
 
 def _write(
@@ -185,33 +195,37 @@ def _write(
     training: Training,
     weights: Mapping[str, Array],
     notes: Mapping[str, Any],
-) -> int:
-    """Write a version of a tail, and return its number.
+) -> tuple[int | None, bool]:
+    """Write a version of a tail; return its number, None if a second interrupt came first, and whether one came.
 
-    Raises:
-        KeyboardInterrupt: After an interrupt; it says which version counts.
+    The first begins the writing anew: whoever ends the training may have asked for that twice.
     """
-    try:
-        return write_tail(folder, tail, stage, training, weights, notes).version
-    except KeyboardInterrupt:
-        version = current_version(folder, tail)
-        raise KeyboardInterrupt(f"interrupted; version {version} of the tail '{tail}' counts") from None
+    before = current_version(folder, tail)
+    for interrupted in (False, True):
+        try:
+            return write_tail(folder, tail, stage, training, weights, notes).version, interrupted
+        except KeyboardInterrupt:
+            version = current_version(folder, tail)
+            if version != before:  # it was written
+                return version, True
+    return None, True
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """Yield a folder in the bundle for features.
+    """Yield a folder for features: beside the bundle, in whose place another may be put, or in it if need be.
 
     Raises:
-        OutputError: If the bundle cannot be written to, or there is no room for them.
+        OutputError: If neither can be written to, or there is no room for them.
     """
+    place = folder.parent if os.access(folder.parent, os.W_OK) else folder
     try:
-        with scratch_folder(folder, ".features-") as made:
+        with scratch_folder(place, ".features-") as made:
             yield made
     except OSError as error:
         if isinstance(error, SplitloadError):
             raise
-        raise OutputError(f"cannot write to '{folder}': {error.strerror or error}; the tail is as it was") from error
+        raise OutputError(f"cannot write to '{place}': {error.strerror or error}; the tail is as it was") from error
 
 
 def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> dict[str, Array]:

@@ -61,6 +61,29 @@ def to_ort(ort: Any, value: Any) -> Any:
     return value
 
 
+def given_back(ort: Any, spec: TensorSpec, value: Any) -> Any:
+    """Return what was given for an input that is an output too, as a session's `run` does: a copy, of the input's type.
+
+    Args:
+        ort: The onnxruntime module.
+        spec: The input.
+        value: What was given, in the runtime's form if it is a tensor of numbers.
+    """
+    import copy
+
+    import numpy as np
+
+    if isinstance(value, ort.OrtValue):
+        return value.numpy().copy() if value.is_tensor() else value
+    if spec.type == "tensor(string)":
+        return np.asarray(np.frompyfunc(str, 1, 1)(value), dtype=object)
+    if spec.type.startswith("tensor("):
+        from splitload.inputs import DTYPES  # for a list
+
+        return np.array(value, DTYPES.get(spec.type))
+    return copy.deepcopy(value)
+
+
 def _names(names: Iterable[str] | None) -> list[str]:
     """Return the names as a list; a single string is refused, as onnxruntime does."""
     listed = [] if names is None else list(names)

@@ -23,6 +23,8 @@ from splitload.commands.layout import wrap
 from splitload.errors import CacheWarning, OutputError, SplitloadError, UsageError
 from splitload.scratch import sweep
 
+_SHOWN = 80  # characters of a text that cannot be encoded: it may be a whole table
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -95,9 +97,15 @@ def user_cache() -> Path:
 
 def _not_encoded(error: UnicodeEncodeError) -> str:
     """Return what to do where the system's encoding lacks a character, of the name of a file for example."""
-    name = error.object.encode("ascii", "backslashreplace").decode()
+    first, last = max(0, error.start - _SHOWN // 2), error.start + _SHOWN // 2
+    part = error.object[first:last].encode("ascii", "backslashreplace").decode()
+    text = f"{'…' * (first > 0)}{part}{'…' * (last < len(error.object))}"
+    if error.encoding.lower() in ("utf-8", "utf8"):
+        return (
+            f"'{text}' is no Unicode text, as names of files in another encoding are, and cannot be written; rename it"
+        )
     return (
-        f"'{name}' cannot be written in {error.encoding}, the encoding of this process; set PYTHONUTF8=1, or LC_ALL to "
+        f"'{text}' cannot be written in {error.encoding}, the encoding of this process; set PYTHONUTF8=1, or LC_ALL to "
         "a locale with UTF-8 such as C.UTF-8"
     )
 

@@ -26,8 +26,8 @@ def install(source: str | Path, target: str | Path) -> Verified:
     """Put a copy of a bundle where another one may stand that is in use; whoever has that open keeps it.
 
     Only what belongs to the bundle is copied, and every byte of the copy is checked before it counts. Personalized
-    tails at the target stay, if they are of the same last stage, those that are made during the copy too; those of the
-    source come along.
+    tails at the target stay, if they are of the same last stage; those of the source come along. A training that ends
+    during the copy writes its tail when the new bundle is in place.
 
     Args:
         source: A bundle of either kind, which may consist of links as in the cache of a model hub.
@@ -46,7 +46,7 @@ def install(source: str | Path, target: str | Path) -> Verified:
     manifest = manifest_of(data)
     if target.exists() and source.samefile(target):
         raise UsageError(f"'{source}' and '{target}' are the same bundle")
-    known = set(names(target))
+    known: set[str] = set()
 
     def check(target: Path) -> None:
         check_folder(target, data["format"])
@@ -56,26 +56,28 @@ def install(source: str | Path, target: str | Path) -> Verified:
                 "install the bundle again"
             )
 
-    with contextlib.ExitStack() as held, replacing(target, check) as made:
-        try:
-            _copy(source, [MANIFEST, *(file.name for file in manifest.files())], made)
-            stage = manifest.variants[-1].stages[-1] if isinstance(manifest, Manifest) else None
-            stage = stage if stage is not None and stage.trainable else None
-            for name in sorted(set(names(source)) - known):
-                _copy_tail(source / FOLDER / name, made, stage)
-            new = set(known)
-            while True:
-                for name in sorted(new):
-                    held.enter_context(alone(target / FOLDER / name))  # what training writes now would be lost
-                    shutil.rmtree(made / FOLDER / name, ignore_errors=True)  # the source's, which came before
-                    _copy_tail(target / FOLDER / name, made, stage)
-                known |= new
-                found = verify(made)
-                new = set(names(target)) - known
-                if not new:
-                    return found
-        except BundleError as error:
-            raise BundleError(str(error).replace(str(made), str(source))) from error
+    # one lock for the whole bundle: no two installs wait for each other, and what is trained meanwhile waits as well
+    with alone(target) if target.is_dir() else contextlib.nullcontext():
+        known.update(names(target))
+        with replacing(target, check) as made:
+            try:
+                _copy(source, [MANIFEST, *(file.name for file in manifest.files())], made)
+                stage = manifest.variants[-1].stages[-1] if isinstance(manifest, Manifest) else None
+                stage = stage if stage is not None and stage.trainable else None
+                for name in sorted(set(names(source)) - known):
+                    _copy_tail(source / FOLDER / name, made, stage)
+                new = set(known)
+                while True:
+                    for name in sorted(new):
+                        shutil.rmtree(made / FOLDER / name, ignore_errors=True)  # the source's, which came before
+                        _copy_tail(target / FOLDER / name, made, stage)
+                    known |= new
+                    found = verify(made)
+                    new = set(names(target)) - known  # where there are no locks
+                    if not new:
+                        return found
+            except BundleError as error:
+                raise BundleError(str(error).replace(str(made), str(source))) from error
 
 
 def _copy(source: Path, files: Iterable[str], made: Path) -> None:

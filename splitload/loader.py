@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from splitload.arena import empty_arena
-from splitload.arguments import checked
+from splitload.arguments import checked, given_back
 from splitload.boundaries import Boundaries
 from splitload.bundle import Verify, read_manifest
 from splitload.drop_in import DropIn
@@ -293,7 +293,13 @@ class ParallelLoader(DropIn):
             values.update(zip(needed, results, strict=True))
         self._answered = True
         self._start_upgrade()
-        answers = [values[name] if keep else to_python(self._ort, values[name]) for name in wanted]
+        answers = [values[name] for name in wanted]
+        if not keep:  # else a session too gives back the OrtValue that it was given
+            inputs = {spec.name: spec for spec in self.manifest.inputs}
+            answers = [
+                given_back(self._ort, inputs[name], value) if name in inputs else to_python(self._ort, value)
+                for name, value in zip(wanted, answers, strict=True)
+            ]
         if self._specializer is not None:
             self._specializer.answered(feeds, wanted, answers)
         return answers

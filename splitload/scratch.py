@@ -3,13 +3,15 @@
 Whoever works in one holds a lock on it, which the system drops when the process ends, however it ends; no number of a
 process is trusted, as those come again. Where the system has no locks on folders (Windows, some network file systems)
 what is left stays. Locks of another host may not be seen on a file system that both share, so a folder's name says
-where it was made, and one that was made elsewhere is left alone until nothing was changed in it for a day.
+where it was made, and one that was made elsewhere is left alone until nothing in it was changed for a day. What has not
+the whole form of such a name is never touched.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,14 +19,16 @@ from pathlib import Path
 
 SUFFIX = ".making"
 FOREIGN_S = 86400.0  # after which a folder that another host has made counts as left
-_DEPTH = 3  # of the folders of a cache that hold such folders: rooms, entries, and what is in those
+_FORM = re.compile(r"[a-z0-9_]{8}\.[0-9a-f]{8}\.making")  # after the prefix: what `tempfile` chooses, and the host
+_MAX_PREFIX_BYTES = 200  # most file systems take names of 255
+_WORKED_IN = "graphs"  # of the rooms in a cache: work in progress is in its entries too
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Yield a new folder in `parent` that is removed at the end, unless it was renamed.
 
-    Folders of the same prefix that killed processes left are removed first.
+    Folders of the same prefix that killed processes left are removed first. A long prefix is shortened.
 
     Args:
         parent: An existing folder, on the file system where the result goes.
@@ -36,8 +40,8 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     import shutil
     import tempfile
 
-    for left in parent.glob(f"{prefix}*{SUFFIX}"):
-        _remove(left)
+    prefix = shortened(prefix, _MAX_PREFIX_BYTES)
+    _clear(parent, prefix)
     suffix = f".{_host()}{SUFFIX}"
     for _ in range(3):  # another process may clear the new folder away before it is locked
         made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix, suffix=suffix))
@@ -50,28 +54,44 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        try:
+            shutil.rmtree(made, ignore_errors=True)
+        finally:  # an interrupt leaves some: without the lock the next process removes it
+            if lock is not None:
+                os.close(lock)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left anywhere in a folder of ours; links are not followed.
+def shortened(name: str, size: int) -> str:
+    """Return the beginning of a name that takes at most `size` bytes in the file system."""
+    while len(os.fsencode(name)) > size:
+        name = name[:-1]
+    return name
+
+
+def sweep(cache: Path) -> None:
+    """Remove what killed processes left where entries of a cache are made or worked in; links are not followed.
 
     Args:
-        folder: The user's cache folder, say; it need not exist.
+        cache: The user's cache folder; it need not exist.
     """
-    todo = [(folder, _DEPTH)]
-    while todo:
-        here, depth = todo.pop()
-        with contextlib.suppress(OSError), os.scandir(here) as entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    continue
-                if entry.name.startswith(".") and entry.name.endswith(SUFFIX):
-                    _remove(Path(entry.path))
-                elif depth:
-                    todo.append((Path(entry.path), depth - 1))
+    for room in _clear(cache, "."):
+        for entry in _clear(room, "."):
+            if room.name == _WORKED_IN:
+                _clear(entry, ".")
+
+
+def _clear(folder: Path, prefix: str) -> list[Path]:
+    """Remove folders of work in progress that nobody works in; return the other folders in `folder`."""
+    others = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            if entry.name.startswith(prefix) and _FORM.fullmatch(entry.name, max(len(prefix), len(entry.name) - 24)):
+                _remove(Path(entry.path))
+            else:
+                others.append(Path(entry.path))
+    return others
 
 
 def _remove(left: Path) -> None:
@@ -82,10 +102,21 @@ def _remove(left: Path) -> None:
     if lock is None:
         return
     try:
-        if left.name.endswith(f".{_host()}{SUFFIX}") or time.time() - os.fstat(lock).st_mtime > FOREIGN_S:
+        if left.name.endswith(f".{_host()}{SUFFIX}") or time.time() - _changed_s(left) > FOREIGN_S:
             shutil.rmtree(left, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _changed_s(folder: Path) -> float:
+    """Return when a folder or anything in it was changed last; now where that cannot be told."""
+    try:
+        newest = folder.stat().st_mtime
+        for here, folders, files in os.walk(folder):
+            newest = max([newest, *(os.lstat(Path(here, name)).st_mtime for name in (*folders, *files))])
+    except OSError:  # somebody works in it
+        return time.time()
+    return newest
 
 
 def _host() -> str:

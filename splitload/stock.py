@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 def session_class() -> type[Any]:
     """Return the class that onnxruntime defines; imports onnxruntime.
@@ -35,15 +37,12 @@ class RawPath(os.PathLike[bytes]):
 def runtime_path(path: str | Path) -> str | RawPath:
     """Return a path as onnxruntime's sessions take it.
 
-    They take text that is valid UTF-8, or the system's bytes, and these as a path only, as bytes alone are a model.
-    Python's text is no valid one where a name is not in its encoding for files: `LC_ALL=C` without Python's UTF-8 mode.
+    They take text, of which they make UTF-8, or the system's bytes, and these as a path only, as bytes alone are a
+    model. The two differ where Python's encoding for files is another one (a locale with ISO-8859-1), and where a name
+    is not in it: `LC_ALL=C` without Python's UTF-8 mode.
     """
     text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return RawPath(text)
-    return text
+    return text if text.encode(errors="surrogatepass") == os.fsencode(text) else RawPath(text)
 
 
 def path_option(path: Path) -> str | bytes:
@@ -63,22 +62,17 @@ def stock_session(model: str | Path | bytes, options: Any) -> Any:
 
 
 def session_beside(folder: Path, model: bytes, options: Any) -> Any:
-    """Return a plain session on a model whose weights lie in files of a folder, where it stands meanwhile.
+    """Return a plain session on a model whose weights lie in files of a folder; nothing is written there.
 
     Args:
         folder: The folder.
         model: Bytes of the model.
-        options: An `onnxruntime.SessionOptions`.
-
-    Raises:
-        OSError: If it cannot be written there.
+        options: An `onnxruntime.SessionOptions`, for models of this folder only.
     """
-    import tempfile
-
-    handle, file = tempfile.mkstemp(dir=folder, prefix=".probe-", suffix=".onnx")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(model)
-        return stock_session(file, options)
-    finally:
-        Path(file).unlink(missing_ok=True)
+        options.get_session_config_entry(_WEIGHTS_FOLDER)
+    except UnicodeDecodeError:  # it is set, to the bytes of a path
+        pass
+    except RuntimeError:  # it is not; onnxruntime warns of what is set twice
+        options.add_session_config_entry(_WEIGHTS_FOLDER, path_option(folder))
+    return stock_session(model, options)

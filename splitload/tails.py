@@ -197,31 +197,31 @@ def write_tail(
     place = _place(bundle, name)
     version = None
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as held, scratch_folder(place, UNFINISHED[0]) as made:
-            copy_checked(bundle / stage.graph.name, made / stage.graph.name, stage.graph)
-            path = made / _weights(stage).name
-            copy_checked(bundle / _weights(stage).name, path, _weights(stage))
-            with path.open("r+b") as file:
-                for weight in training.weights:
-                    file.seek(weight.offset)
-                    file.write(weights[weight.name].astype("<f4").tobytes())
-            held.enter_context(alone(place))
-            counted = counted_versions(place)
-            version = max([0, *counted, *(int(each.name) for each in place.iterdir() if each.name.isdigit())]) + 1
-            row = {
-                "format": _FORMAT,
-                "version": version,
-                "base": _base(stage),
-                "weights": sha256_of(path),
-                "notes": dict(notes),
-            }
-            (made / _NOTES).write_text(seal(json.dumps(row, indent=1)), encoding="utf-8")
-            made.chmod(0o755)
-            sync_tree(made, read_only=True)
-            folder = made.rename(place / f"{version:04}")
-            sync(place)
-            _write_history(place, [*counted, version])
+        with alone(bundle):  # before anything is made in it: another bundle may take its place
+            place.mkdir(parents=True, exist_ok=True)
+            with scratch_folder(place, UNFINISHED[0]) as made:
+                copy_checked(bundle / stage.graph.name, made / stage.graph.name, stage.graph)
+                path = made / _weights(stage).name
+                copy_checked(bundle / _weights(stage).name, path, _weights(stage))
+                with path.open("r+b") as file:
+                    for weight in training.weights:
+                        file.seek(weight.offset)
+                        file.write(weights[weight.name].astype("<f4").tobytes())
+                counted = counted_versions(place)
+                version = max([0, *counted, *(int(each.name) for each in place.iterdir() if each.name.isdigit())]) + 1
+                row = {
+                    "format": _FORMAT,
+                    "version": version,
+                    "base": _base(stage),
+                    "weights": sha256_of(path),
+                    "notes": dict(notes),
+                }
+                (made / _NOTES).write_text(seal(json.dumps(row, indent=1)), encoding="utf-8")
+                made.chmod(0o755)
+                sync_tree(made, read_only=True)
+                folder = made.rename(place / f"{version:04}")
+                sync(place)
+                _write_history(place, [*counted, version])
     except OSError as error:
         raise _told(place, version, error) from error
     return Tail(name, version, folder / stage.graph.name, notes)
@@ -284,7 +284,7 @@ def revert(bundle: Path, name: str) -> int:
         raise UsageError(f"'{bundle}' has no personalized tail '{name}' to go back from; there are: {there}")
     version = None
     try:
-        with alone(place):
+        with alone(bundle):
             counted = counted_versions(place)[:-1]
             version = (0, *counted)[-1]
             _write_history(place, counted)
@@ -351,23 +351,28 @@ def counted_versions(place: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Have no other process change a tail meanwhile, where the system has locks on folders (not Windows).
+def alone(bundle: Path) -> Iterator[None]:
+    """Have no other process change the tails of a bundle or put another in its place meanwhile.
+
+    That holds where the system has locks on folders (not on Windows).
 
     Args:
-        place: The tail's folder.
+        bundle: Its folder, which is there.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # and the lock with it
+    while True:
+        descriptor = os.open(bundle, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), bundle.stat()):  # else another one was installed meanwhile
+                yield
+                return
+        finally:
+            os.close(descriptor)  # and the lock with it
 
 
 def _write_history(place: Path, counted: list[int]) -> None:

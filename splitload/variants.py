@@ -63,13 +63,13 @@ def choose(folder: Path, manifest: Manifest, runtime: str, *, own_threads: bool 
     if variant.kind == "native" or not (reasons or damaged):
         return Choice(variant, None)
     slower = f"'{folder}' runs its portable graph, which loads slower"
-    if damaged:
-        return Choice(variant, f"{slower}: {damaged[0]}")
-    return Choice(
-        variant,
-        f"{slower}: here is {cpu_architecture()} with onnxruntime "
-        f"{runtime}, and {'; '.join(reasons)}. 'splitload specialize {folder}' makes a native one for this machine",
-    )
+    told = list(damaged)
+    if reasons:
+        told.append(
+            f"{'Besides, here' if damaged else 'here'} is {cpu_architecture()} with onnxruntime {runtime}, and "
+            f"{'; '.join(reasons)}. 'splitload specialize {folder}' makes a native one for this machine"
+        )
+    return Choice(variant, f"{slower}: {'. '.join(told)}")
 
 
 def fitting(folder: Path, manifest: Manifest, runtime: str) -> list[Variant]:

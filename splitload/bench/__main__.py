@@ -83,9 +83,7 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     import onnxruntime as ort
 
     plain, path = job["arm"] == "stock", job["path"]
-    try:
-        path.encode()
-    except UnicodeEncodeError:  # as no user of onnxruntime could give it: the file system's encoding is not UTF-8
+    if path.encode(errors="surrogatepass") != os.fsencode(path):  # the encoding for files is not UTF-8
         from splitload.stock import runtime_path
 
         path = runtime_path(path)

@@ -6,7 +6,6 @@ Source: the kernel's cgroup-v1/blkio-controller.rst (blkio.throttle.read_bps_dev
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from splitload.bench import pagecache
 from splitload.errors import StageError
+from splitload.scratch import scratch_folder
 
 _CHUNK_BYTES = 1 << 20
 _SLICE_S = 0.2  # twice what the kernel accounts for at a time
@@ -121,7 +121,7 @@ def reader(folder: Path, size: int) -> Iterator[Callable[[int], float]]:
         StageError: If the file cannot be evicted, when the function is called.
         OSError: If it cannot be written.
     """
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".storage-") as made:
+    with scratch_folder(folder, ".storage-") as place, (place / "file").open("wb") as made:
         chunk = os.urandom(_CHUNK_BYTES)
         for _ in range(-(-size // len(chunk))):
             made.write(chunk)

@@ -24,8 +24,7 @@ from splitload.bench.architectures import LARGER, MODEL, inputs, names
 from splitload.child import python
 from splitload.cli import user_cache
 from splitload.commands.console import Console
-from splitload.commands.records import write_record
-from splitload.commands.study import at_least, one_line, study_parser
+from splitload.commands.study import at_least, growing_record, one_line, study_parser
 from splitload.deploy.agreement import compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
 from splitload.devices import open_device
@@ -189,21 +188,21 @@ def main(words: Sequence[str] | None = None) -> int:
                 print(json.dumps(row))  # noqa: T201
         return 0
     console = Console(json=False)
-    rows: list[Row] = []
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with (
+        growing_record(options.output, "architectures", "splitload.commands.architectures", words) as keep,
+        ThreadPoolExecutor(options.jobs) as pool,
+    ):
         for name, found in zip(
             options.only,
             pool.map(lambda name: list(try_architecture(name, cache, options.limit_s)), options.only),
             strict=True,
         ):
-            rows += found
             failed = [row for row in found if row["error"]]
             console.print(f"{name}: {len(found) - len(failed)} of {len(found)}")
             for row in failed:
                 where = ", ".join(row[key] for key in ("sizes", "device", "cut") if row[key])
                 console.print(f"  {where}: {row['failed']}: {row['error']}")
-            if options.output:  # after each: what is done is kept when it is stopped
-                write_record(options.output, "architectures", "splitload.commands.architectures", words, rows)
+            keep(found)
     return 0
 
 

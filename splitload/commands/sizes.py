@@ -11,8 +11,7 @@ from splitload.bench import Arm, compare, first_outputs, run_arms, summarize
 from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.commands.plans import write_bundle
-from splitload.commands.records import write_record
-from splitload.commands.study import at_least, one_line, study_parser
+from splitload.commands.study import at_least, growing_record, one_line, study_parser
 from splitload.deploy.build import Plan
 from splitload.deploy.equality import even_splits
 from splitload.errors import SplitloadError, StageError, UsageError
@@ -89,29 +88,24 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     console, cache = Console(json=False), user_cache()
     models = options.models or [*(f"zoo:{name}" for name in names()), *SHARING]
-    rows: list[dict[str, Any]] = []
-
-    def keep(made: dict[str, Any]) -> None:  # after each: what is done is kept when it is stopped
-        rows.append(made)
-        if options.output:
-            write_record(options.output, "sizes", "splitload.commands.sizes", words, rows)
-
-    for model in models:
-        for form in ["float32"] if model in SHARING else options.form or FORMS:
-            try:
-                made = row(model, form, options.stages, options.runs, console, cache)
-            except UsageError:
-                raise
-            except SplitloadError as error:  # the others still count, and the record says what is missing
-                console.note(f"{model}, {form}: {error}")
-                keep({"model": model.removeprefix("zoo:"), "form": form, "failed": str(error)})
-                continue
-            times = [made["ttfo_s"][arm]["median"] for arm in ("splitload", "stock")]
-            console.print(
-                f"{made['model']:<16} {form:<12} {made['model_bytes'] / 1e6:7.1f} MB, bundle ÷ it {made['ratio']:.3f}"
-                f"; first output after {times[0] * 1e3:.0f} ms, stock {times[1] * 1e3:.0f} ({times[0] / times[1]:.2f})"
-            )
-            keep(made)
+    with growing_record(options.output, "sizes", "splitload.commands.sizes", words) as keep:
+        for model in models:
+            for form in ["float32"] if model in SHARING else options.form or FORMS:
+                try:
+                    made = row(model, form, options.stages, options.runs, console, cache)
+                except UsageError:
+                    raise
+                except SplitloadError as error:  # the others still count, and the record says what is missing
+                    console.note(f"{model}, {form}: {error}")
+                    keep([{"model": model.removeprefix("zoo:"), "form": form, "failed": str(error)}])
+                    continue
+                times = [made["ttfo_s"][arm]["median"] for arm in ("splitload", "stock")]
+                console.print(
+                    f"{made['model']:<16} {form:<12} {made['model_bytes'] / 1e6:7.1f} MB, bundle ÷ it "
+                    f"{made['ratio']:.3f}; first output after {times[0] * 1e3:.0f} ms, stock {times[1] * 1e3:.0f} "
+                    f"({times[0] / times[1]:.2f})"
+                )
+                keep([made])
     return 0
 
 

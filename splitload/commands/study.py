@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from splitload.commands.records import write_record
 from splitload.devices import open_device
 from splitload.errors import OutputError, SplitloadError, UsageError
 from splitload.frontends import open_source
@@ -68,6 +71,46 @@ def profile_of(model: str, device_name: str, cache: Path) -> tuple[Source, Profi
     return source, device.profile(load_graph(source, device.graph_kind, cache))
 
 
+@contextlib.contextmanager
+def growing_record(
+    output: Path | None, kind: str, module: str, words: Sequence[str]
+) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """Yield what takes rows as they are made; when the block ends well, they are the record.
+
+    Until then they are kept beside it, in `NAME.partial`, and a record of before stays as it is: what is done is not
+    lost when the study is stopped, and is no record that tables are made of.
+
+    Args:
+        output: Where the record goes; nothing is written without.
+        kind: What it is a record of.
+        module: The command `python -m module words`.
+        words: Its words.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    rows: list[Any] = []
+    words = [word for word in words if word != str(output)]
+    partial = None if output is None else output.with_name(f"{output.name}.partial")
+
+    def add(made: Sequence[Any]) -> None:
+        rows.extend(made)
+        if partial is not None:
+            write_record(partial, kind, module, words, rows)
+
+    try:
+        yield add
+    except (KeyboardInterrupt, SplitloadError) as error:
+        if not rows or output is None:
+            raise
+        state = "as it was" if output.exists() else "not there"
+        text = f"'{output}' is {state}, and the rows that were done ({len(rows)}) are in '{partial}'"
+        raise type(error)(f"{str(error) or 'interrupted'}; {text}") from error
+    if output is not None and partial is not None:
+        write_record(output, kind, module, words, rows)
+        partial.unlink(missing_ok=True)
+
+
 def one_line(main: Main) -> Callable[..., int]:
     """Let a command's `main` say what went wrong in one line, and return 1, 2 if the request was wrong, or 130."""
 
@@ -78,8 +121,8 @@ def one_line(main: Main) -> Callable[..., int]:
         except SplitloadError as error:
             print(" ".join(str(error).split()), file=sys.stderr)  # noqa: T201
             return 2 if isinstance(error, UsageError) else 1
-        except KeyboardInterrupt:
-            print("interrupted; no record was written", file=sys.stderr)  # noqa: T201
+        except KeyboardInterrupt as error:
+            print(str(error) or "interrupted; no record was written", file=sys.stderr)  # noqa: T201
             return 130
 
     return run

@@ -41,9 +41,10 @@ class Instance:
 
 
 def instance(node: Any, attributes: Mapping[str, Any], filters: Sequence[int] | None, block: int) -> Instance | None:
-    """Return a small instance of a node, of one block of channels where that will do; None for an unknown operator.
+    """Return a small instance of a node, of one block of channels where that will do.
 
-    Nodes that run the same code give equal instances, whatever their sizes.
+    Nodes that run the same code give equal instances, whatever their sizes. Of an operator or an activation that is not
+    known there is None.
 
     Args:
         node: The node.
@@ -53,7 +54,8 @@ def instance(node: Any, attributes: Mapping[str, Any], filters: Sequence[int] | 
     """
     kind = node.op_type
     if kind == "Conv":
-        return None if filters is None else _convolution(node, attributes, filters, block)
+        known = attributes.get("activation", b"").decode() in ("", "Clip", *_ACTIVATIONS)
+        return _convolution(node, attributes, filters, block) if filters is not None and known else None
     if kind in _POOLS:
         return Instance(kind, dict(attributes), (((1, block, *_size(attributes)), "blocked"),))
     if kind in _WHOLE or kind == "Upsample":
@@ -208,6 +210,7 @@ def _run_standard(made: Instance, values: Sequence[Array | None], opset: int) ->
 
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "Relu": (), "Sigmoid": (), "Tanh": (), "LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"),
+    "HardSwish": (),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from splitload.errors import ModelError, OutputError
+from splitload.errors import ModelError
 from splitload.frontends.pieces import seen_shapes
 from splitload.graph import Tensor, used_names
 from splitload.inputs import DTYPES, example_inputs
@@ -56,10 +56,7 @@ def observe(
     given = {value.name for value in probe.graph.output}
     names = used_names(name for node in body for name in node.output)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
-    try:
-        session = session_beside(path.parent, probe.SerializeToString(), plain_options())
-    except OSError as error:
-        raise OutputError(f"cannot write to '{path.parent}': {error.strerror}") from error
+    session = session_beside(path.parent, probe.SerializeToString(), plain_options())
     found: dict[str, tuple[Tensor, tuple[int, ...] | None]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     given_feeds = example_inputs(session.get_inputs(), feeds) if feeds else None

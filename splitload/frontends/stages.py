@@ -262,8 +262,6 @@ class StageWriter:
         options.add_session_config_entry("session.save_model_format", "ORT")
         try:
             session_beside(self._graph.path.parent, model.SerializeToString(), options)
-        except OSError:
-            raise
         except Exception as error:  # onnxruntime has no common root for its errors
             refuse_full_disk(folder, self._graph.source_bytes, error)
             unnamed.unlink(missing_ok=True)

@@ -117,7 +117,7 @@ def test_the_child_imports_what_its_engine_needs(arm: str) -> None:
     code = f"""
 import runpy, sys
 module = runpy.run_path({str(child.__file__)!r})
-module["ARMS"][{arm!r}]({{"arm": {arm!r}, "batch": {{"inputs": []}}}}, {{}})
+module["ARMS"][{arm!r}]({{"arm": {arm!r}, "path": "model", "batch": {{"inputs": []}}}}, {{}})
 print([name for name in sys.modules if name.split(".")[0] == "splitload" or name in ("torch", "onnx")])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+from onnx import helper
 
 from splitload import canary
 from splitload.frontends import blocked, canaries
@@ -39,9 +40,10 @@ NETWORKS = {
     ),
     "activations": (
         "a = Conv(x, w0) b = Sigmoid(a) c = Conv(b, w1) d = Tanh(c) e = Conv(d, w1) f = LeakyRelu<alpha=0.3>(e)"
-        " g = Conv(f, w1) y = HardSigmoid<alpha=0.3, beta=0.4>(g)",
+        " g = Conv(f, w1) h = HardSigmoid<alpha=0.3, beta=0.4>(g) i = Conv(h, w1) j = HardSwish(i) k = Conv(j, w1)"
+        " y = Clip(k, zero, half)",
         {"w0": (32, 3, 1, 1), "w1": (32, 32, 1, 1)},
-        {"Conv": 4, "ReorderOutput": 1},
+        {"Conv": 6, "ReorderOutput": 1},
     ),
     "pools": (
         "a = Conv(x, w0) b = MaxPool<kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1>(a)"
@@ -77,7 +79,13 @@ FUSED = {
 
 IMAGE = (f"float[1, 3, {SIDE}, {SIDE}] x", "float[1, c, h, w] y")
 ROWS = ("float[n, 12, 48] x", "float[n, 12, m] y")
-CONSTANTS = {"scales": np.array([1, 1, 2, 2], np.float32), "root": np.float32(2**0.5), "one": 1.0, "half": 0.5}
+CONSTANTS = {
+    "zero": 0.0,
+    "scales": np.array([1, 1, 2, 2], np.float32),
+    "root": np.float32(2**0.5),
+    "one": 1.0,
+    "half": 0.5,
+}
 
 
 def native_graph(
@@ -156,3 +164,11 @@ def test_what_has_no_instance_leaves_a_graph_without_a_canary(tmp_path: Path, mo
     assert needs.operators == ("com.microsoft:Gelu",)
     assert why == "no small instance of com.microsoft:Gelu can be made"
     assert not list(tmp_path.glob("canary*"))
+
+
+def test_an_unknown_activation_has_no_instance() -> None:
+    """A later onnxruntime may fuse more: then the variant has no canary, and needs the version that made it."""
+    node = helper.make_node("Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc")
+    known = {"kernel_shape": [1, 1], "activation": b"HardSwish"}
+    assert blocked.instance(node, known, (16, 16, 1, 1), 8) is not None
+    assert blocked.instance(node, known | {"activation": b"Later"}, (16, 16, 1, 1), 8) is None

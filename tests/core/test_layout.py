@@ -48,7 +48,7 @@ def product(expression: str, source: str = "float[n,32] x", result: str = "float
 @pytest.fixture
 def accepting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rewritten graph counts as fast enough."""
-    monkeypatch.setattr(layout, "_is_as_fast", lambda *_: True)
+    monkeypatch.setattr(layout, "is_as_fast", lambda *_: True)
 
 
 def optimized(model: onnx.ModelProto, folder: Path, feeds: Mapping[str, Any] | None) -> Path:
@@ -430,7 +430,7 @@ def wrong_order(weights: Any, block: int) -> Any:
     ("tolerated", "patches", "count"),
     [
         (float("inf"), {}, 1),
-        (float("inf"), {"_is_as_fast": refused}, 0),
+        (float("inf"), {"is_as_fast": refused}, 0),
         (0.0, {}, 0),  # nothing is as fast as that
         (float("inf"), {"to_blocks": wrong_order}, 0),  # fast enough, and wrong
     ],

@@ -50,7 +50,7 @@ def attention() -> onnx.ModelProto:
 
 @pytest.mark.skipif(channel_block() is None, reason="this processor has no blocked layout to restore")
 def test_a_portable_stage_that_is_optimised_again_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "_is_as_fast", lambda *_: True)  # it is measured, and so small a model is a close call
+    monkeypatch.setattr(layout, "is_as_fast", lambda *_: True)  # it is measured, and so small a model is a close call
     path = models.save(attention(), tmp_path)
     source = Source.open(path, "attention")
     graphs = [load_graph(source, kind, tmp_path / "cache") for kind in ("native", "portable")]

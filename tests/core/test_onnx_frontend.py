@@ -241,7 +241,7 @@ def test_where_optimising_fails_the_model_is_taken_as_it_is(tmp_path: Path, monk
     levels = []
     optimize = frontend.optimize
 
-    def fail_unless_disabled(path: Path, level: Any, folder: Path) -> None:
+    def fail_unless_disabled(path: Path, folder: Path, level: Any) -> None:
         levels.append(level)
         if level != ort.GraphOptimizationLevel.ORT_DISABLE_ALL:
             raise RuntimeError("Attempt to replace the existing tensor")

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from splitload.atomic import write_text
 from splitload.cli import main
 from splitload.scratch import FOREIGN_S, scratch_folder, sweep
 
@@ -81,14 +82,57 @@ def test_the_next_command_removes_what_a_terminated_one_left_in_the_cache(tmp_pa
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
 def test_what_another_host_may_work_in_stays_for_a_day(tmp_path):
     """Its locks may not be seen here."""
-    young, old = tmp_path / ".x.1.0badcafe.making", tmp_path / ".x.2.0badcafe.making"
-    for folder in (young, old):
-        folder.mkdir()
-        (folder / "file").touch()
+    top, young, old = (tmp_path / f".x.{word}.0badcafe.making" for word in ("in_a_top", "insideit", "old_1234"))
     then = time.time() - FOREIGN_S - 1
-    os.utime(old, (then, then))
+    for folder in (top, young, old):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / "file").touch()
+        for path in (folder / "inner" / "file", folder / "inner", folder):
+            os.utime(path, (then, then))
+    os.utime(top)
+    os.utime(young / "inner" / "file")  # it was written to a moment ago
     sweep(tmp_path)
-    assert list(tmp_path.iterdir()) == [young]
+    assert sorted(tmp_path.iterdir()) == [top, young]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+@pytest.mark.parametrize(
+    "name", [".build.making", ".making", ".12345678.making", ".x.1.0badcafe.making", "x.abcdefgh.0badcafe.making"]
+)
+def test_what_is_not_ours_stays(tmp_path, name):
+    """Only the whole form of a name that `scratch_folder` chooses counts, and only where it is used."""
+    with scratch_folder(tmp_path, ".") as made:
+        ours = made.name
+    places = [tmp_path / name, tmp_path / "graphs" / "entry" / name, tmp_path / "other" / "entry" / ours]
+    for place in places:
+        place.mkdir(parents=True)
+        os.utime(place, (1e9, 1e9))
+    gone = [tmp_path / ours, tmp_path / "other" / ours, tmp_path / "graphs" / "entry" / ours]
+    for place in gone:
+        place.mkdir()
+    sweep(tmp_path)
+    with scratch_folder(tmp_path, "."):
+        pass
+    assert all(place.is_dir() for place in places)
+    assert not any(place.exists() for place in gone)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there, and no locks on folders")
+@pytest.mark.parametrize("prefix", [".a**b.", ".m[1].onnx.", ".?.", f".{'n' * 240}.", f".{'ü' * 120}.", ".\udce9."])
+def test_any_name_makes_a_prefix(tmp_path, prefix):
+    with scratch_folder(tmp_path, prefix) as made:
+        left = made.name
+    (tmp_path / left).mkdir()
+    with scratch_folder(tmp_path, prefix) as made:
+        assert [path.name for path in tmp_path.iterdir()] == [made.name]
+        assert len(os.fsencode(made.name)) < 250
+        assert made.name.startswith(prefix[:90])
+
+
+@pytest.mark.parametrize("name", ["n" * 250, "ü" * 120])
+def test_a_long_name_is_written(tmp_path, name):
+    write_text(tmp_path / name, "x", "a text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")

@@ -92,7 +92,7 @@ FEEDS = {"x": floats(1, 3, 8, 8)}
 def blocked(request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether every matrix product that can be is stored in blocks, or none is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "_is_as_fast", lambda *_: request.param)
+        patch.setattr(layout, "is_as_fast", lambda *_: request.param)
         yield request.param
 
 

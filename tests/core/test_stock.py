@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
@@ -18,7 +19,7 @@ from splitload import ParallelLoader
 from splitload.bundle import read_manifest
 from splitload.errors import OutputError
 from splitload.frontends.rewrite import save_with_data
-from splitload.stock import path_option, runtime_path, session_class
+from splitload.stock import path_option, runtime_path, session_beside, session_class, stock_session
 
 PACKAGE = Path(splitload.__file__).parent
 OF_THEIR_OWN = ("bench/**/*.py", "commands/client_calls.py", "commands/*_child.py")  # processes
@@ -52,6 +53,19 @@ def test_paths_are_text_where_they_can_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere names of files are Unicode in any case")
+def test_paths_are_what_the_system_calls_them_in_a_locale_without_utf8(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.onnx")
+    shutil.copyfile(chain_bundle.with_name("chain.onnx"), file)
+    monkeypatch.setattr(os, "fsencode", lambda path: os.fspath(path).encode("latin-1"))  # as Python does there
+    text = tmp_path / "café.onnx"
+    assert path_option(text) == bytes(tmp_path) + b"/caf\xe9.onnx"
+    assert runtime_path(tmp_path / "cafe.onnx") == f"{tmp_path}/cafe.onnx"
+    assert len(stock_session(text, ort.SessionOptions()).get_outputs()) == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere names of files are Unicode in any case")
 def test_a_bundle_whose_path_is_no_text_is_loaded_and_made_native(
     chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,3 +78,29 @@ def test_a_bundle_whose_path_is_no_text_is_loaded_and_made_native(
     assert read_manifest(bundle, "hashes").variants[0].kind == "native"
     with pytest.raises(OutputError, match=r"onnx writes no weights to .*set PYTHONUTF8=1"):
         save_with_data(onnx.load_model(chain_bundle.with_name("chain.onnx")), folder / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["models", pytest.param(os.fsdecode(b"h\xe4user"), marks=pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere names of files are Unicode in any case"
+))])  # fmt: skip
+def test_a_session_finds_its_weights_and_writes_nothing(
+    chain_bundle: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever is killed while it is made leaves nothing."""
+    model = onnx.load_model(chain_bundle.with_name("chain.onnx"))
+    folder = tmp_path / name
+    save_with_data(model, tmp_path / "m.onnx")
+    folder.mkdir()
+    files = {path.rename(folder / path.name) for path in tmp_path.iterdir() if path != folder}
+    (graph,) = (path for path in files if path.suffix == ".onnx")
+    assert len(files) > 1
+    expected = stock_session(chain_bundle.with_name("chain.onnx"), ort.SessionOptions()).run(
+        None, runtime_models.feeds()
+    )
+    options = ort.SessionOptions()
+    for _ in range(2):
+        found = session_beside(folder, graph.read_bytes(), options).run(None, runtime_models.feeds())
+        for got, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    assert set(folder.iterdir()) == files
+    assert "already exists" not in "".join(capfd.readouterr())

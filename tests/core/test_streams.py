@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from splitload.bundle import read_manifest
+from splitload.cli import _not_encoded
 
 WAIT_S = 60
 PROGRAM = [sys.executable, "-m", "splitload"]
@@ -63,6 +64,22 @@ def test_names_of_files_without_utf8(chain_bundle: Path, tmp_path: Path) -> None
     failed = run("train", place / "m.onnx", "--device", "s20", "-o", bundle, **environment)
     assert (failed.returncode, failed.stderr.count(b"\n")) == (1, 1)
     assert b"cannot be written in ascii, the encoding of this process; set PYTHONUTF8=1" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"), [(0, 0, 1), (300_000, 300_000, 82), (0, 300_000, 41), (300_000, 3, 45)]
+)
+def test_what_cannot_be_encoded_is_shown_in_part(before: int, after: int, shown: int) -> None:
+    for character, encoding, cure in (("輸", "latin-1", "set PYTHONUTF8=1"), ("\udce9", "utf-8", "; rename it")):
+        with pytest.raises(UnicodeEncodeError) as raised:
+            ("a" * before + character + "b" * after).encode(encoding)
+        told = _not_encoded(raised.value)
+        assert told.endswith(cure) == (encoding == "utf-8")
+        assert cure in told
+        spelled = character.encode("ascii", "backslashreplace").decode()
+        name = told.split("'")[1]
+        assert len(name.replace(spelled, "x")) == shown
+        assert spelled in name
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from splitload.commands import (
     evaluate,
     personalization,
     predictions,
+    records,
     rivals,
     steps,
 )
-from splitload.commands.study import at_least, one_line, record_file
+from splitload.commands.study import at_least, growing_record, one_line, record_file
 from splitload.errors import ModelError, UsageError
 
 STUDIES = {module.__name__.rpartition(".")[2]: module for module in (
@@ -73,3 +75,54 @@ def test_argument_types(tmp_path: Path) -> None:
     assert record_file(str(tmp_path / "r.json")) == tmp_path / "r.json"
     with pytest.raises(argparse.ArgumentTypeError, match="not a file"):
         record_file(str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), ModelError("no such thing"), UsageError("not so")])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_study_that_is_stopped_leaves_the_record_of_before(
+    before: bool, error: BaseException | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, partial = tmp_path / "sizes.json", tmp_path / "sizes.json.partial"
+    old = json.dumps({"kind": "sizes", "rows": [1] * 30})
+    if before:
+        record.write_text(old)
+
+    @one_line
+    def main(words: Sequence[str] | None = None) -> int:
+        assert words is not None
+        with growing_record(record, "sizes", "module", words) as keep:
+            keep([{"a": 1}])
+            if error is not None:
+                raise error
+            keep([{"a": 2}, {"a": 3}])
+        return 0
+
+    code = main(["x", "-o", str(record)])
+    told = capsys.readouterr().err
+    if error is None:
+        assert (code, told) == (0, "")
+        made = json.loads(record.read_text())
+        assert made["rows"] == [{"a": 1}, {"a": 2}, {"a": 3}]
+        assert made["provenance"]["command"] == "python -m module x"
+        assert [path.name for path in tmp_path.iterdir()] == ["sizes.json"]
+        return
+    assert code == {KeyboardInterrupt: 130, ModelError: 1, UsageError: 2}[type(error)]
+    state = "as it was" if before else "not there"
+    end = f"'{record}' is {state}, and the rows that were done (1) are in '{partial}'"
+    assert told == f"{str(error) or 'interrupted'}; {end}\n"
+    assert json.loads(partial.read_text())["rows"] == [{"a": 1}]
+    assert not before or record.read_text() == old
+    assert ("sizes" in records.read_records(tmp_path)) == before, "tables are made of whole records only"
+
+
+def test_a_study_that_is_stopped_before_its_first_row_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @one_line
+    def main(words: Sequence[str] | None = None) -> int:
+        with growing_record(tmp_path / "sizes.json", "sizes", "module", []):
+            raise KeyboardInterrupt
+
+    assert main() == 130
+    assert capsys.readouterr().err == "interrupted; no record was written\n"
+    assert not list(tmp_path.iterdir())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,23 @@ def test_a_memory_that_is_damaged_counts_for_nothing(
     assert len(runs) == 2
     assert kept.read_bytes() == good
     choose(bundle, manifest, OTHER)
+    assert len(runs) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["FIFO", "folder"])
+def test_a_memory_that_is_no_file_counts_for_nothing(
+    bundle: Path, runs: list[Path], cache: Path, make: Callable[[Path], None]
+) -> None:
+    manifest = read_manifest(bundle)
+    choose(bundle, manifest, OTHER)
+    (kept,) = (cache / "canaries").iterdir()
+    kept.unlink()
+    make(kept)
+    asked = threading.Thread(target=choose, args=(bundle, manifest, OTHER), daemon=True)
+    asked.start()
+    asked.join(60)
+    assert not asked.is_alive(), "it waits for somebody to write"
     assert len(runs) == 2
 
 
@@ -284,6 +304,20 @@ def test_damage_to_a_canary_is_found_by_its_hash(bundle: Path) -> None:
     wrong_answers(bundle)
     with pytest.raises(BundleError, match="SHA-256 differs"):
         read_manifest(bundle, "hashes")
+
+
+def test_a_damaged_canary_hides_no_other_reason(bundle: Path) -> None:
+    wrong_answers(bundle)
+    manifest = read_manifest(bundle)
+    native, portable = manifest.variants
+    other = native._replace(cpu="pdp11", needs=None)
+    choice = choose(bundle, manifest._replace(variants=(native._replace(runtime=OTHER), other, portable)), "99.0.3")
+    assert choice.variant == portable
+    assert choice.why_portable is not None
+    damage, rest = choice.why_portable.split(". Besides, here is ")
+    assert damage.endswith("copy the bundle again")
+    assert f"with onnxruntime 99.0.3, and a native one is for pdp11 with onnxruntime {native.runtime}" in rest
+    assert rest.endswith(f". 'splitload specialize {bundle}' makes a native one for this machine")
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from splitload import tails
 from splitload.bundle import read_manifest
 from splitload.deploy import personalize as module
 from splitload.deploy.learner import Learner
@@ -99,9 +101,51 @@ def test_an_interrupt_while_writing_says_what_counts(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "write_tail", write_tail)
-    with pytest.raises(KeyboardInterrupt, match="interrupted; version 1 of the tail 'default' counts"):
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted; .* is saved as version 1 of the tail 'default'"):
         personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
     assert current_version(bundle, "default") == 1
+
+
+@pytest.mark.parametrize(("times", "saved"), [(1, 1), (2, 0)])
+def test_the_writing_begins_anew_after_one_interrupt_and_ends_at_the_second(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, saved: int
+) -> None:
+    real, left = tails.sync_tree, [None] * times
+
+    def sync_tree(*arguments: Any, **settings: Any) -> None:
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        real(*arguments, **settings)
+
+    monkeypatch.setattr(tails, "sync_tree", sync_tree)
+    says = "is saved as version 1" if saved else "interrupted while the tail 'default' was written; nothing was saved"
+    with pytest.raises(KeyboardInterrupt, match=says):
+        personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK, on_epoch=after(3, []))
+    assert not left
+    assert current_version(bundle, "default") == saved
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["removing", "training and removing"])
+def test_an_interrupt_while_features_are_removed_loses_nothing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    real, interrupted = shutil.rmtree, list[Path]()
+
+    def rmtree(path: Any, *arguments: Any, **settings: Any) -> None:
+        if ".features-" in Path(path).name and not interrupted:
+            interrupted.append(Path(path))
+            raise KeyboardInterrupt
+        real(path, *arguments, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    train = data(tmp_path / "train.npz")
+    with pytest.raises(KeyboardInterrupt, match="is saved as version 1 of the tail 'default'"):
+        personalize(bundle, train, settings=QUICK, on_epoch=after(3, []) if times == 2 else None)
+    assert interrupted[0].exists()
+    assert current_version(bundle, "default") == 1
+    personalize(bundle, train, settings=replace(QUICK, epochs=1))
+    assert not list(bundle.glob(".features-*")), "what stayed is removed by the next training"
 
 
 @pytest.mark.parametrize("program", ["splitload", "splitload.deploy.personalize"])

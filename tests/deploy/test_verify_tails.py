@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from splitload.delivery import install
 from splitload.deploy.personalize import personalize
 from splitload.errors import BundleError, OutputError
 from splitload.sealed import KEY
-from splitload.tails import revert
+from splitload.tails import names, read_weights, revert, write_tail
 from splitload.verification import TailVersions, verify
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
@@ -148,6 +150,71 @@ def test_a_tail_that_is_made_during_the_copy_is_carried_over(
         ("bert", (1, 2), 1),
     ]
     assert verify(tuned) == found
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+@pytest.mark.parametrize("name", ["anna", "bert"])
+def test_what_is_trained_during_an_installation_is_not_lost(
+    tuned: Path, built: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    manifest = read_manifest(built)
+    stage, training = manifest.variants[-1].stages[-1], manifest.training
+    assert training is not None and stage.weights is not None
+    weights = read_weights(built / stage.weights.name, training)
+    writer = threading.Thread(target=write_tail, args=(tuned, name, stage, training, weights, {}), daemon=True)
+    real = delivery.verify
+
+    def meanwhile(bundle: Path) -> Any:
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive(), "it waits for the installation"
+        return real(bundle)
+
+    monkeypatch.setattr(delivery, "verify", meanwhile)
+    install(built, tuned)
+    writer.join(60)
+    assert not writer.is_alive()
+    found = {tail.name: (tail.versions, tail.current) for tail in verify(tuned).tails}
+    assert found == {"anna": ((1, 2), 1), name: ((1, 2, 3), 3) if name == "anna" else ((1,), 1)}
+
+
+@pytest.mark.parametrize("when", ["on_features", "on_step"])
+def test_training_goes_on_where_its_bundle_is_replaced(tuned: Path, built: Path, tmp_path: Path, when: str) -> None:
+    installed: list[Any] = []
+
+    def replace_it(*_: Any) -> None:
+        assert verify(tuned).unfinished == 0, "nothing of the training lies in the bundle"
+        if not installed:
+            installed.append(install(built, tuned))
+
+    samples = data(tmp_path / "train.npz")
+    made = personalize(tuned, samples, settings=replace(QUICK, epochs=1), tail="bert", **{when: replace_it})
+    assert installed
+    assert made.version == 1
+    assert [tail.name for tail in verify(tuned).tails] == ["anna", "bert"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_two_installations_never_wait_for_each_other(tuned: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one sees a tail late whose name comes before the one that it knows."""
+    done: list[Any] = []
+    first, second = (threading.Thread(target=lambda: done.append(install(built, tuned)), daemon=True) for _ in range(2))
+    real = delivery.verify
+
+    def meanwhile(bundle: Path) -> Any:
+        if second.ident is None:
+            shutil.copytree(tuned / "tails" / "anna", tuned / "tails" / "aaron")
+            second.start()
+            second.join(0.3)
+        return real(bundle)
+
+    monkeypatch.setattr(delivery, "verify", meanwhile)
+    first.start()
+    first.join(60)
+    second.join(60)
+    assert len(done) == 2
+    assert names(tuned) == ["aaron", "anna"]
 
 
 def test_a_tail_that_is_made_when_it_is_too_late_changes_nothing(
