@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from splitload import interrupts
 from splitload.bundle import read_manifest
 from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
@@ -321,6 +322,11 @@ class Judge:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Personalize from the command line, printing one JSON object a line: an epoch each, and then the result."""
+    interrupts.work()
+    return interrupts.ending(lambda: _main(words))
+
+
+def _main(words: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="personalize", description="Train the last stage of a bundle on this device.")
     add_arguments(parser)
     options = parser.parse_args(words)
@@ -346,7 +352,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt as interrupt:
         print(f"personalize: {interrupt or 'interrupted; nothing was saved'}", file=sys.stderr)  # noqa: T201
-        return 130
+        return interrupts.EXIT_CODE
     if not result.improved:
         print(f"personalize: {not_improved(result)}", file=sys.stderr)  # noqa: T201
     row = {"tail": result.tail, "version": result.version, "improved": result.improved, "best": asdict(result.best)}

@@ -141,7 +141,10 @@ def _read(path: Path) -> dict[str, Array]:
     except OSError as error:
         raise UsageError(f"cannot read '{path}': {error.strerror or error}") from error
     except Exception as error:  # a damaged archive shows in many ways, down to a MemoryError
-        raise UsageError(f"'{path}' is no .npz file of arrays: {' '.join(str(error).split())[:200]}") from error
+        told = " ".join(str(error).split())[:200]
+        if "pickle" in told:  # numpy advises to trust the file
+            told = "it is another kind of file, or holds Python objects; numpy.savez writes arrays of numbers or text"
+        raise UsageError(f"'{path}' is no .npz file of arrays: {told}") from error
     if other := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
         raise UsageError(f"'{path}' is no .npz file of arrays: '{other[0]}' in it is none")
     return arrays

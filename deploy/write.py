@@ -14,13 +14,17 @@ from splitload.sealed import seal
 from splitload.tails import names
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, cure: str = "give another place") -> None:
     """Make sure that a bundle may be written at `target`: nothing is there, or a bundle.
+
+    Args:
+        target: Where the bundle goes.
+        cure: What to do where its folder cannot be written to.
 
     Raises:
         OutputError: If something else is there, a bundle that was personalized, or its folder cannot be written to.
     """
-    check_folder(target, FORMAT)
+    check_folder(target, FORMAT, cure)
     if personalized := names(target):
         raise OutputError(
             f"'{target}' holds personalized tails ({', '.join(personalized)}), which a new bundle would lose; "

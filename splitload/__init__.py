@@ -1,11 +1,17 @@
 """splitload: load a neural network in parallel stages, and answer while it loads."""
 
 import os
-from typing import TYPE_CHECKING, Any
 
 # onnxruntime 1.29 and later look their maker up and write below the user's cache folder when they are imported. This
 # stops it, in child processes too, unless the user has decided otherwise; nothing of splitload is imported before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+from splitload.interrupts import begin, is_command
+
+if is_command():  # before all that takes time
+    begin()
+
+from typing import TYPE_CHECKING, Any
 
 from splitload.warmup import warm_up
 

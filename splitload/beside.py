@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from splitload.atomic import write_text
-from splitload.bundle import MANIFEST, read_manifest
+from splitload.bundle import read_manifest
 from splitload.cache import cache_folder
 from splitload.errors import BundleError, OutputError
 from splitload.manifest import Manifest
@@ -28,7 +28,7 @@ class Match(Record):
     Attributes:
         bundle: Its folder, or None.
         reason: One line for people.
-        refused: Whether a bundle is there and is not taken.
+        refused: Whether a bundle is there and is not taken, or one is named and not there.
     """
 
     bundle: Path | None
@@ -44,22 +44,26 @@ def find(model: str | os.PathLike[str] | bytes, others: Iterable[str | os.PathLi
         others: Folders of bundles that are tried too.
     """
     path = None if isinstance(model, bytes) else Path(model)
-    if path is not None and (path / MANIFEST).is_file():
-        return Match(path, "it is a bundle", False)
-    candidates = [Path(each) for each in others]
-    if path is not None and path.suffix:
-        candidates.insert(0, path.with_suffix(SUFFIX))
+    if path is not None and (path.is_dir() or (path.suffix == SUFFIX and not path.exists())):
+        return Match(path, "it is a bundle", False)  # or whoever reads it says why not
+    named = [Path(each) for each in others]
+    lying = [] if path is None or not path.suffix else [path.with_suffix(SUFFIX)]
     reasons = []
-    for folder in candidates:
+    for folder in (*lying, *named):
         if not folder.is_dir():
+            if folder in named:
+                what = "no folder" if folder.exists() else "not there"
+                reasons.append(f"'{folder}', named in `bundles`, is {what}")
             continue
         try:
             manifest = read_manifest(folder, "none")
             if _is_of(manifest, model if isinstance(model, bytes) else Path(model)):
                 return Match(folder, f"'{folder}' is of this model", False)
             reasons.append(f"'{folder}' is of another model than this one, make it again")
-        except (BundleError, OSError) as error:
+        except BundleError as error:
             reasons.append(str(error))
+        except OSError as error:
+            reasons.append(f"cannot read '{error.filename}': {error.strerror}")
     if reasons:
         return Match(None, "; ".join(reasons), True)
     return Match(None, "no bundle is given for it" if path is None else f"no bundle lies beside '{path}'", False)

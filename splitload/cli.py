@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -13,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload import interrupts
 from splitload.cache import cache_folder
 from splitload.commands import packages, streams
 from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
 from splitload.commands.layout import wrap
-from splitload.errors import CacheWarning, SplitloadError, UsageError
+from splitload.errors import CacheWarning, OutputError, SplitloadError, UsageError
 from splitload.scratch import sweep
 
 _SHOWN = 80  # characters of a text that cannot be encoded: it may be a whole table
@@ -33,6 +35,10 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 if it failed, 2 if the request was wrong, or 130 if it was interrupted.
     """
+    return interrupts.ending(lambda: _main(words))
+
+
+def _main(words: Sequence[str] | None) -> int:
     streams.fill_missing()
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
@@ -45,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
         options.words = words
         _run(options)
     except KeyboardInterrupt as error:
-        return _failed(str(error) or "interrupted; nothing was written", 130)
+        return _interrupted(error)
     except BrokenPipeError:
         streams.abandon(sys.stdout)  # the reader went away, which only a program misses
         return 1 if "--json" in words else 0
@@ -64,6 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _failed(_not_encoded(error), 1)
     except Exception as error:
+        if interrupts.is_interrupt(error):
+            return _interrupted()
         if debug:
             traceback.print_exc()
         text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -75,11 +83,14 @@ def user_cache() -> Path:
     """Return the user's cache folder, see `cache_folder`, without what killed commands left in it.
 
     Raises:
-        UsageError: If there is no place for one.
+        UsageError: If there is no place for one, or it is no folder.
     """
     folder = cache_folder()
     if folder is None:
         raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise UsageError(f"'{there}', where the cache is to be, is no folder; set SPLITLOAD_CACHE to one")
     sweep(folder)
     return folder
 
@@ -97,6 +108,10 @@ def _not_encoded(error: UnicodeEncodeError) -> str:
         f"'{text}' cannot be written in {error.encoding}, the encoding of this process; set PYTHONUTF8=1, or LC_ALL to "
         "a locale with UTF-8 such as C.UTF-8"
     )
+
+
+def _interrupted(error: KeyboardInterrupt | None = None) -> int:
+    return _failed(str(error or "") or "interrupted; nothing was written", interrupts.EXIT_CODE)
 
 
 def _failed(message: str, code: int) -> int:
@@ -119,11 +134,34 @@ def _run(options: argparse.Namespace) -> None:
     console = Console(json=options.json)
     with packages.named(f"'splitload {options.command_name}'"), _warnings_as_notes(console):
         command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
-        result = command(options, console, user_cache()) if options.takes_cache else command(options, console)
+        interrupts.work()
+        if options.takes_cache:
+            cache = user_cache()
+            with _cache_named(cache):
+                result = command(options, console, cache)
+        else:
+            result = command(options, console)
     if options.json:
         print(json.dumps(result), flush=True)  # noqa: T201
     elif console.error is not None:
         raise console.error
+
+
+@contextlib.contextmanager
+def _cache_named(cache: Path) -> Iterator[None]:
+    """Say what to do where something in the cache cannot be read or written.
+
+    Raises:
+        OutputError: In place of the error that told of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = str(error) if isinstance(error, SplitloadError) else f"'{error.filename}': {error.strerror}"
+        if not any(f"'{cache}{end}" in told for end in ("'", os.sep)):
+            raise
+        what = "" if isinstance(error, SplitloadError) else "cannot read or write "
+        raise OutputError(f"{what}{told}; SPLITLOAD_CACHE=FOLDER takes another cache, one to write to") from error
 
 
 @contextlib.contextmanager

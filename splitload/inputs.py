@@ -119,9 +119,15 @@ def read_feeds(pairs: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
         if not (name and sign and file):
             raise UsageError(f"--input takes NAME=FILE.npy, not '{pair}'")
         try:
-            array = np.load(Path(file), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"cannot read '{file}' as a .npy array: {error}") from error
+            with Path(file).open("rb") as stream:
+                array = np.load(stream, allow_pickle=False)
+        except OSError as error:
+            raise UsageError(f"cannot read '{file}': {error.strerror or error}") from error
+        except Exception as error:  # numpy's many for another kind of file; they advise to trust it
+            raise UsageError(
+                f"cannot read '{file}' as a .npy array: it is another kind of file, damaged, or holds Python objects; "
+                "numpy.save writes arrays of numbers or text"
+            ) from error
         if not isinstance(array, np.ndarray):
             raise UsageError(f"'{file}' holds several arrays; --input takes one .npy array for each input")
         feeds[name] = array

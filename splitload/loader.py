@@ -90,7 +90,8 @@ class ParallelLoader(DropIn):
         threads: How many stages load at a time, at least 1; None takes the bundle's execution scheme, but no more than
             the process has processors.
         overlap: Whether inference may start before all stages are loaded; False waits for all.
-        verify: What is checked first: "none", "sizes" or "hashes" of the files.
+        verify: What is checked first: "none", "sizes" or "hashes" of the files. The last reads every byte; with the
+            others a weight that was changed in place goes unnoticed, unless `splitload verify` has been run.
         tail: Name of the personalized last stage to load; None for the one it was built with, which is loaded as well
             where the default one was not made yet.
         frozen_only: Whether to leave the last stage, which is trained, out: what it reads is the output then.

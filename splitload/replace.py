@@ -17,7 +17,7 @@ from splitload.regular import open_regular
 from splitload.scratch import scratch_folder
 
 
-def check_folder(target: Path, bundle_format: str) -> None:
+def check_folder(target: Path, bundle_format: str, cure: str = "give another place") -> None:
     """Make sure that a bundle may be written at `target`: nothing is there, or a bundle of the same format.
 
     Raises:
@@ -32,7 +32,7 @@ def check_folder(target: Path, bundle_format: str) -> None:
     if not parent.is_dir():
         raise OutputError(f"there is no folder '{parent}' to write '{target.name}' into")
     if not os.access(parent, os.W_OK):
-        raise OutputError(f"cannot write to '{parent}': permission denied")
+        raise OutputError(f"cannot write to '{parent}': permission denied; {cure}")
 
 
 def refuse_in_bundle(folder: Path) -> None:

@@ -92,26 +92,39 @@ class Schedule(NamedTuple):
         """Draw the schedule as text: a row for each thread that loads, and one for inference.
 
         Stage 1 loads as `1` and infers as `a`, the ninth as `9` and `i`, the tenth as `J` and `j`, and so on; stages
-        past the 26th share the sign `+`.
+        past the 26th share the sign `+`. A stage that takes less than a column has one all the same, if the row has as
+        many columns as stages.
         """
         total_s = max((task.end_s for task in self.tasks), default=0.0)
         if total_s <= 0.0:
             return "(nothing ran)"
-        rows: dict[tuple[str, int], list[str]] = {}
-        for task in self.tasks:
-            row = rows.setdefault((task.kind, task.thread), [" "] * width)
-            first = min(width - 1, int(task.start_s / total_s * width))
-            last = min(width, max(first + 1, round(task.end_s / total_s * width)))
-            signs = _LOAD_SIGNS if task.kind == "load" else _INFER_SIGNS
-            sign = signs[task.stage] if task.stage < len(signs) else "+"
-            row[first:last] = sign * (last - first)
+        tasks: dict[tuple[str, int], list[Task]] = {}
+        for task in sorted(self.tasks, key=lambda task: (task.start_s, task.end_s)):
+            tasks.setdefault((task.kind, task.thread), []).append(task)
+        rows = {key: _row(each, total_s, width) for key, each in tasks.items()}
         order = sorted(rows, key=lambda key: (key[0] == "infer", key[1]))
         lines = [
-            f"{'load ' + str(thread) if kind == 'load' else 'infer':>8} |{''.join(rows[kind, thread])}|"
+            f"{'load ' + str(thread) if kind == 'load' else 'infer':>8} |{rows[kind, thread]}|"
             for kind, thread in order
         ]
         lines.append(f"{'':8} 0{f'{total_s * 1e3:.1f} ms, {self.source}':>{width}}")
         return "\n".join(lines)
+
+
+def _row(tasks: Sequence[Task], total_s: float, width: int) -> str:
+    """Return the row of a drawing that has these tasks, in order of their start; each begins in a column of its own."""
+    starts: list[int] = []
+    for task in tasks:
+        after = starts[-1] + 1 if starts else 0
+        starts.append(max(after, int(task.start_s / total_s * width)))
+    for place in range(len(starts)):  # those at the end move to the left, if they must
+        starts[place] = max(0, min(starts[place], width - len(starts) + place))
+    row = [" "] * width
+    for task, first, limit in zip(tasks, starts, [*starts[1:], width], strict=True):
+        last = max(first + 1, min(limit, round(task.end_s / total_s * width)))
+        signs = _LOAD_SIGNS if task.kind == "load" else _INFER_SIGNS
+        row[first:last] = (signs[task.stage] if task.stage < len(signs) else "+") * (last - first)
+    return "".join(row)
 
 
 class Clock:

@@ -166,7 +166,8 @@ def read_weights(weights: Path, training: Training) -> dict[str, np.ndarray[Any,
                 file.seek(weight.offset)
                 found[weight.name] = np.fromfile(file, dtype=np.float32, count=count).reshape(weight.shape)
     except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read the weights in '{weights}': {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"cannot read the weights in '{weights}': {reason}") from error
     return found
 
 
@@ -236,6 +237,7 @@ class Reached(Record):
         loss: Which loss it was trained by; None where that is not known.
         valid_accuracy: Share of right classes among validation samples; None where there were none, or it is not known.
         valid_loss: Mean loss of those.
+        loss_after: Mean loss that it was judged by: that, or of the training samples where there were no others.
     """
 
     name: str
@@ -244,6 +246,7 @@ class Reached(Record):
     loss: str | None = None
     valid_accuracy: float | None = None
     valid_loss: float | None = None
+    loss_after: float | None = None
 
 
 def reached(bundle: Path, name: str, stage: StageEntry) -> Reached:
@@ -258,14 +261,13 @@ def reached(bundle: Path, name: str, stage: StageEntry) -> Reached:
         return Reached(name, 0, history)
     loss, epoch = tail.notes.get("loss"), tail.notes.get("epoch")
     noted = epoch if isinstance(epoch, dict) else {}
-    accuracy, valid = (noted.get(key) for key in ("valid_accuracy", "valid_loss"))
+    figures = (noted.get(key) for key in ("valid_accuracy", "valid_loss", "loss_after"))
     return Reached(
         name,
         tail.version,
         history,
         loss if isinstance(loss, str) else None,
-        float(accuracy) if isinstance(accuracy, int | float) else None,
-        float(valid) if isinstance(valid, int | float) else None,
+        *(float(figure) if isinstance(figure, int | float) else None for figure in figures),
     )
 
 

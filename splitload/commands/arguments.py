@@ -51,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     add("devices", "lists:devices", "list the devices")
     add("zoo", "lists:zoo", "list the models that are built in")
     add("cache", "cache:cache", "show what the user's cache folder holds, or clear it", cache=True).add_argument(
-        "action", nargs="?", default="list", type=one_of("action", ("list", "clear")), metavar="clear"
+        "action",
+        nargs="?",
+        default="list",
+        type=one_of("action", ("list", "clear")),
+        metavar="{list,clear}",
+        help="(default: %(default)s)",
     )
 
     inspect = add("inspect", "bundles:inspect", "show what a bundle holds")
@@ -100,7 +105,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _takes_model(sub: argparse.ArgumentParser, **default: Any) -> None:
-    sub.add_argument("model", metavar="MODEL", help=".onnx file, zoo:NAME or package.module:factory", **default)
+    text = ".onnx file, zoo:NAME or package.module:factory" + (
+        " (default: %(default)s)" if "default" in default else ""
+    )
+    sub.add_argument("model", metavar="MODEL", help=text, **default)
     sub.add_argument(
         "--max-blocks",
         type=at_least_one,

@@ -41,10 +41,10 @@ def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
         def report(epoch: Epoch) -> None:
             name = f"epoch {epoch.number}" if epoch.number else "before training"
-            loss = epoch.loss_after if epoch.loss is None and epoch.valid_loss is None else epoch.loss
-            parts = [] if loss is None else [f"loss {loss:.4f}"]
-            parts += [] if epoch.valid_loss is None else [f"validation loss {epoch.valid_loss:.4f}"]
+            judged = "loss" if epoch.valid_loss is None else "validation loss"  # it stands first, on every line
+            parts = [f"{judged} {epoch.loss_after:.4f}"]
             parts += [] if epoch.valid_accuracy is None else [f"accuracy {epoch.valid_accuracy:.1%}"]
+            parts += [] if epoch.loss is None else [f"running loss {epoch.loss:.4f}"]
             console.print(f"{name}: {', '.join(parts)}")
 
         result = personalize(

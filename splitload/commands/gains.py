@@ -72,12 +72,12 @@ class Gain:
         if self.source != "measured":
             if self.num_stages == 1:
                 return f"First output after {here}, in {count} ({self.source})."
-            return f"First output after {here} in {count}, {other} in one: {_times(self.ratio)} ({self.source})."
+            return f"First output after {here} in {count}; one takes {other}, {_times(self.ratio)} ({self.source})."
         whole_here, whole_other = (milliseconds(each["process_s"]) for each in (self.here, self.other))
         process_ratio = self.other["process_s"] / self.here["process_s"]
         parts = [
-            f"First output after {here}, with a stock session {other}: {_times(self.ratio)}.",
-            f"Whole process {whole_here}, with a stock session {whole_other}: {_times(process_ratio)}.",
+            f"First output after {here}; a stock session takes {other}, {_times(self.ratio)}.",
+            f"Whole process {whole_here}; with a stock session it takes {whole_other}, {_times(process_ratio)}.",
         ]
         if self.num_stages == 1:
             parts.append(f"Layout and mapping make all of the {self.ratio:.2f}, as there is no cut.")

@@ -158,8 +158,10 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
 
 def _checked(options: argparse.Namespace) -> Controller | None:
     """Check what can be checked before any work; return what caps the storage, where that is asked for."""
-    if (options.model is None) == (options.deep is None):
-        raise UsageError("bench takes either a MODEL or --deep N (see 'splitload bench --help')")
+    if options.model is None and options.deep is None:
+        raise UsageError("bench needs a MODEL or --deep N (see 'splitload bench --help')")
+    if options.model is not None and options.deep is not None:
+        raise UsageError("bench takes a MODEL or --deep N, not both (see 'splitload bench --help')")
     if options.cold:
         pagecache.check()
     if options.storage_mbps is None:

@@ -86,7 +86,11 @@ def save_outputs(folder: Path, files: Mapping[str, str], outputs: Mapping[str, A
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise OutputError(
+            f"cannot save the outputs in '{folder}': {error.strerror or error}; give another place with -o"
+        ) from error
+    except ValueError as error:
         raise OutputError(f"cannot save the outputs in '{folder}': {error}") from error
 
 

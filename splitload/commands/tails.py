@@ -30,7 +30,7 @@ def tails(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     if found:
         console.table(
             f"tails of {options.bundle}",
-            ("tail", "version", "goes back to", "loss", "on validation samples", "accuracy"),
+            ("tail", "version", "goes back to", "loss", "came to", "on", "accuracy"),
             [_row(each) for each in found],
         )
     else:
@@ -43,6 +43,8 @@ def tails(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def _row(each: Reached) -> tuple[str, ...]:
     unknown = "" if each.version == 0 else "unknown"
+    judged = each.valid_loss if each.loss_after is None else each.loss_after
+    samples = "training samples" if each.valid_loss is None else "validation samples"
     return (
         each.name,
         str(each.version) if each.version else "as built",
@@ -50,6 +52,7 @@ def _row(each: Reached) -> tuple[str, ...]:
         if each.version
         else "",
         each.loss or unknown,
-        unknown if each.valid_loss is None else f"{each.valid_loss:.4f}",
-        unknown if each.valid_accuracy is None else f"{each.valid_accuracy:.1%}",
+        unknown if judged is None else f"{judged:.4f}",
+        unknown if judged is None else samples,
+        f"{each.valid_accuracy:.1%}" if each.valid_accuracy is not None else unknown if judged is None else "–",
     )

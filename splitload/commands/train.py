@@ -38,7 +38,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     if options.output == "":
         raise UsageError("-o needs a name, for example -o model.splitload")
     target = Path(options.output or f"{_stem(options.model)}.splitload")
-    check_target(target)
+    check_target(target, "give another place with -o")
     if options.new_head is not None and options.trainable is None:
         options.trainable = "1"  # a fresh layer is to be trained
     if options.trainable is not None and options.max_stages == 1:

@@ -53,9 +53,9 @@ def test_bench_leaves_out_what_does_not_apply(cli: Cli, chain_model: Path) -> No
     ("words", "code", "message"),
     [
         (["MODEL", "--arms", "torch"], 2, "arm 'torch' cannot be compared: an .onnx file is no torch module"),
-        (["MODEL", "--arms", "stocks"], 2, "unknown arm 'stocks'. Did you mean stock or torch?"),
-        (["MODEL", "--deep", "3"], 2, "bench takes either a MODEL or --deep N"),
-        ([], 2, "bench takes either a MODEL or --deep N"),
+        (["MODEL", "--arms", "stocks"], 2, "unknown arm 'stocks'. Did you mean stock?"),
+        (["MODEL", "--deep", "3"], 2, "bench takes a MODEL or --deep N, not both"),
+        ([], 2, "bench needs a MODEL or --deep N"),
         (["--deep", "0"], 2, "whole number of at least 1"),
         (["--deep", "9" * 20], 2, "--deep takes at most 1000000 nodes"),
         (["MODEL", "--bundle", "", "--arms", "splitload"], 1, "is not a bundle"),

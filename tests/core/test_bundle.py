@@ -28,6 +28,7 @@ from splitload.bundle import (
     read_manifest,
     validate,
 )
+from splitload.cli import main
 from splitload.deploy.write import check_target, write_manifest, writing
 from splitload.errors import BundleError, OutputError
 from splitload.machine import cpu_architecture
@@ -402,10 +403,15 @@ def test_target_without_a_folder(tmp_path: Path) -> None:
         check_target(tmp_path / "no" / "new.splitload")
 
 
-def test_target_in_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_in_a_folder_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(OutputError, match="permission denied"):
+    with pytest.raises(OutputError, match=r"permission denied; give another place$"):
         check_target(tmp_path / "new.splitload")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "zoo:mobilenet_v1", "--device", "s20"]) == 1
+    assert "cannot write to '.': permission denied; give another place with -o" in capsys.readouterr().err
 
 
 @pytest.mark.root

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import splitload
-from splitload.cli import main
+from splitload.cli import main, user_cache
 from splitload.commands.cache import ROOMS
+from splitload.errors import UsageError
 
 WITHOUT_A_HOME = """
 import os, pwd, sys
@@ -92,3 +93,34 @@ def test_a_linked_room_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SPLITLOAD_CACHE", str(folder))
     assert main(["cache", "clear"]) == 0
     assert (folder / "zoo" / "precious").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_cache_that_is_no_folder_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / place))
+    message = f"'{file}', where the cache is to be, is no folder; set SPLITLOAD_CACHE to one"
+    for words in (["cache"], ["cache", "clear"], ["train", "zoo:mobilenet_v1", "--device", "s20"]):
+        assert main(words) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UsageError, match="is no folder"):
+        user_cache()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a place where nobody may write")
+def test_a_cache_that_cannot_be_written_is_told_of_with_what_to_do(
+    chain_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPLITLOAD_CACHE", "/proc/nowhere")
+    for model in (str(chain_model), "zoo:mobilenet_v1"):
+        assert main(["train", model, "--device", "s20"]) == 1
+        told = " ".join(capsys.readouterr().err.split())
+        assert "'/proc/nowhere/" in told
+        assert told.endswith("; SPLITLOAD_CACHE=FOLDER takes another cache, one to write to")
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    assert main(["train", str(chain_model), "--device", "s20", "-o", "nowhere/x.splitload"]) == 1
+    assert "SPLITLOAD_CACHE" not in capsys.readouterr().err

@@ -195,11 +195,22 @@ def test_devices_and_zoo(cli: Run) -> None:
     assert "zoo:mobilenet_v1" in cli("zoo")[1]
 
 
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [("train", "package.module:factory (default: zoo:mobilenet_v1)"), ("cache", "{list,clear} (default: list)")],
+)
+def test_help_tells_defaults_and_choices(capsys: pytest.CaptureFixture[str], command: str, text: str) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert text in " ".join(capsys.readouterr().out.split())
+
+
 TRAIN = ["train", "model.onnx", "--device", "s20"]
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "no command given (see 'splitload --help')"),
     "command": (["trian"], "unknown command 'trian'. Did you mean train"),
-    "nonsense": (["nonsense"], "unknown command 'nonsense'. Did you mean finetune? Known: bench, cache, devices"),
+    "nonsense": (["nonsense"], "unknown command 'nonsense'. Known: bench, cache, devices"),
+    "nothing near": (["nosuch"], "unknown command 'nosuch'. Known: bench, cache, devices"),
     "option": ([*TRAIN, "--speed"], "unrecognized arguments: --speed. Did you mean --seed"),
     "option in the place of one that is required": (
         ["train", "model.onnx", "--devise=s20"],

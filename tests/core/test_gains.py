@@ -28,21 +28,21 @@ def times(ttfo_s: float, process_s: float) -> dict[str, float]:
     [
         (
             Gain("measured", 1, times(0.02, 0.2), times(0.08, 0.3), 3),
-            "First output after 20.0 ms, with a stock session 80.0 ms: 4.00 times as long. "
-            "Whole process 200.0 ms, with a stock session 300.0 ms: 1.50 times as long. "
+            "First output after 20.0 ms; a stock session takes 80.0 ms, 4.00 times as long. "
+            "Whole process 200.0 ms; with a stock session it takes 300.0 ms, 1.50 times as long. "
             "Layout and mapping make all of the 4.00, as there is no cut. "
             "(Measured, medians of 3 fresh processes each, in turns.)",
         ),
         (
             Gain("measured", 2, times(0.02, 0.2), times(0.08, 0.1), 9, 1.25),
-            "First output after 20.0 ms, with a stock session 80.0 ms: 4.00 times as long. "
-            "Whole process 200.0 ms, with a stock session 100.0 ms: 0.50 times as long, a loss. "
+            "First output after 20.0 ms; a stock session takes 80.0 ms, 4.00 times as long. "
+            "Whole process 200.0 ms; with a stock session it takes 100.0 ms, 0.50 times as long, a loss. "
             "Of the 4.00, layout and mapping make a factor of 3.20, the cut one of 1.25. "
             "(Measured, medians of 9 fresh processes each, in turns.)",
         ),
         (
             Gain("simulated", 4, {"ttfo_s": 0.1}, {"ttfo_s": 0.25}, cut_ratio=2.5),
-            "First output after 100.0 ms in 4 stages, 250.0 ms in one: 2.50 times as long (simulated).",
+            "First output after 100.0 ms in 4 stages; one takes 250.0 ms, 2.50 times as long (simulated).",
         ),
         (
             Gain("predicted", 1, {"ttfo_s": 0.1}, {"ttfo_s": 0.1}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,15 @@ def test_sequences_and_maps(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / INDEX).read_text("utf-8")) == {
         "s": "s.npz", "m": "m.npz", "p": "p.npz", "t": "t.npy"
     }  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a place where nobody may write")
+def test_a_place_that_cannot_be_written_is_told_of_with_what_to_do() -> None:
+    with pytest.raises(OutputError) as caught:
+        save_outputs(Path("/proc/nowhere"), {"y": "y.npy"}, {"y": np.zeros(1)})
+    assert str(caught.value).startswith("cannot save the outputs in '/proc/nowhere': ")
+    assert str(caught.value).endswith("; give another place with -o")
+    assert "Errno" not in str(caught.value)
 
 
 def test_all_or_none(tmp_path: Path) -> None:

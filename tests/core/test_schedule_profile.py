@@ -112,6 +112,23 @@ def test_a_schedule_draws_itself() -> None:
     assert Schedule((), "measured").render() == "(nothing ran)"
 
 
+@pytest.mark.parametrize(
+    ("starts_s", "row"),
+    [
+        ([0.0, 0.01, 0.02, 9.98], "abc      d"),  # at the begin
+        ([0.0, 9.96, 9.97, 9.98], "a      bcd"),  # at the end
+        ([5.0, 5.1, 5.2, 9.0], "     abc d"),
+        ([0.0, 4.0, 4.1, 4.2], "a   bcd   "),
+    ],
+)
+def test_a_stage_that_takes_less_than_a_column_has_its_letter(starts_s: list[float], row: str) -> None:
+    tasks = tuple(Task(stage, "infer", 0, start_s, start_s + 0.01) for stage, start_s in enumerate(starts_s))
+    drawn = Schedule((*tasks, Task(0, "load", 0, 0.0, 10.0)), "measured").render(width=10)
+    assert drawn.splitlines()[1] == f"   infer |{row}|"
+    narrow = Schedule((*tasks, Task(0, "load", 0, 0.0, 10.0)), "measured").render(width=3).splitlines()
+    assert {len(line) for line in narrow[:2]} == {len("   infer |...|")}, "where there is no room some are left out"
+
+
 def test_stages_past_the_ninth_keep_signs_of_their_own() -> None:
     stages = 28
     lines = simulate([1.0] * stages, [1.0] * stages, Contention(1)).render(width=stages + 1).splitlines()

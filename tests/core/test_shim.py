@@ -168,6 +168,35 @@ def test_bundles_for_bytes_and_for_models_elsewhere_are_named(place: Path, chain
     assert splitload.InferenceSession(data, providers=CPU).bundle is None
 
 
+@pytest.mark.parametrize(("kind", "what"), [(None, "not there"), ("file", "no folder")])
+def test_a_folder_that_is_named_and_is_none_is_told_of(
+    chain_model: Path, tmp_path: Path, kind: str | None, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = tmp_path / "wrong.splitload"
+    if kind == "file":
+        wrong.write_bytes(b"")
+
+    class Session(splitload.InferenceSession):
+        bundles = (str(wrong),)
+
+    assert Session(chain_model.read_bytes(), providers=CPU).bundle is None
+    assert records(caplog) == [("WARNING", f"plain session for bytes: '{wrong}', named in `bundles`, is {what}")]
+
+
+@pytest.mark.parametrize("name", ["nope.splitload", "folder"])
+def test_a_path_that_can_only_be_a_bundle_is_told_of_as_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BundleError, match=r"is not a bundle: (there is no such folder|it has no manifest\.json)"):
+        splitload.InferenceSession(tmp_path / name)
+
+
+def test_a_model_that_is_not_there_is_no_raw_error(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (place / "model.onnx").unlink()
+    with pytest.raises(Exception, match="NO_SUCHFILE"):
+        splitload.InferenceSession(place / "model.onnx", enable_fallback=0)
+    assert records(caplog)[0][1].endswith(f": cannot read '{place / 'model.onnx'}': No such file or directory")
+
+
 def test_it_raises_what_a_session_raises(tmp_path: Path) -> None:
     for make in (splitload.InferenceSession, ort.InferenceSession):
         with pytest.raises(TypeError, match="Unable to load from type"):

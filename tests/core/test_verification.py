@@ -197,3 +197,15 @@ def test_a_sealed_file_is_json_and_tells_of_every_bit(value: Any, indent: int | 
             damaged[place] ^= 1 << bit
             assert not is_intact(bytes(damaged))
     assert not is_intact(json.dumps(parsed).encode())
+
+
+def test_a_changed_weight_is_found_by_hashes_alone(own_bundle: Path) -> None:
+    weights = max(own_bundle.glob("*.bin"), key=lambda file: file.stat().st_size)
+    data = bytearray(weights.read_bytes())
+    data[0] ^= 1
+    weights.write_bytes(data)
+    ParallelLoader(own_bundle).close()
+    with pytest.raises(BundleError, match=weights.name):
+        ParallelLoader(own_bundle, verify="hashes")
+    assert main(["run", str(own_bundle)]) == 0
+    assert main(["verify", str(own_bundle)]) == 1

@@ -14,7 +14,7 @@ from splitload.deploy import personalize as script
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import Epoch, personalize
 from splitload.errors import UsageError
-from splitload.tails import current_version
+from splitload.tails import current_version, revert
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import CLASSES, QUICK, answer, data
@@ -52,6 +52,23 @@ def test_the_last_stage_as_built_is_better_than_a_worse_tail(bundle: Path, tmp_p
     assert len(result.epochs) == 2, "patience counts from epoch 0 on"
     assert all(epoch.loss_after == pytest.approx(result.before.loss_after) for epoch in result.epochs)
     assert not (bundle / "tails" / "default").exists()
+
+
+@pytest.mark.parametrize("judged", ["loss", "validation loss"])
+def test_what_epochs_are_judged_by_stands_first_on_each_line(
+    bundle: Path, tmp_path: Path, judged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["finetune", str(bundle), "--data", str(data(tmp_path / "train.npz")), "--epochs", "3"]
+    words += ["--valid", str(data(tmp_path / "valid.npz", seed=1))] if judged == "validation loss" else []
+    assert main(words) == 0
+    shown = capsys.readouterr().out.splitlines()[:4]
+    revert(bundle, "default")
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for line, epoch in zip(shown, [result["before"], *result["epochs"]], strict=True):
+        name = f"epoch {epoch['number']}" if epoch["number"] else "before training"
+        assert line.startswith(f"{name}: {judged} {epoch['loss_after']:.4f}")
+        assert ("running loss" in line) == (epoch["number"] > 0)
 
 
 def test_epoch_0_is_told_first_and_noted(bundle: Path, tmp_path: Path) -> None:

@@ -185,7 +185,8 @@ def test_bad_files_and_names_are_refused(bundle: Path, tmp_path: Path) -> None:
     good = data(tmp_path / "train.npz")
     pickled = tmp_path / "pickled.npz"
     np.savez(pickled, x=np.array([{}], dtype=object), y=np.zeros(1, int))
-    for file, message in ((bad, "is no .npz file"), (tmp_path / "none.npz", "cannot read"), (pickled, "is no .npz")):
+    none = tmp_path / "none.npz"
+    for file, message in ((bad, "is no .npz file"), (none, "cannot read"), (pickled, "or holds Python objects")):
         with pytest.raises(UsageError, match=message):
             personalize(bundle, file)
     for tail in ("../x", "", "a b", ".x"):

@@ -175,31 +175,37 @@ def test_tails_are_listed(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     train, valid = data(tmp_path / "train.npz"), data(tmp_path / "valid.npz", seed=1)
     for _ in range(2):
         anna = personalize(bundle, train, valid, settings=QUICK, tail="anna")
-    personalize(bundle, train, settings=QUICK, tail="bert")
+    bert = personalize(bundle, train, settings=QUICK, tail="bert")
     personalize(bundle, train, settings=QUICK, tail="carl")
     revert(bundle, "carl")
     assert main(["tails", str(bundle), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["tails"]
     best = anna.best
-    none = {"valid_accuracy": None, "valid_loss": None}
+    none = {"valid_accuracy": None, "valid_loss": None, "loss_after": None}
     assert listed == [
         {
             "name": "anna", "version": 2, "versions": [1, 2], "loss": "cross-entropy",
-            "valid_accuracy": best.valid_accuracy, "valid_loss": best.valid_loss,
+            "valid_accuracy": best.valid_accuracy, "valid_loss": best.valid_loss, "loss_after": best.loss_after,
         },
-        {"name": "bert", "version": 1, "versions": [1], "loss": "cross-entropy", **none},
+        {
+            "name": "bert", "version": 1, "versions": [1], "loss": "cross-entropy",
+            **none, "loss_after": bert.best.loss_after,
+        },
         {"name": "carl", "version": 0, "versions": [], "loss": None, **none},
     ]  # fmt: skip
     assert main(["tails", str(bundle)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert next(row for row in rows if row[:1] == ["anna"])[-1] == f"{best.valid_accuracy:.1%}"
-    assert next(row for row in rows if row[:1] == ["bert"])[-1] == "unknown"
+    ends = {row[0]: row[-4:] for row in rows if row[:1] in (["anna"], ["bert"])}
+    assert ends["anna"] == [f"{best.valid_loss:.4f}", "validation", "samples", f"{best.valid_accuracy:.1%}"]
+    assert ends["bert"] == [f"{bert.best.loss_after:.4f}", "training", "samples", "–"]  # what it was judged by
     path = bundle / "tails" / "bert" / "0001" / "tail.json"
     row = json.loads(path.read_text())
     row["notes"] = {}  # whoever made it noted nothing
     overwrite(path, json.dumps(row))
     assert main(["tails", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tails"][1]["loss"] is None
+    assert main(["tails", str(bundle)]) == 0
+    assert next(row for row in capsys.readouterr().out.splitlines() if row.startswith("bert")).count("unknown") == 4
 
 
 KILLS = int(os.environ.get("SPLITLOAD_TEST_KILLS", "8"))
