@@ -33,11 +33,13 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
     """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
 
     The bundle is replaced as a whole or not at all. Native parts for other machines are dropped, or with `--add` kept;
-    the portable graph is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The
-    search is the one of `train` with its defaults, by the objective the bundle was made with.
+    the portable graph is kept, cut as it was, with its weights in the new native files, so that the bundle still loads
+    elsewhere, and is for the device it was made for. The search is the one of `train` with its defaults, by the
+    objective the bundle was made with. A model that gets no native part has its portable graph cut for this machine.
 
     Raises:
-        SplitloadError: If the bundle is damaged, cannot be run here, or not be written.
+        SplitloadError: If the bundle is damaged, cannot be run here, or not be written; with `--add` also if the model
+            gets no native part that could be added.
     """
     target = Path(options.bundle)
     manifest = read_manifest(target, "hashes")
@@ -62,7 +64,12 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
                 first_trainable = len(graph.blocks) - 1
         left_out = native_left_out(device, graph)
         if left_out is not None:
+            if options.add:
+                raise BundleError(f"{left_out}; nothing was added to '{target}'")
             console.note(left_out)
+            if manifest.device != device.name:
+                stages = count_of(len(manifest.variants[-1].stages), "stage")
+                console.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
         with console.progress("profiling on host", unit="passes") as show:
             profile = device.profile(graph, feeds=feeds, on_progress=show)
         objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
@@ -91,7 +98,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             plan,
             console,
             cache,
-            device=device.name,
+            device=device.name if left_out else manifest.device,
             notes=notes,
             feeds=feeds,
             trainable=trained,
