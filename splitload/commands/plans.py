@@ -198,15 +198,16 @@ def write_bundle(
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
-    With `specialized_from` the source is that bundle at `target`: the new one names the same model, and is trained by
-    the same steps, and its portable graph is cut as before; with `keep_natives_of`, which is that bundle, its native
-    variants for other machines stay. With `on_compared` every variant is run once beside a stock session on the model;
-    it is called with what that came to.
+    With `specialized_from` the source is that bundle at `target`: the new one names the same model, ends with the same
+    last stage, is trained by the same steps, keeps personalized tails, and its portable graph is cut as before; with
+    `keep_natives_of`, which is that bundle, its native variants for other machines stay. With `on_compared` every
+    variant is run once beside a stock session on the model; it is called with what that came to.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
+    keep_tail = None
     metadata, model_data = source.metadata, source.data_files
     cut_as = None if specialized_from is None else specialized_from.variants[-1]
     if trainable is None:
@@ -217,6 +218,7 @@ def write_bundle(
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
+            keep_tail = specialized_from.variants[-1].stages[-1]
         metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
@@ -252,6 +254,7 @@ def write_bundle(
             check=check,
             on_note=console.note,
             with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
+            keep_tail=keep_tail,
         )
 
 

@@ -25,17 +25,19 @@ from splitload.frontends.opened import load_opened
 from splitload.frontends.proto import external_files
 from splitload.inputs import read_feeds
 from splitload.machine import cpu_architecture
-from splitload.manifest import Manifest
+from splitload.manifest import FORMAT, Manifest
+from splitload.replace import check_folder
 from splitload.scratch import scratch_folder
 
 
 def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
     """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
 
-    The bundle is replaced as a whole or not at all. Native parts for other machines are dropped, or with `--add` kept;
-    the portable graph is kept, cut as it was, with its weights in the new native files, so that the bundle still loads
-    elsewhere, and is for the device it was made for. The search is the one of `train` with its defaults, by the
-    objective the bundle was made with. A model that gets no native part has its portable graph cut for this machine.
+    The bundle is replaced as a whole or not at all; its last stage stays if it is trained, with all personalized tails.
+    Native parts for other machines are dropped, or with `--add` kept; the portable graph is kept, cut as it was, with
+    its weights in the new native files, so that the bundle still loads elsewhere, and is for the device it was made
+    for. The search is the one of `train` with its defaults, by the objective the bundle was made with. A model that
+    gets no native part has its portable graph cut for this machine.
 
     Raises:
         SplitloadError: If the bundle is damaged, cannot be run here, or not be written; with `--add` also if the model
@@ -43,7 +45,10 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
     """
     target = Path(options.bundle)
     manifest = read_manifest(target, "hashes")
-    check_target(target)
+    if manifest.training is None:
+        check_target(target)
+    else:  # personalized tails are carried over
+        check_folder(target, FORMAT)
     feeds = read_feeds(options.input)
     device = HostDevice(cache)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
