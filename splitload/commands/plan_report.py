@@ -95,6 +95,7 @@ def show_plan(
     trained = result["trained"]
     if trained is not None and trained["output_kind"] is not None:
         console.print(f"a loss of classes takes the output '{trained['output']}' as {trained['output_kind']}")
-    console.print(f"bundle: {result['bundle']}")
+    replaced = ", in the place of the one that was there" if result["replaced"] else ""
+    console.print(f"bundle: {result['bundle']}{replaced}")
     if gain is not None:
         console.print(gain.sentence())
