@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitload.delivery import CarriedTails
 from splitload.deploy.write import write_manifest, writing
 from splitload.errors import ModelError, OutputError, PartitionError
 from splitload.frontends.canaries import needs_of
@@ -18,6 +20,7 @@ from splitload.graph import ModelGraph
 from splitload.machine import cpu_architecture
 from splitload.manifest import File, Manifest, Metadata, Needs, StageEntry, TensorSpec, Training, Variant
 from splitload.partition import Partition
+from splitload.regular import copy_checked
 from splitload.session import open_session
 
 MAX_METADATA_BYTES = 4 << 20  # the manifest is read at every start
@@ -54,6 +57,7 @@ def build_bundle(
     check: Callable[[Path, Manifest], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None,
+    keep_tail: StageEntry | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -71,6 +75,8 @@ def build_bundle(
         check: Called with the folder and the manifest when all is written; what it raises leaves `target` as it was.
         on_note: Called with what the user should know: why a native variant has no canary.
         with_others: Given the folder and the variants in it, puts the files of others there and returns all.
+        keep_tail: Trainable last stage of the bundle at `target`, which the new one ends with byte for byte, so that
+            its personalized tails are carried over.
 
     Returns:
         The manifest that was written.
@@ -94,7 +100,8 @@ def build_bundle(
         )
     total = sum(plan.partition.num_stages for plan in plans)
     graph = plans[0].graph
-    with writing(target) as folder:
+    tails = None if keep_tail is None else CarriedTails(target, "specialize the bundle")
+    with tails or contextlib.nullcontext(), writing(target, tails) as folder:
         needed = _size_bytes(plans[0])  # the others share most of its weights
         free = shutil.disk_usage(folder).free
         if needed > free:
@@ -103,6 +110,10 @@ def build_bundle(
                 "make room or choose another -o"
             )
         variants: list[Variant] = []
+        last = keep_tail
+        if keep_tail is not None:
+            for file in filter(None, (keep_tail.graph, keep_tail.weights)):
+                copy_checked(target / file.name, folder / file.name, file)
         done = 0
         for plan in plans:
             stored = None
@@ -112,8 +123,8 @@ def build_bundle(
             stages = []
             makers = set[int]()  # a stage that makes weights would do so in every run, were it not made anew
             for number, (start, end) in enumerate(plan.partition.stages()):
-                if variants and plan.trainable_from == start:  # all variants end with one and the same tail
-                    stages.append(variants[0].stages[-1]._replace(blocks=(start, end)))
+                if last is not None and plan.trainable_from == start:  # all variants end with one and the same tail
+                    stages.append(_same_stage(last, plan.graph, start, end))
                 else:
                     stage, makes = _write_stage(writer, plan, number, start, end, folder)
                     stages.append(stage)
@@ -122,6 +133,8 @@ def build_bundle(
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
+            if plan.trainable_from is not None:
+                last = stages[-1]
             native = plan.graph.kind == "native"
             needs = _needs(plan.graph, folder, on_note) if native else None
             variant = Variant(
@@ -158,6 +171,8 @@ def build_bundle(
             model_data=tuple(model_data) or None,
         )
         write_manifest(folder, manifest)
+        if tails is not None:
+            tails.take(folder, tail)
         if check is not None:
             check(folder, manifest)
     return manifest
@@ -205,6 +220,18 @@ def _write_stage(
         ) from error
     trainable = plan.trainable_from is not None and end == plan.partition.num_blocks
     return files.entry(plan.graph.segment_name(*nodes), (start, end), trainable=trainable), files.makes
+
+
+def _same_stage(last: StageEntry, graph: ModelGraph, start: int, end: int) -> StageEntry:
+    """Return a last stage as that of another graph of the model, whose blocks `[start, end)` it stands for.
+
+    Raises:
+        ModelError: If that hands it something else.
+    """
+    given = {*graph.boundary(graph.blocks[start].start), *graph.inputs}
+    if missing := set(last.inputs) - given:
+        raise ModelError(f"the last stage reads {sorted(missing)}, which the {graph.kind} graph does not give it")
+    return last._replace(blocks=(start, end))
 
 
 def _files(variant: Variant) -> Iterator[File]:

@@ -1,13 +1,16 @@
-"""Keeps native variants for other machines in a bundle that is made anew for this one."""
+"""Keeps what a bundle has for other machines when it is made anew for this one: native variants, and portable cuts."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from splitload.errors import BundleError
+from splitload.graph import ModelGraph
 from splitload.manifest import Manifest, StageEntry, Variant
+from splitload.partition import Partition
 
 
 def keep_natives(source: Path, manifest: Manifest, folder: Path, made: Sequence[Variant]) -> tuple[Variant, ...]:
@@ -47,6 +50,27 @@ def keep_natives(source: Path, manifest: Manifest, folder: Path, made: Sequence[
         except OSError:  # a file system without links
             shutil.copyfile(place, folder / name)
     return (*natives, *kept, portable)
+
+
+def same_cuts(graph: ModelGraph, variant: Variant) -> Partition | None:
+    """Return the partition of a graph whose stages exchange what those of a variant of the same model do.
+
+    Args:
+        graph: The graph, divided into blocks.
+        variant: What was cut before.
+
+    Returns:
+        None where the graph has no such cuts between its blocks.
+    """
+    starts = {frozenset(graph.boundary(block.start)): number for number, block in enumerate(graph.blocks)}
+    points = []
+    for number in range(1, len(variant.stages)):
+        made = {spec.name for stage in variant.stages[:number] for spec in stage.outputs}
+        read = {name for stage in variant.stages[number:] for name in stage.inputs}
+        points.append(starts.get(frozenset(made & read), 0))
+    if any(point >= later for point, later in pairwise((0, *points))):
+        return None
+    return Partition(len(graph.blocks), tuple(points))
 
 
 def _same_tail(old: StageEntry, new: StageEntry) -> StageEntry:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from splitload.bundle import MANIFEST, validate
+from splitload.delivery import CarriedTails
 from splitload.errors import OutputError
 from splitload.manifest import FORMAT, Manifest
 from splitload.replace import check_folder, replacing
@@ -32,9 +33,15 @@ def check_target(target: Path, cure: str = "give another place") -> None:
         )
 
 
-def writing(target: Path) -> AbstractContextManager[Path]:
-    """Return a block that writes a bundle whole or not at all, see `replacing`."""
-    return replacing(target, check_target)
+def writing(target: Path, tails: CarriedTails | None = None) -> AbstractContextManager[Path]:
+    """Return a block that writes a bundle whole or not at all, see `replacing`; without `tails` none may be there."""
+
+    def check(target: Path) -> None:
+        check_folder(target, FORMAT)
+        if tails is not None:
+            tails.check()
+
+    return replacing(target, check_target if tails is None else check)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -133,9 +133,15 @@ class Profile:
         return self.cost(0, self.num_blocks)
 
     def largest_stage_load_s(self, partition: Partition) -> float:
-        """Return the largest load time of any stage, in seconds, while the stages load in parallel."""
-        slowdown = self.contention.slowdown(partition.num_stages)
-        return slowdown * max(self.cost(start, end).load_s for start, end in partition.stages())
+        """Return the largest load time of any stage, in seconds, were all of it slowed by the loads beside it.
+
+        The objective "balance" makes it small. In a schedule storage reads at full bandwidth, whatever loads beside.
+        """
+        return self.contention.slowdown(partition.num_stages) * self.slowest_load_s(partition)
+
+    def slowest_load_s(self, partition: Partition) -> float:
+        """Return the largest load time of any stage alone, in seconds; all are loaded no sooner."""
+        return max(self.cost(start, end).load_s for start, end in partition.stages())
 
     def schedule(self, partition: Partition) -> Schedule:
         """Return the schedule that the execution policy gives this partition."""

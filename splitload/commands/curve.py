@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from splitload.agents.results import SearchResult
 
 
-def curve_csv(result: SearchResult, objective: str) -> str:
+def curve_csv(result: SearchResult, objective: str, value_s: Callable[[float, int], float]) -> str:
     """Return the learning curve with one row per episode, by number of stages and then in order.
 
     Columns are `num_stages`, `episode` (of that number of stages, from 1), the episode's return and `best_value_s`,
-    the best plan's value so far in seconds. The return is the sum of the rewards of the steps played: `return_s`,
-    minus seconds, for "ttfo"; `return`, minus the stages that missed the target, for "balance". It is no measure of
-    progress by itself: an episode that cannot better the record is left, and the target of "balance" moves with each
-    record. What is learned shows in `best_value_s`.
+    the best plan's value so far in seconds, as `splitload train` shows it. The return is the sum of the rewards of the
+    steps played: `return_s`, minus seconds, for "ttfo"; `return`, minus the stages that missed the target, for
+    "balance". It is no measure of progress by itself: an episode that cannot better the record is left, and the target
+    of "balance" moves with each record. What is learned shows in `best_value_s`.
 
     Args:
         result: What the agent found.
         objective: One of `splitload.commands.OBJECTIVES`.
+        value_s: `Search.learned_value_s`.
     """
     header = f"num_stages,episode,{'return_s' if objective == 'ttfo' else 'return'},best_value_s"
-    return "\n".join([header, *_rows(result)]) + "\n"
+    return "\n".join([header, *_rows(result, value_s)]) + "\n"
 
 
-def _rows(result: SearchResult) -> Iterator[str]:
+def _rows(result: SearchResult, value_s: Callable[[float, int], float]) -> Iterator[str]:
     for count, returns in result.returns.items():
-        better = dict(result.curves[count])
+        better = {episode: value_s(best, count) for episode, best in result.curves[count]}
         best: float | str = ""  # before the first plan
         for episode, total in enumerate(returns, 1):
             best = better.get(episode, best)

@@ -54,7 +54,9 @@ def show_plan(
         rows,
     )
     searched = found.partition.num_stages - (graph.tail_start is not None)  # what is trained was cut off afterwards
-    what = "slowest stage's load" if result["objective"] == "balance" else "time to first output"
+    what = f"slowest stage's load, {count}, each alone"
+    if result["objective"] != "balance":
+        what = f"time to first output, {count} loading in parallel"
     values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
     if values and searched > 1:
         exact, bound = found.values_s.get("exact"), found.exact_bound_s
@@ -63,7 +65,7 @@ def show_plan(
             values = {f"best known, {over}" if name == "exact" else name: value for name, value in values.items()}
         proved = exact is None or bound is None or bound >= exact
         console.table(
-            f"{what}, {count} loading in parallel, {predicted}",
+            f"{what}, {predicted}",
             (
                 "plan",
                 "slowest load ms" if result["objective"] == "balance" else "first output ms",
@@ -93,6 +95,7 @@ def show_plan(
     trained = result["trained"]
     if trained is not None and trained["output_kind"] is not None:
         console.print(f"a loss of classes takes the output '{trained['output']}' as {trained['output_kind']}")
-    console.print(f"bundle: {result['bundle']}")
+    replaced = ", in the place of the one that was there" if result["replaced"] else ""
+    console.print(f"bundle: {result['bundle']}{replaced}")
     if gain is not None:
         console.print(gain.sentence())

@@ -174,7 +174,8 @@ def _learned(options: argparse.Namespace, search: Search, console: Console, cach
 
         def report(now: Progress) -> None:
             if now.episode % 100 == 0:
-                best = f"{now.num_stages} stages: best {milliseconds(now.best_value_s)}"
+                value_s = search.learned_value_s(now.best_value_s, now.num_stages)
+                best = f"{now.num_stages} stages: best {milliseconds(value_s)}"
                 show(now.episode, now.episodes, f"{best}, reward {now.reward:.2g}, ε {now.epsilon:.0%}")
 
         try:
@@ -183,7 +184,7 @@ def _learned(options: argparse.Namespace, search: Search, console: Console, cach
             resumes = kept is not None and kept.saved
             raise KeyboardInterrupt(resume_hint(options, search.best, resumes=resumes)) from None
     if options.curve is not None and search.learned is not None:
-        write_text(Path(options.curve), curve_csv(search.learned, options.objective), "curve")
+        write_text(Path(options.curve), curve_csv(search.learned, options.objective, search.learned_value_s), "curve")
     return found
 
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.commands.console import Console
+from splitload.commands.console import Console, count_of
 from splitload.commands.why import reasons
 from splitload.deploy.agreement import Agreement, compare_with_stock
 from splitload.deploy.build import Plan, build_bundle
-from splitload.deploy.fleet import keep_natives
+from splitload.deploy.fleet import keep_natives, same_cuts
 from splitload.deploy.tune import tune
 from splitload.devices import Device
 from splitload.errors import MissingPackageError, ModelError
@@ -125,13 +125,36 @@ def notes_of(
     }
 
 
-def with_portable(plan: Plan, source: Source, console: Console, cache: Path) -> list[Plan]:
-    """Return what a bundle is made of: the plan, and where its graph is native a one-stage plan that runs anywhere."""
+def with_portable(
+    plan: Plan, source: Source, console: Console, cache: Path, cut_as: Variant | None = None
+) -> list[Plan]:
+    """Return what a bundle is made of: the plan, and where its graph is native one that runs anywhere.
+
+    That has one stage, or is cut as a portable variant was, and loads on as many threads.
+    """
     if plan.graph.kind == "portable":
         return [plan]
     with console.status("adding the portable graph for other machines"):
-        portable = load_graph(source, "portable", cache, max_blocks=plan.graph.max_blocks)
-    return [plan, Plan(portable, Partition(len(portable.blocks)), 1)]
+        portable = load_graph(source, "portable", cache, max_blocks=_blocks(plan, cut_as))
+    return [plan, _portable_plan(Plan(portable, Partition(len(portable.blocks)), 1), cut_as, console)]
+
+
+def _blocks(plan: Plan, cut_as: Variant | None) -> int:
+    """Return the most blocks of a portable graph: the same number is divided at the same places."""
+    return plan.graph.max_blocks if cut_as is None else max(plan.graph.max_blocks, cut_as.stages[-1].blocks[1])
+
+
+def _portable_plan(plan: Plan, cut_as: Variant | None, console: Console) -> Plan:
+    """Return a portable plan with the cuts and threads of a portable variant, where there is one with such cuts."""
+    if cut_as is None or len(cut_as.stages) == plan.partition.num_stages:
+        return plan
+    partition = same_cuts(plan.graph, cut_as)
+    if partition is None or partition.bounds[-2] != (plan.trainable_from or partition.bounds[-2]):
+        stages = count_of(len(cut_as.stages), "stage")
+        now = count_of(plan.partition.num_stages, "stage")
+        console.note(f"the portable graph, which was cut into {stages}, cannot be cut there again and has {now} now")
+        return plan
+    return replace(plan, partition=partition, threads=cut_as.threads)
 
 
 def with_opened(
@@ -141,17 +164,19 @@ def with_opened(
     console: Console,
     cache: Path,
     feeds: Mapping[str, Any],
+    cut_as: Variant | None = None,
 ) -> tuple[list[Plan], Opened]:
     """Return what a bundle with a trainable last stage is made of, and the model it is trained by.
 
-    The plan that runs anywhere has two stages: what is frozen, and what is trained.
+    The plan that runs anywhere has two stages, what is frozen and what is trained, or is cut as a portable variant was.
     """
     with console.status("adding the portable graph for other machines"):
-        opened = load_opened(source, "portable", cache, trainable, max_blocks=plan.graph.max_blocks, feeds=feeds)
+        opened = load_opened(source, "portable", cache, trainable, max_blocks=_blocks(plan, cut_as), feeds=feeds)
     if plan.graph.kind == "portable":
         return [plan], opened
     last = len(opened.graph.blocks) - 1
-    return [plan, Plan(opened.graph, Partition(last + 1, (last,)), 1, last)], opened
+    portable = Plan(opened.graph, Partition(last + 1, (last,)), 1, last)
+    return [plan, _portable_plan(portable, cut_as, console)], opened
 
 
 def write_bundle(
@@ -173,24 +198,27 @@ def write_bundle(
 
     A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
-    With `specialized_from` the source is that bundle at `target`: the new one names the same model, and is trained by
-    the same steps; with `keep_natives_of`, which is that bundle, its native variants for other machines stay. With
-    `on_compared` every variant is run once beside a stock session on the model; it is called with
-    what that came to.
+    With `specialized_from` the source is that bundle at `target`: the new one names the same model, ends with the same
+    last stage, is trained by the same steps, keeps personalized tails, and its portable graph is cut as before; with
+    `keep_natives_of`, which is that bundle, its native variants for other machines stay. With `on_compared` every
+    variant is run once beside a stock session on the model; it is called with what that came to.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
+    keep_tail = None
     metadata, model_data = source.metadata, source.data_files
+    cut_as = None if specialized_from is None else specialized_from.variants[-1]
     if trainable is None:
-        plans = with_portable(plan, source, console, cache)
+        plans = with_portable(plan, source, console, cache, cut_as)
     else:
-        plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {})
+        plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {}, cut_as)
         add_training = partial(_add_training, opened, source, feeds or {}, console)
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
+            keep_tail = specialized_from.variants[-1].stages[-1]
         metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
         sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
         plans = [
@@ -226,6 +254,7 @@ def write_bundle(
             check=check,
             on_note=console.note,
             with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
+            keep_tail=keep_tail,
         )
 
 

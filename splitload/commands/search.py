@@ -18,7 +18,7 @@ from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Progress, SearchResult
 from splitload.commands import LEARNERS
 from splitload.commands.checkpoint import Checkpoint
-from splitload.commands.optimum import optimum, value_s_of
+from splitload.commands.optimum import optimum
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.errors import PartitionError, UsageError
@@ -41,8 +41,8 @@ class Found:
 
     Attributes:
         partition: The plan.
-        values_s: The plan's value in seconds under the agent that found it ("learned" for Q-learning and SARSA), and
-            the values of the baselines for the same number of stages; None where one does not apply.
+        values_s: The plan's value (`Search.value_s`) in seconds under the agent that found it ("learned" for Q-learning
+            and SARSA), and the values of the baselines for the same number of stages; None where one does not apply.
         episodes: Episodes of the learning agent, 0 for the others.
         search_s: Seconds the search took, without profiling; of one that was resumed, since then.
         two_stages_s: For a plan of one stage what the number of stages is chosen by, of the best two; None where
@@ -238,8 +238,17 @@ class Search:
         }
 
     def value_s(self, partition: Partition) -> float:
-        """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""
-        return value_s_of(self._profile, self._objective, partition)
+        """Return the load of the slowest stage alone, or the time to first output, in seconds; for people and JSON.
+
+        Among plans of as many stages it orders as what the objective makes small.
+        """
+        if self._objective == "balance":
+            return self._profile.slowest_load_s(partition)
+        return self._profile.schedule(partition).ttfo_s
+
+    def learned_value_s(self, value_s: float, num_stages: int) -> float:
+        """Return what `value_s` gives for a plan of so many stages, of what the learning agent made small."""
+        return value_s / self._profile.contention.slowdown(num_stages) if self._objective == "balance" else value_s
 
     def _enough(self, limit: int) -> int:
         """Return how many stages are worth looking at, with no more than `limit` blocks to cut at."""

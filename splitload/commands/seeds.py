@@ -28,7 +28,7 @@ class SeedRun:
         partition: Its plan.
         episodes: Of a learning agent, 0 for the others.
         search_s: Seconds the search took.
-        value_s: What the objective makes small, in seconds: the largest stage load, or the time to first output.
+        value_s: Load of the slowest stage alone, or the time to first output, in seconds.
         deciding_s: What decides between plans of different numbers of stages, in seconds, see `Search.seconds`.
     """
 

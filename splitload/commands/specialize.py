@@ -25,23 +25,30 @@ from splitload.frontends.opened import load_opened
 from splitload.frontends.proto import external_files
 from splitload.inputs import read_feeds
 from splitload.machine import cpu_architecture
-from splitload.manifest import Manifest
+from splitload.manifest import FORMAT, Manifest
+from splitload.replace import check_folder
 from splitload.scratch import scratch_folder
 
 
 def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
     """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
 
-    The bundle is replaced as a whole or not at all. Native parts for other machines are dropped, or with `--add` kept;
-    the portable graph is kept, with its weights in the new native files, so that the bundle still loads elsewhere. The
-    search is the one of `train` with its defaults, by the objective the bundle was made with.
+    The bundle is replaced as a whole or not at all; its last stage stays if it is trained, with all personalized tails.
+    Native parts for other machines are dropped, or with `--add` kept; the portable graph is kept, cut as it was, with
+    its weights in the new native files, so that the bundle still loads elsewhere, and is for the device it was made
+    for. The search is the one of `train` with its defaults, by the objective the bundle was made with. A model that
+    gets no native part has its portable graph cut for this machine.
 
     Raises:
-        SplitloadError: If the bundle is damaged, cannot be run here, or not be written.
+        SplitloadError: If the bundle is damaged, cannot be run here, or not be written; with `--add` also if the model
+            gets no native part that could be added.
     """
     target = Path(options.bundle)
     manifest = read_manifest(target, "hashes")
-    check_target(target)
+    if manifest.training is None:
+        check_target(target)
+    else:  # personalized tails are carried over
+        check_folder(target, FORMAT)
     feeds = read_feeds(options.input)
     device = HostDevice(cache)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
@@ -62,7 +69,12 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
                 first_trainable = len(graph.blocks) - 1
         left_out = native_left_out(device, graph)
         if left_out is not None:
+            if options.add:
+                raise BundleError(f"{left_out}; nothing was added to '{target}'")
             console.note(left_out)
+            if manifest.device != device.name:
+                stages = count_of(len(manifest.variants[-1].stages), "stage")
+                console.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
         with console.progress("profiling on host", unit="passes") as show:
             profile = device.profile(graph, feeds=feeds, on_progress=show)
         objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
@@ -91,7 +103,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             plan,
             console,
             cache,
-            device=device.name,
+            device=device.name if left_out else manifest.device,
             notes=notes,
             feeds=feeds,
             trainable=trained,

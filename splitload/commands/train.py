@@ -87,6 +87,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     try:
         plan = Plan(graph, found.partition, profile.contention.threads, first_trainable)
         agreements: list[Agreement] = []
+        replaced = target.exists()
         manifest = write_bundle(
             target,
             source,
@@ -132,6 +133,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "search_s": found.search_s,
         "agreement": agreements[0].to_json(),
         "bundle": str(target),
+        "replaced": replaced,
     }
     if planned.runs:
         result["seeds"] = [run.to_json() for run in planned.runs]

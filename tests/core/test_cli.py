@@ -78,13 +78,21 @@ def one_line(result: tuple[int, str, str], code: int) -> str:
     return err
 
 
+def test_train_says_that_it_replaces_a_bundle(cli: Run, chain_model: Path) -> None:
+    words = ["train", chain_model, "--device", "s20", "--split-points", "2", "-o", "out.splitload"]
+    assert "\nbundle: out.splitload\n" in cli(*words)[1]
+    assert "\nbundle: out.splitload, in the place of the one that was there\n" in cli(*words)[1]
+    assert json_of(cli(*words, "--json"))["replaced"] is True
+
+
 @pytest.mark.parametrize("objective", commands.OBJECTIVES)
 @pytest.mark.parametrize("agent", commands.AGENTS)
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
     keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "gain", "trial", "trained", "episodes"]
-    assert list(found) == [*keys, "search_s", "agreement", "bundle"]
+    assert list(found) == [*keys, "search_s", "agreement", "bundle", "replaced"]
+    assert found["replaced"] is False
     assert found["trained"] is None
     assert found["trial"] is None
     assert list(found["plan"]) == ["num_stages", "split_points", "num_blocks"]

@@ -69,3 +69,15 @@ def test_no_plan_is_better_than_the_exact_one(agent: str, limit_s: float, monkey
         assert bound == exact <= min(values) * (1 + 1e-9)
     else:
         assert bound < exact <= value * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("agent", ["exact", "uniform"])
+def test_all_is_loaded_no_sooner_than_the_slowest_stage_alone(agent: str) -> None:
+    blocks = tuple(BlockProfile(f"b{number}", 100, Cost(1.0 + number % 3, 0.01, 0.01, 0.9)) for number in range(12))
+    made = Profile("m", "a" * 64, "native", "dev", "simulated", blocks, 0.1, Contention(8, 0.4))
+    found = Search(made, agent=agent, num_stages=4).run()
+    value = found.values_s["exact"]
+    alone = max(made.cost(*stage).load_s for stage in found.partition.stages())
+    assert value is not None
+    assert value <= alone <= made.schedule(found.partition).load_makespan_s
+    assert agent != "exact" or value == alone

@@ -71,6 +71,24 @@ def test_a_portable_bundle_gets_a_native_part(own_bundle: Path, specialize: Run,
     assert not [path for path in own_bundle.parent.iterdir() if path.name.startswith(".own")]
 
 
+@pytest.mark.parametrize("words", [(), ("--add",)])
+def test_the_portable_plan_and_its_device_stay(
+    chain_model: Path, tmp_path: Path, specialize: Run, words: tuple[str, ...]
+) -> None:
+    bundle = tmp_path / "s20.splitload"
+    train = ["train", str(chain_model), "--device", "s20", "--split-points", "1,3", "-o", str(bundle)]
+    assert main(train) == 0
+    before = read_manifest(bundle).variants[-1]
+    assert (len(before.stages), before.threads) == (3, 8)
+    for _ in range(2):  # what was specialised can be
+        assert specialize(bundle, *words)[0] == 0
+        manifest = read_manifest(bundle, "hashes")
+        *natives, after = manifest.variants
+        assert (manifest.device, len(natives), after.threads) == ("s20", 1, 8)
+        for old, new in zip(before.stages, after.stages, strict=True):
+            assert (old.name, old.inputs, old.outputs) == (new.name, new.inputs, new.outputs)
+
+
 def test_it_still_loads_elsewhere_and_again(
     own_bundle: Path, specialize: Run, session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import splitload.replace
@@ -145,6 +146,30 @@ def test_install_says_whose_tail_stayed(
         assert f"{said}{stays}\n" in capsys.readouterr().out
     assert main(["install", str(tuned), str(copy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tails_stayed"] == ["anna"]
+
+
+def test_a_specialized_bundle_keeps_its_tails(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    x = np.load(data(tmp_path / "train.npz"))["x"][:1]
+
+    def answers() -> list[Any]:
+        found = []
+        for tail in ("anna", None):
+            with ParallelLoader(tuned, tail=tail) as model:
+                found.append(model.run(None, {model.get_inputs()[0].name: x})[0])
+        return found
+
+    before, expected, last = verify(tuned).tails, answers(), read_manifest(tuned).variants[-1].stages[-1]
+    for words in (["--add"], []):
+        assert main(["specialize", str(tuned), *words]) == 0, capsys.readouterr().err
+        manifest = read_manifest(tuned)
+        assert [variant.kind for variant in manifest.variants] == ["native", "portable"]
+        assert {variant.stages[-1].graph for variant in manifest.variants} == {last.graph}
+        assert verify(tuned).tails == before
+        np.testing.assert_allclose(answers(), expected, rtol=0, atol=1e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3, "the tail answers otherwise than the last stage as built"
 
 
 @pytest.mark.parametrize("step", ["_copy", "verify"])
