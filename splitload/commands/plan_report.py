@@ -76,8 +76,9 @@ def show_plan(
     one = "one stage" if graph.tail_start is None else "one frozen stage"
     if trial := result["trial"]:
         split, whole = (milliseconds(trial[f"{name}_ttfo_s"]) for name in ("split", "whole"))
+        kind, rest = ("stage", "the whole model") if graph.tail_start is None else ("frozen stage", one)
         console.print(
-            f"{count_of(trial['num_stages'], 'stage')} answered after {split}, the whole model after {whole} "
+            f"{count_of(trial['num_stages'], kind)} answered after {split}, {rest} after {whole} "
             f"(measured, medians of {trial['runs']} fresh processes)"
         )
         if searched == 1:

@@ -76,7 +76,8 @@ class Search:
         num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
         seed: Seed of the agent, and of the random baseline.
         episodes: Most episodes in all, or None for the agent's own rule.
-        trainable_from: First trainable block; it and all after it lie in the last stage.
+        trainable_from: First trainable block; it and all after it lie in the last stage, and plans are compared as they
+            are written, with a cut before it.
 
     Raises:
         UsageError: If `max_stages` is less than 1.
@@ -268,9 +269,16 @@ class Search:
                 picked = partition
         return picked
 
+    def written(self, partition: Partition) -> Partition:
+        """Return a plan as a bundle has it: what is trained is cut off besides."""
+        return partition if self._trainable_from is None else _with_cut(partition, self._trainable_from)
+
     def seconds(self, partition: Partition) -> float:
-        """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds."""
-        schedule = self._profile.schedule(partition)
+        """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds.
+
+        What is trained is cut off in any case, and so is in all that are compared.
+        """
+        schedule = self._profile.schedule(self.written(partition))
         return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
 
     def _by_rule(self, name: str, count: int) -> Partition:

@@ -25,7 +25,7 @@ class Trial:
     """Times to first output of a cut and of the whole model as one stage, in seconds.
 
     Attributes:
-        num_stages: Stages of the cut.
+        num_stages: Stages of the cut; where the last layers are trained, of what is frozen.
         split_s: Its samples, each of a fresh process with a warm page cache.
         whole_s: Those of the whole model, taken in turns with them.
     """
@@ -63,15 +63,18 @@ def try_cut(
     *,
     feeds: Mapping[str, Any],
     runs: int | None = None,
+    beside: Partition | None = None,
 ) -> Trial | None:
     """Measure a plan of several stages beside the whole model, `RUNS` times each in fresh processes.
 
-    With `runs` so many times, for what it shows alone: nothing is chosen by it.
+    With `runs` so many times, for what it shows alone: nothing is chosen by it. With `beside` that plan stands for the
+    whole model: where the last layers are trained, what is frozen as one stage.
 
     Returns:
         None, and a note on the console, if one of the two cannot be built or run.
     """
-    whole = Plan(plan.graph, Partition(plan.partition.num_blocks), plan.threads)
+    one = beside or Partition(plan.partition.num_blocks)
+    whole = Plan(plan.graph, one, plan.threads)
     try:
         measured = measure_plans(source, [plan, whole], runs or RUNS, console, cache, feeds=feeds)
     except (SplitloadError, OSError) as error:
@@ -79,7 +82,7 @@ def try_cut(
         console.note(f"the cut could not be measured beside the whole model (in '{cache}'){so}: {error}")
         return None
     split_s, whole_s = (tuple(sample["ttfo_s"] for sample in samples) for samples in measured)
-    return Trial(plan.partition.num_stages, split_s, whole_s)
+    return Trial(plan.partition.num_stages - one.num_stages + 1, split_s, whole_s)
 
 
 def choose_measured(
@@ -107,5 +110,8 @@ def choose_measured(
     """
     if found.partition.num_stages == 1:
         return found, None
-    trial = try_cut(source, Plan(graph, found.partition, threads), console, cache, feeds=feeds)
+    one, cut = (search.written(plan) for plan in (Partition(found.partition.num_blocks), found.partition))
+    if cut == one:
+        return search.whole(found), None
+    trial = try_cut(source, Plan(graph, cut, threads), console, cache, feeds=feeds, beside=one)
     return (found if trial is None or trial.pays else search.whole(found)), trial

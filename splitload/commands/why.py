@@ -83,8 +83,9 @@ def show_why(plan: Mapping[str, Any], num_stages: int, console: Console, *, trai
     console.table(f"the best plan for each number of stages, {predicted}", heads, rows)
     if plan.get("trial") is not None:
         trial = notes.child("trial")
+        kind = "frozen stage" if trained else "stage"
         console.print(
-            f"measured when it was made: {count_of(trial.count('num_stages', 1), 'stage')} answered after "
+            f"measured when it was made: {count_of(trial.count('num_stages', 1), kind)} answered after "
             f"{1e3 * _seconds(trial, 'split_ttfo_s'):.1f} ms, one after {1e3 * _seconds(trial, 'whole_ttfo_s'):.1f} ms "
             f"(medians of {trial.count('runs', 1)} fresh processes)"
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from splitload.commands.search import FURTHER, MANY_STAGES, MAX_STAGES, WORTHWHILE, Search
+from splitload.partition import Partition
 from splitload.profile import BlockProfile, Cost, Profile
 from splitload.schedule import Contention
 
@@ -81,3 +84,15 @@ def test_all_is_loaded_no_sooner_than_the_slowest_stage_alone(agent: str) -> Non
     assert value is not None
     assert value <= alone <= made.schedule(found.partition).load_makespan_s
     assert agent != "exact" or value == alone
+
+
+def test_what_is_trained_is_cut_off_in_all_plans_that_are_compared() -> None:
+    whole = {(0, 8): Cost(2.0, 0.08, 0.08)}  # far quicker than its blocks: no plan with a cut is as good
+    made = replace(profile(2.0, 8), contention=Contention(8, 0.3), segments=whole)
+    search = Search(made, agent="exact", max_stages=2, trainable_from=7)
+    found = search.run()
+    frozen_in_one, frozen_in_two = (made.schedule(plan).load_makespan_s for plan in search.plans_apart(7).values())
+    assert made.schedule(Partition(8)).load_makespan_s < frozen_in_two < (1 - WORTHWHILE) * frozen_in_one
+    assert found.partition.num_stages == 2
+    assert search.apart(found, 7).partition == search.written(found.partition) == search.plans_apart(7)[3]
+    assert search.whole(found).two_stages_s == frozen_in_two, "which is what one frozen stage is compared with"

@@ -36,6 +36,7 @@ class Script:
     """What the trial is told a cut takes, where the whole model takes a second; and what it measured."""
 
     split_s: float = 0.8
+    whole_stages: int = 1
     measured: list[str] = field(default_factory=list)
 
 
@@ -49,8 +50,9 @@ def script(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Script]:
         (arm,) = arms
         assert {variant.kind for variant in read_manifest(arm.path, "hashes").variants} == {"native", "portable"}
         stages = len(read_manifest(arm.path).variants[0].stages)
-        script.measured.append("split" if stages > 1 else "whole")
-        return {"splitload": [{"ttfo_s": script.split_s if stages > 1 else 1.0}]}
+        split = stages > script.whole_stages
+        script.measured.append("split" if split else "whole")
+        return {"splitload": [{"ttfo_s": script.split_s if split else 1.0}]}
 
     monkeypatch.setattr(measured, "run_arms", scripted)
     yield script
@@ -123,6 +125,24 @@ def test_specialize_takes_what_answers_first(
     tried = manifest.plan["trial"]["num_stages"]
     assert tried > 1
     assert len(manifest.variants[0].stages) == taken == (tried if split_s < 1 else 1)
+
+
+def test_with_a_trained_tail_what_is_frozen_is_tried(
+    chain_model: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.whole_stages = 2  # one frozen, and what is trained
+    told: list[Any] = []
+
+    def chosen(*_: Any, notes: Any, **__: Any) -> None:
+        told.append(notes)
+        raise OutputError("what was chosen is enough")
+
+    monkeypatch.setattr(train, "write_bundle", chosen)
+    words = ["train", str(chain_model), "--device", "host", "--agent", "exact", "--max-stages", "3"]
+    assert main([*words, "--trainable", "1", "-o", "b.splitload"]) == 1
+    assert script.measured == ["split", "whole"] * RUNS
+    assert told[0]["trial"]["num_stages"] == 2
+    assert len(told[0]["split_points"]) == 2
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OutputError("no room")])
