@@ -99,7 +99,7 @@ def test_bench_fails_where_an_essential_arm_does(cli: Cli, chain_model: Path, mo
     assert err.startswith("splitload: arm 'tuned' computes something else")
 
 
-@pytest.mark.parametrize("step", ["make_arm", "first_outputs"])
+@pytest.mark.parametrize("step", [pytest.param("make_arm", marks=pytest.mark.slow), "first_outputs"])
 def test_bench_leaves_out_what_this_version_cannot_run(
     cli: Cli, chain_model: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -120,6 +120,7 @@ def test_bench_leaves_out_what_this_version_cannot_run(
     assert (code, err) == (1, "splitload: arm 'tuned' cannot be compared: needs a later onnxruntime\n")
 
 
+@pytest.mark.slow
 def test_bench_on_a_deep_graph(cli: Cli) -> None:
     code, out, err = cli("--deep", "40", "--json")
     assert (code, err) == (0, "")

@@ -71,7 +71,7 @@ def test_a_portable_bundle_gets_a_native_part(own_bundle: Path, specialize: Run,
     assert not [path for path in own_bundle.parent.iterdir() if path.name.startswith(".own")]
 
 
-@pytest.mark.parametrize("words", [(), ("--add",)])
+@pytest.mark.parametrize("words", [pytest.param((), marks=pytest.mark.slow), ("--add",)])
 def test_the_portable_plan_and_its_device_stay(
     chain_model: Path, tmp_path: Path, specialize: Run, words: tuple[str, ...]
 ) -> None:

@@ -114,7 +114,7 @@ def test_bench_tries_once(chain_model: Path, script: Script, capsys: pytest.Capt
     assert read_manifest(bundle).plan["trial"]["num_stages"] > 1
 
 
-@pytest.mark.parametrize("split_s", [0.8, 1.2])
+@pytest.mark.parametrize("split_s", [pytest.param(0.8, marks=pytest.mark.slow), 1.2])
 def test_specialize_takes_what_answers_first(
     own_bundle: Path, script: Script, capsys: pytest.CaptureFixture[str], split_s: float
 ) -> None:
@@ -145,7 +145,9 @@ def test_with_a_trained_tail_what_is_frozen_is_tried(
     assert len(told[0]["split_points"]) == 2
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OutputError("no room")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), pytest.param(OutputError("no room"), marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("cache")
 def test_a_bundle_that_cannot_be_measured_afterwards_is_no_failure(
     chain_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
