@@ -77,6 +77,7 @@ def test_bench_says_that_it_cannot_cap(cli: Cli, chain_model: Path, monkeypatch:
         assert err == "splitload: --storage-mbps cannot cap reads here: it needs root\n"
 
 
+@pytest.mark.slow
 def test_bench_fails_where_an_essential_arm_does(cli: Cli, chain_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from splitload.commands import measure
 

@@ -20,6 +20,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(models.save(models.chain(3), tmp_path, "three.onnx"))
 
 
+@pytest.mark.slow
 def test_record_and_table(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "HostDevice", functools.partial(HostDevice, repeats=1))
     monkeypatch.setattr(budget, "COUNTS", (3,))

@@ -100,7 +100,8 @@ def bundles(chain_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return made
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_an_interrupt_anywhere(bundles: dict[int, Path], count: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", EVERYWHERE, bundles[count]], check=False, capture_output=True, text=True, timeout=300

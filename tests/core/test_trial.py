@@ -94,6 +94,7 @@ def test_train_takes_what_answers_first(
     assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == taken
 
 
+@pytest.mark.slow
 def test_what_is_given_is_measured_and_stays(
     chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_what_is_given_is_measured_and_stays(
     assert gain["layout_ratio"] * gain["cut_ratio"] == pytest.approx(gain["ratio"])
 
 
+@pytest.mark.slow
 def test_bench_tries_once(chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     script.split_s = 1.2
     words = ["bench", str(chain_model), "--runs", "1", "--arms", "splitload"]
@@ -180,6 +182,7 @@ def test_samples_are_of_fresh_processes(
     assert tried["whole_ttfo_s"] == pytest.approx((samples[1] + samples[3]) / 2)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_leaves_the_prediction(
     chain_model: Path, script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
