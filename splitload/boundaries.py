@@ -41,9 +41,9 @@ class Boundaries:
             needed: The names of those wanted.
         """
         return {
-            spec.name: self._array(tuple(map(int, spec.shape or ())), _ITEM_BYTES[spec.type])  # type: ignore[arg-type]
+            spec.name: self._array(shape, _ITEM_BYTES[spec.type])
             for spec in specs
-            if spec.name in needed and spec.name not in self.otherwise and _bytes(spec) >= LARGE_BYTES
+            if spec.name in needed and spec.name not in self.otherwise and (shape := _large_shape(spec))
         }
 
     def take_back(self, value: Any) -> None:
@@ -66,7 +66,8 @@ class Boundaries:
         return array
 
 
-def _bytes(spec: TensorSpec) -> int:
-    """Return the size of a tensor of floats, or 0 where it is open or of another type."""
-    sizes = [size for size in spec.shape or () if isinstance(size, int)]
-    return math.prod(sizes) * _ITEM_BYTES.get(spec.type, 0) if len(sizes) == len(spec.shape or ()) else 0
+def _large_shape(spec: TensorSpec) -> tuple[int, ...] | None:
+    """Return the shape of a large tensor of floats; None for another one, or where a size is open."""
+    shape = tuple(size for size in spec.shape or () if isinstance(size, int))
+    is_known = len(shape) == len(spec.shape or ())
+    return shape if is_known and math.prod(shape) * _ITEM_BYTES.get(spec.type, 0) >= LARGE_BYTES else None

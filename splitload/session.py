@@ -210,8 +210,7 @@ def run_stage(
         all(isinstance(value, ort.OrtValue) for value in feeds.values())
         and all(types[name].startswith("tensor(") and types[name] != "tensor(string)" for name in needed)
     ):
-        arrays = {} if keep or boundaries is None else boundaries.lend(stage.outputs, needed)
-        if boundaries is None or not arrays:
+        if keep or boundaries is None or not (arrays := boundaries.lend(stage.outputs, needed)):
             return list(session.run_with_ort_values(needed, feeds, run_options))
         try:
             return _run_into(ort, session, needed, feeds, arrays, run_options)

@@ -19,22 +19,16 @@ def main() -> int:
     """Answer one job."""
     import resource
 
+    from splitload.bench.__main__ import memory_bytes
+
     job = json.loads(sys.argv[1])
     answer = {"train": _train, "stock": _stock, "splitload": _splitload}[job["what"]](job)
+    # that of children begins with no more than what this process has held, and so can be trusted
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
     # the system counts the largest in batches, and so may be a little behind with it
-    peak = max(own_peak_bytes(), children, answer.get("rss_bytes", 0))
+    peak = max(memory_bytes()[0] or 0, children, answer.get("rss_bytes", 0))
     print(json.dumps({**answer, "peak_bytes": peak}))  # noqa: T201
     return 0
-
-
-def own_peak_bytes() -> int:
-    """Return the most that this process has held; `ru_maxrss` would begin with what the one that started it held.
-
-    That of children begins with no more than what this process has held, and so can be trusted.
-    """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 def settled_bytes() -> dict[str, int]:
