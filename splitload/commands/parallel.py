@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -200,13 +201,31 @@ def _run(
     function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], on_done: Callable[[Result], None] | None
 ) -> list[Result]:
     """Run the jobs with joblib, as it is configured."""
-    results = joblib.Parallel(return_as="generator")(joblib.delayed(function)(*job) for job in jobs)
+    with _giving_up_unsaid():
+        results = joblib.Parallel(return_as="generator")(joblib.delayed(function)(*job) for job in jobs)
+        try:
+            return list(_told(results, on_done))
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that jobs are given up
+                results.close()
+
+
+@contextlib.contextmanager
+def _giving_up_unsaid() -> Iterator[None]:
+    """Keep a traceback of joblib 1.6 from stderr: its thread may look for a job that it has given up (KeyError)."""
+    usual = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        ours = raised.thread is not None and raised.thread.name == "ExecutorManagerThread"
+        if not (ours and raised.exc_type is KeyError):
+            usual(raised)
+
+    threading.excepthook = hook
     try:
-        return list(_told(results, on_done))
+        yield
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that jobs are given up
-            results.close()
+        threading.excepthook = usual
 
 
 def _told(results: Iterator[Result], on_done: Callable[[Result], None] | None) -> Iterator[Result]:

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -108,6 +109,25 @@ def test_an_interrupt_ends_the_processes() -> None:
     while not all(map(gone, processes)) and time.monotonic() < until_s:
         time.sleep(0.01)
     assert all(map(gone, processes))
+
+
+def test_giving_up_a_job_that_waits_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """joblib's thread trips over a job that no process was given yet; with one place for those, one always waits."""
+    from joblib.externals.loky import reusable_executor
+
+    room = 1 - 2 * max(2, reusable_executor.cpu_count())
+    monkeypatch.setattr(reusable_executor, "EXTRA_QUEUED_CALLS", room)
+    said: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+
+    def interrupt(_: object) -> None:
+        time.sleep(0.2)  # the other process has its job, the place is free
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(time.sleep, [(0,), *[(WAIT_S,)] * 9], workers=2, on_done=interrupt)
+    assert said == []
+    assert threading.excepthook == said.append
 
 
 def test_a_process_that_dies_is_said_to_have() -> None:
