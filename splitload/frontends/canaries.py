@@ -254,7 +254,7 @@ class _Maker:
             if kind.kind == "f":
                 value = rng.standard_normal(tuple(shape)).astype(kind)
             elif kind.itemsize == 1 and kind.kind in "iu":
-                value = rng.integers(0, 256, tuple(shape)).astype(np.uint8).view(kind)
+                value = _bytes(rng, tuple(shape)).view(kind)
             else:
                 value = np.ones(tuple(shape), kind)
             self._values[name] = value
@@ -288,12 +288,16 @@ def _smaller(shapes: Iterable[Shape], weights: Iterable[Shape]) -> Iterator[Mapp
     """Yield ways to make the sizes of a node smaller; equal ones stay equal, and open ones become small.
 
     Which relations between sizes an operator wants is not known: first the sizes of weights are divided by a common
-    number and the others cut down, then all are divided, then all are cut down, then they stay as they are.
+    number and the others cut down, the large ones and then those that are not small; then all large ones are divided,
+    then all are cut down, then they stay as they are.
     """
     unknown: dict[Any, int] = {size: _OPEN for shape in shapes for size in shape if not isinstance(size, int)}
     large = {size for shape in shapes for size in shape if isinstance(size, int) and size > _SMALL}
-    channels = {size for shape in weights for size in shape if size in large}
+    weighed = {size for shape in weights for size in shape}
+    rows = {size for shape in shapes for size in shape if isinstance(size, int) and size > _ROWS} - weighed
+    channels = large & weighed
     yield unknown | dict.fromkeys(large, _ROWS) | _divided(channels)
+    yield unknown | dict.fromkeys(rows, _ROWS) | _divided(channels)
     yield unknown | _divided(large)
     yield unknown | dict.fromkeys(large, _SMALL)
     yield unknown
@@ -307,6 +311,17 @@ def _divided(sizes: Iterable[Any]) -> dict[Any, int]:
     common = math.gcd(*listed)
     by = max(each for each in range(1, common + 1) if common % each == 0 and listed[0] // each >= _CHANNELS)
     return {size: size // by for size in listed}
+
+
+def _bytes(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Return bytes of all values, mostly small ones at some places of each axis and large ones at others.
+
+    Averages of equally likely bytes would be equal, and most scales would turn all of them into the largest byte.
+    """
+    power = np.zeros(shape)
+    for axis, size in enumerate(shape):
+        power += rng.uniform(-2, 2, size).reshape(-1, *[1] * (len(shape) - axis - 1))
+    return (256 * rng.random(shape) ** 2**power).astype(np.uint8)
 
 
 def _tolerance(value: Array) -> float:

@@ -133,6 +133,24 @@ def test_others_are_the_graphs_own_cut_down(name: str, tmp_path: Path) -> None:
     assert needs.canary.graph.bytes < 10_000
 
 
+def test_quantised_layers_of_middling_images_are_cut_down_too(tmp_path: Path) -> None:
+    """An image of 14 x 14 with 32 channels and an open batch; averages of bytes that a scale must not level."""
+    body = """
+        a = QuantizeLinear(x, wide, zero) b = DequantizeLinear(a, wide, zero)
+        w = DequantizeLinear(filters, narrow, level) c = Conv<group=32, pads=[1, 1, 1, 1]>(b, w)
+        d = QuantizeLinear(c, wide, zero) e = DequantizeLinear(d, wide, zero)
+        f = GlobalAveragePool(e) g = QuantizeLinear(f, narrow, zero) y = DequantizeLinear(g, narrow, zero)"""
+    values = {"wide": np.float32(0.1), "narrow": np.float32(0.02), "zero": np.uint8(0), "level": np.int8(0)}
+    filters = np.arange(32 * 9, dtype=np.int8).reshape(32, 1, 3, 3)
+    arrays = {name: np.asarray(value) for name, value in values.items()} | {"filters": filters}
+    model = models.text(f"small (float[n, 32, 14, 14] x) => (float[n, 32, 1, 1] y) {{ {body} }}", 17, **arrays)
+    graph = load_graph(Source.open(models.save(model, tmp_path), "small"), "native", tmp_path / "cache")
+    needs, why = needs_of(graph, tmp_path)
+    assert why is None
+    assert set(needs.operators) == {"com.microsoft:QLinearConv", "com.microsoft:QLinearGlobalAveragePool"}
+    assert set(instances(tmp_path, needs)) == {"QLinearConv", "QLinearGlobalAveragePool"}
+
+
 @BLOCKS
 def test_equal_instances_are_one_however_large_the_layers_are(tmp_path: Path) -> None:
     body = "a = Conv(x, w0) b = Conv(a, w1) c = Conv(b, w2) y = Conv(c, w3)"
