@@ -11,7 +11,9 @@ Every weight is compared bit by bit before it is replaced.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,6 +40,7 @@ MAX_CHAIN_BYTES = 1 << 30  # what a chain may read or make to be tried
 _FED_BYTES = 1 << 20  # a leaf from here on is fed to what makes a constant, not written into it
 MAKER = "made/"  # how names of makers begin
 _MOVES = {"Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Concat"}
+_ELEMENTWISE = {"Cast", "DequantizeLinear", "Mul", "Div", "Add", "Sub", "Neg", "Identity"}
 _FLOAT, _HALF, _INT64 = 1, 10, 7  # as onnx numbers types
 
 
@@ -81,10 +84,14 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
         cost = sum(tensor_bytes(tensor) for name, tensor in chain.leaves.items() if there[name] is None)
         if tensor_bytes(found.tensor) - cost < MIN_GAIN_BYTES:
             continue
-        kept |= {name: known or chain.copy_leaf(name, rewriter) for name, known in there.items()}
-        leaf = kept[next(iter(chain.leaves))] if chain.leaves else ""
+        turned = {}
+        if found.order is not None and (whole := chain.elementwise) and there[whole] is None:
+            turned[whole] = rewriter.add(whole, *chain.turned_leaf(whole, found))
+            found = dataclasses.replace(found, order=None)
+        kept |= {name: known or chain.copy_leaf(name, rewriter) for name, known in there.items() if name not in turned}
+        leaf = kept[next(iter(chain.leaves))] if chain.leaves and not turned else ""
         if not (chain.is_transposed and found.order is None and _read_transposed(rewriter, found, leaf, native)):
-            rewriter.make(found.tensor, _makers(rewriter, chain, kept, found))
+            rewriter.make(found.tensor, _makers(rewriter, chain, kept | turned, found))
         else:
             rewriter.model.graph.initializer.remove(found.tensor)
         index.drop(found)
@@ -177,6 +184,19 @@ class Chain:
             and len(tensor.dims) == 2
             and attributes(self.nodes[0]).get("perm", [1, 0]) == [1, 0]
         )
+
+    @property
+    def elementwise(self) -> str | None:
+        """The leaf of which each element becomes an element of the constant by itself, where that is all; or None."""
+        large = [name for name, tensor in self.leaves.items() if len(tensor.dims) > 1 or math.prod(tensor.dims) != 1]
+        alone = len(large) == 1 and has_numpy_type(self.leaves[large[0]])
+        return large[0] if alone and all(node.op_type in _ELEMENTWISE for node in self.nodes) else None
+
+    def turned_leaf(self, name: str, found: Found) -> tuple[int, tuple[int, ...], bytes]:
+        """Return a leaf in the order in which a tensor holds the constant, as type, sizes and bytes."""
+        order = found.order or ()
+        split = self.array(name).reshape([found.dims[axis] for axis in order])
+        return self.leaves[name].data_type, tuple(found.tensor.dims), split.transpose(np.argsort(order)).tobytes()
 
     def array(self, name: str) -> Any:
         """Return a leaf as an array, mapped where it lies in a file; its bytes where numpy lacks the type."""

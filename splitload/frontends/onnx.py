@@ -44,7 +44,7 @@ from splitload.variants import check_floor
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 TOLERATED, TOLERATED_BYTES = 0.08, 64 << 10  # what a bundle may hold twice; the larger one counts
 TOO_LARGE = "too-large"
-_CACHE_VERSION = 6
+_CACHE_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)

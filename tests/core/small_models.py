@@ -157,6 +157,17 @@ def convolved_int8() -> onnx.ModelProto:
     return model
 
 
+def convolved_scaled() -> onnx.ModelProto:
+    """Filters of whole numbers, each with a scale of its own."""
+    model = convolved(64)
+    for number, tensor in enumerate(list(model.graph.initializer)):
+        model.graph.node.insert(0, helper.make_node("Mul", [f"f{number}", "scales"], [tensor.name]))
+        model.graph.node.insert(0, helper.make_node("Cast", [f"q{number}"], [f"f{number}"], to=_FLOAT))
+        tensor.CopyFrom(_integers(f"q{number}", 64, 64, 3, 3))
+    model.graph.initializer.append(_weight("scales", 64, 1, 1, 1))
+    return model
+
+
 def branches() -> onnx.ModelProto:
     """Two branches with a weight each, one as an initializer and one as a Constant node."""
     out = [helper.make_tensor_value_info("o", _FLOAT, ["rows", WIDTH])]
@@ -230,6 +241,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "tied": tied,
     "filters of float16": lambda: convolved(64, "f2"),
     "filters of int8": convolved_int8,
+    "filters of int8, scaled": convolved_scaled,
     "100 channels": lambda: convolved(100),
     "36 channels": lambda: convolved(36),
     "branches": branches,
