@@ -77,7 +77,7 @@ def trained(capsys: pytest.CaptureFixture[str], model: Path, most: int) -> Any:
     return json_of(capsys, *words, "-o", "b.splitload")
 
 
-@pytest.mark.parametrize("split_s", [0.8, 1.2])
+@pytest.mark.parametrize("split_s", [0.8, pytest.param(1.2, marks=pytest.mark.slow)])
 def test_train_takes_what_answers_first(
     chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str], split_s: float
 ) -> None:

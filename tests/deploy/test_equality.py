@@ -120,7 +120,7 @@ def test_a_stage_that_cannot_run_alone_is_named(tmp_path: Path, monkeypatch: pyt
     assert not list(graph.path.parent.glob(".cut-*"))
 
 
-@pytest.mark.parametrize("name", ["light_squeezenet", "light_shufflenet"])
+@pytest.mark.parametrize("name", ["light_squeezenet", pytest.param("light_shufflenet", marks=pytest.mark.slow)])
 def test_real_topologies_that_ship_with_onnx(tmp_path: Path, name: str) -> None:
     source = Source.open(LIGHT / f"{name}.onnx", name)
     graph = load_graph(source, "native", tmp_path)
