@@ -13,7 +13,7 @@ from splitload.frontends.observe import one_line
 from splitload.inputs import cure, example_inputs, made_up
 from splitload.manifest import Manifest, TensorSpec, Variant
 from splitload.session import open_session, run_stage, still_read, to_python
-from splitload.stock import runtime_path, session_class
+from splitload.stock import stock_session
 from splitload.variants import fitting
 
 
@@ -90,8 +90,7 @@ def compare_with_stock(folder: Path, manifest: Manifest, original: Path, feeds: 
     whole = _Whole(tuple(spec.name for spec in manifest.inputs), manifest.outputs)
 
     def stock(run: int = 1) -> list[Any]:  # what that run gives; the session is gone when the variants are run
-        path = runtime_path(original)
-        session = session_class()(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = stock_session(original, options)
         for _ in range(run):
             values = run_stage(ort, session, whole, names, ready, None)
         return [to_python(ort, value) for value in values]

@@ -12,7 +12,7 @@ from splitload.errors import OutputError
 from splitload.manifest import FORMAT, Manifest
 from splitload.replace import check_folder, replacing
 from splitload.sealed import seal
-from splitload.tails import names
+from splitload.tails import alone, names
 
 
 def check_target(target: Path, cure: str = "give another place") -> None:
@@ -41,7 +41,7 @@ def writing(target: Path, tails: CarriedTails | None = None) -> AbstractContextM
         if tails is not None:
             tails.check()
 
-    return replacing(target, check_target if tails is None else check)
+    return replacing(target, check_target, alone) if tails is None else replacing(target, check)  # which holds it
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

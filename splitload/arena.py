@@ -47,7 +47,7 @@ def share_arena(ort: Any, options: Any) -> None:
     options.add_session_config_entry(*_ENTRY)
 
 
-def empty_arena(ort: Any, *, own_threads: bool = True) -> None:
+def empty_arena(ort: Any, *, own_threads: bool) -> None:
     """Give back to the system what nobody uses of the arena, after a model was closed.
 
     Args:
@@ -62,9 +62,8 @@ def empty_arena(ort: Any, *, own_threads: bool = True) -> None:
         shrink = ort.RunOptions()
         shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         options = ort.SessionOptions()
-        options.use_per_session_threads = own_threads
         options.add_session_config_entry(*_ENTRY)
-        tiny_session(options).run(None, {"x": np.zeros(1, np.float32)}, shrink)
+        tiny_session(options, own_threads).run(None, {"x": np.zeros(1, np.float32)}, shrink)
 
 
 def _after_in_child() -> None:

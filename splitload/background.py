@@ -37,9 +37,10 @@ from splitload.replace import check_folder, replacing
 from splitload.scratch import scratch_folder
 from splitload.sealed import seal
 from splitload.session import open_session, run_stage, to_python
-from splitload.stock import path_option, runtime_path, session_class
+from splitload.stock import path_option, stock_session
+from splitload.tails import alone
 from splitload.tails import names as tails_of
-from splitload.warmup import few_threads
+from splitload.warmup import without_threads
 
 MAX_GROWTH = 1.25  # over the portable stages' weights: what folding makes larger is not worth its loading
 _HEAD_BYTES = 1 << 20  # what a stage's graph may take besides
@@ -190,14 +191,12 @@ def _native_stage(folder: Path, stage: StageEntry, made: Path, number: int, own_
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4
-    options.use_per_session_threads = own_threads
-    few_threads(options)
+    without_threads(options, own_threads)
     options.optimized_model_filepath = path_option(unnamed)
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.add_session_config_entry("session.disable_prepacking", "1")
     with making_session():
-        path = runtime_path(folder / stage.graph.name)
-        session_class()(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        stock_session(folder / stage.graph.name, options)
     sha256 = sha256_of(unnamed)
     file = unnamed.rename(made / f"native-{number:02}-{sha256[:12]}.ort")
     return stage._replace(
@@ -239,7 +238,7 @@ def _write(target: Path, manifest: Manifest, made: Path) -> None:
     """Put the bundle `target` into place, with the files that its manifest names taken from a folder."""
     text = json.dumps(manifest.to_json(), indent=1)
     validate(json.loads(text))
-    with replacing(target, _check_target) as folder:
+    with replacing(target, _check_target, alone) as folder:
         for file in manifest.files():
             _link(made / file.name, folder / file.name)
         (folder / MANIFEST).write_text(seal(text), encoding="utf-8")

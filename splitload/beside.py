@@ -49,7 +49,7 @@ def find(model: str | os.PathLike[str] | bytes, others: Iterable[str | os.PathLi
     named = [Path(each) for each in others]
     lying = [] if path is None or not path.suffix else [path.with_suffix(SUFFIX)]
     reasons = []
-    for folder in (*lying, *named):
+    for folder in dict.fromkeys((*lying, *named)):
         if not folder.is_dir():
             if folder in named:
                 what = "no folder" if folder.exists() else "not there"

@@ -30,7 +30,7 @@ class Boundaries:
 
     def __init__(self, otherwise: set[str] | None = None) -> None:
         self.otherwise = set[str]() if otherwise is None else otherwise
-        self._lent: list[tuple[Array, Array]] = []  # what a stage writes, and the memory it is part of
+        self._lent: dict[int, tuple[Array, Array]] = {}  # what a stage writes, by its id, and the memory it is part of
         self._free: Array | None = None  # what was freed last; more would pile up where sizes differ
 
     def lend(self, specs: Sequence[TensorSpec], needed: Sequence[str]) -> dict[str, Any]:
@@ -48,11 +48,8 @@ class Boundaries:
 
     def take_back(self, value: Any) -> None:
         """Let a later tensor have the memory of one that no stage reads any more, if it was lent."""
-        for index, (array, memory) in enumerate(self._lent):
-            if array is value:
-                self._free = memory
-                del self._lent[index]
-                return
+        if lent := self._lent.pop(id(value), None):
+            self._free = lent[1]
 
     def _array(self, shape: tuple[int, ...], item_bytes: int) -> Array:
         import numpy as np
@@ -62,7 +59,7 @@ class Boundaries:
         if memory is None or not size <= memory.nbytes <= 2 * size:  # it may be an answer, which the caller keeps
             memory = np.empty(size, np.uint8)
         array = memory[:size].view(f"f{item_bytes}").reshape(shape)
-        self._lent.append((array, memory))
+        self._lent[id(array)] = array, memory
         return array
 
 

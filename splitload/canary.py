@@ -24,8 +24,8 @@ from splitload.machine import cpu_architecture, cpu_model
 from splitload.manifest import Canary
 from splitload.pool import started
 from splitload.regular import open_regular
-from splitload.stock import runtime_path, session_class
-from splitload.warmup import few_threads
+from splitload.stock import stock_session
+from splitload.warmup import without_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,10 +66,9 @@ def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[An
     options.log_severity_level = 4
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
-    options.use_per_session_threads = own_threads
-    few_threads(options)
+    without_threads(options, own_threads)
     with making_session():
-        session = session_class()(runtime_path(graph), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        session = stock_session(graph, options)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {}), strict=True))
 

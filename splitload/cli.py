@@ -88,8 +88,8 @@ def user_cache() -> Path:
     folder = cache_folder()
     if folder is None:
         raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
-    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if there.exists() and not there.is_dir():
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
         raise UsageError(f"'{there}', where the cache is to be, is no folder; set SPLITLOAD_CACHE to one")
     sweep(folder)
     return folder

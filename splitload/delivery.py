@@ -10,7 +10,6 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 
 from splitload.bundle import MANIFEST, read_json
 from splitload.errors import BundleError, OutputError, UsageError
@@ -23,7 +22,7 @@ from splitload.verification import Verified, check_tail, manifest_of, verify
 _CURE = "'splitload train MODEL --device host -o NAME.splitload' makes one"
 
 
-class CarriedTails:
+class CarriedTails(contextlib.ExitStack):
     """Personalized tails at a bundle's place, which the new bundle there takes over; a block in which none changes.
 
     One lock holds for the whole bundle, so that no two such blocks wait for each other; what is trained meanwhile waits
@@ -35,19 +34,15 @@ class CarriedTails:
     """
 
     def __init__(self, target: Path, again: str) -> None:
+        super().__init__()
         self._target, self._again = target, again
         self._taken: set[str] | None = None  # before the first are copied none can come too late
-        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> CarriedTails:
+        super().__enter__()
         if self._target.is_dir():
-            self._held.enter_context(alone(self._target))
+            self.enter_context(alone(self._target))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._held.close()
 
     def take(self, made: Path, stage: StageEntry | None) -> list[str]:
         """Copy the tails that were not copied yet into the new bundle, over those of the same names there.
@@ -125,8 +120,8 @@ def install(source: str | Path, target: str | Path, *, on_stayed: Callable[[str]
                 found = verify(made)
         except BundleError as error:
             raise BundleError(str(error).replace(str(made), str(source))) from error
-    for name in sorted(stayed.intersection(names(source))):
-        if on_stayed is not None:
+    if on_stayed is not None:
+        for name in sorted(stayed.intersection(names(source))):
             on_stayed(name)
     return found
 

@@ -250,7 +250,7 @@ class Manifest(Record):
         model_bytes: Its size.
         created_with: Versions of what made the bundle.
         cpu: Processor it was made on.
-        device: Device the partition was searched for.
+        device: Device the bundle was made for; where it was specialised, `plan` may be of another one.
         plan: How it was found: agent, objective, seed, predicted seconds; for people and records.
         inputs: The model's inputs.
         outputs: The model's outputs.

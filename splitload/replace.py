@@ -68,7 +68,11 @@ def _is_bundle(folder: Path, bundle_format: str) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+def replacing(
+    target: Path,
+    check: Callable[[Path], None],
+    alone: Callable[[Path], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Iterator[Path]:
     """Yield a new folder beside `target` that takes its place when the block ends well, and vanishes otherwise.
 
     A bundle that stood there is replaced in one step where the system can exchange two names (Linux), in two renames
@@ -78,6 +82,7 @@ def replacing(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     Args:
         target: Where the bundle will stand.
         check: Raises if it may not.
+        alone: Makes a block in which nobody else changes the folder that is replaced.
 
     Raises:
         OutputError: If the folder cannot be made or moved, for example on a full disk; it says which bundle is there.
@@ -90,10 +95,11 @@ def replacing(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
             made.chmod(0o755)
             yield made
             sync_tree(made, read_only=True)
-            check(target)  # who else works there may have come first
-            number = made.stat().st_ino
-            _replace(made, target)
-            sync(target.parent)
+            with alone(target) if target.is_dir() else contextlib.nullcontext():
+                check(target)  # who else works there may have come first
+                number = made.stat().st_ino
+                _replace(made, target)
+                sync(target.parent)
     except OSError as error:
         if _stands(target, number):
             raise OutputError(

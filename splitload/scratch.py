@@ -3,8 +3,8 @@
 Whoever works in one holds a lock on it, which the system drops when the process ends, however it ends; no number of a
 process is trusted, as those come again. Where the system has no locks on folders (Windows, some network file systems)
 what is left stays. Locks of another host may not be seen on a file system that both share, so a folder's name says
-where it was made, and one that was made elsewhere is left alone until nothing in it was changed for a day. What has not
-the whole form of such a name is never touched.
+where it was made, and one that was made elsewhere is left alone until nothing in it was changed for a day. A name
+that has not the whole form is never touched.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class InferenceSession(_Stock):  # type: ignore[misc]
             try:
                 self.loader = ParallelLoader(
                     match.bundle, sess_options, providers, provider_options, tail=tail, **given
-                )  # fmt: skip
+                )
                 self.bundle = match.bundle
                 self.reason += _last_stage(self.loader, tail)
             except (UsageError, BundleError) as error:

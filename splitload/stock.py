@@ -21,7 +21,7 @@ def session_class() -> type[Any]:
 
 
 class RawPath(os.PathLike[bytes]):
-    """A path whose name is no text for Python, as the system's bytes.
+    """A path as the system's bytes, where those are no UTF-8 or Python means another encoding.
 
     Args:
         path: The path, with Python's stand-ins for what it cannot decode.
@@ -37,9 +37,8 @@ class RawPath(os.PathLike[bytes]):
 def runtime_path(path: str | Path) -> str | RawPath:
     """Return a path as onnxruntime's sessions take it.
 
-    They take text, of which they make UTF-8, or the system's bytes, and these as a path only, as bytes alone are a
-    model. The two differ where Python's encoding for files is another one (a locale with ISO-8859-1), and where a name
-    is not in it: `LC_ALL=C` without Python's UTF-8 mode.
+    They take text, which they encode as UTF-8, or a path of bytes; bytes alone are a model. Bytes are needed where
+    Python's encoding for files is another one (a locale with ISO-8859-1), and where a name is not in it.
     """
     text = str(path)
     return text if text.encode(errors="surrogatepass") == os.fsencode(text) else RawPath(text)
@@ -55,10 +54,11 @@ def stock_session(model: str | Path | bytes, options: Any) -> Any:
 
     Args:
         model: Path or bytes of the model.
-        options: An `onnxruntime.SessionOptions`.
+        options: An `onnxruntime.SessionOptions`; None for what it is by itself.
     """
     source = model if isinstance(model, bytes) else runtime_path(model)
-    return session_class()(source, options, providers=["CPUExecutionProvider"])
+    # without the fallback, which is to try the same once more, and to print about it
+    return session_class()(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def session_beside(folder: Path, model: bytes, options: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from splitload.forks import making_session
 from splitload.pool import started
-from splitload.stock import session_class
+from splitload.stock import stock_session
 
 # <ir_version: 7, opset_import: ["" : 13]> g (float[1] x) => (float[1] y) { y = Identity(x) }
 _MODEL = (
@@ -30,28 +30,32 @@ def warm_up() -> None:
     started(threading.Thread(target=_first_session, name="splitload-warm-up"))
 
 
-def tiny_session(options: Any) -> Any:
+def tiny_session(options: Any, own_threads: bool) -> Any:
     """Return a session on the smallest model, which gives its input `x`, one float32, back.
 
     Args:
-        options: Its `onnxruntime.SessionOptions`; it gets no inference threads of its own.
+        options: Its `onnxruntime.SessionOptions`, see `without_threads`.
+        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
     """
     import onnxruntime as ort
 
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    few_threads(options)
+    without_threads(options, own_threads)
     options.log_severity_level = 4
     with making_session():
-        return session_class()(_MODEL, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return stock_session(_MODEL, options)
 
 
-def few_threads(options: Any) -> None:
-    """Have a session be without inference threads; where the process has a pool for all, nothing may be said of them.
+def without_threads(options: Any, own_threads: bool) -> None:
+    """Give a session no inference threads of its own.
 
     Args:
         options: Its `onnxruntime.SessionOptions`, which are changed.
+        own_threads: Whether sessions have threads of their own: then the number is that of the calling thread alone.
+            Where the process has a pool that all must use, the number has to be 0.
     """
-    options.intra_op_num_threads = int(options.use_per_session_threads)
+    options.use_per_session_threads = own_threads
+    options.intra_op_num_threads = int(own_threads)
 
 
 def _first_session() -> None:
@@ -59,7 +63,5 @@ def _first_session() -> None:
         with contextlib.suppress(Exception):  # whoever needs a session will meet it
             import onnxruntime as ort
 
-            options = ort.SessionOptions()
-            options.use_per_session_threads = own_threads
-            tiny_session(options)
+            tiny_session(ort.SessionOptions(), own_threads)
             return

@@ -22,7 +22,7 @@ from splitload.frontends import zoo
 from splitload.frontends.observe import plain_options
 from splitload.frontends.onnx import optimize
 from splitload.frontends.torch import current_folder_importable, declare_torchvision_ops, quiet
-from splitload.stock import path_option, runtime_path
+from splitload.stock import path_option, stock_session
 
 if TYPE_CHECKING:
     import torch
@@ -58,12 +58,10 @@ def _tuned(job: dict[str, Any], folder: Path) -> None:
 
 def _ort_format(job: dict[str, Any], folder: Path) -> None:
     """Save the optimised graph, as it is, in onnxruntime's own format, weights inside."""
-    import onnxruntime as ort
-
     options = plain_options()
     options.optimized_model_filepath = path_option(folder / "model.ort")
     options.add_session_config_entry("session.save_model_format", "ORT")
-    ort.InferenceSession(runtime_path(job["graph"]), options, providers=["CPUExecutionProvider"])
+    stock_session(job["graph"], options)
 
 
 def _state_dict(job: dict[str, Any], folder: Path) -> None:

@@ -35,7 +35,7 @@ from splitload.inputs import read_feeds
 from splitload.loader import ParallelLoader
 from splitload.partition import Partition
 from splitload.scratch import scratch_folder
-from splitload.stock import runtime_path, session_class
+from splitload.stock import stock_session
 
 DEVICES = ("host", "s20")
 SIZES = ("fixed", "open")
@@ -113,7 +113,7 @@ def _difference(bundle: Path, folder: Path) -> float:
             if agreement.untried:
                 raise _StockError(agreement.untried)
             outputs = model.run(None, feeds)
-        stock = session_class()(runtime_path(folder / MODEL), providers=["CPUExecutionProvider"])
+        stock = stock_session(folder / MODEL, None)
         worst = max(worst, *agreement.difference.values(), *map(relative_error, outputs, stock.run(None, feeds)))
     return worst
 

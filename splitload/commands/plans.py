@@ -146,10 +146,10 @@ def _blocks(plan: Plan, cut_as: Variant | None) -> int:
 
 def _portable_plan(plan: Plan, cut_as: Variant | None, console: Console) -> Plan:
     """Return a portable plan with the cuts and threads of a portable variant, where there is one with such cuts."""
-    if cut_as is None or len(cut_as.stages) == plan.partition.num_stages:
+    if cut_as is None:
         return plan
     partition = same_cuts(plan.graph, cut_as)
-    if partition is None or partition.bounds[-2] != (plan.trainable_from or partition.bounds[-2]):
+    if partition is None or plan.trainable_from not in (None, partition.bounds[-2]):
         stages = count_of(len(cut_as.stages), "stage")
         now = count_of(plan.partition.num_stages, "stage")
         console.note(f"the portable graph, which was cut into {stages}, cannot be cut there again and has {now} now")

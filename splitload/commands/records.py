@@ -42,7 +42,12 @@ def write_record(
     output: Path, kind: str, module: str, words: Sequence[str], rows: Sequence[Any], *, schema_version: int = 1
 ) -> None:
     """Write the record of a command `python -m module words`, without the path it is written to; a row is a line."""
-    kept = [word for word in words if word not in ("-o", "--output", str(output))]
+    kept, outputs = [], iter(words)
+    for word in outputs:
+        if word in ("-o", "--output"):
+            next(outputs, None)
+        elif not word.startswith("--output="):
+            kept.append(word)
     made_by = provenance(["python", "-m", module, *kept])
     head = json.dumps({"kind": kind, "schema_version": schema_version, "provenance": made_by}, indent=1)
     lines = ",\n".join(json.dumps(row) for row in rows)

@@ -90,21 +90,23 @@ def growing_record(
         OutputError: If it cannot be written.
     """
     rows: list[Any] = []
-    words = [word for word in words if word != str(output)]
+    written = 0
     partial = None if output is None else output.with_name(f"{output.name}.partial")
 
     def add(made: Sequence[Any]) -> None:
+        nonlocal written
         rows.extend(made)
         if partial is not None:
             write_record(partial, kind, module, words, rows)
+            written = len(rows)
 
     try:
         yield add
     except (KeyboardInterrupt, SplitloadError) as error:
-        if not rows or output is None:
+        if not written or output is None:
             raise
         state = "as it was" if output.exists() else "not there"
-        text = f"'{output}' is {state}, and the rows that were done ({len(rows)}) are in '{partial}'"
+        text = f"'{output}' is {state}, and the rows that were done ({written}) are in '{partial}'"
         raise type(error)(f"{str(error) or 'interrupted'}; {text}") from error
     if output is not None and partial is not None:
         write_record(output, kind, module, words, rows)

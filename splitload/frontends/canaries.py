@@ -288,8 +288,8 @@ def _smaller(shapes: Iterable[Shape], weights: Iterable[Shape]) -> Iterator[Mapp
     """Yield ways to make the sizes of a node smaller; equal ones stay equal, and open ones become small.
 
     Which relations between sizes an operator wants is not known: first the sizes of weights are divided by a common
-    number and the others cut down, the large ones and then those that are not small; then all large ones are divided,
-    then all are cut down, then they stay as they are.
+    number and the others cut down, the large ones, then those that are not small, then with as few channels as can be;
+    then all large ones are divided, then all are cut down, then they stay as they are.
     """
     unknown: dict[Any, int] = {size: _OPEN for shape in shapes for size in shape if not isinstance(size, int)}
     large = {size for shape in shapes for size in shape if isinstance(size, int) and size > _SMALL}
@@ -298,18 +298,19 @@ def _smaller(shapes: Iterable[Shape], weights: Iterable[Shape]) -> Iterator[Mapp
     channels = large & weighed
     yield unknown | dict.fromkeys(large, _ROWS) | _divided(channels)
     yield unknown | dict.fromkeys(rows, _ROWS) | _divided(channels)
+    yield unknown | dict.fromkeys(rows, _ROWS) | _divided(channels, 1)
     yield unknown | _divided(large)
     yield unknown | dict.fromkeys(large, _SMALL)
     yield unknown
 
 
-def _divided(sizes: Iterable[Any]) -> dict[Any, int]:
-    """Return the sizes divided by the largest common number that leaves the least of them `_CHANNELS`."""
+def _divided(sizes: Iterable[Any], least: int = _CHANNELS) -> dict[Any, int]:
+    """Return the sizes divided by the largest common number that leaves none of them below `least`."""
     listed = sorted(sizes)
     if not listed:
         return {}
     common = math.gcd(*listed)
-    by = max(each for each in range(1, common + 1) if common % each == 0 and listed[0] // each >= _CHANNELS)
+    by = max(each for each in range(1, common + 1) if common % each == 0 and listed[0] // each >= least)
     return {size: size // by for size in listed}
 
 

@@ -84,7 +84,7 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
         cost = sum(tensor_bytes(tensor) for name, tensor in chain.leaves.items() if there[name] is None)
         if tensor_bytes(found.tensor) - cost < MIN_GAIN_BYTES:
             continue
-        turned = {}
+        turned = {}  # in the order of this weight, of no use to others, which look leaves up in `kept`
         if found.order is not None and (whole := chain.elementwise) and there[whole] is None:
             turned[whole] = rewriter.add(whole, *chain.turned_leaf(whole, found))
             found = dataclasses.replace(found, order=None)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from splitload.errors import SplitloadError
-from splitload.frontends.folding import unfold
 from splitload.frontends.layout import channel_block, is_as_fast
 from splitload.frontends.observe import plain_options
 from splitload.frontends.proto import attributes, fresh_name, node_inputs, split_constants
@@ -43,7 +42,7 @@ def faster_in_floats(
         folder: With the optimised `model.onnx`; copies are made in folders of it.
         feeds: Inputs to measure with; made up where they are missing, and then a model that does not run stays.
         read_whole: Reads a file with its external data.
-        optimize: Optimises a file into a folder.
+        optimize: Optimises a file into a folder, as `plain` was.
 
     Returns:
         The file that the graph in place is made of.
@@ -65,8 +64,12 @@ def faster_in_floats(
     optimized.mkdir()
     save_with_data(model, changed)
     del model
-    optimize(changed, optimized)
-    unfold(optimized / "model.onnx", changed, native=True)
+    try:
+        optimize(changed, optimized)
+    except OSError:
+        raise
+    except Exception:  # onnxruntime has no common root for its errors, and the graph in integers is there
+        return plain
     try:
         ready = example_inputs(stock_session(str(plain), plain_options()).get_inputs(), feeds)
     except SplitloadError:
@@ -102,7 +105,8 @@ def floats_for_integers(model: Any, block: int) -> int:
     for value in graph.input:
         fixed.pop(value.name, None)
     constants = {*fixed, *split_constants(graph)[1]}
-    readers: dict[str, list[Any]] = {value.name: [value] for value in graph.output}
+    given = {value.name for value in graph.output}
+    readers: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node_inputs(node):
             readers.setdefault(name, []).append(node)
@@ -111,8 +115,11 @@ def floats_for_integers(model: Any, block: int) -> int:
     for node in graph.node:
         if _is_exact(node, fixed, block):
             read_by = readers.get(node.output[0], [])
-            scaled = [each for cast in read_by if _is_cast_to_float(cast) for each in readers.get(cast.output[0], [])]
-            if all(map(_is_cast_to_float, read_by)) and scaled and all(_is_scaling(each, constants) for each in scaled):
+            results = {node.output[0], *(cast.output[0] for cast in read_by)}
+            if given & results or not all(map(_is_cast_to_float, read_by)):
+                continue
+            scaled = [each for cast in read_by for each in readers.get(cast.output[0], [])]
+            if scaled and all(_is_scaling(each, constants) for each in scaled):
                 replaced.add(node.output[0])
                 casts |= {each.output[0] for each in read_by}
     if not replaced:
@@ -154,11 +161,11 @@ def _in_floats(node: Any, one: str, stem: str, fixed: Mapping[str, Any]) -> list
 
 
 def _is_cast_to_float(node: Any) -> bool:
-    return hasattr(node, "op_type") and node.op_type == "Cast" and attributes(node)["to"] == _FLOAT
+    return bool(node.op_type == "Cast" and attributes(node)["to"] == _FLOAT)
 
 
 def _is_scaling(node: Any, constants: set[str]) -> bool:
-    return hasattr(node, "op_type") and node.op_type == "Mul" and not constants & set(node.input)
+    return bool(node.op_type == "Mul" and not constants & set(node.input))
 
 
 def _is_exact(node: Any, fixed: Mapping[str, Any], block: int) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from splitload.frontends.tidy import join_concats
 from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.machine import cpu_architecture
 from splitload.manifest import Metadata
-from splitload.stock import path_option, stock_session
+from splitload.stock import path_option, session_beside, stock_session
 from splitload.variants import check_floor
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
@@ -292,7 +293,8 @@ def optimize_into(
         path: The file.
         source: The model it is, or is a part of.
         kind: How it is optimised.
-        feeds: Inputs of the run that decides what is stored in blocks; made up where they are missing.
+        feeds: Inputs of the runs that decide what is stored in blocks, and whether floats stand for integers; made up
+            where they are missing.
         finish: Called with the folder of the optimised model, before it is put in place.
 
     Raises:
@@ -308,10 +310,11 @@ def optimize_into(
     for level in wanted:
         try:
             with making(folder, "the optimised model") as made:
-                plain = _optimize(path, level, made)
-                _join_concats_of_file(made / "model.onnx")
+                with _refusals():
+                    plain = weights_outside_bodies(path, made, read_whole)
+                    _optimize_small(plain, made, level)
                 if level == levels.ORT_ENABLE_ALL:
-                    plain = faster_in_floats(plain, made, feeds, read_whole, partial(optimize, level=level))
+                    plain = faster_in_floats(plain, made, feeds, read_whole, partial(_optimize_small, level=level))
                     block_products_of(made / "model.onnx", feeds)
                     narrow(made / "model.onnx", plain)
                 for copy in filter(Path.is_dir, made.iterdir()):
@@ -332,19 +335,23 @@ class _NotOptimizedError(Exception):
         self.error = error
 
 
-def _optimize(path: Path, level: Any, folder: Path) -> Path:
-    """Optimise a model, but for what that costs in size; return the file it was made of."""
-    import onnxruntime as ort
-
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        plain = weights_outside_bodies(path, folder, read_whole)
-        optimize(plain, folder, level)
-        unfold(folder / "model.onnx", plain, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
-        return plain
+        yield
     except OSError:
         raise
     except Exception as error:  # onnxruntime has no common root for its errors
         raise _NotOptimizedError(error) from error
+
+
+def _optimize_small(path: Path, folder: Path, level: Any) -> None:
+    """Have onnxruntime optimise `path` into `folder`, but for what that costs in size, and join what it can."""
+    import onnxruntime as ort
+
+    optimize(path, folder, level)
+    unfold(folder / "model.onnx", path, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    _join_concats_of_file(folder / "model.onnx")
 
 
 def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
@@ -376,9 +383,7 @@ def optimize(path: Path, folder: Path, level: Any) -> None:
             raise
         model = read_model(path)
         rename_weights(model.graph)
-        entry = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(entry, path_option(path.parent))
-        session = stock_session(model.SerializeToString(), options)
+        session = session_beside(path.parent, model.SerializeToString(), options)
     _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
     stock_session(str(folder / "model.onnx"), plain_options())

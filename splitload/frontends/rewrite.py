@@ -32,10 +32,11 @@ def save_with_data(model: Any, path: Path) -> None:
     import onnx
 
     if not isinstance(runtime_path(path), str):
-        raise OutputError(
-            f"onnx writes no weights to '{path.parent}', whose name is no text in {sys.getfilesystemencoding()}, the "
-            "encoding of this process; set PYTHONUTF8=1, or LC_ALL to a locale with UTF-8 such as C.UTF-8"
-        )
+        encoding = sys.getfilesystemencoding()
+        cure = "rename it"
+        if encoding != "utf-8":
+            cure = f"this process has names in {encoding}: set PYTHONUTF8=1, or LC_ALL to a locale with UTF-8"
+        raise OutputError(f"onnx writes no weights to '{path.parent}', whose name is not taken as UTF-8; {cure}")
     data = f"{path.stem}.bin"
     onnx.save_model(model, str(path), save_as_external_data=True, location=data, size_threshold=EXTERNAL_FROM_BYTES)
 

@@ -146,6 +146,8 @@ def floats(*values: float) -> Any:
 
 def test_compare() -> None:
     assert compare("tuned", [floats(1, 2)], [floats(1, 2.0005)]) == pytest.approx(5e-4, rel=1e-3)
+    halves = [floats(1, 2).astype(np.float16), floats(1, 2.005).astype(np.float16)]
+    assert compare("tuned", halves[:1], halves[1:]) == pytest.approx(5e-3, rel=0.2)
     assert compare("tuned", [floats(1, np.nan, np.inf)], [floats(1, np.nan, np.inf)]) == 0
     assert compare("ncnn", [floats(1, 2)[None]], [floats(1.05, 2)]) == pytest.approx(0.05)
     assert compare("tuned", [np.array(["a"]), None], [np.array(["a"]), None]) == 0

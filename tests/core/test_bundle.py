@@ -33,6 +33,7 @@ from splitload.deploy.write import check_target, write_manifest, writing
 from splitload.errors import BundleError, OutputError
 from splitload.machine import cpu_architecture
 from splitload.sealed import KEY
+from splitload.tails import alone
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -305,6 +306,33 @@ def test_writing_that_fails_changes_nothing(
     assert names(tmp_path) == ([target.name] if old else [])
     if old:
         assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="folders are locked there")
+def test_no_tail_is_written_between_the_last_look_and_the_exchange(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    target = Path(shutil.copytree(chain_bundle, tmp_path / "new.splitload", copy_function=shutil.copyfile))
+    real, locked = splitload.replace._replace, []
+
+    def replace(made: Path, there: Path) -> None:
+        descriptor = os.open(there, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked.append(there)
+        finally:
+            os.close(descriptor)
+        real(made, there)
+
+    monkeypatch.setattr(splitload.replace, "_replace", replace)
+    with writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+    assert locked == [target]
+    with alone(target):  # and it is free again
+        pass
 
 
 @pytest.mark.parametrize("call", ["sync_tree", "_replace", "write"])

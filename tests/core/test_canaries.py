@@ -14,7 +14,7 @@ from onnx import helper
 
 from splitload import canary
 from splitload.frontends import blocked, canaries
-from splitload.frontends.canaries import needs_of
+from splitload.frontends.canaries import _smaller, needs_of
 from splitload.frontends.layout import channel_block
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graph import ModelGraph
@@ -149,6 +149,15 @@ def test_quantised_layers_of_middling_images_are_cut_down_too(tmp_path: Path) ->
     assert why is None
     assert set(needs.operators) == {"com.microsoft:QLinearConv", "com.microsoft:QLinearGlobalAveragePool"}
     assert set(instances(tmp_path, needs)) == {"QLinearConv", "QLinearGlobalAveragePool"}
+
+
+def test_a_wide_kernel_is_cut_down_far_enough() -> None:
+    weight = (64, 48, 5, 5)
+    sizes = [
+        {size: each.get(size, size) for size in (35, *weight)} for each in _smaller([(1, 35, 35, 48), weight], [weight])
+    ]
+    assert {35: 4, 64: 4, 48: 3, 5: 5} in sizes
+    assert all(each[64] * 3 == each[48] * 4 for each in sizes[:3]), "what one size is of the other stays"
 
 
 @BLOCKS

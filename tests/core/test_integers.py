@@ -127,6 +127,15 @@ def test_the_largest_sum_is_exact() -> None:
 
 
 @pytest.mark.skipif(channel_block() is None, reason="this processor has no blocked layout")
+def test_what_onnxruntime_does_not_take_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integers, "save_with_data", lambda _, path: path.write_bytes(b"no model"))
+    file = tmp_path / "model.onnx"
+    onnx.save(model(inputs=64, outputs=64), file)
+    graph = load_graph(Source.open(file, "m"), "native", tmp_path / "cache")
+    assert "ConvInteger" in {node.op_type for node in onnx.load(graph.path).graph.node}
+
+
+@pytest.mark.skipif(channel_block() is None, reason="this processor has no blocked layout")
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_native_graph_takes_what_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
     monkeypatch.setattr(integers, "is_as_fast", lambda *_: faster)

@@ -267,8 +267,8 @@ from splitload import ParallelLoader
 made, real = [], splitload.warmup.tiny_session
 
 
-def tiny_session(options):
-    made.append(real(options))
+def tiny_session(options, own_threads):
+    made.append(real(options, own_threads))
     return made[-1]
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,9 +21,10 @@ from splitload.commands import (
     records,
     rivals,
     steps,
+    study,
 )
 from splitload.commands.study import at_least, growing_record, one_line, record_file
-from splitload.errors import ModelError, UsageError
+from splitload.errors import ModelError, OutputError, UsageError
 
 STUDIES = {module.__name__.rpartition(".")[2]: module for module in (
     ablation, budget, calibrate, digits, evaluate, personalization, predictions, rivals, steps
@@ -97,7 +99,7 @@ def test_a_study_that_is_stopped_leaves_the_record_of_before(
             keep([{"a": 2}, {"a": 3}])
         return 0
 
-    code = main(["x", "-o", str(record)])
+    code = main(["x", "-o", f"{tmp_path}/./sizes.json"])
     told = capsys.readouterr().err
     if error is None:
         assert (code, told) == (0, "")
@@ -113,6 +115,25 @@ def test_a_study_that_is_stopped_leaves_the_record_of_before(
     assert json.loads(partial.read_text())["rows"] == [{"a": 1}]
     assert not before or record.read_text() == old
     assert ("sizes" in records.read_records(tmp_path)) == before, "tables are made of whole records only"
+
+
+def test_rows_that_could_not_be_written_are_not_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = records.write_record
+
+    def full(output: Path, *rest: Any) -> None:
+        if len(rest[-1]) > 1:
+            raise OutputError("no space left")
+        real(output, *rest)
+
+    monkeypatch.setattr(study, "write_record", full)
+    with (
+        pytest.raises(OutputError, match=r"no space left; .* the rows that were done \(1\) are in"),
+        growing_record(tmp_path / "sizes.json", "sizes", "module", []) as keep,
+    ):
+        keep([{"a": 1}])
+        keep([{"a": 2}])
 
 
 def test_a_study_that_is_stopped_before_its_first_row_writes_nothing(

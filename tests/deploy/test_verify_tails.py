@@ -21,6 +21,7 @@ from splitload.bundle import MANIFEST, read_manifest, sha256_of
 from splitload.cli import main
 from splitload.delivery import install
 from splitload.deploy.personalize import personalize
+from splitload.deploy.write import write_manifest
 from splitload.errors import BundleError, OutputError
 from splitload.sealed import KEY
 from splitload.tails import names, read_weights, revert, write_tail
@@ -161,11 +162,15 @@ def test_a_specialized_bundle_keeps_its_tails(
                 found.append(model.run(None, {model.get_inputs()[0].name: x})[0])
         return found
 
-    before, expected, last = verify(tuned).tails, answers(), read_manifest(tuned).variants[-1].stages[-1]
+    manifest = read_manifest(tuned)
+    *others, portable = manifest.variants
+    write_manifest(tuned, manifest._replace(variants=(*others, portable._replace(threads=8))))
+    before, expected, last = verify(tuned).tails, answers(), portable.stages[-1]
     for words in (["--add"], []):
         assert main(["specialize", str(tuned), *words]) == 0, capsys.readouterr().err
         manifest = read_manifest(tuned)
         assert [variant.kind for variant in manifest.variants] == ["native", "portable"]
+        assert manifest.variants[-1].threads == 8
         assert {variant.stages[-1].graph for variant in manifest.variants} == {last.graph}
         assert verify(tuned).tails == before
         np.testing.assert_allclose(answers(), expected, rtol=0, atol=1e-5)
