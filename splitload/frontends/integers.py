@@ -1,14 +1,22 @@
-"""Convolutions of integers as convolutions of floats that compute the same numbers, two to three times as fast.
+"""Models of integers in the way that this machine computes soonest; weights stay stored as integers.
 
-onnxruntime has a blocked layout and kernels of its own for float convolutions, and neither for `ConvInteger`, which
-dynamic quantisation writes. Whole numbers below 2^24 are exact in float32, in whatever order they are added: where the
-sums of a convolution provably stay below that, floats give the very same values. Weights stay stored as integers, and
-`folding.py` has them made when they are used.
+*Floats for integers*: onnxruntime has a blocked layout and kernels of its own for float convolutions, and neither for
+`ConvInteger`, which dynamic quantisation writes. Whole numbers below 2^24 are exact in float32, in whatever order they
+are added: where the sums of a convolution provably stay below that, floats give the very same values, two to three
+times as fast. `folding.py` has the weights made when they are used.
+
+*Unsigned for signed*: on x86 onnxruntime has kernels for unsigned bytes only, and has signed ones that static
+quantisation writes become unsigned where a single operator reads them. What others read stays in floats, between
+conversions. As unsigned bytes it is pooled, joined and activated as it is. Where products of bytes would come of it as
+well the model stays: sums of two may overflow there on processors without VNNI, where floats are right.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +28,28 @@ from splitload.frontends.observe import plain_options
 from splitload.frontends.proto import attributes, fresh_name, node_inputs, split_constants
 from splitload.frontends.rewrite import save_with_data
 from splitload.inputs import example_inputs
+from splitload.machine import cpu_architecture
 from splitload.stock import stock_session
 
+AS_FAST = 1.05  # the time of a graph of fewer nodes may be this share, within which measuring is uncertain
 FASTER = 0.9  # share of the time from which on it is worth what the weights take in memory once they are made
-_FLOAT = 1  # as onnx numbers types
+_OF_ONE_BYTE = {  # operators of which each byte is made of one byte, or is the largest of some
+    "NhwcMaxPool", "MaxPool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearConcat", "Transpose", "Reshape", "Squeeze",
+    "Unsqueeze", "Flatten", "Slice", "Split", "Gather",
+}  # fmt: skip
+_FLOAT, _UINT8, _INT8 = 1, 2, 3  # as onnx numbers types
 _EXACT = 1 << 24  # below it every whole number is a float32 value
 _SPAN = 255  # the farthest that a byte can be from its zero point
 
 
-def faster_in_floats(
+def faster_integers(
     plain: Path,
     folder: Path,
     feeds: Mapping[str, Any] | None,
     read_whole: Callable[[Path], Any],
     optimize: Callable[[Path, Path], None],
 ) -> Path:
-    """Put the graph with floats for integers in place of an optimised one, if there is one that is faster.
+    """Put the graph of a rewritten model in place of an optimised one, where there is one that is faster.
 
     Args:
         plain: The file that was optimised.
@@ -51,38 +65,118 @@ def faster_in_floats(
         SplitloadError: If `feeds` do not fit.
         OSError: If files cannot be written.
     """
-    import onnx
+    rewrites: dict[str, Callable[[Any], int]] = {}
+    if (block := channel_block()) is not None:
+        rewrites["ConvInteger"] = partial(floats_for_integers, block=block)
+    if cpu_architecture().startswith("x86"):
+        rewrites["QuantizeLinear"] = unsigned_for_signed
+    for operator, rewrite in rewrites.items():
+        if operator not in _operators(plain):
+            continue
+        model = read_whole(plain)
+        if not rewrite(model):
+            continue
+        changed, optimized = folder / operator / "model.onnx", folder / f"{operator}-optimized"
+        changed.parent.mkdir()
+        optimized.mkdir()
+        save_with_data(model, changed)
+        del model
+        if not _is_taken(optimize, changed, optimized):
+            continue
+        try:
+            ready = example_inputs(stock_session(str(plain), plain_options()).get_inputs(), feeds)
+        except SplitloadError:
+            if feeds:
+                raise
+            return plain
+        graphs = optimized / "model.onnx", folder / "model.onnx"
+        made, there = map(_operators, graphs)
+        if operator == "QuantizeLinear" and not set(made - there) <= _OF_ONE_BYTE:
+            continue
+        if is_as_fast(*graphs, ready, AS_FAST if made.total() < there.total() else FASTER):
+            for file in filter(Path.is_file, list(folder.iterdir())):
+                file.unlink()
+            for file in optimized.iterdir():
+                file.replace(folder / file.name)
+            plain = changed
+    return plain
 
-    shell = onnx.load_model(str(plain), format="protobuf", load_external_data=False)
-    if not any(node.op_type == "ConvInteger" for node in shell.graph.node) or (block := channel_block()) is None:
-        return plain
-    model = read_whole(plain)
-    if not floats_for_integers(model, block):
-        return plain
-    changed, optimized = folder / "floats" / "model.onnx", folder / "optimized"
-    changed.parent.mkdir()
-    optimized.mkdir()
-    save_with_data(model, changed)
-    del model
+
+def _is_taken(optimize: Callable[[Path, Path], None], path: Path, folder: Path) -> bool:
+    """Optimise a file into a folder; return whether onnxruntime takes it: if not, there is a graph without it."""
     try:
-        optimize(changed, optimized)
+        optimize(path, folder)
     except OSError:
         raise
-    except Exception:  # onnxruntime has no common root for its errors, and the graph in integers is there
-        return plain
-    try:
-        ready = example_inputs(stock_session(str(plain), plain_options()).get_inputs(), feeds)
-    except SplitloadError:
-        if feeds:
-            raise
-        return plain
-    if not is_as_fast(optimized / "model.onnx", folder / "model.onnx", ready, FASTER):
-        return plain
-    for file in filter(Path.is_file, list(folder.iterdir())):
-        file.unlink()
-    for file in optimized.iterdir():
-        file.replace(folder / file.name)
-    return changed
+    except Exception:  # onnxruntime has no common root for its errors
+        return False
+    return True
+
+
+def _operators(path: Path) -> Counter[str]:
+    """Return how many nodes of each operator a graph has."""
+    import onnx
+
+    model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    return Counter(str(node.op_type) for node in model.graph.node)
+
+
+def unsigned_for_signed(model: Any) -> int:
+    """Replace signed bytes that are only restored to floats by unsigned ones, which have the same distance from zero.
+
+    Args:
+        model: An onnx.ModelProto with its weights inside; it is changed.
+
+    Returns:
+        How many tensors were replaced.
+    """
+    graph = model.graph
+    signed = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT8}
+    for value in graph.input:
+        signed.pop(value.name, None)
+    given = {value.name for value in graph.output}
+    readers = _readers(graph)
+    replaced: dict[str, list[Any]] = {}  # by the name of the tensor: what makes it, and what reads it
+    for node in graph.node:
+        if _is_standard(node, "QuantizeLinear") and len(node.input) == 3 and node.output[0] not in given:
+            restored = readers.get(node.output[0], [])
+            both = all(_is_standard(each, "DequantizeLinear") and len(each.input) == 3 for each in restored)
+            if both and all(each.input[2] in signed for each in (node, *restored)):
+                replaced[node.output[0]] = [node, *restored]
+    points: dict[str, str] = {}
+    for node in itertools.chain.from_iterable(replaced.values()):
+        if node.input[2] not in points:
+            points[node.input[2]] = _unsigned(graph, signed[node.input[2]])
+        node.input[2] = points[node.input[2]]
+        for attribute in [each for each in node.attribute if each.name == "output_dtype"]:
+            node.attribute.remove(attribute)  # the type is that of the zero point
+    for value in graph.value_info:
+        if value.name in replaced:
+            value.type.tensor_type.elem_type = _UINT8
+    return len(replaced)
+
+
+def _unsigned(graph: Any, point: Any) -> str:
+    """Add the unsigned zero point that stands for a signed one, and return its name."""
+    from onnx import numpy_helper
+
+    name = fresh_name(graph, f"{point.name}/unsigned")
+    values = (numpy_helper.to_array(point).astype(np.int16) + 128).astype(np.uint8)
+    graph.initializer.append(numpy_helper.from_array(values, name))
+    return name
+
+
+def _is_standard(node: Any, operator: str) -> bool:
+    return bool(node.op_type == operator and node.domain in ("", "ai.onnx"))
+
+
+def _readers(graph: Any) -> dict[str, list[Any]]:
+    """Return the nodes that read each value."""
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node_inputs(node):
+            readers.setdefault(name, []).append(node)
+    return readers
 
 
 def floats_for_integers(model: Any, block: int) -> int:
@@ -106,10 +200,7 @@ def floats_for_integers(model: Any, block: int) -> int:
         fixed.pop(value.name, None)
     constants = {*fixed, *split_constants(graph)[1]}
     given = {value.name for value in graph.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node_inputs(node):
-            readers.setdefault(name, []).append(node)
+    readers = _readers(graph)
     replaced: set[str] = set()
     casts: set[str] = set()
     for node in graph.node:
@@ -176,7 +267,7 @@ def _is_exact(node: Any, fixed: Mapping[str, Any], block: int) -> bool:
     """
     from onnx import numpy_helper
 
-    if node.op_type != "ConvInteger" or node.domain not in ("", "ai.onnx"):
+    if not _is_standard(node, "ConvInteger"):
         return False
     _, name, _, offset = [*node.input, "", ""][:4]
     if name not in fixed or (offset and (offset not in fixed or list(fixed[offset].dims) not in ([], [1]))):

@@ -15,7 +15,7 @@ from splitload.entries import is_whole, making
 from splitload.errors import ModelError, OutputError
 from splitload.frontends.folding import narrow, unfold
 from splitload.frontends.hoisting import weights_outside_bodies
-from splitload.frontends.integers import faster_in_floats
+from splitload.frontends.integers import faster_integers
 from splitload.frontends.layout import block_products_of
 from splitload.frontends.names import NAME_CLASH, rename_weights
 from splitload.frontends.observe import flops, observe, one_line, plain_options
@@ -45,7 +45,7 @@ from splitload.variants import check_floor
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 TOLERATED, TOLERATED_BYTES = 0.08, 64 << 10  # what a bundle may hold twice; the larger one counts
 TOO_LARGE = "too-large"
-_CACHE_VERSION = 7
+_CACHE_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +293,7 @@ def optimize_into(
         path: The file.
         source: The model it is, or is a part of.
         kind: How it is optimised.
-        feeds: Inputs of the runs that decide what is stored in blocks, and whether floats stand for integers; made up
+        feeds: Inputs of the runs that decide what is stored in blocks, and in what way integers are computed; made up
             where they are missing.
         finish: Called with the folder of the optimised model, before it is put in place.
 
@@ -314,7 +314,7 @@ def optimize_into(
                     plain = weights_outside_bodies(path, made, read_whole)
                     _optimize_small(plain, made, level)
                 if level == levels.ORT_ENABLE_ALL:
-                    plain = faster_in_floats(plain, made, feeds, read_whole, partial(_optimize_small, level=level))
+                    plain = faster_integers(plain, made, feeds, read_whole, partial(_optimize_small, level=level))
                     block_products_of(made / "model.onnx", feeds)
                     narrow(made / "model.onnx", plain)
                 for copy in filter(Path.is_dir, made.iterdir()):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -12,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from splitload.frontends import integers
-from splitload.frontends.integers import floats_for_integers
+from splitload.frontends.integers import floats_for_integers, unsigned_for_signed
 from splitload.frontends.layout import channel_block
 from splitload.frontends.onnx import Source, load_graph
+from splitload.machine import cpu_architecture
 
 BLOCK, CHANNELS = 8, 16
 
@@ -153,3 +156,80 @@ def test_the_native_graph_takes_what_is_faster(tmp_path: Path, monkeypatch: pyte
     stored = graph.path.stat().st_size + graph.path.with_name("model.bin").stat().st_size
     assert stored < 1.3 * file.stat().st_size  # floats would take four times as much
     np.testing.assert_array_equal(answer(onnx.load(graph.path)), answer(onnx.load(file)))
+
+
+def quantised(body: str, opset: int = 17, point: Any = None, **arrays: Any) -> onnx.ModelProto:
+    """Convolution, pooling and a sum in signed bytes, of which two operators read the middle one."""
+    rng = np.random.default_rng(0)
+    fixed = {
+        "s": np.float32(0.05),
+        "z": np.array(-3, np.int8) if point is None else np.array(point),
+        "zero": np.array(0, np.int8),
+        "w": rng.integers(-127, 128, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8),
+        **arrays,
+    }
+    text = f"g (float[1,{CHANNELS},12,12] x) => (float[n,c,h,w0] y) {{ {body} }}"
+    return models.text(text, opset, **fixed)
+
+
+# a convolution that stays one of bytes, and a pooling of what two read
+POOLED = """
+    a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z) f = DequantizeLinear(w, s, zero)
+    c = Conv<pads=[1, 1, 1, 1]>(b, f) d = QuantizeLinear(c, s, z) e = DequantizeLinear(d, s, z)
+    g0 = LeakyRelu(e) h0 = QuantizeLinear(g0, s, z) i = DequantizeLinear(h0, s, z)
+    m = MaxPool<kernel_shape=[3, 3], pads=[1, 1, 1, 1]>(i) n0 = QuantizeLinear(m, s, z) o = DequantizeLinear(n0, s, z)
+    p = Concat<axis=1>(i, o) q = QuantizeLinear(p, s, z) y = DequantizeLinear(q, s, z)"""
+# the same but for the activation: two read what the convolution gives, which is one of floats therefore
+OF_FLOATS = POOLED.replace("LeakyRelu(e)", "Identity(c)")
+
+
+def test_unsigned_bytes_give_the_same_bits() -> None:
+    proto = quantised(POOLED)
+    wanted = answer(proto)
+    assert unsigned_for_signed(proto) == 5
+    onnx.checker.check_model(proto, full_check=True)
+    points = {node.input[2] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    assert [(values[name].dtype, int(values[name])) for name in points] == [(np.uint8, 125)]
+    assert values["w"].dtype == np.int8
+    np.testing.assert_array_equal(answer(proto), wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "point"),
+    [
+        ("a = QuantizeLinear(x, s, z) b = MaxPool<kernel_shape=[3, 3]>(a) y = DequantizeLinear(b, s, z)", np.int8(1)),
+        ("a = QuantizeLinear(x, s, z) y = DequantizeLinear(a, s, z)", np.uint8(1)),
+        ("a = QuantizeLinear(x, s) y = DequantizeLinear(a, s)", np.int8(1)),
+    ],
+)
+def test_bytes_that_others_read_or_that_are_unsigned_stay(body: str, point: Any) -> None:
+    proto = quantised(body, point=point)
+    assert unsigned_for_signed(proto) == 0
+
+
+def test_a_type_that_is_named_beside_the_zero_point_goes() -> None:
+    """Which onnxruntime itself forgets: the model as it is cannot be loaded at its default level."""
+    named, plain = (
+        quantised(f"a = QuantizeLinear{each}(x, s, z) y = DequantizeLinear(a, s, z)", opset=21)
+        for each in ("<output_dtype=3>", "")
+    )
+    assert unsigned_for_signed(named) == 1
+    np.testing.assert_array_equal(answer(named), answer(plain))
+
+
+@pytest.mark.skipif(not cpu_architecture().startswith("x86"), reason="elsewhere signed bytes have kernels")
+@pytest.mark.parametrize(
+    ("body", "faster", "expected"),
+    [(POOLED, True, (1, 1, 1)), (POOLED, False, (1, 0, 0)), (OF_FLOATS, True, (0, 0, 0))],
+    ids=["taken", "slower", "another product"],
+)
+def test_what_two_read_is_computed_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, faster: bool, expected: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(integers, "is_as_fast", lambda *_: faster)
+    file = tmp_path / "model.onnx"
+    onnx.save(quantised(body), file)
+    graph = load_graph(Source.open(file, "m"), "native", tmp_path / "cache")
+    found = Counter(node.op_type for node in onnx.load(graph.path).graph.node)
+    assert tuple(found[each] for each in ("QLinearConv", "QLinearLeakyRelu", "QLinearConcat")) == expected, found
