@@ -160,7 +160,7 @@ class Specializer:
                 raise OutputError("neither the bundle can be written nor is there a cache folder")
             everywhere = native._replace(cpu=None, runtime=None)  # the place says for what it is
             place.parent.mkdir(parents=True, exist_ok=True)
-            _write(place, self._manifest._replace(variants=(everywhere,), training=None), made)
+            _write(place, self._manifest._replace(variants=(everywhere,), training=None), made, _check_target)
             return place
 
     def _check(self, made: Path, native: Variant, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -231,14 +231,20 @@ def _put_into_bundle(folder: Path, portable: Variant, native: Variant, made: Pat
     )
     for file in manifest.files():
         _link(folder / file.name, made / file.name)
-    _write(folder, manifest._replace(variants=variants), made)
+
+    def check(target: Path) -> None:
+        _check_target(target)
+        if read_manifest(target) != manifest:
+            raise OutputError(f"'{target}' holds another bundle by now")
+
+    _write(folder, manifest._replace(variants=variants), made, check)
 
 
-def _write(target: Path, manifest: Manifest, made: Path) -> None:
+def _write(target: Path, manifest: Manifest, made: Path, check: Callable[[Path], None]) -> None:
     """Put the bundle `target` into place, with the files that its manifest names taken from a folder."""
     text = json.dumps(manifest.to_json(), indent=1)
     validate(json.loads(text))
-    with replacing(target, _check_target, alone) as folder:
+    with replacing(target, check, alone) as folder:
         for file in manifest.files():
             _link(made / file.name, folder / file.name)
         (folder / MANIFEST).write_text(seal(text), encoding="utf-8")

@@ -8,6 +8,7 @@ are the versions that going back leads to. Who reads sees the old tail or the ne
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 FOLDER = "tails"  # in the bundle
 CURRENT = "current"  # in a tail's folder
+_WITHOUT_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EINVAL,
+}  # of folders, as some network file systems are
 UNFINISHED = (".new-", f".{CURRENT}.")  # how names of what a writer leaves begin, if it is killed
 _NOTES = "tail.json"
 _FORMAT = "splitload-tail"
@@ -354,25 +361,31 @@ def counted_versions(place: Path) -> list[int]:
 def alone(bundle: Path) -> Iterator[None]:
     """Have no other process change the tails of a bundle or put another in its place meanwhile.
 
-    That holds where the system has locks on folders (not on Windows).
+    That holds where the system has locks on folders (not on Windows, nor on some network file systems).
 
     Args:
-        bundle: Its folder, which is there.
+        bundle: Its folder; where it is gone there is nothing to hold.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    while True:
-        descriptor = os.open(bundle, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(descriptor), bundle.stat()):  # else another one was installed meanwhile
-                yield
-                return
-        finally:
-            os.close(descriptor)  # and the lock with it
+    held = False
+    while not held:
+        with contextlib.ExitStack() as block:
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = os.open(bundle, os.O_RDONLY)
+                block.callback(os.close, descriptor)  # and the lock with it
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                except OSError as error:
+                    if error.errno not in _WITHOUT_LOCKS:
+                        raise
+                if not os.path.samestat(os.fstat(descriptor), bundle.stat()):
+                    continue  # another one was installed meanwhile
+            held = True
+            yield
 
 
 def _write_history(place: Path, counted: list[int]) -> None:

@@ -46,7 +46,7 @@ def write_record(
     for word in outputs:
         if word in ("-o", "--output"):
             next(outputs, None)
-        elif not word.startswith("--output="):
+        elif not word.startswith(("--output=", "-o")):
             kept.append(word)
     made_by = provenance(["python", "-m", module, *kept])
     head = json.dumps({"kind": kind, "schema_version": schema_version, "provenance": made_by}, indent=1)

@@ -43,7 +43,7 @@ def record_file(word: str) -> Path:
 
 def study_parser(name: str, text: str | None) -> argparse.ArgumentParser:
     """Return the parser of `python -m splitload.commands.NAME`, which writes a record where `-o` says so."""
-    parser = argparse.ArgumentParser(prog=f"python -m splitload.commands.{name}", description=text)
+    parser = argparse.ArgumentParser(prog=f"python -m splitload.commands.{name}", description=text, allow_abbrev=False)
     parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     return parser
 

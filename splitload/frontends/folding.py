@@ -74,6 +74,7 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
     versions = {entry.domain: entry.version for entry in source.opset_import}
     index = WeightIndex(rewriter.model.graph, path.parent)
     kept: dict[str, str] = {}
+    uses = Counter(name for chain in chains for name in chain.leaves)
     replaced = 0
     for chain in chains:
         value = chain.value(source)
@@ -84,8 +85,8 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
         cost = sum(tensor_bytes(tensor) for name, tensor in chain.leaves.items() if there[name] is None)
         if tensor_bytes(found.tensor) - cost < MIN_GAIN_BYTES:
             continue
-        turned = {}  # in the order of this weight, of no use to others, which look leaves up in `kept`
-        if found.order is not None and (whole := chain.elementwise) and there[whole] is None:
+        turned = {}  # a leaf in the order of this weight, which is of no use to others
+        if found.order is not None and (whole := chain.elementwise) and uses[whole] == 1 and there[whole] is None:
             turned[whole] = rewriter.add(whole, *chain.turned_leaf(whole, found))
             found = dataclasses.replace(found, order=None)
         kept |= {name: known or chain.copy_leaf(name, rewriter) for name, known in there.items() if name not in turned}

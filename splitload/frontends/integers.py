@@ -63,7 +63,7 @@ def faster_integers(
 
     Raises:
         SplitloadError: If `feeds` do not fit.
-        OSError: If files cannot be written.
+        OSError: If files cannot be put in place.
     """
     rewrites: dict[str, Callable[[Any], int]] = {}
     if (block := channel_block()) is not None:
@@ -79,10 +79,9 @@ def faster_integers(
         changed, optimized = folder / operator / "model.onnx", folder / f"{operator}-optimized"
         changed.parent.mkdir()
         optimized.mkdir()
-        save_with_data(model, changed)
-        del model
-        if not _is_taken(optimize, changed, optimized):
+        if not _is_taken(optimize, model, changed, optimized):
             continue
+        del model
         try:
             ready = example_inputs(stock_session(str(plain), plain_options()).get_inputs(), feeds)
         except SplitloadError:
@@ -102,12 +101,14 @@ def faster_integers(
     return plain
 
 
-def _is_taken(optimize: Callable[[Path, Path], None], path: Path, folder: Path) -> bool:
-    """Optimise a file into a folder; return whether onnxruntime takes it: if not, there is a graph without it."""
+def _is_taken(optimize: Callable[[Path, Path], None], model: Any, path: Path, folder: Path) -> bool:
+    """Optimise a model into a folder; return whether it can be written and onnxruntime takes it.
+
+    If not, the graph in place does without it: what fails here is no reason to give up that one.
+    """
     try:
+        save_with_data(model, path)
         optimize(path, folder)
-    except OSError:
-        raise
     except Exception:  # onnxruntime has no common root for its errors
         return False
     return True
@@ -135,10 +136,13 @@ def unsigned_for_signed(model: Any) -> int:
     for value in graph.input:
         signed.pop(value.name, None)
     given = {value.name for value in graph.output}
+    constants = {tensor.name for tensor in graph.initializer}.union(split_constants(graph)[1])
     readers = _readers(graph)
     replaced: dict[str, list[Any]] = {}  # by the name of the tensor: what makes it, and what reads it
     for node in graph.node:
-        if _is_standard(node, "QuantizeLinear") and len(node.input) == 3 and node.output[0] not in given:
+        if not _is_standard(node, "QuantizeLinear") or len(node.input) < 3:
+            continue
+        if node.input[0] not in constants and node.output[0] not in given:  # weights stay as others have them
             restored = readers.get(node.output[0], [])
             both = all(_is_standard(each, "DequantizeLinear") and len(each.input) == 3 for each in restored)
             if both and all(each.input[2] in signed for each in (node, *restored)):

@@ -78,7 +78,7 @@ class WeightIndex:
             if is_external(tensor):
                 stored = self.read(tensor)
                 self._by_digest.setdefault(_key(stored), Found(tensor, stored.shape, None))
-                if stored.dtype.kind not in "fiu":
+                if stored.dtype.kind not in "biuf":
                     continue
                 if stored.ndim == 4:
                     self._filters.setdefault(stored.shape, []).append(tensor)

@@ -157,6 +157,20 @@ def convolved_int8() -> onnx.ModelProto:
     return model
 
 
+def convolved_twice() -> onnx.ModelProto:
+    """Two filters made of the same whole numbers, by a scale each."""
+    model = convolved(64)
+    filters = [tensor.name for tensor in model.graph.initializer]
+    del model.graph.initializer[:]
+    for number, name in enumerate(filters):
+        model.graph.node.insert(0, helper.make_node("Mul", ["floats", f"scale{number}"], [name]))
+        scale = np.float32(0.01 * (number + 1))
+        model.graph.initializer.append(numpy_helper.from_array(scale, f"scale{number}"))
+    model.graph.node.insert(0, helper.make_node("Cast", ["whole"], ["floats"], to=_FLOAT))
+    model.graph.initializer.append(_integers("whole", 64, 64, 3, 3))
+    return model
+
+
 def convolved_scaled() -> onnx.ModelProto:
     """Filters of whole numbers, each with a scale of its own."""
     model = convolved(64)
@@ -242,6 +256,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "filters of float16": lambda: convolved(64, "f2"),
     "filters of int8": convolved_int8,
     "filters of int8, scaled": convolved_scaled,
+    "filters of the same int8": convolved_twice,
     "100 channels": lambda: convolved(100),
     "36 channels": lambda: convolved(36),
     "branches": branches,

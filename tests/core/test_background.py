@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,25 +161,37 @@ def test_without_an_answer_there_is_nothing_to_wait_for(own_bundle: Path) -> Non
         ParallelLoader(own_bundle, specialize="now")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("what", ["another portable graph", "a tail"])
+@pytest.mark.parametrize("what", ["another portable graph", "a tail", "another bundle, at the last moment"])
 def test_what_was_put_into_the_bundle_meanwhile_stays(
     own_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     real = splitload.background.Specializer._check
 
+    def change() -> None:
+        manifest = read_manifest(own_bundle)
+        (portable,) = manifest.variants
+        write_manifest(own_bundle, manifest._replace(variants=(portable._replace(threads=portable.threads + 1),)))
+
     def check(*values: Any) -> None:
         real(*values)
         if what == "a tail":
             (own_bundle / "tails" / "ann").mkdir(parents=True)
-        else:
-            manifest = read_manifest(own_bundle)
-            (portable,) = manifest.variants
-            write_manifest(own_bundle, manifest._replace(variants=(portable._replace(threads=portable.threads + 1),)))
+        elif what == "another portable graph":
+            change()
+
+    @contextlib.contextmanager
+    def alone(folder: Path) -> Iterator[None]:  # who has waited for the lock finds what its holder has installed
+        if folder == own_bundle and what == "another bundle, at the last moment":
+            change()
+        yield
 
     monkeypatch.setattr(splitload.background.Specializer, "_check", check)
+    monkeypatch.setattr(splitload.background, "alone", alone)
+    threads = read_manifest(own_bundle).variants[-1].threads
     start(own_bundle)
     (portable,) = read_manifest(own_bundle, "hashes").variants
     assert portable.kind == "portable"
+    assert portable.threads == threads + (what != "a tail")
     assert (own_bundle / "tails" / "ann").is_dir() == (what == "a tail")
     assert len(list((cache / "natives").iterdir())) == 1
 

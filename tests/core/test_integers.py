@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,14 @@ def test_the_largest_sum_is_exact() -> None:
 
 
 @pytest.mark.skipif(channel_block() is None, reason="this processor has no blocked layout")
-def test_what_onnxruntime_does_not_take_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integers, "save_with_data", lambda _, path: path.write_bytes(b"no model"))
+@pytest.mark.parametrize("full", [True, False])
+def test_what_is_not_written_or_taken_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    def save(_: Any, path: Path) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(b"no model")
+
+    monkeypatch.setattr(integers, "save_with_data", save)
     file = tmp_path / "model.onnx"
     onnx.save(model(inputs=64, outputs=64), file)
     graph = load_graph(Source.open(file, "m"), "native", tmp_path / "cache")
@@ -165,6 +172,7 @@ def quantised(body: str, opset: int = 17, point: Any = None, **arrays: Any) -> o
         "s": np.float32(0.05),
         "z": np.array(-3, np.int8) if point is None else np.array(point),
         "zero": np.array(0, np.int8),
+        "v": np.ones((1, CHANNELS, 12, 12), np.float32),
         "w": rng.integers(-127, 128, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8),
         **arrays,
     }
@@ -201,6 +209,7 @@ def test_unsigned_bytes_give_the_same_bits() -> None:
         ("a = QuantizeLinear(x, s, z) b = MaxPool<kernel_shape=[3, 3]>(a) y = DequantizeLinear(b, s, z)", np.int8(1)),
         ("a = QuantizeLinear(x, s, z) y = DequantizeLinear(a, s, z)", np.uint8(1)),
         ("a = QuantizeLinear(x, s) y = DequantizeLinear(a, s)", np.int8(1)),
+        ("a = QuantizeLinear(v, s, z) b = DequantizeLinear(a, s, z) y = Add(x, b)", np.int8(1)),
     ],
 )
 def test_bytes_that_others_read_or_that_are_unsigned_stay(body: str, point: Any) -> None:

@@ -81,8 +81,13 @@ def test_argument_types(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt(), ModelError("no such thing"), UsageError("not so")])
 @pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("as_given", [["-o", "./sizes.json"], ["-osizes.json"], ["--output=sizes.json"]])
 def test_a_study_that_is_stopped_leaves_the_record_of_before(
-    before: bool, error: BaseException | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    before: bool,
+    error: BaseException | None,
+    as_given: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     record, partial = tmp_path / "sizes.json", tmp_path / "sizes.json.partial"
     old = json.dumps({"kind": "sizes", "rows": [1] * 30})
@@ -99,7 +104,7 @@ def test_a_study_that_is_stopped_leaves_the_record_of_before(
             keep([{"a": 2}, {"a": 3}])
         return 0
 
-    code = main(["x", "-o", f"{tmp_path}/./sizes.json"])
+    code = main(["x", *as_given])
     told = capsys.readouterr().err
     if error is None:
         assert (code, told) == (0, "")
