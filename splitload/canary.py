@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_passed: list[tuple[Path, str]] = []  # and is not remembered yet
+
+
 def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = True) -> str | None:
     """Return why a runtime is not fit for the variant of a canary, or None if it is.
 
@@ -41,16 +44,25 @@ def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = T
         own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
 
     Raises:
-        BundleError: If the canary is to be run and a file of it is damaged, which tells nothing of the runtime.
+        BundleError: If a file of the canary is missing or, where it dies, damaged: that tells nothing of the runtime.
     """
     place, line = _memory(canary, runtime)
     if place is not None and _is_remembered(place, line):
         return None
-    check_files(folder, canary, "hashes")
+    check_files(folder, canary)  # whatever was asked of the bundle: a FIFO would have us wait
     found = _try(folder, canary, own_threads)
-    if found is None and place is not None:  # beside the first load, as writing takes a third as long as the canary
-        started(threading.Thread(target=_remember, args=(place, line), name="splitload-canary"))
+    if found is not None:
+        check_files(folder, canary, "hashes")  # only now: to import what hashes takes twice as long as the canary
+    elif place is not None:
+        _passed.append((place, line))
     return found
+
+
+def remember() -> None:
+    """Keep which canaries have passed, on a thread: called after an answer, as to write takes a third of a canary."""
+    while _passed:
+        with contextlib.suppress(IndexError):  # another thread came first
+            started(threading.Thread(target=_remember, args=_passed.pop(), name="splitload-canary"))
 
 
 def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[Any, Any]]:

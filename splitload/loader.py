@@ -20,6 +20,7 @@ from splitload.arena import empty_arena
 from splitload.arguments import checked, given_back
 from splitload.boundaries import Boundaries
 from splitload.bundle import Verify, read_manifest
+from splitload.canary import remember
 from splitload.drop_in import DropIn
 from splitload.errors import PortableWarning, StageError, UsageError
 from splitload.machine import available_threads, return_memory
@@ -291,8 +292,7 @@ class ParallelLoader(DropIn):
             for name in last_reads:
                 boundaries.take_back(values.pop(name, None))
             values.update(zip(needed, results, strict=True))
-        self._answered = True
-        self._start_upgrade()
+        self._note_answer()
         answers = [values[name] for name in wanted]
         if not keep:  # else a session too gives back the OrtValue that it was given
             inputs = {spec.name: spec for spec in self.manifest.inputs}
@@ -315,11 +315,16 @@ class ParallelLoader(DropIn):
         if not self._answered:
             end = time.perf_counter()
             self._first_runs.setdefault(0, (0, "infer", 0, start - self._start, end - self._start))
-            self._answered = True
-            self._start_upgrade()
+            self._note_answer()
         if self._specializer is not None:
             self._specializer.answered(feeds, list(output_names or self._outputs), results)
         return results
+
+    def _note_answer(self) -> None:
+        """Begin what had to wait for the first answer."""
+        self._answered = True
+        remember()
+        self._start_upgrade()
 
     def wait(self, until: str | float = "loaded", timeout: float | None = None) -> bool:
         """Wait until all stages are loaded ("loaded"), made anew for speed ("upgraded") or natively ("specialized").
@@ -374,6 +379,7 @@ class ParallelLoader(DropIn):
 
     def close(self) -> None:
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
+        remember()
         self._let_go()
         if len(self._sessions) > 1:
             empty_arena(self._ort, own_threads=self._caller.own_threads)

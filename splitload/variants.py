@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from splitload.canary import failure
+from splitload.canary import failure, remember
 from splitload.errors import BundleError, MissingPackageError
 from splitload.machine import cpu_architecture
 from splitload.manifest import Manifest, Variant
@@ -83,7 +83,9 @@ def fitting(folder: Path, manifest: Manifest, runtime: str) -> list[Variant]:
     Raises:
         BundleError: If a canary is damaged.
     """
-    return [variant for variant in manifest.variants if _obstacle(folder, variant, runtime, own_threads=True) is None]
+    fit = [variant for variant in manifest.variants if _obstacle(folder, variant, runtime, own_threads=True) is None]
+    remember()
+    return fit
 
 
 def likely(manifest: Manifest) -> Variant:
