@@ -29,9 +29,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::splitload.PortableWarning")  # 
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all, as measuring this machine takes ten seconds."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def specialize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+def specialize(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(cache))
 
     def run(bundle: Path, *words: str) -> tuple[int, str, str]:
         code = main(["specialize", str(bundle), *words])
@@ -71,7 +77,8 @@ def test_a_portable_bundle_gets_a_native_part(own_bundle: Path, specialize: Run,
     assert not [path for path in own_bundle.parent.iterdir() if path.name.startswith(".own")]
 
 
-@pytest.mark.parametrize("words", [pytest.param((), marks=pytest.mark.slow), ("--add",)])
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--add",)])
 def test_the_portable_plan_and_its_device_stay(
     chain_model: Path, tmp_path: Path, specialize: Run, words: tuple[str, ...]
 ) -> None:

@@ -92,7 +92,7 @@ def test_a_bundle_that_does_not_run_does_not_count(tmp_path, capsys, monkeypatch
     assert not (tmp_path / "b.splitload").exists()
 
 
-@pytest.mark.parametrize("device", ["s20", "host"])
+@pytest.mark.parametrize("device", ["s20", pytest.param("host", marks=pytest.mark.slow)])
 def test_an_output_of_another_size_than_declared_may_be_read_further_on(tmp_path, capsys, device):
     model = models.text(
         """g (float[N,8] x, int64[2] to) => (float[1,8] feat, float[N,8] y) {

@@ -277,6 +277,7 @@ def test_neither_torch_nor_onnx_is_imported(bundle: Path, tmp_path: Path) -> Non
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_a_specialized_bundle_is_trained_by_the_same_steps(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
