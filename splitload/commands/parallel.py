@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -201,14 +202,33 @@ def _run(
     function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], on_done: Callable[[Result], None] | None
 ) -> list[Result]:
     """Run the jobs with joblib, as it is configured."""
+    results = None
     with _giving_up_unsaid():
-        results = joblib.Parallel(return_as="generator")(joblib.delayed(function)(*job) for job in jobs)
         try:
+            with _deaf_children():
+                results = joblib.Parallel(return_as="generator")(joblib.delayed(function)(*job) for job in jobs)
             return list(_told(results, on_done))
         finally:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that jobs are given up
-                results.close()
+            if results is not None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that jobs are given up
+                    results.close()
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Have processes that are started meanwhile take no Ctrl-C, which a terminal sends to all: this one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # it would start with the first worker, and unblock what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children begin with what is blocked here
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

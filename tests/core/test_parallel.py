@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -109,6 +110,19 @@ def test_an_interrupt_ends_the_processes() -> None:
     while not all(map(gone, processes)) and time.monotonic() < until_s:
         time.sleep(0.01)
     assert all(map(gone, processes))
+
+
+def interrupted_itself() -> int:
+    """Send this process what a terminal sends to all at a Ctrl-C; return that it goes on."""
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+    return 7
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_processes_leave_an_interrupt_to_who_has_started_them() -> None:
+    assert run_all(interrupted_itself, [()] * 4, workers=2) == [7] * 4
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_giving_up_a_job_that_waits_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
