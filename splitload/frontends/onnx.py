@@ -356,10 +356,11 @@ def _optimize_small(path: Path, folder: Path, level: Any) -> None:
 
 def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
     """Raise `OutputError` if `error` came from a disk with no room for the optimised model."""
-    free = shutil.disk_usage(folder).free
-    if "No space left" in str(error) or free < needed_bytes // 8:
+    free = shutil.disk_usage(folder).free  # what was written is removed already
+    writing = any(words in str(error) for words in ("Failed to write", "Protobuf serialization failed"))
+    if "No space left" in str(error) or free < (needed_bytes if writing else needed_bytes // 8):
         raise OutputError(f"no space left for the optimised model in '{folder}': {free >> 20} MiB are free") from error
-    if any(words in str(error) for words in ("Failed to write", "Protobuf serialization failed")):
+    if writing:
         raise OutputError(f"cannot write the optimised model to '{folder}': {one_line(error)}") from error
 
 
