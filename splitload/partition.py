@@ -30,9 +30,11 @@ class Partition:
     def __post_init__(self) -> None:
         bounds = (0, *self.split_points, self.num_blocks)
         if any(left >= right for left, right in pairwise(bounds)):
+            points = f"split points {list(self.split_points)} do not cut"
+            if self.num_blocks == 1:
+                raise PartitionError(f"{points} a single block, which is one stage: give none")
             raise PartitionError(
-                f"split points {list(self.split_points)} do not cut {self.num_blocks} blocks: "
-                f"give strictly increasing numbers from 1 to {self.num_blocks - 1}"
+                f"{points} {self.num_blocks} blocks: give strictly increasing numbers from 1 to {self.num_blocks - 1}"
             )
 
     @classmethod

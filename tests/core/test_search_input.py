@@ -12,7 +12,8 @@ import pytest
 from splitload.cli import main
 from splitload.commands import AGENTS
 from splitload.commands.search import Search
-from splitload.errors import UsageError
+from splitload.errors import PartitionError, UsageError
+from splitload.partition import Partition
 from splitload.profile import Profile
 
 Fails = Callable[..., str]
@@ -206,3 +207,8 @@ def test_other_values(
 ) -> None:
     changed(runtime_folder, place, text)
     assert message in fails(1, device="p.json")
+
+
+def test_a_single_block_takes_no_split_points() -> None:
+    with pytest.raises(PartitionError, match=r"\[1, 4\] do not cut a single block, which is one stage: give none"):
+        Partition(1, (1, 4))
