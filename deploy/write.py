@@ -35,13 +35,14 @@ def check_target(target: Path, cure: str = "give another place") -> None:
 
 def writing(target: Path, tails: CarriedTails | None = None) -> AbstractContextManager[Path]:
     """Return a block that writes a bundle whole or not at all, see `replacing`; without `tails` none may be there."""
+    if tails is None:
+        return replacing(target, check_target, alone)
 
     def check(target: Path) -> None:
         check_folder(target, FORMAT)
-        if tails is not None:
-            tails.check()
+        tails.check()
 
-    return replacing(target, check_target, alone) if tails is None else replacing(target, check)  # which holds it
+    return replacing(target, check)  # its lock is held by `tails`
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

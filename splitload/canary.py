@@ -30,8 +30,7 @@ from splitload.warmup import without_threads
 if TYPE_CHECKING:
     import numpy as np
 
-
-_passed: list[tuple[Path, str]] = []  # and is not remembered yet
+_passed: list[tuple[Path, str]] = []  # what is to be remembered: file and line of each
 
 
 def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = True) -> str | None:

@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER = "tails"  # in the bundle
 CURRENT = "current"  # in a tail's folder
-_WITHOUT_LOCKS = {
-    errno.ENOLCK,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-    errno.EINVAL,
-}  # of folders, as some network file systems are
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # some network file systems have none
 UNFINISHED = (".new-", f".{CURRENT}.")  # how names of what a writer leaves begin, if it is killed
 _NOTES = "tail.json"
 _FORMAT = "splitload-tail"

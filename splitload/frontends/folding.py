@@ -86,7 +86,7 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
         if tensor_bytes(found.tensor) - cost < MIN_GAIN_BYTES:
             continue
         turned = {}  # a leaf in the order of this weight, which is of no use to others
-        if found.order is not None and (whole := chain.elementwise) and uses[whole] == 1 and there[whole] is None:
+        if found.order is not None and (whole := chain.elementwise_leaf) and uses[whole] == 1 and there[whole] is None:
             turned[whole] = rewriter.add(whole, *chain.turned_leaf(whole, found))
             found = dataclasses.replace(found, order=None)
         kept |= {name: known or chain.copy_leaf(name, rewriter) for name, known in there.items() if name not in turned}
@@ -187,7 +187,7 @@ class Chain:
         )
 
     @property
-    def elementwise(self) -> str | None:
+    def elementwise_leaf(self) -> str | None:
         """The leaf of which each element becomes an element of the constant by itself, where that is all; or None."""
         large = [name for name, tensor in self.leaves.items() if len(tensor.dims) > 1 or math.prod(tensor.dims) != 1]
         alone = len(large) == 1 and has_numpy_type(self.leaves[large[0]])
@@ -195,9 +195,9 @@ class Chain:
 
     def turned_leaf(self, name: str, found: Found) -> tuple[int, tuple[int, ...], bytes]:
         """Return a leaf in the order in which a tensor holds the constant, as type, sizes and bytes."""
-        order = found.order or ()
-        split = self.array(name).reshape([found.dims[axis] for axis in order])
-        return self.leaves[name].data_type, tuple(found.tensor.dims), split.transpose(np.argsort(order)).tobytes()
+        sizes, back = _turning(found)
+        split = self.array(name).reshape(sizes)
+        return self.leaves[name].data_type, tuple(found.tensor.dims), split.transpose(back).tobytes()
 
     def array(self, name: str) -> Any:
         """Return a leaf as an array, mapped where it lies in a file; its bytes where numpy lacks the type."""
@@ -325,19 +325,23 @@ def turn(rewriter: Rewriter, found: Found, dims: tuple[int, ...], source: str, r
     """
     from onnx import helper
 
-    order = found.order or ()
+    sizes, back = _turning(found)
     split, turned = (rewriter.free_name(f"{MAKER}{result}/{word}") for word in ("split", "turned"))
-    sizes = [found.dims[axis] for axis in order]
     shapes = [
         rewriter.add(f"{MAKER}{result}/sizes", _INT64, (len(each),), np.array(each, np.int64).tobytes())
         for each in (sizes, dims)
     ]
-    back = [int(axis) for axis in np.argsort(order)]
     return [
         helper.make_node("Reshape", [source, shapes[0]], [split], f"{MAKER}{result}/split"),
         helper.make_node("Transpose", [split], [turned], f"{MAKER}{result}/turn", perm=back),
         helper.make_node("Reshape", [turned, shapes[1]], [result], f"{MAKER}{result}/join"),
     ]
+
+
+def _turning(found: Found) -> tuple[list[int], list[int]]:
+    """Return the sizes a weight is split into and the axes it is turned by, to lie as the optimised graph has it."""
+    order = found.order or ()
+    return [found.dims[axis] for axis in order], [int(axis) for axis in np.argsort(order)]
 
 
 def _read_transposed(rewriter: Rewriter, found: Found, leaf: str, native: bool) -> bool:

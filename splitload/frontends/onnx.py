@@ -312,9 +312,9 @@ def optimize_into(
             with making(folder, "the optimised model") as made:
                 with _refusals():
                     plain = weights_outside_bodies(path, made, read_whole)
-                    _optimize_small(plain, made, level)
+                    _optimize_and_tidy(plain, made, level)
                 if level == levels.ORT_ENABLE_ALL:
-                    plain = faster_integers(plain, made, feeds, read_whole, partial(_optimize_small, level=level))
+                    plain = faster_integers(plain, made, feeds, read_whole, partial(_optimize_and_tidy, level=level))
                     block_products_of(made / "model.onnx", feeds)
                     narrow(made / "model.onnx", plain)
                 for copy in filter(Path.is_dir, made.iterdir()):
@@ -337,6 +337,7 @@ class _NotOptimizedError(Exception):
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
+    """Raise `_NotOptimizedError` for what goes wrong, but for files that cannot be read or written."""
     try:
         yield
     except OSError:
@@ -345,7 +346,7 @@ def _refusals() -> Iterator[None]:
         raise _NotOptimizedError(error) from error
 
 
-def _optimize_small(path: Path, folder: Path, level: Any) -> None:
+def _optimize_and_tidy(path: Path, folder: Path, level: Any) -> None:
     """Have onnxruntime optimise `path` into `folder`, but for what that costs in size, and join what it can."""
     import onnxruntime as ort
 
