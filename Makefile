@@ -33,7 +33,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff format
 
 check-cuts: $(VENV)/dev  ## every cut point of every zoo model and every light model of onnx; about an hour
-	$(BIN)/python -m splitload.commands.cuts
+	$(BIN)/python -m splitload.studies.cuts
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

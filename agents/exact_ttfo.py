@@ -1,8 +1,8 @@
 """The partition that answers first, with a proof, or with a bound on how much sooner any other could answer.
 
-The time to first output under the policy of `splitload.schedule.Clock` follows from a state: until when each thread is
-busy, until when storage is, when the last stage has inferred, and which blocks are left. A stage moves the state by
-additions, maxima and sorting only. Hence, for the same split points to come,
+The time to first output under the policy of `splitload.plan.schedule.Clock` follows from a state: until when each
+thread is busy, until when storage is, when the last stage has inferred, and which blocks are left. A stage moves the
+state by additions, maxima and sorting only. Hence, for the same split points to come,
 
 1. what follows is never sooner from a state with any of these times later, and
 2. adding the same time to all of them adds it to the result; so by (1) times that are later by at most that delay it by

@@ -6,8 +6,8 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from splitload.errors import UsageError
-from splitload.manifest import DEFAULT_TAIL
+from splitload.base.errors import UsageError
+from splitload.bundle.manifest import DEFAULT_TAIL
 
 TARGET = "y"  # what classes or wanted outputs are called in a file of samples, unless it is said otherwise
 LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}  # where none is given

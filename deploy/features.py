@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from splitload.base.machine import return_memory
 from splitload.deploy.samples import Samples
-from splitload.loader import ParallelLoader
-from splitload.machine import return_memory
+from splitload.runtime.loader import ParallelLoader
 
 CALLERS = 2  # samples at a time, where the model takes one: while one run waits for its last thread the other goes on
 Array = np.ndarray[Any, Any]

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from splitload.base.errors import BundleError, UsageError
+from splitload.bundle.manifest import Loss, OutputKind, StageEntry, Step, Training
+from splitload.bundle.regular import read_checked
 from splitload.deploy.arguments import Settings
-from splitload.errors import BundleError, UsageError
-from splitload.manifest import Loss, OutputKind, StageEntry, Step, Training
-from splitload.regular import read_checked
-from splitload.stock import stock_session
+from splitload.runtime.stock import stock_session
 
 OURS = "splitload/"  # what names in a step that are not the model's begin with; in version 1 nothing
 Array = np.ndarray[Any, Any]

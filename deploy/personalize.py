@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from splitload import interrupts
-from splitload.bundle import read_manifest
+from splitload.base import interrupts
+from splitload.base.errors import OutputError, SplitloadError, TrainingError, UsageError
+from splitload.base.scratch import scratch_folder
+from splitload.bundle.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
+from splitload.bundle.read import read_manifest
+from splitload.bundle.regular import check_regular
+from splitload.bundle.tails import current_version, open_tail, read_weights, revert, write_tail
 from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
 from splitload.deploy.features import Features
 from splitload.deploy.learner import AnyLearner, Learner
 from splitload.deploy.samples import Samples, read_samples
-from splitload.errors import OutputError, SplitloadError, TrainingError, UsageError
-from splitload.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
-from splitload.regular import check_regular
-from splitload.scratch import scratch_folder
-from splitload.tails import current_version, open_tail, read_weights, revert, write_tail
 
 Array = np.ndarray[Any, Any]
 

@@ -9,10 +9,10 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
+from splitload.base.errors import UsageError
+from splitload.bundle.manifest import Loss, Manifest, TensorSpec
 from splitload.deploy.arguments import TARGET
-from splitload.errors import UsageError
-from splitload.inputs import DTYPES
-from splitload.manifest import Loss, Manifest, TensorSpec
+from splitload.runtime.inputs import DTYPES
 
 MAX_DATA_BYTES = 16 << 30
 Array = np.ndarray[Any, Any]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from splitload.profile import Profile
+from splitload.plan.profile import Profile
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""What an environment pays for a stage. The other reward, the time to first output, is `splitload.schedule.Clock`'s."""
+"""What an environment pays for a stage; the other reward, TTFO, is `splitload.plan.schedule.Clock`'s."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from splitload.base.errors import UsageError, unknown_name
 from splitload.envs.costs import cost_matrices
 from splitload.envs.rewards import balance_reward
-from splitload.errors import UsageError, unknown_name
-from splitload.profile import Profile
-from splitload.schedule import Clock
+from splitload.plan.profile import Profile
+from splitload.plan.schedule import Clock
 
 OBJECTIVES = ("balance", "ttfo")
 OPTIONS = ("num_stages", "tolerance_s", "one_sided")
@@ -97,7 +97,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     After an illegal action instead `illegal_action`, a sentence that says what was legal.
 
     ## Arguments
-    - `profile`: a `splitload.profile.Profile`, or the path of its file.
+    - `profile`: a `splitload.plan.profile.Profile`, or the path of its file.
     - `objective`: "balance" or "ttfo".
     - `max_stages`: at least 1; None is 8. K is as many, or as the model can have where that is less: N, or
       `trainable_from + 1`.

@@ -6,24 +6,24 @@ import os
 # stops it, in child processes too, unless the user has decided otherwise; nothing of splitload is imported before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from splitload.interrupts import begin, is_command
+from splitload.base.interrupts import begin, is_command
 
 if is_command():  # before all that takes time
     begin()
 
 from typing import TYPE_CHECKING, Any
 
-from splitload.warmup import warm_up
+from splitload.runtime.warmup import warm_up
 
 warm_up()  # beside the imports that follow
 
-from splitload.errors import PortableWarning, SplitloadError  # noqa: E402
-from splitload.loader import ParallelLoader  # noqa: E402
+from splitload.base.errors import PortableWarning, SplitloadError  # noqa: E402
+from splitload.runtime.loader import ParallelLoader  # noqa: E402
 
 if TYPE_CHECKING:
+    from splitload.bundle.delivery import install
     from splitload.commands.from_torch import from_torch
-    from splitload.delivery import install
-    from splitload.shim import InferenceSession, IOBinding
+    from splitload.runtime.shim import InferenceSession, IOBinding
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,9 +37,9 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name in ("InferenceSession", "IOBinding"):
-        return getattr(importlib.import_module("splitload.shim"), name)
+        return getattr(importlib.import_module("splitload.runtime.shim"), name)
     if name == "install":
-        return importlib.import_module("splitload.delivery").install
+        return importlib.import_module("splitload.bundle.delivery").install
     if name == "from_torch":
         return importlib.import_module("splitload.commands.from_torch").from_torch
     if name == "torch":

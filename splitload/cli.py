@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitload import interrupts
-from splitload.cache import cache_folder
+from splitload.base import interrupts
+from splitload.base.cache import cache_folder
+from splitload.base.errors import CacheWarning, OutputError, SplitloadError, UsageError
+from splitload.base.scratch import sweep
 from splitload.commands import packages, streams
-from splitload.commands.arguments import parser
 from splitload.commands.console import Console, printable
-from splitload.commands.layout import wrap
-from splitload.errors import CacheWarning, OutputError, SplitloadError, UsageError
-from splitload.scratch import sweep
+from splitload.commands.parser import parser
+from splitload.commands.text_layout import wrap
 
 _SHOWN = 80  # characters of a text that cannot be encoded: it may be a whole table
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
-from splitload.errors import UsageError, unknown_name
+from splitload.base.errors import UsageError, unknown_name
 
 
 class Parser(argparse.ArgumentParser):

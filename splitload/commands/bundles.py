@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from splitload import delivery, verification
-from splitload.bundle import read_manifest
+from splitload.base.machine import cpu_architecture
+from splitload.bundle import delivery, verification
+from splitload.bundle.manifest import Variant
+from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console, count_of, shortened
-from splitload.commands.why import show_why
-from splitload.machine import cpu_architecture
-from splitload.manifest import Variant
-from splitload.variants import choose
+from splitload.planner.why import show_why
+from splitload.runtime.variants import choose
 
 
 def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from splitload.base.errors import OutputError
 from splitload.commands.console import Console, count_of
-from splitload.errors import OutputError
 
 ROOMS = {
     "architectures": "models of many architectures, to try",

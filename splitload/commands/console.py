@@ -10,10 +10,11 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from splitload.commands import layout, progress
+from splitload.commands import progress
+from splitload.commands import text_layout as layout
 from splitload.commands.progress import Show
 from splitload.commands.streams import abandon, table_width, width_of, write
-from splitload.schedule import Schedule
+from splitload.plan.schedule import Schedule
 
 _DRAWING = 60  # characters that a schedule is drawn in, beside the names of its rows
 _ROW_NAMES = 10

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import read_manifest
+from splitload.base.errors import UsageError
+from splitload.bundle.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
+from splitload.bundle.read import read_manifest
+from splitload.bundle.tails import revert
 from splitload.commands.console import Console
 from splitload.deploy.arguments import Settings, settings_of
 from splitload.deploy.learner import AnyLearner, Learner, step_for
 from splitload.deploy.personalize import Epoch, not_improved, personalize
-from splitload.errors import UsageError
-from splitload.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
-from splitload.tails import revert
 
 
 def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _learner(
     """Return what trains the last stage: its own training step, or torch where it has none."""
     if step_for(training, loss, settings.optimizer) is not None:
         return Learner(folder, stage, training, loss, settings, weights)
-    from splitload.frontends.torch_learner import TorchLearner
+    from splitload.training.torch_learner import TorchLearner
 
     console.note(f"the bundle has no training step for {loss} with {settings.optimizer}: torch trains it")
     return TorchLearner(

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.deploy.write import check_target
-from splitload.errors import OutputError
-from splitload.scratch import scratch_folder
+from splitload.base.errors import OutputError
+from splitload.base.scratch import scratch_folder
+from splitload.bundle.write import check_target
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +59,14 @@ def from_torch(
         SplitloadError: Whatever else went wrong; a bundle that was there is as it was.
     """
     from splitload.cli import user_cache
-    from splitload.commands.arguments import parser
     from splitload.commands.console import Console
     from splitload.commands.packages import named
+    from splitload.commands.parser import parser
 
     with named("splitload.from_torch"):
         from splitload.commands.train import train
         from splitload.frontends.torch import export_given, require
-    from splitload.inputs import save_feeds
+    from splitload.runtime.inputs import save_feeds
 
     given = {
         "device": device,

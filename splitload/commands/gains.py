@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.bench import Arm, run_arms
 from splitload.commands.console import count_of, milliseconds
 from splitload.frontends.onnx import Source
-from splitload.graph import ModelGraph
+from splitload.measure.sampling import Arm, run_arms
+from splitload.plan.graph import ModelGraph
 
 RUNS = 3  # fresh processes of each arm, at the end of `splitload train`
 

@@ -10,29 +10,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import splitload
-from splitload.bench import Arm, compare, deep, first_outputs, pagecache, run_arms, summarize
-from splitload.bench.arms import ARMS, Subject, make_arm
-from splitload.bench.storage import Controller, reader
-from splitload.bundle import read_manifest
+from splitload.base.entries import discard
+from splitload.base.errors import BundleError, SplitloadError, StageError, UsageError
+from splitload.build.assemble import Plan
+from splitload.bundle.read import read_manifest
+from splitload.bundle.replace import check_file_beside
+from splitload.bundle.verification import verify
 from splitload.commands.console import Console, count_of, shortened
 from splitload.commands.gains import gain_of
-from splitload.commands.plans import prepare, write_bundle
-from splitload.commands.search import Search
-from splitload.commands.trial import choose_measured
-from splitload.deploy.build import Plan
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
-from splitload.entries import discard
-from splitload.errors import BundleError, SplitloadError, StageError, UsageError
-from splitload.frontends import open_source
+from splitload.frontends import deep, open_source
 from splitload.frontends.onnx import Source, load_graph
-from splitload.graph import ModelGraph
-from splitload.inputs import read_feeds
-from splitload.profile import Profile
-from splitload.provenance import provenance
-from splitload.replace import check_file_beside
-from splitload.variants import choose
-from splitload.verification import verify
+from splitload.measure import pagecache
+from splitload.measure.arms import ARMS, Subject, make_arm
+from splitload.measure.provenance import provenance
+from splitload.measure.sampling import Arm, compare, first_outputs, run_arms, summarize
+from splitload.measure.storage import Controller, reader
+from splitload.plan.graph import ModelGraph
+from splitload.plan.profile import Profile
+from splitload.planner.plans import prepare, write_bundle
+from splitload.planner.search import Search
+from splitload.planner.trial import choose_measured
+from splitload.runtime.inputs import read_feeds
+from splitload.runtime.variants import choose
 
 _ESSENTIAL = ("stock", "splitload")  # an arm that cannot run here is left out, but not these
 _RIGHT = (*_ESSENTIAL, "tuned")  # nor is one of these that runs and computes something else

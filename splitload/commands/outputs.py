@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from splitload.errors import OutputError, UsageError
-from splitload.inputs import DTYPES
-from splitload.manifest import TensorSpec
-from splitload.replace import refuse_in_bundle
-from splitload.scratch import scratch_folder
+from splitload.base.errors import OutputError, UsageError
+from splitload.base.scratch import scratch_folder
+from splitload.bundle.manifest import TensorSpec
+from splitload.bundle.replace import refuse_in_bundle
+from splitload.runtime.inputs import DTYPES
 
 INDEX = "outputs.json"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

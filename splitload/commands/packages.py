@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 
-from splitload.errors import MissingPackageError
+from splitload.base.errors import MissingPackageError
 
 INSTALL = "pip install 'splitload[desk]'"
 _PACKAGES = {  # by the name that is imported

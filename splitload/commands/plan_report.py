@@ -7,9 +7,9 @@ from typing import Any
 
 from splitload.commands.console import Console, count_of, milliseconds, shortened
 from splitload.commands.gains import RUNS, Gain
-from splitload.commands.search import Found
-from splitload.graph import ModelGraph
-from splitload.profile import Profile
+from splitload.plan.graph import ModelGraph
+from splitload.plan.profile import Profile
+from splitload.planner.search import Found
 
 
 def show_plan(

@@ -7,12 +7,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import read_manifest
+from splitload.base.errors import ModelError, PortableWarning, StageError, UsageError
+from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console, count_of, milliseconds
 from splitload.commands.outputs import INDEX, plan_outputs, save_outputs
-from splitload.errors import ModelError, PortableWarning, StageError, UsageError
-from splitload.inputs import cure, example_inputs, made_up, read_feeds
-from splitload.loader import ParallelLoader
+from splitload.runtime.inputs import cure, example_inputs, made_up, read_feeds
+from splitload.runtime.loader import ParallelLoader
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle import read_manifest
+from splitload.base.errors import UsageError
+from splitload.bundle.read import read_manifest
+from splitload.bundle.tails import Reached, names, reached
 from splitload.commands.console import Console
-from splitload.errors import UsageError
-from splitload.tails import Reached, names, reached
 
 
 def tails(options: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -9,24 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from splitload.base.errors import SplitloadError, UsageError
+from splitload.build.agreement import Agreement
+from splitload.build.assemble import Plan
+from splitload.bundle.manifest import Training
+from splitload.bundle.write import check_target
 from splitload.commands.console import Console
 from splitload.commands.gains import RUNS, Gain, measure_gain
 from splitload.commands.plan_report import show_plan
-from splitload.commands.planning import check_search, make_plan, resume_hint
-from splitload.commands.plans import native_left_out, notes_of, read_divided, write_bundle
-from splitload.commands.trial import Trial, choose_measured, try_cut
-from splitload.deploy.agreement import Agreement
-from splitload.deploy.build import Plan
-from splitload.deploy.write import check_target
 from splitload.devices import Device, open_device
 from splitload.devices.host import HostDevice
-from splitload.errors import SplitloadError, UsageError
-from splitload.frontends.division import Division
 from splitload.frontends.onnx import Source
-from splitload.inputs import read_feeds
-from splitload.manifest import Training
-from splitload.partition import Partition
-from splitload.profile import Profile
+from splitload.plan.partition import Partition
+from splitload.plan.profile import Profile
+from splitload.planner.planning import check_search, make_plan, resume_hint
+from splitload.planner.plans import native_left_out, notes_of, read_divided, write_bundle
+from splitload.planner.trial import Trial, choose_measured, try_cut
+from splitload.runtime.inputs import read_feeds
+from splitload.training.division import Division
 
 
 def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:

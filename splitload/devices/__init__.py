@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from splitload.errors import UsageError, unknown_name
-from splitload.graph import GraphKind, ModelGraph
-from splitload.profile import Profile
+from splitload.base.errors import UsageError, unknown_name
+from splitload.plan.graph import GraphKind, ModelGraph
+from splitload.plan.profile import Profile
 
 Progress = Callable[[int, int], None]
 _FOLDER = Path(__file__).parent

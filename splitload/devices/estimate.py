@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitload.devices.ledger import Segment
-from splitload.graph import ModelGraph
-from splitload.partition import Partition
-from splitload.profile import BlockProfile, Cost, Profile
-from splitload.schedule import Contention
+from splitload.plan.graph import ModelGraph
+from splitload.plan.partition import Partition
+from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.schedule import Contention
 
 # What a block costs before anything is measured; only the shares matter, as the whole model is measured first.
 NODE_LOAD_S = 41e-6  # making the session of a small graph, for each node

@@ -12,24 +12,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from splitload.atomic import write_text
-from splitload.bundle import MANIFEST
-from splitload.child import python
+from splitload.base.atomic import write_text
+from splitload.base.entries import discard
+from splitload.base.errors import ModelError, OutputError, ProfileError
+from splitload.base.machine import available_threads, cpu_architecture, cpu_model
+from splitload.base.scratch import scratch_folder
+from splitload.base.sealed import KEY, is_intact, seal
+from splitload.bundle.manifest import Manifest, TensorSpec, Variant
+from splitload.bundle.read import MANIFEST
 from splitload.devices import Progress
 from splitload.devices.estimate import FirstOutput, with_first_outputs
 from splitload.devices.ledger import Segment, median_cost
-from splitload.entries import discard
-from splitload.errors import ModelError, OutputError, ProfileError
-from splitload.frontends.stages import StageFiles, StageWriter
-from splitload.graph import GraphKind, ModelGraph
-from splitload.inputs import cure, save_feeds
-from splitload.machine import available_threads, cpu_architecture, cpu_model
-from splitload.manifest import Manifest, TensorSpec, Variant
-from splitload.partition import Partition
-from splitload.profile import BlockProfile, Cost, Profile
-from splitload.schedule import Contention
-from splitload.scratch import scratch_folder
-from splitload.sealed import KEY, is_intact, seal
+from splitload.graphs.stages import StageFiles, StageWriter
+from splitload.measure.process import python
+from splitload.plan.graph import GraphKind, ModelGraph
+from splitload.plan.partition import Partition
+from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.schedule import Contention
+from splitload.runtime.inputs import cure, save_feeds
 
 REPEATS = 5
 CUT_STAGES = 4  # of the cut that is loaded as a bundle's, to see what a cut costs besides its loads and inferences
@@ -371,7 +371,7 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         ModelError: If it fails.
     """
     done = subprocess.run(
-        python("splitload.devices.worker"),
+        python("splitload.measure.worker"),
         input=json.dumps(job),
         capture_output=True,
         encoding="utf-8",

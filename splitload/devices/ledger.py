@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from splitload.partition import Partition
-from splitload.profile import Cost
+from splitload.plan.partition import Partition
+from splitload.plan.profile import Cost
 
 Segment = tuple[int, int]
 Sample = Callable[[Sequence[Segment]], Sequence[Cost]]

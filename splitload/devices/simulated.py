@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from splitload.base.errors import ProfileError
 from splitload.devices import Progress
-from splitload.errors import ProfileError
-from splitload.graph import GraphKind, ModelGraph
-from splitload.profile import BlockProfile, Cost, Profile
-from splitload.schedule import Contention
+from splitload.plan.graph import GraphKind, ModelGraph
+from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.schedule import Contention
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,7 +61,7 @@ class SimulatedDevice:
 
     A stage loads in `fixed + nodes · node_s + bytes / prepare + bytes / storage`, of which the last is read from
     storage that all loads share, and infers in `flops / flops_per_s`. How loads slow each other down and when which
-    runs is `splitload.schedule`'s.
+    runs is `splitload.plan.schedule`'s.
 
     Args:
         model: Its figures.

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from splitload.base.errors import ProfileError
 from splitload.devices import Progress
-from splitload.errors import ProfileError
-from splitload.graph import GraphKind, ModelGraph
-from splitload.profile import Profile
+from splitload.plan.graph import GraphKind, ModelGraph
+from splitload.plan.profile import Profile
 
 
 class StoredDevice:

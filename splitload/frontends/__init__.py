@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitload.errors import ModelError, OutputError
+from splitload.base.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from splitload.frontends.onnx import Source

@@ -11,16 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitload.entries import is_whole, making
-from splitload.errors import ModelError, OutputError
-from splitload.frontends.folding import narrow, unfold
-from splitload.frontends.hoisting import weights_outside_bodies
-from splitload.frontends.integers import faster_integers
-from splitload.frontends.layout import block_products_of
-from splitload.frontends.names import NAME_CLASH, rename_weights
-from splitload.frontends.observe import flops, observe, one_line, plain_options
-from splitload.frontends.padding import unpad
-from splitload.frontends.proto import (
+from splitload.base.entries import is_whole, making
+from splitload.base.errors import ModelError, OutputError
+from splitload.base.machine import cpu_architecture
+from splitload.bundle.manifest import Metadata
+from splitload.graphs.folding import narrow, unfold
+from splitload.graphs.hoisting import weights_outside_bodies
+from splitload.graphs.integers import faster_integers
+from splitload.graphs.layout import block_products_of
+from splitload.graphs.names import NAME_CLASH, rename_weights
+from splitload.graphs.observe import flops, observe, one_line, plain_options
+from splitload.graphs.padding import unpad
+from splitload.graphs.proto import (
     all_tensors,
     bodies,
     defaults_of,
@@ -33,14 +35,12 @@ from splitload.frontends.proto import (
     tensor_bytes,
     with_constants,
 )
-from splitload.frontends.rewrite import EXTERNAL_FROM_BYTES, raw_bytes
-from splitload.frontends.shared import unshared_bytes
-from splitload.frontends.tidy import join_concats
-from splitload.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
-from splitload.machine import cpu_architecture
-from splitload.manifest import Metadata
-from splitload.stock import path_option, session_beside, stock_session
-from splitload.variants import check_floor
+from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES, raw_bytes
+from splitload.graphs.shared import unshared_bytes
+from splitload.graphs.tidy import join_concats
+from splitload.plan.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
+from splitload.runtime.stock import path_option, session_beside, stock_session
+from splitload.runtime.variants import check_floor
 
 MAX_PROTOBUF_BYTES = (2 << 30) - 1
 TOLERATED, TOLERATED_BYTES = 0.08, 64 << 10  # what a bundle may hold twice; the larger one counts

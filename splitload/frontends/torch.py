@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from splitload.errors import MissingPackageError, ModelError, OutputError, UsageError
+from splitload.base.errors import MissingPackageError, ModelError, OutputError, UsageError
+from splitload.base.scratch import scratch_folder
 from splitload.frontends import torch_names
-from splitload.frontends.observe import one_line, plain_options
-from splitload.scratch import scratch_folder
-from splitload.stock import stock_session
+from splitload.graphs.observe import one_line, plain_options
+from splitload.runtime.stock import stock_session
 
 if TYPE_CHECKING:
     import torch

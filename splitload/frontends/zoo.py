@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from splitload.entries import is_whole, making
-from splitload.errors import MissingPackageError, unknown_name
+from splitload.base.entries import is_whole, making
+from splitload.base.errors import MissingPackageError, unknown_name
 from splitload.frontends.torch import INSTALL, Example, export_module, quiet, require
 
 if TYPE_CHECKING:

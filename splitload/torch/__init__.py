@@ -1,6 +1,6 @@
 """Staying in PyTorch: a module's tensors as a bundle, loaded stage by stage while the module already runs."""
 
-from splitload.errors import MissingPackageError
+from splitload.base.errors import MissingPackageError
 
 try:
     import torch as _torch  # noqa: F401

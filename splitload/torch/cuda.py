@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from splitload.errors import UsageError
+from splitload.base.errors import UsageError
 from splitload.torch.staging import Mark
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from splitload.bundle import MANIFEST, MAX_STAGES, Verify, check_files, file_entry, own_hash, read_json
-from splitload.errors import BundleError, OutputError
-from splitload.fields import Reader, is_count
-from splitload.manifest import TORCH_FORMAT as FORMAT
-from splitload.manifest import File, to_json
-from splitload.record import Record
-from splitload.replace import check_folder
-from splitload.sealed import seal
+from splitload.base.errors import BundleError, OutputError
+from splitload.base.fields import Reader, is_count
+from splitload.base.record import Record
+from splitload.base.sealed import seal
+from splitload.bundle.manifest import TORCH_FORMAT as FORMAT
+from splitload.bundle.manifest import File, to_json
+from splitload.bundle.read import MANIFEST, MAX_STAGES, Verify, check_files, file_entry, own_hash, read_json
+from splitload.bundle.replace import check_folder
 
 VERSION = 2  # what is written
 READABLE = (1, 2)  # what is read, for ever; version 1 has no hash of the manifest itself

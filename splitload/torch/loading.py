@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from splitload.bundle import Verify
-from splitload.errors import ModelError, StageError, UsageError
-from splitload.loader import submit
-from splitload.machine import available_threads
-from splitload.pool import Latch, started
-from splitload.session import fetch, is_cached
+from splitload.base.errors import ModelError, StageError, UsageError
+from splitload.base.machine import available_threads
+from splitload.bundle.read import Verify
+from splitload.runtime.loader import submit
+from splitload.runtime.pool import Latch, started
+from splitload.runtime.session import fetch, is_cached
 from splitload.torch.format import TensorEntry, TorchManifest, read_manifest
 from splitload.torch.reads import Watch
 from splitload.torch.sources import Copied, Lane, Mapped, Source

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitload.errors import ModelError, UsageError
-from splitload.partition import Partition
+from splitload.base.errors import ModelError, UsageError
+from splitload.plan.partition import Partition
 from splitload.torch.format import as_bytes
 from splitload.torch.reads import Watch
 from splitload.torch.tensors import Place

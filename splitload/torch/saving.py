@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import splitload
-from splitload.errors import ModelError, UsageError
-from splitload.replace import replacing
+from splitload.base.errors import ModelError, UsageError
+from splitload.bundle.replace import replacing
 from splitload.torch.format import TorchManifest, TorchStage, check_target, write_manifest, write_stage
 from splitload.torch.order import Example, cut_at, default_num_stages, equal_cut, read_order
 from splitload.torch.tensors import Place, check_storable, places

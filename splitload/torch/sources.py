@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 import torch
 
-from splitload.record import Record
+from splitload.base.record import Record
 from splitload.torch.format import ALIGNMENT, TensorEntry, TorchStage
 from splitload.torch.staging import Backend, Staging
 

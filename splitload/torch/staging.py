@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from splitload.errors import StageError
+from splitload.base.errors import StageError
 
 # To pin memory takes about as long as to copy it several times: two buffers of this size are pinned in a millisecond or
 # two, and a piece is still copied for ten times longer than it takes to ask for it.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from splitload.errors import ModelError
+from splitload.base.errors import ModelError
 from splitload.torch.format import WORDS
 from splitload.torch.reads import mirrors
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic import make
 
-from splitload.profile import Profile
+from splitload.plan.profile import Profile
 
 
 def superlinear(profile: Profile) -> Profile:

@@ -7,7 +7,7 @@ import pytest
 
 from splitload.agents import anneal, balance, ttfo
 from splitload.envs import cost_matrices
-from splitload.schedule import Clock
+from splitload.plan.schedule import Clock
 
 
 def value_of(profile, threads):

@@ -7,7 +7,7 @@ import pytest
 
 from splitload.agents import QLearning, anneal, balance, random_partition, ttfo, uniform_blocks, uniform_bytes
 from splitload.envs import SplitEnv, cost_matrices
-from splitload.partition import Partition
+from splitload.plan.partition import Partition
 
 
 def _learn(profile, num_stages, trainable_from, seed, objective="balance", sarsa=False):

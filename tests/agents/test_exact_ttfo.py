@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitload.agents import Optimum, beam, completion, exact_ttfo, ttfo
-from splitload.schedule import Contention, simulate
+from splitload.plan.schedule import Contention, simulate
 
 SAME = 1e-8  # relative: optimality is proved up to a billionth
 

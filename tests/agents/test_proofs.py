@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from splitload.agents import QLearning
-from splitload.commands.optimum import optimum, value_s_of
 from splitload.envs import SplitEnv
-from splitload.partition import Partition
-from splitload.profile import BlockProfile, Cost, Profile
-from splitload.schedule import Contention
+from splitload.plan.partition import Partition
+from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.schedule import Contention
+from splitload.planner.optimum import optimum, value_s_of
 
 COUNTS = (1, 2, 3, 4, 5)
 

@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 
 import splitload
+from splitload.base.errors import UsageError
 from splitload.deploy.personalize import personalize
-from splitload.errors import UsageError
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import QUICK, answer, data

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from splitload.base.errors import UsageError
+from splitload.bundle.tails import current_version, revert
 from splitload.cli import main
 from splitload.deploy import personalize as script
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import Epoch, personalize
-from splitload.errors import UsageError
-from splitload.tails import current_version, revert
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import CLASSES, QUICK, answer, data

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from splitload import tails
-from splitload.bundle import read_manifest
+from splitload.bundle import tails
+from splitload.bundle.read import read_manifest
+from splitload.bundle.tails import current_version, names
 from splitload.deploy import personalize as module
 from splitload.deploy.learner import Learner
 from splitload.deploy.personalize import Epoch, personalize
-from splitload.tails import current_version, names
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import QUICK, answer, data

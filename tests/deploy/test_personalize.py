@@ -14,14 +14,14 @@ import pytest
 from onnx import numpy_helper
 
 from splitload import ParallelLoader
-from splitload.bundle import read_manifest
+from splitload.base.errors import BundleError, TrainingError, UsageError
+from splitload.bundle.read import read_manifest
+from splitload.bundle.tails import current_version, names
 from splitload.cli import main
 from splitload.deploy import features
 from splitload.deploy import personalize as script
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import personalize
-from splitload.errors import BundleError, TrainingError, UsageError
-from splitload.tails import current_version, names
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import CLASSES, QUICK, answer, build, data, frozen

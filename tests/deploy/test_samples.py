@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitload.bundle import read_manifest
+from splitload.base.errors import UsageError
+from splitload.bundle.manifest import Manifest, TensorSpec
+from splitload.bundle.read import read_manifest
 from splitload.deploy.samples import read_samples
-from splitload.errors import UsageError
-from splitload.manifest import Manifest, TensorSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "v1-trainable.splitload"
 

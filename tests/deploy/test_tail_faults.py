@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from splitload.bundle import read_manifest
-from splitload.errors import OutputError
-from splitload.tails import current_version, read_weights, revert, write_tail
+from splitload.base.errors import OutputError
+from splitload.bundle.read import read_manifest
+from splitload.bundle.tails import current_version, read_weights, revert, write_tail
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import splitload.loader
+import splitload.runtime.loader
 from splitload import ParallelLoader
-from splitload.bundle import read_manifest
+from splitload.base.errors import BundleError, UsageError
+from splitload.bundle.read import read_manifest
+from splitload.bundle.tails import current_version, names, revert
 from splitload.cli import main
 from splitload.deploy.personalize import personalize
-from splitload.errors import BundleError, UsageError
-from splitload.tails import current_version, names, revert
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import CLASSES, QUICK, answer, data, frozen
@@ -62,8 +62,8 @@ def test_a_tail_is_read_ahead_and_the_stage_it_replaces_is_not(
 ) -> None:
     personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
     read: list[Path] = []
-    monkeypatch.setattr(splitload.loader, "is_cached", lambda *_: False)
-    monkeypatch.setattr(splitload.loader, "fetch", lambda files, _: read.extend(path for path, _ in files))
+    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: False)
+    monkeypatch.setattr(splitload.runtime.loader, "fetch", lambda files, _: read.extend(path for path, _ in files))
     with ParallelLoader(bundle, upgrade=False) as model:
         *frozen_stages, last = (stage._replace(read_order=(1, 9)) for stage in model.variant.stages)
         read.clear()
@@ -104,8 +104,9 @@ def test_tails_that_are_written_at_the_same_time_are_all_kept(bundle: Path) -> N
     manifest = read_manifest(bundle)
     assert manifest.training is not None
     code = (
-        "import sys; from pathlib import Path; from splitload.bundle import read_manifest; "
-        "from splitload.tails import read_weights, write_tail; bundle = Path(sys.argv[1]); m = read_manifest(bundle); "
+        "import sys; from pathlib import Path; from splitload.bundle.read import read_manifest; "
+        "from splitload.bundle.tails import read_weights, write_tail; "
+        "bundle = Path(sys.argv[1]); m = read_manifest(bundle); "
         "stage = m.variants[-1].stages[-1]; weights = read_weights(bundle / stage.weights.name, m.training); "
         "[write_tail(bundle, 'anna', stage, m.training, weights, {}) for _ in range(10)]"
     )

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from splitload import ParallelLoader
-from splitload.bundle import read_manifest
+from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import personalize

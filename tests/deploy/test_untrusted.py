@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from splitload import ParallelLoader
-from splitload.bundle import read_manifest
+from splitload.base.errors import BundleError
+from splitload.bundle.read import read_manifest
+from splitload.bundle.tails import current_version, read_weights, write_tail
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import personalize
-from splitload.errors import BundleError
-from splitload.tails import current_version, read_weights, write_tail
 
 GOLDEN = Path(__file__).parent / "golden"  # made by the code of version 1; never made anew
 BITS = 75  # that are turned in each training step, one at a time

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-import splitload.replace
-from splitload import ParallelLoader, delivery
-from splitload.bundle import MANIFEST, read_manifest, sha256_of
+import splitload.bundle.replace
+from splitload import ParallelLoader
+from splitload.base.errors import BundleError, OutputError
+from splitload.base.sealed import KEY
+from splitload.bundle import delivery
+from splitload.bundle.delivery import install
+from splitload.bundle.read import MANIFEST, read_manifest, sha256_of
+from splitload.bundle.tails import names, read_weights, revert, write_tail
+from splitload.bundle.verification import TailVersions, verify
+from splitload.bundle.write import write_manifest
 from splitload.cli import main
-from splitload.delivery import install
 from splitload.deploy.personalize import personalize
-from splitload.deploy.write import write_manifest
-from splitload.errors import BundleError, OutputError
-from splitload.sealed import KEY
-from splitload.tails import names, read_weights, revert, write_tail
-from splitload.verification import TailVersions, verify
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import QUICK, data
@@ -271,13 +272,13 @@ def test_a_tail_that_is_made_when_it_is_too_late_changes_nothing(
     tuned: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = verify(tuned)
-    real = splitload.replace.sync_tree
+    real = splitload.bundle.replace.sync_tree
 
     def meanwhile(folder: Path, **how: bool) -> None:
         real(folder, **how)
         shutil.copytree(tuned / "tails" / "anna", tuned / "tails" / "bert")
 
-    monkeypatch.setattr(splitload.replace, "sync_tree", meanwhile)
+    monkeypatch.setattr(splitload.bundle.replace, "sync_tree", meanwhile)
     with pytest.raises(OutputError, match=r"the tail 'bert' was made in .* meanwhile.*install the bundle again"):
         install(built, tuned)
     assert verify(tuned).tails == (*before.tails, TailVersions("bert", (1, 2), 1))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from splitload.profile import BlockProfile, Cost, Profile
-from splitload.schedule import Contention
+from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.schedule import Contention
 
 
 @pytest.fixture(scope="session")

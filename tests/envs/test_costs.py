@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from splitload.envs import cost_matrices
-from splitload.profile import Cost
+from splitload.plan.profile import Cost
 
 
 def test_whole_seconds_may_be_whole_numbers(make_profile):

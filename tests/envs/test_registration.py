@@ -9,8 +9,8 @@ from pathlib import Path
 import gymnasium
 import pytest
 
+from splitload.base.errors import ProfileError
 from splitload.envs import ENV_ID, register
-from splitload.errors import ProfileError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +26,7 @@ def made(env_id, before, profile, folder):
     (folder / "profile.json").write_text(json.dumps(profile.to_json()))
     code = (
         f"import pathlib, gymnasium\n{before}\n"
-        "from splitload.profile import Profile\n"
+        "from splitload.plan.profile import Profile\n"
         f"env = gymnasium.make({env_id!r}, profile=Profile.read(pathlib.Path('profile.json')))\n"
         "env.reset(seed=0)\n"
         "print(env.step(5)[4]['num_stages'])\n"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from splitload.base.errors import UsageError
 from splitload.envs import ENV_ID, SplitEnv
-from splitload.errors import UsageError
-from splitload.partition import Partition
+from splitload.plan.partition import Partition
 
 
 def play(env, split_points, options=None):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from splitload.envs import ENV_ID, SplitEnv
-from splitload.profile import Cost
+from splitload.plan.profile import Cost
 
 # A new process is given everything: one that is forked would find it in its memory.
 VECTOR_KWARGS = {"sync": {}, "async": {"context": "spawn"}}

@@ -1,0 +1,1 @@
+"""What every room may use: errors, typed fields, records, atomic writes, scratch folders, machine, cache folder."""

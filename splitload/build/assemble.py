@@ -1,0 +1,253 @@
+"""Builds a bundle: a partition of a graph becomes stage files and a manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitload.base.errors import ModelError, OutputError, PartitionError
+from splitload.base.machine import cpu_architecture
+from splitload.bundle.delivery import CarriedTails
+from splitload.bundle.manifest import File, Manifest, Metadata, Needs, StageEntry, TensorSpec, Training, Variant
+from splitload.bundle.regular import copy_checked
+from splitload.bundle.write import write_manifest, writing
+from splitload.graphs.canaries import needs_of
+from splitload.graphs.observe import one_line
+from splitload.graphs.shared import StoredWeights
+from splitload.graphs.stages import StageWriter
+from splitload.plan.graph import ModelGraph
+from splitload.plan.partition import Partition
+from splitload.runtime.session import open_session
+
+MAX_METADATA_BYTES = 4 << 20  # the manifest is read at every start
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one variant of a bundle is made of.
+
+    Attributes:
+        graph: The graph that is cut.
+        partition: Where, in its blocks.
+        threads: Loading threads of the execution scheme.
+        trainable_from: First trainable block, or None; the last stage starts with it.
+    """
+
+    graph: ModelGraph
+    partition: Partition
+    threads: int
+    trainable_from: int | None = None
+
+
+def build_bundle(
+    target: Path,
+    plans: Sequence[Plan],
+    *,
+    device: str,
+    notes: Mapping[str, Any] | None = None,
+    metadata: Metadata | None = None,
+    model_data: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+    choose: Callable[[Path, Variant], Variant] | None = None,
+    add_training: Callable[[Path, StageEntry], Training | None] | None = None,
+    check: Callable[[Path, Manifest], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None,
+    keep_tail: StageEntry | None = None,
+) -> Manifest:
+    """Write the bundle `target`, whole or not at all.
+
+    Args:
+        target: The bundle's folder; a bundle that stands there is replaced.
+        plans: A variant each, in order of preference; the last must be of a portable graph.
+        device: Name of the device the partition was found for.
+        notes: How it was found, kept in the manifest's `plan`.
+        metadata: What the source model says of itself, where that is known.
+        model_data: External data files of the source model, relative to its folder.
+        on_progress: Called as `on_progress(stages_written, num_stages)`.
+        choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
+        add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
+            says what it wrote.
+        check: Called with the folder and the manifest when all is written; what it raises leaves `target` as it was.
+        on_note: Called with what the user should know: why a native variant has no canary.
+        with_others: Given the folder and the variants in it, puts the files of others there and returns all.
+        keep_tail: Trainable last stage of the bundle at `target`, which the new one ends with byte for byte, so that
+            its personalized tails are carried over.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ModelError: If a stage cannot be loaded, or the metadata is more than a manifest holds.
+        OutputError: If it cannot be written.
+        PartitionError: If a partition does not fit its graph, or cuts trainable blocks off the last stage.
+    """
+    import onnxruntime as ort
+
+    import splitload
+
+    for plan in plans:
+        _check(plan)
+    described_bytes = 0 if metadata is None else len(repr(metadata).encode())
+    if described_bytes > MAX_METADATA_BYTES:
+        raise ModelError(
+            f"the model's metadata has {described_bytes >> 20} MiB, a bundle keeps at most {MAX_METADATA_BYTES >> 20}; "
+            "take entries out of its metadata_props and ship them as a file"
+        )
+    total = sum(plan.partition.num_stages for plan in plans)
+    graph = plans[0].graph
+    tails = None if keep_tail is None else CarriedTails(target, "specialize the bundle")
+    with tails or contextlib.nullcontext(), writing(target, tails) as folder:
+        needed = _size_bytes(plans[0])  # the others share most of its weights
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise OutputError(
+                f"'{target.name}' needs {needed >> 20} MiB and {free >> 20} MiB are free in '{target.parent}'; "
+                "make room or choose another -o"
+            )
+        variants: list[Variant] = []
+        last = keep_tail
+        if keep_tail is not None:
+            for file in filter(None, (keep_tail.graph, keep_tail.weights)):
+                copy_checked(target / file.name, folder / file.name, file)
+        done = 0
+        for plan in plans:
+            stored = None
+            if variants and plans[0].graph.kind == "native":
+                stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
+            writer = StageWriter(plan.graph, stored=stored)
+            stages = []
+            makers = set[int]()  # a stage that makes weights would do so in every run, were it not made anew
+            for number, (start, end) in enumerate(plan.partition.stages()):
+                if last is not None and plan.trainable_from == start:  # all variants end with one and the same tail
+                    stages.append(_same_stage(last, plan.graph, start, end))
+                else:
+                    stage, makes = _write_stage(writer, plan, number, start, end, folder)
+                    stages.append(stage)
+                    if makes:
+                        makers.add(number)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, total)
+            if plan.trainable_from is not None:
+                last = stages[-1]
+            native = plan.graph.kind == "native"
+            needs = _needs(plan.graph, folder, on_note) if native else None
+            variant = Variant(
+                kind=plan.graph.kind,
+                cpu=cpu_architecture() if native else None,
+                runtime=ort.__version__ if native else None,
+                threads=plan.threads,
+                overlap=True,
+                stages=tuple(stages),
+                needs=needs,
+            )
+            for number in variant.sharing() - makers:
+                stages[number] = stages[number]._replace(upgrade=False)
+            variants.append(variant._replace(stages=tuple(stages)))
+        if choose is not None:
+            variants[0] = choose(folder, variants[0])
+        if with_others is not None:
+            variants = list(with_others(folder, variants))
+        tail = variants[0].stages[-1]
+        training = add_training(folder, tail) if add_training is not None and tail.trainable else None
+        manifest = Manifest(
+            model=graph.name,
+            model_sha256=graph.source_sha256,
+            model_bytes=graph.source_bytes,
+            created_with={"splitload": splitload.__version__, "onnxruntime": ort.__version__},
+            cpu=cpu_architecture(),
+            device=device,
+            plan=dict(notes or {}),
+            inputs=tuple(_spec(graph, name) for name in graph.inputs),
+            outputs=tuple(_spec(graph, name) for name in graph.outputs),
+            variants=tuple(variants),
+            training=training,
+            metadata=metadata,
+            model_data=tuple(model_data) or None,
+        )
+        write_manifest(folder, manifest)
+        if tails is not None:
+            tails.take(folder, tail)
+        if check is not None:
+            check(folder, manifest)
+    return manifest
+
+
+def _needs(graph: ModelGraph, folder: Path, on_note: Callable[[str], None] | None) -> Needs:
+    """Return what a native graph needs, and write its canary."""
+    import onnxruntime as ort
+
+    needs, reason = needs_of(graph, folder)
+    if reason is not None and on_note is not None:
+        on_note(
+            f"the native graph needs onnxruntime {ort.__version__} and {cpu_architecture()} exactly, as it has no "
+            f"canary that could show that others run it alike: {reason}"
+        )
+    return needs
+
+
+def _check(plan: Plan) -> None:
+    """Raise unless the partition fits its graph and keeps trainable blocks in the last stage."""
+    if plan.partition.num_blocks != len(plan.graph.blocks):
+        raise PartitionError(
+            f"the partition is of {plan.partition.num_blocks} blocks, the model has {len(plan.graph.blocks)}"
+        )
+    last_start = plan.partition.bounds[-2]
+    if plan.trainable_from is not None and plan.trainable_from != last_start:
+        raise PartitionError(
+            f"block {plan.trainable_from} is trainable, but the last stage starts at block {last_start}; "
+            "it must hold all trainable blocks and nothing else"
+        )
+
+
+def _write_stage(
+    writer: StageWriter, plan: Plan, number: int, start: int, end: int, folder: Path
+) -> tuple[StageEntry, bool]:
+    """Write a stage and see that it loads; return its entry, and whether it makes weights when it runs."""
+    nodes = plan.graph.node_range(start, end)
+    files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
+    try:
+        open_session(folder / files.graph.name, optimize=files.optimize_first, prepack=files.prepack)
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise ModelError(
+            f"stage {number + 1} of '{plan.graph.name}' does not load ({one_line(error)}); cut elsewhere, for example "
+            "with --split-points"
+        ) from error
+    trainable = plan.trainable_from is not None and end == plan.partition.num_blocks
+    return files.entry(plan.graph.segment_name(*nodes), (start, end), trainable=trainable), files.makes
+
+
+def _same_stage(last: StageEntry, graph: ModelGraph, start: int, end: int) -> StageEntry:
+    """Return a last stage as that of another graph of the model, whose blocks `[start, end)` it stands for.
+
+    Raises:
+        ModelError: If that hands it something else.
+    """
+    given = {*graph.boundary(graph.blocks[start].start), *graph.inputs}
+    if missing := set(last.inputs) - given:
+        raise ModelError(f"the last stage reads {sorted(missing)}, which the {graph.kind} graph does not give it")
+    return last._replace(blocks=(start, end))
+
+
+def _files(variant: Variant) -> Iterator[File]:
+    """Yield the files that hold the weights of a variant."""
+    for stage in variant.stages:
+        yield stage.weights or stage.graph
+
+
+def _spec(graph: ModelGraph, name: str) -> TensorSpec:
+    tensor = graph.tensors[name]
+    return TensorSpec(name, tensor.type, tensor.shape)
+
+
+def _size_bytes(plan: Plan) -> int:
+    """Estimate what a variant takes on disk: weights with their padding, and a little for each node."""
+    weights = sum(
+        plan.graph.segment_weights_bytes(*plan.graph.node_range(start, end)) for start, end in plan.partition.stages()
+    )
+    return weights + 4096 * len(plan.graph.weights_bytes) + 1024 * len(plan.graph.nodes)

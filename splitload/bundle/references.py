@@ -1,0 +1,90 @@
+"""Which other files an ONNX graph reads its weights from, found in its protobuf without the onnx package.
+
+Only the messages on the way to a stored tensor are looked into; everything else is stepped over by its length.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from splitload.base.errors import BundleError
+from splitload.bundle.regular import open_regular, regular_size
+
+MAX_DEPTH = 64  # of graphs inside graphs, each of which takes three
+# Fields of onnx.proto by message: those that hold a stored tensor, or lead to one.
+FIELDS = {
+    "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
+    "TrainingInfo": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "Entry"},  # external_data
+}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+
+
+def referenced_files(graph: Path) -> set[str]:
+    """Return the locations that the stored tensors of an .onnx file name, as they stand there.
+
+    Raises:
+        BundleError: If the file is not a protobuf message of that kind.
+        OSError: If it cannot be read.
+    """
+    if not regular_size(graph):
+        raise BundleError(f"'{graph}' is empty; copy the bundle again")
+    with open_regular(graph, links=True) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return set(_locations(data))
+        except ValueError as error:
+            raise BundleError(f"'{graph}' is not an ONNX graph ({error}); copy the bundle again") from error
+
+
+def _locations(data: mmap.mmap) -> Iterator[str]:
+    todo = [("Model", 0, len(data), 0)]
+    while todo:
+        message, start, end, depth = todo.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
+        for number, begin, stop in _fields(data, start, end):
+            inside = FIELDS[message].get(number)
+            if inside == "Entry":
+                entry = {field: data[first:last] for field, first, last in _fields(data, begin, stop)}
+                if entry.get(1) == b"location":
+                    yield entry.get(2, b"").decode()
+            elif inside is not None:
+                todo.append((inside, begin, stop, depth + 1))
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield number, first byte and end of each field that has a length; step over the others."""
+    while start < end:
+        tag, start = _varint(data, start, end)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, start = _varint(data, start, end)
+            continue
+        if kind == _BYTES:
+            size, start = _varint(data, start, end)
+        elif kind in (_FIXED64, _FIXED32):
+            size = 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"a field of wire type {kind}")
+        if size > end - start:
+            raise ValueError("a field that ends behind its message")
+        if kind == _BYTES:
+            yield tag >> 3, start, start + size
+        start += size
+
+
+def _varint(data: mmap.mmap, start: int, end: int) -> tuple[int, int]:
+    """Return a number of up to 64 bits, and where it ends."""
+    value = 0
+    for place in range(start, min(start + 10, end)):
+        value |= (data[place] & 0x7F) << 7 * (place - start)
+        if data[place] < 0x80:
+            return value, place + 1
+    raise ValueError("a number that does not end")

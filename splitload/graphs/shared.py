@@ -1,0 +1,239 @@
+"""Weights that two variants of a bundle share: the portable graph reads them out of the native stages' files.
+
+A native graph holds the same numbers as the portable one, most filters in another order. The portable graph names the
+place of each weight in a native file, and where the order differs restores it with a Transpose and a Reshape, which
+onnxruntime folds away when it loads the graph. So a bundle holds every weight once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.graphs.layout import channel_block
+from splitload.graphs.proto import external_entry, is_external
+from splitload.plan.graph import ModelGraph
+
+_LARGE_NODE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a weight lie, and how its order is restored.
+
+    Attributes:
+        file: Name of the file in the bundle.
+        offset: First byte.
+        length: How many bytes.
+        dims: Shape it is stored with.
+        order: Axes of the Transpose that comes before a Reshape to the weight's own shape; None if it is as it is.
+        padded: Shape after that Reshape, of which the weight is the first corner; None if it is the whole.
+    """
+
+    file: str
+    offset: int
+    length: int
+    dims: tuple[int, ...]
+    order: tuple[int, ...] | None
+    padded: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A stored tensor that holds an array, and how the array is restored from it.
+
+    Attributes:
+        tensor: The onnx.TensorProto.
+        dims: Shape it is read with.
+        order: Axes of the Transpose that comes before a Reshape to the array's own shape; None if it is as it is.
+        padded: Shape after the Transpose, of which the array is the first corner; None if it is the whole.
+    """
+
+    tensor: Any
+    dims: tuple[int, ...]
+    order: tuple[int, ...] | None
+    padded: tuple[int, ...] | None = None
+
+
+class WeightIndex:
+    """Finds arrays among the external tensors of a graph, by their bytes, in whatever order they are stored.
+
+    Args:
+        graph: The onnx.GraphProto.
+        folder: Where its external data lies.
+    """
+
+    def __init__(self, graph: Any, folder: Path) -> None:
+        self._folder = folder
+        self._block = channel_block()
+        self._by_digest: dict[tuple[bytes, tuple[int, ...]], Found] = {}
+        self._filters: dict[tuple[int, ...], list[Any]] = {}
+        for tensor in graph.initializer:
+            if is_external(tensor):
+                stored = self.read(tensor)
+                self._by_digest.setdefault(_key(stored), Found(tensor, stored.shape, None))
+                if stored.dtype.kind not in "biuf":
+                    continue
+                if stored.ndim == 4:
+                    self._filters.setdefault(stored.shape, []).append(tensor)
+                for dims, order in _orders(stored.shape, self._block):
+                    restored = stored.reshape(dims).transpose(order)
+                    for shape in _shapes(stored.shape, dims, order):
+                        self._by_digest.setdefault(_key(restored.reshape(shape)), Found(tensor, dims, order))
+
+    def read(self, tensor: Any) -> Any:
+        """Return a stored tensor, mapped."""
+        return read_external(tensor, self._folder)
+
+    def find(self, weights: Any) -> Found | None:
+        """Return what holds an array of that shape and content, or None."""
+        return self._by_digest.get(_key(weights)) or self._find_padded(weights)
+
+    def drop(self, found: Found) -> None:
+        """Forget a tensor that leaves the graph."""
+        self._by_digest = {key: each for key, each in self._by_digest.items() if each.tensor is not found.tensor}
+
+    def _find_padded(self, weights: Any) -> Found | None:
+        """Return the filter that holds an array in its first channels, the others being there to fill a block."""
+        if self._block is None or weights.ndim != 4 or weights.dtype.kind != "f":
+            return None
+        full = [-(-size // self._block) * self._block for size in weights.shape[:2]]
+        for outputs, inputs in {(full[0], full[1]), (full[0], weights.shape[1])} - {weights.shape[:2]}:
+            shape = (outputs, inputs, *weights.shape[2:])
+            for tensor in self._filters.get(shape, ()):
+                for dims, order in _orders(shape, self._block):
+                    restored = self.read(tensor).reshape(dims).transpose(order).reshape(shape)
+                    corner = restored[: weights.shape[0], : weights.shape[1]]
+                    if order[0] == 0 and corner.dtype == weights.dtype and np.array_equal(corner, weights):
+                        return Found(tensor, dims, order, shape)
+        return None
+
+
+def unshared_bytes(native: Path, portable: Path) -> tuple[int, int]:
+    """Return how many bytes of a portable graph lie in no weight of the native one, and how many there are.
+
+    Attributes of nodes that are not small, such as the trees of an ensemble, are never shared.
+
+    Args:
+        native: The native .onnx file.
+        portable: The portable one.
+    """
+    import onnx
+
+    graphs = [
+        onnx.load_model(str(path), format="protobuf", load_external_data=False).graph for path in (native, portable)
+    ]
+    index = WeightIndex(graphs[0], native.parent)
+    own = [size for node in graphs[1].node if (size := node.ByteSize()) >= _LARGE_NODE_BYTES]
+    missing, total = sum(own), sum(own)
+    for tensor in filter(is_external, graphs[1].initializer):
+        weights = read_external(tensor, portable.parent)
+        total += weights.nbytes
+        missing += 0 if index.find(weights) else weights.nbytes
+    return missing, total
+
+
+class StoredWeights:
+    """Finds weights of a model in the stage files of its native graph.
+
+    Args:
+        graph: The native graph.
+        folder: The bundle.
+        files: Names of the native stages' files there.
+    """
+
+    def __init__(self, graph: ModelGraph, folder: Path, files: Sequence[str]) -> None:
+        import onnx
+
+        self._folder = folder
+        self._files = files
+        model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
+        self._index = WeightIndex(model.graph, graph.path.parent)
+        self._next: dict[str, int] = {}
+
+    def find(self, weights: Any) -> Place | None:
+        """Return where an array of that shape and content lies in the bundle, or None."""
+        found = self._index.find(weights)
+        if found is None:
+            return None
+        data = self._index.read(found.tensor).tobytes()
+        for name in self._files:
+            with (
+                (self._folder / name).open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                after = self._next.get(name, 0)  # they mostly lie in the order they are asked for
+                offset = content.find(data, after)
+                if offset < 0:
+                    offset = content.find(data, 0, after + len(data))
+                if offset >= 0:
+                    self._next[name] = offset + len(data)
+                    return Place(name, offset, len(data), found.dims, found.order, found.padded)
+        return None
+
+
+def read_external(tensor: Any, folder: Path) -> Any:
+    """Return a tensor stored outside its graph file as an array, mapped; bytes for types that numpy lacks."""
+    location, offset, length = external_entry(tensor)
+    dtype = _dtype(tensor)
+    if dtype is None:
+        return np.memmap(folder / location, np.uint8, "r", offset, None if length is None else (length,))
+    return np.memmap(folder / location, dtype, "r", offset, tuple(tensor.dims))
+
+
+def as_array(data: bytes, tensor: Any) -> Any:
+    """Return what `read_external` would for a tensor whose bytes are these."""
+    dtype = _dtype(tensor)
+    return np.frombuffer(data, np.uint8) if dtype is None else np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+
+
+def has_numpy_type(tensor: Any) -> bool:
+    """Return whether numpy has the type of a tensor."""
+    return _dtype(tensor) is not None
+
+
+def _dtype(tensor: Any) -> Any:
+    """Return numpy's type of a tensor, or None where it lacks one."""
+    import onnx
+
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return dtype if dtype.kind in "biuf" else None
+
+
+def _key(array: Any) -> tuple[bytes, tuple[int, ...]]:
+    """Return what identifies an array: a digest of its type and bytes in its own order, and its shape."""
+    digest = hashlib.blake2b(np.ascontiguousarray(array).data, key=str(array.dtype).encode(), digest_size=16)
+    return digest.digest(), tuple(array.shape)
+
+
+def _orders(shape: tuple[int, ...], block: int | None) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield the shapes a filter may have been stored with, and the axes that restore it.
+
+    In blocks of output channels, or of output and input channels; matrices stored as 1 x 1 filters also the other way.
+    """
+    if block is None or len(shape) != 4 or shape[0] % block:
+        return
+    outputs, inputs, height, width = shape
+    yield (outputs // block, inputs, height, width, block), (0, 4, 1, 2, 3)
+    if inputs % block == 0:
+        dims = (outputs // block, inputs // block, height, width, block, block)
+        yield dims, (0, 5, 1, 4, 2, 3)
+        if height == width == 1:
+            yield dims, (1, 4, 0, 5, 2, 3)
+
+
+def _shapes(shape: tuple[int, ...], dims: tuple[int, ...], order: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes a restored weight may have: of a filter, and of a matrix if it could be one."""
+    outputs, inputs, height, width = shape
+    if order[0] == 1:
+        yield (inputs, outputs)
+        return
+    yield shape
+    if height == width == 1 and len(dims) == 6:
+        yield (outputs, inputs)

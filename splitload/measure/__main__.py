@@ -1,0 +1,347 @@
+"""The fresh process of the benchmark: loads and runs one model once, in one arm's way.
+
+It reads a job, a JSON file, and answers with one line of JSON. At the first output it prints a line and waits for one,
+so that whoever started it may look at the page cache. It is run by its path and imports what the user of that engine
+would import and nothing of splitload, except in the splitload arm: the time of the process is that of a user's script.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+UNMEASURED_RUNS = 3
+STEADY_RUNS = 10
+STEADY_S = 1.0
+# What loading returns: how to run the model, and what to call after the first output, which waits for work in the
+# background and returns the figures that the engine knows better than a clock around the calls.
+_Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
+_Open = Callable[[], _Opened]
+
+
+def main() -> None:
+    """Answer one job; where that fails, say why in the last line on stderr."""
+    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is slow to import
+        del sys.path[0]
+    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
+        job = json.load(file)
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what engines print is no answer
+    try:
+        figures = measure(job, answer)
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    answer.write(json.dumps(figures) + "\n")
+    answer.close()
+
+
+def measure(job: dict[str, Any], answer: Any) -> dict[str, Any]:
+    """Load and run the model; return the figures, and the moment of the first output on the system's clock."""
+    feeds = {row["name"]: _feed(row) for row in job["feeds"]}
+    open_model = ARMS[job["arm"]](job, feeds)
+    faults = _major_faults()
+    start = time.perf_counter()
+    run, settle = open_model()
+    opened = time.perf_counter()
+    outputs = run()
+    first, first_at = time.perf_counter(), time.monotonic()
+    faults = _major_faults() - faults
+    print("first", file=answer, flush=True)
+    sys.stdin.readline()
+    known = settle()
+    if job["outputs"]:
+        known["outputs"] = [_saved(value, f"{job['outputs']}-{number}.npy") for number, value in enumerate(outputs)]
+    del outputs
+    for _ in range(UNMEASURED_RUNS):
+        run()
+    steady: list[float] = []
+    began = time.perf_counter()
+    while len(steady) < STEADY_RUNS and time.perf_counter() - began < STEADY_S:
+        before = time.perf_counter()
+        run()
+        steady.append(time.perf_counter() - before)
+    peak, settled = memory_bytes()
+    return {
+        "ttfo_s": first - start,
+        "load_s": opened - start,
+        "first_inference_s": first - opened,
+        "steady_runs_s": steady,
+        "first_at_s": first_at,
+        "peak_memory_bytes": peak,
+        "settled_memory_bytes": settled,
+        "major_faults": faults,
+        **known,
+    }
+
+
+def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+    """One onnxruntime session: plain in the stock arm, the file taken as it is in the others."""
+    import onnxruntime as ort
+
+    plain, path = job["arm"] == "stock", job["path"]
+    if path.encode(errors="surrogatepass") != os.fsencode(path):  # the encoding for files is not UTF-8
+        from splitload.runtime.stock import runtime_path
+
+        path = runtime_path(path)
+
+    def load() -> _Opened:
+        options = ort.SessionOptions()
+        if not plain:
+            ort.set_global_thread_pool_sizes(0, 1)
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.use_per_session_threads = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if job["arm"] == "ort-format":
+            options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
+            options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda: list(session.run(None, feeds)), dict
+
+    return load
+
+
+def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+    """`ParallelLoader`; loads and inferences overlap, so their seconds come from its timeline."""
+    import onnxruntime  # noqa: F401 - before the clock starts, as in every arm
+
+    before = time.perf_counter()
+    from splitload import ParallelLoader
+
+    import_s = time.perf_counter() - before
+
+    def load() -> _Opened:
+        model = ParallelLoader(job["path"], threads=job["threads"])
+
+        def settle() -> dict[str, Any]:
+            done = model.timeline
+            infer_s = sum(task.end_s - task.start_s for task in done.tasks if task.kind == "infer")
+            model.wait("upgraded")
+            return {"load_s": done.load_makespan_s, "first_inference_s": infer_s, "import_s": import_s}
+
+        return lambda: model.run(None, feeds), settle
+
+    return load
+
+
+def _torch(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+    """The module built, and its saved state dict read into it."""
+    load_module = torch_module(job)
+    return lambda: (_forward(load_module(), feeds), dict)
+
+
+def torch_module(job: dict[str, Any]) -> Callable[[], Any]:
+    """Import what a torch module needs; return the call that builds it and reads its state dict."""
+    import torch
+
+    build = _builder(job["module"])
+
+    def load() -> Any:
+        module = build()
+        module.load_state_dict(torch.load(job["path"], weights_only=True))
+        return module
+
+    return load
+
+
+def _torch_mmap(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+    """The module built without memory, and the mapped tensors of a safetensors file put into it."""
+    load_module = mapped_module(job)
+    return lambda: (_forward(load_module(), feeds), dict)
+
+
+def mapped_module(job: dict[str, Any]) -> Callable[[], Any]:
+    """Import what a torch module needs; return the call that builds it empty and maps its weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    build = _builder(job["module"])
+    if "torch._dynamo" not in sys.modules:  # building on this device may have torch import it, for a second or more
+        with torch.device("meta"):
+            build()
+
+    def load() -> Any:
+        with torch.device("meta"):
+            module = build()
+        weights = load_file(job["path"])
+        module.load_state_dict({name: weights.pop(name) for name in module.state_dict()}, assign=True)
+        for name, value in weights.items():  # buffers that are not in the state dict, still empty
+            owner, _, key = name.rpartition(".")
+            setattr(module.get_submodule(owner), key, value)
+        return module
+
+    return load
+
+
+def _openvino(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+    """OpenVINO with its model cache, which an unmeasured process has filled."""
+    import openvino
+
+    def load() -> _Opened:
+        core = openvino.Core()
+        core.set_property({"CACHE_DIR": job["cache"]})
+        compiled = core.compile_model(job["path"], "CPU")
+
+        def settle() -> dict[str, Any]:
+            if not job["outputs"] and not compiled.get_property("LOADED_FROM_CACHE"):
+                raise RuntimeError("the model came from its file, not from the model cache")
+            return {}
+
+        return lambda: list(compiled(feeds).values()), settle
+
+    return load
+
+
+def _ncnn(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+    """Ncnn on the two files of pnnx, used as the script that pnnx writes beside them does."""
+    import ncnn
+    import numpy as np
+
+    # ncnn has no 64-bit integers
+    narrow = [value.astype(np.int32) if value.dtype == np.int64 else value for value in feeds.values()]
+    values = list(zip(narrow, job["batch"]["inputs"], strict=True))
+
+    def load() -> _Opened:
+        net = ncnn.Net()
+        net.opt.num_threads = job["threads"]
+        if net.load_param(job["path"]) != 0 or net.load_model(job["weights"]) != 0:
+            raise RuntimeError("ncnn cannot read the converted model")
+
+        def run() -> list[Any]:
+            outputs = []
+            with net.create_extractor() as extractor:
+                for number, (value, batch) in enumerate(values):
+                    extractor.input(f"in{number}", ncnn.Mat(value, batch_index=batch).clone())
+                for number, batch in enumerate(job["batch"]["outputs"]):
+                    code, output = extractor.extract(f"out{number}")
+                    if code != 0:
+                        raise RuntimeError(f"ncnn cannot compute output {number} of the converted model")
+                    outputs.append(np.array(output.numpy(batch_index=batch)))
+            return outputs
+
+        return run, dict
+
+    return load
+
+
+ARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], _Open]] = {
+    "stock": _session,
+    "tuned": _session,
+    "ort-format": _session,
+    "torch": _torch,
+    "torch-mmap": _torch_mmap,
+    "openvino": _openvino,
+    "ncnn": _ncnn,
+    "splitload": _splitload,
+}
+
+
+def _builder(recipe: dict[str, str]) -> Callable[[], Any]:
+    """Import what the module of a torch arm needs; return the call that builds it, with fresh weights."""
+    import importlib
+
+    import torch
+
+    if recipe["package"] in ("torchvision", "transformers"):
+        try:
+            import torchvision
+        except RuntimeError:  # its compiled operators do not load beside a CPU-only torch; these models need none
+            for name in ("nms", "qnms"):
+                signature = f"torchvision::{name}"
+                torch.library.define(signature, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            import torchvision
+        except ImportError:
+            if recipe["package"] == "torchvision":
+                raise
+    if recipe["package"] == "torchvision":
+        return lambda: torchvision.models.get_model(recipe["name"], weights=None).eval()
+    if recipe["package"] == "transformers":
+        kind = getattr(importlib.import_module("transformers"), recipe["name"])
+        return lambda: kind(kind.config_class()).eval()
+    sys.path.insert(0, recipe["folder"])
+    try:
+        factory = getattr(importlib.import_module(recipe["package"]), recipe["name"])
+    finally:
+        sys.path.remove(recipe["folder"])
+
+    def build() -> Any:
+        made = factory()
+        return (made[0] if isinstance(made, tuple) else made).eval()
+
+    return build
+
+
+def _forward(module: Any, feeds: dict[str, Any]) -> Callable[[], list[Any]]:
+    """Return the call that runs a torch module, inputs by name where its forward method knows the names."""
+    import inspect
+
+    import torch
+
+    tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
+    by_name = tensors.keys() <= inspect.signature(module.forward).parameters.keys()
+    args, kwargs = ((), tensors) if by_name else (tuple(tensors.values()), {})
+
+    def run() -> list[Any]:
+        with torch.inference_mode():
+            result = module(*args, **kwargs)
+        if torch.is_tensor(result):
+            return [result.numpy()]
+        return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf)]
+
+    return run
+
+
+def _feed(row: dict[str, Any]) -> Any:
+    """Return one input, read from its file, or made up where it is of a type that no file holds."""
+    if row["file"] is None:
+        from splitload.bundle.manifest import TensorSpec
+        from splitload.runtime.inputs import example_inputs
+
+        spec = TensorSpec(row["name"], row["type"], row["shape"])
+        return example_inputs([spec])[spec.name]
+    import numpy as np
+
+    array = np.load(row["file"], allow_pickle=False)
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _saved(value: Any, file: str) -> str | None:
+    """Save an output for the comparison; return its file, or None if it is no array."""
+    import numpy as np
+
+    if not isinstance(value, np.ndarray):
+        return None
+    np.save(file, value.astype(str) if value.dtype == object else value, allow_pickle=False)
+    return file
+
+
+def _major_faults() -> int:
+    """Return how often this process has waited for a page to be read from storage."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def memory_bytes() -> tuple[int | None, int | None]:
+    """Return the largest and the present resident size of this process, None where the system does not tell."""
+    try:  # on Linux, where ru_maxrss starts at the size of the process that started this one
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            sizes = {line.split(":")[0]: line.split()[1] for line in file if line.startswith(("VmHWM:", "VmRSS:"))}
+        return int(sizes["VmHWM"]) * 1024, int(sizes["VmRSS"]) * 1024
+    except (OSError, KeyError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None, None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024), None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Writes the files that other engines read, in a process of its own, which is given the file of a job.
+
+The job names the arm, the MODEL word, the .onnx file, the inputs and the folder to write into. Packages are
+imported by the arm that needs them; where something fails, the last line on stderr says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from splitload.base.errors import ModelError
+from splitload.frontends import zoo
+from splitload.frontends.onnx import optimize
+from splitload.frontends.torch import current_folder_importable, declare_torchvision_ops, quiet
+from splitload.graphs.observe import plain_options
+from splitload.runtime.stock import path_option, stock_session
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH = "batch.json"  # which dimension is the batch in each input and output of a model of ncnn
+_PNNX_TYPES = {"float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "int8": "i8", "uint8": "u8"}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Answer one job."""
+    (file,) = sys.argv[1:] if words is None else words
+    job = json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        CONVERSIONS[job["arm"]](job, Path(job["folder"]))
+    except Exception as error:  # whatever engines raise
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _tuned(job: dict[str, Any], folder: Path) -> None:
+    """Save the model as onnxruntime optimises it, weights in a file of their own."""
+    import onnxruntime as ort
+
+    levels = ort.GraphOptimizationLevel
+    for level in (levels.ORT_ENABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL):
+        try:
+            optimize(Path(job["graph"]), folder, level)
+        except Exception:  # a model that was optimised before cannot be optimised again
+            if level == levels.ORT_DISABLE_ALL:
+                raise
+        else:
+            return
+
+
+def _ort_format(job: dict[str, Any], folder: Path) -> None:
+    """Save the optimised graph, as it is, in onnxruntime's own format, weights inside."""
+    options = plain_options()
+    options.optimized_model_filepath = path_option(folder / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    stock_session(job["graph"], options)
+
+
+def _state_dict(job: dict[str, Any], folder: Path) -> None:
+    import torch
+
+    torch.save(_module(job["model"]).state_dict(), folder / "model.pt")
+
+
+def _safetensors(job: dict[str, Any], folder: Path) -> None:
+    """Save the state dict, and the buffers that are not in it, which a module built without memory lacks."""
+    from safetensors.torch import save_file
+
+    module = _module(job["model"])
+    tensors = dict(module.named_buffers()) | module.state_dict()
+    # safetensors refuses tensors that share memory
+    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+
+
+def _ncnn(job: dict[str, Any], folder: Path) -> None:
+    """Trace the module and have pnnx convert it, with its defaults: weights are stored in half precision."""
+    import pnnx
+    import torch
+
+    values = [np.load(row["file"], allow_pickle=False) for row in job["feeds"]]
+    traced = folder / "model.pt"
+    with quiet(), torch.inference_mode():
+        module = _by_position(_module(job["model"]), [row["name"] for row in job["feeds"]])
+        trace: Any = torch.jit.trace
+        trace(module, tuple(map(torch.from_numpy, values)), check_trace=False).save(str(traced))
+    shapes = ",".join(f"{list(value.shape)}{_PNNX_TYPES[str(value.dtype)]}".replace(" ", "") for value in values)
+    command = [pnnx.EXEC_PATH, traced.name, f"inputshape={shapes}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    wanted = {folder / "model.ncnn.param", folder / "model.ncnn.bin"}
+    if done.returncode != 0 or not all(file.is_file() for file in wanted):
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise ModelError(f"pnnx: {lines[-1]}")
+    script = (folder / "model_ncnn.py").read_text(encoding="utf-8")  # how to hand in and take out tensors
+    batch = {
+        "inputs": [int(index) for index in re.findall(r"ex\.input\(.*batch_index=(\d+)\)", script)],
+        "outputs": [int(index) for index in re.findall(r"out\d+\.numpy\(batch_index=(\d+)\)", script)],
+    }
+    for file in folder.iterdir():
+        if file not in wanted:
+            file.unlink()
+    (folder / BATCH).write_text(json.dumps(batch), encoding="utf-8")
+
+
+CONVERSIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "tuned": _tuned,
+    "ort-format": _ort_format,
+    "torch": _state_dict,
+    "torch-mmap": _safetensors,
+    "ncnn": _ncnn,
+}
+
+
+def _module(model: str) -> torch.nn.Module:
+    """Return the torch module behind a MODEL word, with the weights that its .onnx file has."""
+    import torch
+
+    declare_torchvision_ops()
+    if model.startswith("zoo:"):
+        module, _ = zoo.module(model.removeprefix("zoo:"))
+    else:
+        package, _, name = model.partition(":")
+        with current_folder_importable(), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            module, _ = getattr(importlib.import_module(package), name)()
+    return module.eval()
+
+
+def _by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
+    """Return a module that takes inputs in this order, by name where the inner one knows the names, for tracing."""
+    import inspect
+
+    import torch
+
+    by_name = set(names) <= inspect.signature(module.forward).parameters.keys()
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            result = self.inner(**dict(zip(names, tensors, strict=True))) if by_name else self.inner(*tensors)
+            return tuple(leaf for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
+
+    return Positional().eval()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From a request to a plan and a bundle: search, trial, refinement, seeds, checkpoints."""

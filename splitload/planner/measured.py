@@ -1,0 +1,64 @@
+"""Plans measured beside each other on this machine: built as bundles, then loaded in turns in fresh processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from splitload.base.scratch import scratch_folder
+from splitload.build.assemble import Plan, build_bundle
+from splitload.bundle.manifest import Variant
+from splitload.commands.console import Console, count_of
+from splitload.frontends.onnx import Source
+from splitload.measure.sampling import Arm, Sample, run_arms
+from splitload.plan.partition import Partition
+from splitload.planner.plans import with_portable
+
+
+def measure_plans(
+    source: Source, plans: Sequence[Plan], runs: int, console: Console, cache: Path, *, feeds: Mapping[str, Any]
+) -> list[list[Sample]]:
+    """Measure plans of one graph in rounds, so that a machine that slows down does so for all of them.
+
+    All are loaded in the plain way, whatever way is chosen for the stages of a bundle later, and nothing is done after
+    the first output. Plans that differ in their threads alone share a bundle.
+
+    Args:
+        source: The model.
+        plans: What to measure, at least one.
+        runs: Rounds; each takes one sample of every plan, of a fresh process with a warm page cache.
+        console: Where to tell what is done.
+        cache: Where the bundles lie meanwhile.
+        feeds: Inputs to measure with; made up where they are missing.
+
+    Returns:
+        The samples of each plan, as `run_arms` gives them, in order.
+
+    Raises:
+        SplitloadError: If a plan cannot be built or run.
+    """
+    _, *portable = with_portable(plans[0], source, console, cache)
+    inputs = plans[0].graph.input_tensors()
+    samples: list[list[Sample]] = [[] for _ in plans]
+    cache.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(cache, ".trial-") as folder:
+        bundles: dict[Partition, Path] = {}
+        for plan in plans:
+            if plan.partition not in bundles:
+                bundle = folder / f"{len(bundles)}.splitload"
+                with console.status(f"building {count_of(plan.partition.num_stages, 'stage')} to measure"):
+                    build_bundle(bundle, [plan, *portable], device="host", choose=_plain)
+                bundles[plan.partition] = bundle
+        arms = [Arm("splitload", bundles[plan.partition], threads=plan.threads) for plan in plans]
+        with console.progress(f"measuring {count_of(len(plans), 'plan')} of {source.name}", unit="rounds") as show:
+            for done in range(runs):
+                show(done, runs)
+                for arm, taken in zip(arms, samples, strict=True):
+                    taken += run_arms([arm], inputs, feeds, 1)["splitload"]
+    return samples
+
+
+def _plain(_: Path, variant: Variant) -> Variant:
+    """Return the variant with nothing to do after the first output: that alone is measured."""
+    return variant._replace(stages=tuple(stage._replace(upgrade=False) for stage in variant.stages))

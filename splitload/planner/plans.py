@@ -1,0 +1,275 @@
+"""What commands share: a model profiled on a device, and a plan written as a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitload.base.errors import MissingPackageError, ModelError
+from splitload.build.agreement import Agreement, compare_with_stock
+from splitload.build.assemble import Plan, build_bundle
+from splitload.build.fleet import keep_natives, same_cuts
+from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
+from splitload.commands.console import Console, count_of
+from splitload.devices import Device
+from splitload.devices.tuning import tune
+from splitload.frontends import open_source
+from splitload.frontends.onnx import Source, load_graph
+from splitload.plan.graph import ModelGraph
+from splitload.plan.partition import Partition
+from splitload.plan.profile import Profile
+from splitload.planner.why import reasons
+from splitload.training.division import Division
+from splitload.training.head import with_new_head
+from splitload.training.opened import Opened, load_opened
+from splitload.training.training import keep_training, write_training
+
+if TYPE_CHECKING:
+    from splitload.planner.trial import Trial
+
+
+def prepare(
+    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+) -> tuple[Source, ModelGraph, Profile]:
+    """Return the model, its graph and its profile on the device, with progress shown.
+
+    Raises:
+        SplitloadError: If the model cannot be read or measured.
+    """
+    source, graph = read_model(options, console, cache, device, feeds)
+    return source, graph, profile_on(device, graph, console, {**source.examples, **feeds})
+
+
+def read_model(
+    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+) -> tuple[Source, ModelGraph]:
+    """Return the model and its graph for the device.
+
+    Raises:
+        SplitloadError: If it cannot be read.
+    """
+    return read_divided(options, console, cache, device, feeds)[:2]
+
+
+def read_divided(
+    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+) -> tuple[Source, ModelGraph, Division | None]:
+    """Return the model, its graph for the device, and where it is divided for training.
+
+    Raises:
+        SplitloadError: If it cannot be read.
+    """
+    with console.status(f"reading {options.model}"):
+        source = open_source(options.model, cache)
+        feeds = {**source.examples, **feeds}
+        if getattr(options, "new_head", None) is not None:
+            source = with_new_head(source, options.new_head, cache, feeds=feeds)
+    if source.defaults:
+        console.note(
+            f"the default value of {', '.join(source.defaults)} is built in, the bundle has no such input; to give "
+            "another one, make it an input without a default"
+        )
+    trainable = getattr(options, "trainable", None)
+    with console.status(f"optimising {source.name}"):
+        if trainable is None:
+            graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
+            return source, graph, None
+        opened = load_opened(source, device.graph_kind, cache, trainable, max_blocks=options.max_blocks, feeds=feeds)
+    return source, opened.graph, opened.division
+
+
+def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mapping[str, Any]) -> Profile:
+    """Return the profile of a graph on the device.
+
+    Raises:
+        SplitloadError: If it cannot be measured.
+    """
+    with console.progress(f"profiling on {device.name}", unit="passes") as show:
+        return device.profile(graph, feeds=feeds, on_progress=show)
+
+
+def native_left_out(device: Device, graph: ModelGraph) -> str | None:
+    """Return why a bundle gets no native part on a device that runs one, for people; None where it gets one."""
+    if graph.kind == device.graph_kind:
+        return None
+    return (
+        f"{graph.name} gets no native part, which would take about as much room as the model once more: its weights "
+        "differ too much from the portable graph's. onnxruntime optimises the portable graph when it loads it"
+    )
+
+
+def notes_of(
+    profile: Profile, partition: Partition, trial: Trial | None, plans: Mapping[int, Partition], **others: Any
+) -> dict[str, Any]:
+    """Return what a bundle's manifest says of how its plan was found, as JSON values.
+
+    Args:
+        profile: What it was found by.
+        partition: The plan.
+        trial: How it was measured beside the whole model, if it was.
+        plans: The best plan for each number of stages.
+        others: What comes first.
+    """
+    return {
+        **others,
+        "num_blocks": profile.num_blocks,
+        "split_points": list(partition.split_points),
+        "profile_source": profile.source,
+        "predicted_ttfo_s": profile.schedule(partition).ttfo_s,
+        "trial": None if trial is None else trial.to_json(),
+        "why": reasons(profile, partition, plans),
+    }
+
+
+def with_portable(
+    plan: Plan, source: Source, console: Console, cache: Path, cut_as: Variant | None = None
+) -> list[Plan]:
+    """Return what a bundle is made of: the plan, and where its graph is native one that runs anywhere.
+
+    That has one stage, or is cut as a portable variant was, and loads on as many threads.
+    """
+    if plan.graph.kind == "portable":
+        return [plan]
+    with console.status("adding the portable graph for other machines"):
+        portable = load_graph(source, "portable", cache, max_blocks=_blocks(plan, cut_as))
+    return [plan, _portable_plan(Plan(portable, Partition(len(portable.blocks)), 1), cut_as, console)]
+
+
+def _blocks(plan: Plan, cut_as: Variant | None) -> int:
+    """Return the most blocks of a portable graph: the same number is divided at the same places."""
+    return plan.graph.max_blocks if cut_as is None else max(plan.graph.max_blocks, cut_as.stages[-1].blocks[1])
+
+
+def _portable_plan(plan: Plan, cut_as: Variant | None, console: Console) -> Plan:
+    """Return a portable plan with the cuts and threads of a portable variant, where there is one with such cuts."""
+    if cut_as is None:
+        return plan
+    partition = same_cuts(plan.graph, cut_as)
+    if partition is None or plan.trainable_from not in (None, partition.bounds[-2]):
+        stages = count_of(len(cut_as.stages), "stage")
+        now = count_of(plan.partition.num_stages, "stage")
+        console.note(f"the portable graph, which was cut into {stages}, cannot be cut there again and has {now} now")
+        return plan
+    return replace(plan, partition=partition, threads=cut_as.threads)
+
+
+def with_opened(
+    plan: Plan,
+    source: Source,
+    trainable: str | Collection[str],
+    console: Console,
+    cache: Path,
+    feeds: Mapping[str, Any],
+    cut_as: Variant | None = None,
+) -> tuple[list[Plan], Opened]:
+    """Return what a bundle with a trainable last stage is made of, and the model it is trained by.
+
+    The plan that runs anywhere has two stages, what is frozen and what is trained, or is cut as a portable variant was.
+    """
+    with console.status("adding the portable graph for other machines"):
+        opened = load_opened(source, "portable", cache, trainable, max_blocks=_blocks(plan, cut_as), feeds=feeds)
+    if plan.graph.kind == "portable":
+        return [plan], opened
+    last = len(opened.graph.blocks) - 1
+    portable = Plan(opened.graph, Partition(last + 1, (last,)), 1, last)
+    return [plan, _portable_plan(portable, cut_as, console)], opened
+
+
+def write_bundle(
+    target: Path,
+    source: Source,
+    plan: Plan,
+    console: Console,
+    cache: Path,
+    *,
+    device: str,
+    notes: Mapping[str, Any],
+    feeds: Mapping[str, Any] | None = None,
+    trainable: str | Collection[str] | None = None,
+    specialized_from: Manifest | None = None,
+    keep_natives_of: Manifest | None = None,
+    on_compared: Callable[[Agreement], None] | None = None,
+) -> Manifest:
+    """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
+
+    A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
+    With `trainable` its last stage can be trained: what does that on a device is checked and written too.
+    With `specialized_from` the source is that bundle at `target`: the new one names the same model, ends with the same
+    last stage, is trained by the same steps, keeps personalized tails, and its portable graph is cut as before; with
+    `keep_natives_of`, which is that bundle, its native variants for other machines stay. With `on_compared` every
+    variant is run once beside a stock session on the model; it is called with what that came to.
+
+    Raises:
+        SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
+    """
+    add_training: Callable[[Path, StageEntry], Training | None] | None = None
+    keep_tail = None
+    metadata, model_data = source.metadata, source.data_files
+    cut_as = None if specialized_from is None else specialized_from.variants[-1]
+    if trainable is None:
+        plans = with_portable(plan, source, console, cache, cut_as)
+    else:
+        plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {}, cut_as)
+        add_training = partial(_add_training, opened, source, feeds or {}, console)
+    if specialized_from is not None:
+        if specialized_from.training is not None:
+            add_training = partial(keep_training, target, specialized_from.training)
+            keep_tail = specialized_from.variants[-1].stages[-1]
+        metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
+        sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
+        plans = [
+            replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
+        ]
+    with console.progress("writing the bundle", unit="stages") as show:
+
+        def choose(folder: Path, variant: Variant) -> Variant:
+            inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
+            return tune(
+                folder,
+                variant,
+                inputs,
+                feeds or {},
+                lambda done, total: show(done, total, "measuring how to load them"),
+            )
+
+        def check(folder: Path, manifest: Manifest) -> None:
+            if on_compared is not None:
+                show(1, 1, "comparing what it answers with a stock session")
+                on_compared(compare_with_stock(folder, manifest, source.path, feeds or {}))
+
+        return build_bundle(
+            target,
+            plans,
+            device=device,
+            notes=notes,
+            metadata=metadata,
+            model_data=model_data,
+            on_progress=show,
+            choose=choose if plan.graph.kind == "native" else None,
+            add_training=add_training,
+            check=check,
+            on_note=console.note,
+            with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
+            keep_tail=keep_tail,
+        )
+
+
+def _add_training(
+    opened: Opened, source: Source, feeds: Mapping[str, Any], console: Console, folder: Path, tail: StageEntry
+) -> Training | None:
+    """Write what trains the last stage on a device, or say why that cannot be."""
+    try:
+        with console.status("checking the gradients of the last stage"):
+            training, reason = write_training(opened, source, feeds, folder, tail)
+    except (ModelError, MissingPackageError) as error:
+        console.note(f"the last stage cannot be trained: {error}")
+        return None
+    if reason is not None:
+        console.note(f"the last stage can only be trained where torch is installed: {reason}")
+    if training.output_doubt is not None:
+        console.note(training.output_doubt)
+    return training

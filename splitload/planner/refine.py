@@ -1,0 +1,196 @@
+"""Search with few measurements: learn on a guess, measure the plan, learn again on what is known then."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from splitload.base.errors import UsageError
+from splitload.base.machine import available_threads
+from splitload.commands.console import Console, count_of
+from splitload.devices.estimate import FirstOutput, estimate, guess, with_first_outputs
+from splitload.devices.host import CUT_STAGES, HostDevice
+from splitload.devices.ledger import FEWEST, Ledger, Segment
+from splitload.plan.graph import ModelGraph
+from splitload.plan.partition import Partition
+from splitload.plan.profile import Cost, Profile
+from splitload.planner.search import Found, Search
+
+FIRST_STAGES = 8  # of the plan that is measured first: it tells where in the model the time goes
+FARTHEST = 3  # blocks by which a cut of the best plan is moved where the search asks for nothing new
+_PAIR_LOADS = 5  # of a sample of two parallel loads: the whole model, each half alone, and both together
+PATIENCE = 4  # plans measured in a row without a better one, after which the best is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What a search within a budget came to.
+
+    Attributes:
+        search: The last search, on the profile of everything that was measured.
+        found: The best plan among the measured ones, by what was measured.
+        profile: That profile; the stages of all measured plans are in its segments.
+        plans: Every measured plan, in order.
+        complete: Whether it ended because nothing better was in sight; otherwise the budget ended it.
+    """
+
+    search: Search
+    found: Found
+    profile: Profile
+    plans: tuple[Partition, ...]
+    complete: bool
+
+
+def refine(
+    prior: Profile,
+    ledger: Ledger,
+    make_search: Callable[[Profile], Search],
+    *,
+    trainable_from: int | None = None,
+    serial_share: Callable[[], float] = lambda: 0.0,
+    first_outputs: Callable[[Partition], tuple[FirstOutput, FirstOutput] | None] | None = None,
+    on_plan: Callable[[int, Partition], None] | None = None,
+) -> Refined:
+    """Measure the whole model and an even cut; then the plan that a search on the estimate finds, again and again.
+
+    A plan that is known already is not measured again: then a cut of the best plan is moved, to where the estimate
+    promises most. It ends with the budget, or after `PATIENCE` plans in a row that were no better.
+
+    Args:
+        prior: What the blocks cost before anything is measured, for example of a simulator.
+        ledger: Measures, remembers and counts.
+        make_search: Returns the search on a profile.
+        trainable_from: First trainable block; the last stage begins at or before it.
+        serial_share: Called once, after the whole model was measured: how parallel loads slow each other down.
+        first_outputs: Called once with an even cut into `CUT_STAGES`, if there can be one: when the whole model and the
+            cut, loaded as those of a bundle, were there and answered; it returns None where the budget is over.
+        on_plan: Called as `on_plan(loads, partition)` before a plan is measured.
+
+    Raises:
+        UsageError: If the budget does not allow to measure the whole model once.
+    """
+    start = time.perf_counter()
+    whole = Partition(prior.num_blocks)
+    plans: list[Partition] = []
+    firsts: tuple[Partition, FirstOutput, FirstOutput] | None = None
+
+    def measure(plan: Partition) -> bool:
+        if on_plan is not None:
+            on_plan(ledger.loads, plan)
+        enough = ledger.measure(plan)
+        if enough or (plan == whole and ledger.loads > 0):  # the whole model counts even if it was sampled too seldom
+            plans.append(plan)
+        return enough
+
+    def estimated() -> Profile:
+        made = estimate(prior, plans, ledger.costs())
+        return made if firsts is None else replace(made, contention=with_first_outputs(known(made), *firsts))
+
+    def known(profile: Profile) -> Profile:
+        return replace(profile, segments={**profile.segments, **ledger.costs()})
+
+    more = measure(whole)
+    if not plans:
+        raise UsageError("the budget does not allow a single load of the whole model; give a larger --budget")
+    finest = make_search(estimated()).even(FIRST_STAGES)
+    if more and finest != whole:
+        prior = replace(prior, contention=prior.contention._replace(serial_share=serial_share()))
+        more = measure(finest)
+        cut = make_search(estimated()).even(CUT_STAGES)
+        if more and first_outputs is not None:
+            pair = first_outputs(cut)
+            firsts = None if pair is None else (cut, *pair)
+            more = pair is not None
+        idle = 0
+        while more and idle < PATIENCE:
+            now = estimated()
+            search = make_search(now)
+            best = make_search(known(now)).pick(plans)
+            plan = search.plan()
+            if plan in plans:
+                near = [each for each in _neighbours(best, trainable_from) if each not in plans]
+                if not near:
+                    break
+                plan = min(near, key=search.value_s)
+            more = measure(plan)
+            idle = idle + 1 if make_search(known(now)).pick(plans) == best else 0
+    profile = known(estimated())
+    search = make_search(profile)
+    chosen = search.found(search.pick(plans), time.perf_counter() - start)
+    return Refined(search, chosen, profile, tuple(plans), more)
+
+
+def _neighbours(plan: Partition, trainable_from: int | None) -> Iterator[Partition]:
+    """Yield the plans that one cut moved by up to `FARTHEST` blocks makes."""
+    last = plan.num_blocks - 1 if trainable_from is None else min(trainable_from, plan.num_blocks - 1)
+    for number, point in enumerate(plan.split_points):
+        bounds = plan.bounds[number], (*plan.split_points, last + 1)[number + 1]
+        for place in range(max(bounds[0] + 1, point - FARTHEST), min(bounds[1], point + FARTHEST + 1)):
+            if place != point:
+                points = (*plan.split_points[:number], place, *plan.split_points[number + 1 :])
+                yield Partition(plan.num_blocks, points)
+
+
+def refine_on_host(
+    device: HostDevice,
+    graph: ModelGraph,
+    budget: int,
+    make_search: Callable[[Profile], Search],
+    console: Console,
+    *,
+    trainable_from: int | None = None,
+    feeds: Mapping[str, Any] | None = None,
+) -> tuple[Refined, int]:
+    """Search on this machine with at most `budget` stage loads; return what it came to, and the loads it took.
+
+    Five loads are one sample of how parallel loads slow each other down: the whole model, and its halves alone and
+    together. Five more are one of what a call and a cut cost besides: the whole model and an even cut, as of a bundle.
+    Not among the loads are the first of each process that measures stages, which starts the runtime, and what
+    `splitload train` measures of the plan that was found.
+
+    Raises:
+        ModelError: If the model does not run on the feeds.
+        UsageError: If the budget does not allow to measure the whole model once.
+    """
+    prior = guess(graph, device.name, available_threads(), device.environment("until stable"))
+    with device.runs(graph, feeds) as runs, console.progress("measuring within the budget", unit="loads") as show:
+
+        def sample(stages: Sequence[Segment]) -> list[Cost]:
+            return [cost for _, cost in runs.sample(stages)[0]]
+
+        ledger = Ledger(sample, budget)
+
+        def serial_share() -> float:
+            whole = [(0, prior.num_blocks)]
+            shares = []
+            for _ in range(FEWEST):
+                if not ledger.spend(_PAIR_LOADS):
+                    break
+                shares.append(runs.sample(whole, pair=True)[1])
+            known = [share for share in shares if share is not None]
+            return min(max(statistics.median(known), 0.0), 1.0) if known else 0.0
+
+        def first_outputs(cut: Partition) -> tuple[FirstOutput, FirstOutput] | None:
+            pair = (Partition(cut.num_blocks), cut)
+            if not ledger.spend(FEWEST * sum(plan.num_stages for plan in pair)):
+                return None
+            samples = [[runs.first_output(plan, prior.contention.threads) for plan in pair] for _ in range(FEWEST)]
+            whole, first = (FirstOutput.median(each) for each in zip(*samples, strict=True))
+            return whole, first
+
+        def report(loads: int, plan: Partition) -> None:
+            show(loads, budget, f"now {count_of(plan.num_stages, 'stage')}")
+
+        refined = refine(
+            prior,
+            ledger,
+            make_search,
+            trainable_from=trainable_from,
+            serial_share=serial_share,
+            first_outputs=first_outputs,
+            on_plan=report,
+        )
+    return refined, ledger.loads

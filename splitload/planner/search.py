@@ -1,0 +1,366 @@
+"""The search: a profile and an agent become a partition, beside what other agents would have found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+from splitload.agents import baselines, exact
+from splitload.agents.annealing import anneal
+from splitload.agents.exact_ttfo import Optimum
+from splitload.agents.q_learning import QLearning
+from splitload.agents.results import Progress, SearchResult
+from splitload.base.errors import PartitionError, UsageError
+from splitload.commands import LEARNERS
+from splitload.envs.costs import cost_matrices
+from splitload.envs.split import SplitEnv, stages_there_are
+from splitload.plan.partition import Partition
+from splitload.plan.profile import Profile
+from splitload.planner.checkpoint_file import Checkpoint
+from splitload.planner.optimum import optimum
+
+WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
+FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what more stages must gain over fewer; plans of many stages err alike
+MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
+MANY_GAIN = 0.05
+EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
+_RULES = ("balance", "uniform_bytes", "uniform_blocks")
+BASELINES = ("exact", "annealing", "uniform_bytes", "uniform_blocks", "random")
+Objective = Literal["balance", "ttfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        partition: The plan.
+        values_s: The plan's value (`Search.value_s`) in seconds under the agent that found it ("learned" for Q-learning
+            and SARSA), and the values of the baselines for the same number of stages; None where one does not apply.
+        episodes: Episodes of the learning agent, 0 for the others.
+        search_s: Seconds the search took, without profiling; of one that was resumed, since then.
+        two_stages_s: For a plan of one stage what the number of stages is chosen by, of the best two; None where
+            there are no two.
+        exact_bound_s: Seconds that no plan of as many stages can do better than: what "exact" is worth where that is
+            proved to be optimal, less where the time for a proof was over; None where there is no such value.
+    """
+
+    partition: Partition
+    values_s: Mapping[str, float | None]
+    episodes: int
+    search_s: float
+    two_stages_s: float | None
+    exact_bound_s: float | None = None
+
+
+class Search:
+    """Finds a partition on a profile; `best` holds the best plan so far at any time.
+
+    For `balance` the cuts of each number of stages are found by the equal-load reward (eq. 4), and the number of
+    stages whose loads are all done first is taken: equal loads alone would always be had with one stage. For `ttfo`
+    it is the number with the smallest time to first output. A cut is made only where a tenth or more is gained, and
+    a plan of more stages taken only where it gains a tenth (`balance`) or a fiftieth (`ttfo`) over the one before.
+
+    Args:
+        profile: Costs of the model on the device.
+        agent: One of `splitload.commands.AGENTS`.
+        objective: One of `splitload.commands.OBJECTIVES`.
+        max_stages: The most stages, at least 1; the model may have fewer. None: 8, or 16 where as many, cut
+            by rule, promise a twentieth; or all where there are fewer.
+        num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
+        seed: Seed of the agent, and of the random baseline.
+        episodes: Most episodes in all, or None for the agent's own rule.
+        trainable_from: First trainable block; it and all after it lie in the last stage, and plans are compared as they
+            are written, with a cut before it.
+
+    Raises:
+        UsageError: If `max_stages` is less than 1.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        agent: str = "q-learning",
+        objective: Objective = "balance",
+        max_stages: int | None = None,
+        num_stages: int | None = None,
+        seed: int = 0,
+        episodes: int | None = None,
+        trainable_from: int | None = None,
+    ) -> None:
+        self._profile = profile
+        self._agent = agent
+        self._objective: Objective = objective
+        self._seed = seed
+        self._episodes = episodes
+        self._trainable_from = trainable_from
+        self._matrices = cost_matrices(profile)
+        limit = profile.num_blocks if trainable_from is None else trainable_from + 1
+        if max_stages is not None:
+            max_stages = stages_there_are(max_stages, profile.num_blocks, trainable_from)
+        most = num_stages or max_stages or min(self._enough(limit), limit)
+        self._counts = range(num_stages or 1, most + 1)
+        self._learner: QLearning | None = None
+        self._optima: dict[int, Optimum] = {}  # by number of stages
+        self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None) -> Found:
+        """Search, and value the baselines for the number of stages that was found.
+
+        Args:
+            on_progress: Called after each episode of a learning agent.
+            checkpoint: Where a learning agent's search is kept, and resumed from; None for nowhere.
+
+        Raises:
+            KeyboardInterrupt: As it came; `best` then holds what was found.
+            CheckpointError: If the checkpoint cannot be resumed from.
+            OutputError: If the checkpoint cannot be written.
+        """
+        start = time.perf_counter()
+        partition = self.plan(on_progress, checkpoint)
+        episodes = self._learner.result().episodes if self._learner else 0
+        return self._found(partition, episodes, time.perf_counter() - start)
+
+    def plan(
+        self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
+    ) -> Partition:
+        """Search, and return the plan alone; see `run`."""
+        if self._agent in LEARNERS:
+            env = SplitEnv(
+                self._profile,
+                objective=self._objective,
+                max_stages=self._counts[-1],
+                trainable_from=self._trainable_from,
+            )
+            self._learner = QLearning(env, sarsa=self._agent == "sarsa", seed=self._seed)
+            train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
+            train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
+            partition = self.best
+        else:
+            self._plans = {count: self._by_rule(self._agent, count) for count in self._counts}
+            partition = self._pick(self._plans.values())
+        if partition is None:
+            raise UsageError("no plan was found; give more --episodes")
+        return partition
+
+    def even(self, num_stages: int) -> Partition:
+        """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
+        return self._by_rule("balance", min(num_stages, self._counts[-1]))
+
+    def pick(self, partitions: Sequence[Partition]) -> Partition:
+        """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
+        best: dict[int, Partition] = {}
+        for plan in [each for each in partitions if each.num_stages in self._counts] or partitions:
+            if plan.num_stages not in best or self.value_s(plan) < self.value_s(best[plan.num_stages]):
+                best[plan.num_stages] = plan
+        self._plans = best
+        return self._pick(best.values()) or partitions[0]
+
+    def found(self, partition: Partition, search_s: float, episodes: int = 0) -> Found:
+        """Value a plan beside the baselines.
+
+        Args:
+            partition: The plan.
+            search_s: Seconds it took to find it.
+            episodes: Episodes of a learning agent.
+        """
+        return self._found(partition, episodes, search_s)
+
+    def whole(self, found: Found) -> Found:
+        """Return what the search came to, with the whole model as one stage in the place of its plan."""
+        return self._found(Partition(self._profile.num_blocks), found.episodes, found.search_s)
+
+    def apart(self, found: Found, block: int) -> Found:
+        """Return what was found, and what stands beside it, with a cut before `block` besides; nothing proved of it."""
+        count = found.partition.num_stages
+        values = {
+            name: None
+            if value is None
+            else self.value_s(_with_cut(found.partition if name == "learned" else self._by_rule(name, count), block))
+            for name, value in found.values_s.items()
+        }
+        return replace(found, partition=_with_cut(found.partition, block), values_s=values, exact_bound_s=0.0)
+
+    def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
+        """Value the plan, and what the baselines give for as many stages."""
+        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._agent in LEARNERS else None}
+        optimum = self._optimum(partition.num_stages, partition.split_points)
+        for name in BASELINES:
+            values[name] = self.value_s(self._by_rule(name, partition.num_stages))
+        two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
+        two_stages_s = None if two is None else self.seconds(two)
+        bound_s = values["exact"] if optimum.proved else optimum.bound_s
+        return Found(partition, values, episodes, search_s, two_stages_s, bound_s)
+
+    @property
+    def best(self) -> Partition | None:
+        """The best plan so far, or None before the first."""
+        plans = self.learned.plans.values() if self.learned else ()
+        return self._pick(Partition(self._profile.num_blocks, plan.split_points) for plan in plans)
+
+    @property
+    def plans(self) -> dict[int, Partition]:
+        """The best plan that was found for each number of stages; empty where nothing was searched."""
+        if self.learned is None:
+            return dict(self._plans)
+        plans = (Partition(self._profile.num_blocks, plan.split_points) for plan in self.learned.plans.values())
+        return {plan.num_stages: plan for plan in plans}
+
+    def plans_apart(self, block: int) -> dict[int, Partition]:
+        """Return `plans` with a cut before `block` besides."""
+        plans = (_with_cut(plan, block) for plan in self.plans.values())
+        return {plan.num_stages: plan for plan in plans}
+
+    @property
+    def learned(self) -> SearchResult | None:
+        """What the learning agent found so far, or None for other agents and before it began."""
+        return self._learner.result() if self._learner else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this search from others, as JSON values; how long it may go on is no part of it."""
+        text = json.dumps(self._profile.to_json(), sort_keys=True)
+        return {
+            "model": self._profile.model,
+            "device": self._profile.device,
+            "profile_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "objective": self._objective,
+            "agent": self._agent,
+            "num_stages": list(self._counts),
+            "trainable_from": self._trainable_from,
+            "seed": self._seed,
+        }
+
+    def value_s(self, partition: Partition) -> float:
+        """Return the load of the slowest stage alone, or the time to first output, in seconds; for people and JSON.
+
+        Among plans of as many stages it orders as what the objective makes small.
+        """
+        if self._objective == "balance":
+            return self._profile.slowest_load_s(partition)
+        return self._profile.schedule(partition).ttfo_s
+
+    def learned_value_s(self, value_s: float, num_stages: int) -> float:
+        """Return what `value_s` gives for a plan of so many stages, of what the learning agent made small."""
+        return value_s / self._profile.contention.slowdown(num_stages) if self._objective == "balance" else value_s
+
+    def _enough(self, limit: int) -> int:
+        """Return how many stages are worth looking at, with no more than `limit` blocks to cut at."""
+        if limit < MANY_STAGES:
+            return MAX_STAGES
+        usual, many = (
+            min(self.seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
+        )
+        return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
+
+    def _pick(self, partitions: Any) -> Partition | None:
+        """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `FURTHER`."""
+        picked: Partition | None = None
+        for partition in sorted(partitions, key=lambda each: each.num_stages):
+            gain = WORTHWHILE if picked is None or picked.num_stages == 1 else FURTHER[self._objective]
+            if picked is None or self.seconds(partition) < (1 - gain) * self.seconds(picked):
+                picked = partition
+        return picked
+
+    def written(self, partition: Partition) -> Partition:
+        """Return a plan as a bundle has it: what is trained is cut off besides."""
+        return partition if self._trainable_from is None else _with_cut(partition, self._trainable_from)
+
+    def seconds(self, partition: Partition) -> float:
+        """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds.
+
+        What is trained is cut off in any case, and so is in all that are compared.
+        """
+        schedule = self._profile.schedule(self.written(partition))
+        return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
+
+    def _by_rule(self, name: str, count: int) -> Partition:
+        """Return the partition a rule gives for `count` stages.
+
+        Rules are the baselines and "balance", the exact cut into equal loads.
+        """
+        blocks = [block.weights_bytes for block in self._profile.blocks]
+        last = self._trainable_from
+        points: Sequence[int]
+        if name == "balance":
+            points, _ = exact.balance(self._matrices.load_s, count, last)
+        elif name == "exact":
+            points = self._optimum(count).split_points
+        elif name == "annealing":
+            points = self._annealed(count)
+        elif name in ("uniform", "uniform_bytes"):
+            points = baselines.uniform_bytes(blocks, count, last)
+        elif name == "uniform_blocks":
+            points = baselines.uniform_blocks(len(blocks), count, last)
+        else:
+            points = baselines.random_partition(len(blocks), count, last, seed=self._seed)
+        return Partition.of(len(blocks), points)
+
+    def _optimum(self, count: int, start: tuple[int, ...] | None = None) -> Optimum:
+        """Return the best plan of `count` stages for the objective; the first call for a count begins with `start`."""
+        if count not in self._optima:
+            starts = () if start is None else (start,)
+            best = optimum(
+                self._profile, self._objective, count, EXACT_LIMIT_S, self._trainable_from, starts, self._matrices
+            )
+            if not best.proved:  # then annealing may know a better plan
+                annealed = self._annealed(count)
+                value_s = self._value_of(count)(annealed)
+                if value_s < best.value_s:
+                    best = Optimum(annealed, value_s, best.bound_s)
+            self._optima[count] = best
+        return self._optima[count]
+
+    def _annealed(self, count: int) -> tuple[int, ...]:
+        """Return the split points that annealing finds for `count` stages."""
+        num_blocks = self._profile.num_blocks
+        return anneal(self._value_of(count), num_blocks, count, self._trainable_from, seed=self._seed)
+
+    def _value_of(self, count: int) -> Callable[[tuple[int, ...]], float]:
+        """Return what values plans of `count` stages for the objective, in seconds, as fast as Python can."""
+        contention, num_blocks = self._profile.contention, self._profile.num_blocks
+        slowdown = contention.slowdown(count)
+        load: list[list[float]] = self._matrices.load_s.tolist()
+        infer: list[list[float]] = self._matrices.first_inference_s.tolist()
+        read: list[list[float]] = self._matrices.read_s.tolist()
+
+        def largest(points: tuple[int, ...]) -> float:
+            return slowdown * max(load[start][end] for start, end in pairwise((0, *points, num_blocks)))
+
+        def first_output(points: tuple[int, ...]) -> float:
+            clock = contention.clock(count)
+            for start, end in pairwise((0, *points, num_blocks)):
+                clock.add(load[start][end], infer[start][end], read[start][end])
+            return clock.inferred_s
+
+        return largest if self._objective == "balance" else first_output
+
+
+def _with_cut(plan: Partition, block: int) -> Partition:
+    """Return a plan with a cut before `block` besides."""
+    return Partition(plan.num_blocks, tuple(sorted({*plan.split_points, block})))
+
+
+def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: int | None) -> Partition:
+    """Return the partition with given split points, checked.
+
+    Raises:
+        UsageError: If they do not fit the profile's blocks, or cut trainable blocks off the last stage.
+    """
+    try:
+        partition = Partition.of(profile.num_blocks, split_points)
+    except PartitionError as error:
+        raise UsageError(str(error)) from error
+    if trainable_from is not None and partition.bounds[-2] > trainable_from:
+        raise UsageError(
+            f"the last stage would start at block {partition.bounds[-2]}, "
+            f"but block {trainable_from} is trainable; put the last split point at or before it"
+        )
+    return partition

@@ -1,0 +1,153 @@
+"""`splitload specialize`: derive the architecture-specific part of a bundle anew, on the device it landed on."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from splitload.base.errors import BundleError, ModelError, UsageError
+from splitload.base.machine import cpu_architecture
+from splitload.base.scratch import scratch_folder
+from splitload.build.assemble import Plan
+from splitload.bundle.manifest import FORMAT, Manifest
+from splitload.bundle.read import read_manifest
+from splitload.bundle.replace import check_folder
+from splitload.bundle.write import check_target
+from splitload.commands.console import Console, count_of
+from splitload.devices.host import HostDevice
+from splitload.frontends.onnx import Source, load_graph
+from splitload.graphs.joined import join_stages
+from splitload.graphs.proto import external_files
+from splitload.planner.plans import native_left_out, notes_of, write_bundle
+from splitload.planner.search import Objective, Search
+from splitload.planner.trial import choose_measured
+from splitload.runtime.inputs import read_feeds
+from splitload.training.opened import load_opened
+
+
+def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
+
+    The bundle is replaced as a whole or not at all; its last stage stays if it is trained, with all personalized tails.
+    Native parts for other machines are dropped, or with `--add` kept; the portable graph is kept, cut as it was, with
+    its weights in the new native files, so that the bundle still loads elsewhere, and is for the device it was made
+    for. The search is the one of `train` with its defaults, by the objective the bundle was made with. A model that
+    gets no native part has its portable graph cut for this machine.
+
+    Raises:
+        SplitloadError: If the bundle is damaged, cannot be run here, or not be written; with `--add` also if the model
+            gets no native part that could be added.
+    """
+    target = Path(options.bundle)
+    manifest = read_manifest(target, "hashes")
+    if manifest.training is None:
+        check_target(target)
+    else:  # personalized tails are carried over
+        check_folder(target, FORMAT)
+    feeds = read_feeds(options.input)
+    device = HostDevice(cache)
+    with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
+        source = _source(target, manifest, folder)
+        spec = manifest.plan.get("trainable")
+        if spec is not None and not isinstance(spec, str):
+            raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
+        first_trainable = None
+        trained = spec if manifest.training is None else [weight.name for weight in manifest.training.weights]
+        with console.status(f"optimising {source.name}"):
+            if trained is None:
+                graph = load_graph(source, "native", cache, feeds=feeds)
+            else:
+                try:
+                    graph = load_opened(source, "native", cache, trained, feeds=feeds).graph
+                except UsageError as error:  # which nobody asked for on this command line
+                    raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
+                first_trainable = len(graph.blocks) - 1
+        left_out = native_left_out(device, graph)
+        if left_out is not None:
+            if options.add:
+                raise BundleError(f"{left_out}; nothing was added to '{target}'")
+            console.note(left_out)
+            if manifest.device != device.name:
+                stages = count_of(len(manifest.variants[-1].stages), "stage")
+                console.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
+        with console.progress("profiling on host", unit="passes") as show:
+            profile = device.profile(graph, feeds=feeds, on_progress=show)
+        objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
+        with console.status("searching a plan"):
+            search = Search(profile, objective=objective, trainable_from=first_trainable)
+            found = search.run()
+        threads = profile.contention.threads
+        found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
+        if first_trainable is not None:
+            found = search.apart(found, first_trainable)
+        kept = {name: manifest.plan.get(name) for name in ("trainable", "new_head")}
+        notes = notes_of(
+            profile,
+            found.partition,
+            trial,
+            search.plans if first_trainable is None else search.plans_apart(first_trainable),
+            agent="q-learning",
+            objective=objective,
+            native_left_out=left_out,
+            **kept,
+        )
+        plan = Plan(graph, found.partition, threads, first_trainable)
+        write_bundle(
+            target,
+            source,
+            plan,
+            console,
+            cache,
+            device=device.name if left_out else manifest.device,
+            notes=notes,
+            feeds=feeds,
+            trainable=trained,
+            specialized_from=manifest,
+            keep_natives_of=manifest if options.add else None,
+        )
+    files_bytes = sum(file.bytes for file in read_manifest(target).files())
+    count = count_of(found.partition.num_stages, "stage")
+    console.print(
+        f"{target}: {count} for {cpu_architecture()}, {files_bytes / 1e6:.1f} MB "
+        f"({files_bytes / max(manifest.model_bytes, 1):.2f} of the model)"
+    )
+    return {
+        "bundle": options.bundle,
+        "num_stages": found.partition.num_stages,
+        "split_points": list(found.partition.split_points),
+        "files_bytes": files_bytes,
+        "model_bytes": manifest.model_bytes,
+    }
+
+
+def _source(bundle: Path, manifest: Manifest, folder: Path) -> Source:
+    """Write the bundle's portable graph as one .onnx file, its weights linked beside it.
+
+    Its identity is that of the files it is made of, not the one the manifest claims: what is optimised from it is
+    kept in the user's cache.
+    """
+    stages = manifest.variants[-1].stages
+    names = {file.name for stage in stages for file in (stage.graph, stage.weights) if file is not None}
+    names.update(name for stage in stages for name in stage.shares)
+    for name in names:
+        file = (bundle / name).resolve()
+        try:
+            (folder / name).hardlink_to(file)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, folder / name)
+    path = folder / ".joined.onnx"  # no name that a bundle's file may have
+    try:
+        model = join_stages([folder / stage.graph.name for stage in stages], manifest)
+        data = model.SerializeToString(deterministic=True)
+        path.write_bytes(data)
+        external_files(model, path)  # refuses weights outside the folder
+    except (DecodeError, ModelError) as error:
+        raise BundleError(f"the portable graph of '{bundle}' cannot be read: {error}") from error
+    hashes = sorted((file.name, file.sha256) for file in manifest.files() if file.name in names)
+    identity = hashlib.sha256(data + repr(hashes).encode()).hexdigest()
+    return Source(manifest.model, path, identity, manifest.model_bytes)

@@ -1,0 +1,117 @@
+"""Before a cut is taken on this machine: whether it answers sooner than the whole model, measured, not predicted."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from splitload.base.errors import SplitloadError
+from splitload.build.assemble import Plan
+from splitload.commands.console import Console
+from splitload.frontends.onnx import Source
+from splitload.plan.graph import ModelGraph
+from splitload.plan.partition import Partition
+from splitload.planner.measured import measure_plans
+from splitload.planner.search import WORTHWHILE, Found, Search
+
+RUNS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Times to first output of a cut and of the whole model as one stage, in seconds.
+
+    Attributes:
+        num_stages: Stages of the cut; where the last layers are trained, of what is frozen.
+        split_s: Its samples, each of a fresh process with a warm page cache.
+        whole_s: Those of the whole model, taken in turns with them.
+    """
+
+    num_stages: int
+    split_s: tuple[float, ...]
+    whole_s: tuple[float, ...]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the whole model takes as the cut, in the median of neighbouring samples."""
+        return statistics.median(whole / split for split, whole in zip(self.split_s, self.whole_s, strict=True))
+
+    @property
+    def pays(self) -> bool:
+        """Whether the cut answers sooner by a tenth, in the median of neighbouring samples."""
+        ratios = (split / whole for split, whole in zip(self.split_s, self.whole_s, strict=True))
+        return statistics.median(ratios) < 1 - WORTHWHILE
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what records and manifests say about it: medians in seconds."""
+        return {
+            "runs": len(self.split_s),
+            "num_stages": self.num_stages,
+            "split_ttfo_s": statistics.median(self.split_s),
+            "whole_ttfo_s": statistics.median(self.whole_s),
+        }
+
+
+def try_cut(
+    source: Source,
+    plan: Plan,
+    console: Console,
+    cache: Path,
+    *,
+    feeds: Mapping[str, Any],
+    runs: int | None = None,
+    beside: Partition | None = None,
+) -> Trial | None:
+    """Measure a plan of several stages beside the whole model, `RUNS` times each in fresh processes.
+
+    With `runs` so many times, for what it shows alone: nothing is chosen by it. With `beside` that plan stands for the
+    whole model: where the last layers are trained, what is frozen as one stage.
+
+    Returns:
+        None, and a note on the console, if one of the two cannot be built or run.
+    """
+    one = beside or Partition(plan.partition.num_blocks)
+    whole = Plan(plan.graph, one, plan.threads)
+    try:
+        measured = measure_plans(source, [plan, whole], runs or RUNS, console, cache, feeds=feeds)
+    except (SplitloadError, OSError) as error:
+        so = ", so its prediction counts" if runs is None else ""
+        console.note(f"the cut could not be measured beside the whole model (in '{cache}'){so}: {error}")
+        return None
+    split_s, whole_s = (tuple(sample["ttfo_s"] for sample in samples) for samples in measured)
+    return Trial(plan.partition.num_stages - one.num_stages + 1, split_s, whole_s)
+
+
+def choose_measured(
+    search: Search,
+    found: Found,
+    source: Source,
+    graph: ModelGraph,
+    threads: int,
+    console: Console,
+    cache: Path,
+    *,
+    feeds: Mapping[str, Any],
+) -> tuple[Found, Trial | None]:
+    """Return what was found if it pays when it is measured, or else the whole model; and the trial, if there was one.
+
+    Args:
+        search: What found it.
+        found: What was found.
+        source: The model.
+        graph: Its graph for this machine.
+        threads: Loads that can run at the same time.
+        console: Where to tell what is done.
+        cache: The user's cache folder.
+        feeds: Inputs to measure with; made up where they are missing.
+    """
+    if found.partition.num_stages == 1:
+        return found, None
+    one, cut = (search.written(plan) for plan in (Partition(found.partition.num_blocks), found.partition))
+    if cut == one:
+        return search.whole(found), None
+    trial = try_cut(source, Plan(graph, cut, threads), console, cache, feeds=feeds, beside=one)
+    return (found if trial is None or trial.pays else search.whole(found)), trial

@@ -1,0 +1,122 @@
+"""The arguments of `ParallelLoader.run`, checked as onnxruntime checks them, before any stage is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from splitload.bundle.manifest import Manifest, TensorSpec
+
+
+def checked(
+    ort: Any, manifest: Manifest, output_names: Iterable[str] | None, feeds: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the outputs that are wanted and the feeds, tensors in the runtime's form.
+
+    Args:
+        ort: The onnxruntime module.
+        manifest: What the model has.
+        output_names: Names of outputs; None or empty for all.
+        feeds: A value for each input, by name.
+
+    Raises:
+        ValueError: If a required input is missing.
+        TypeError: If names are no strings.
+        onnxruntime's InvalidArgument: If a name is unknown, or a tensor of another type or shape than the model's.
+    """
+    inputs = {spec.name: spec for spec in manifest.inputs}
+    outputs = [spec.name for spec in manifest.outputs]
+    wanted, given = _names(output_names) or outputs, check_given(manifest, feeds.keys())
+    for what, names, known in (("input", given, [*inputs]), ("output", wanted, outputs)):
+        for name in names:
+            if name not in known:
+                hint = "; those with a default value have it built in" if what == "input" else ""
+                raise _invalid_argument(f"Invalid {what} name: {name}; the model has {known}{hint}")
+    values = {name: to_ort(ort, value) for name, value in feeds.items()}
+    for name, value in values.items():
+        _check_tensor(ort, inputs[name], value)
+    return wanted, values
+
+
+def check_given(manifest: Manifest, names: Iterable[str]) -> list[str]:
+    """Return the names of inputs that are given.
+
+    Raises:
+        ValueError: If a required one is missing.
+        TypeError: If one is no string.
+    """
+    given = _names(names)
+    missing = [spec.name for spec in manifest.inputs if spec.name not in given and not spec.type.startswith("optional")]
+    if missing:
+        raise ValueError(f"Required inputs ({missing}) are missing from input feed ({given}).")
+    return given
+
+
+def to_ort(ort: Any, value: Any) -> Any:
+    """Return an array as an OrtValue; arrays of strings cannot be one, and they and all else stay as they are."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU":
+        return ort.OrtValue.ortvalue_from_numpy(value)
+    return value
+
+
+def given_back(ort: Any, spec: TensorSpec, value: Any) -> Any:
+    """Return what was given for an input that is an output too, as a session's `run` does: a copy, of the input's type.
+
+    Args:
+        ort: The onnxruntime module.
+        spec: The input.
+        value: What was given, in the runtime's form if it is a tensor of numbers.
+    """
+    import copy
+
+    import numpy as np
+
+    if isinstance(value, ort.OrtValue):
+        return value.numpy().copy() if value.is_tensor() else value
+    if spec.type == "tensor(string)":
+        return np.asarray(np.frompyfunc(str, 1, 1)(value), dtype=object)
+    if spec.type.startswith("tensor("):
+        from splitload.runtime.inputs import DTYPES  # for a list
+
+        return np.array(value, DTYPES.get(spec.type))
+    return copy.deepcopy(value)
+
+
+def _names(names: Iterable[str] | None) -> list[str]:
+    """Return the names as a list; a single string is refused, as onnxruntime does."""
+    listed = [] if names is None else list(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in listed):
+        raise TypeError(f"names must be a list of strings, not {names!r}")
+    return listed
+
+
+def _check_tensor(ort: Any, spec: TensorSpec, value: Any) -> None:
+    """Raise what onnxruntime raises for a tensor that does not fit, before a stage is waited for."""
+    if not spec.type.startswith("tensor("):
+        return
+    if isinstance(value, ort.OrtValue):
+        actual, shape = value.data_type(), value.shape() if value.is_tensor() else ()
+    elif hasattr(value, "dtype") and hasattr(value, "shape") and value.shape != ():
+        actual, shape = "tensor(string)", value.shape
+    else:
+        return  # a list or scalar: the runtime knows which it takes
+    if actual != spec.type:
+        raise _invalid_argument(
+            f"Unexpected input data type for input: {spec.name}. Actual: ({actual}), expected: ({spec.type})"
+        )
+    if not spec.shape:
+        return  # of any rank
+    if len(shape) != len(spec.shape):
+        raise _invalid_argument(f"Invalid rank for input: {spec.name} Got: {len(shape)} Expected: {len(spec.shape)}")
+    if any(isinstance(size, int) and size != got for size, got in zip(spec.shape, shape, strict=True)):
+        raise _invalid_argument(
+            f"Got invalid dimensions for input: {spec.name} Got: {list(shape)} Expected: {list(spec.shape)}"
+        )
+
+
+def _invalid_argument(message: str) -> Exception:
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+    return InvalidArgument(message)  # type: ignore[no-any-return]

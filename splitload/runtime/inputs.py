@@ -1,0 +1,158 @@
+"""Feeds for a model: read from .npy files, or made up where none are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from splitload.base.errors import ModelError, UsageError
+
+DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+    "tensor(string)": np.object_,
+}
+
+_NARROW = {  # types that numpy lacks: TensorProto number, the bits of 1.0, and an integer type of their size
+    "tensor(bfloat16)": (16, 0x3F80, np.uint16),
+    "tensor(float8e4m3fn)": (17, 0x38, np.uint8),
+    "tensor(float8e4m3fnuz)": (18, 0x40, np.uint8),
+    "tensor(float8e5m2)": (19, 0x3C, np.uint8),
+    "tensor(float8e5m2fnuz)": (20, 0x40, np.uint8),
+}
+
+
+class InputSpec(Protocol):
+    """What is known of an input; onnxruntime's NodeArg and splitload's TensorSpec both fit."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def type(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> Any: ...  # noqa: D102
+
+
+def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
+    """Return one feed for each input: the given one, or a made-up array of its type and shape.
+
+    Open dimensions become 1. Floats are standard normal, everything else is 1, which is a valid index, mask and trip
+    count for most models. What numpy has no type for, such as bfloat16, comes as an `onnxruntime.OrtValue`.
+
+    Args:
+        specs: The model's inputs.
+        given: Feeds that are known, by input name.
+        seed: Seed of the made-up floats.
+
+    Raises:
+        ModelError: If an input is of a type that cannot be made up, or too large.
+        UsageError: If `given` names no input.
+    """
+    rng = np.random.default_rng(seed)
+    given = dict(given or {})
+    feeds: dict[str, Any] = {}
+    for spec in specs:
+        if spec.name in given:
+            feeds[spec.name] = given.pop(spec.name)
+        elif spec.type.startswith("optional"):
+            continue
+        else:
+            if spec.type not in DTYPES and spec.type not in _NARROW:
+                raise ModelError(f"input '{spec.name}' is a {spec.type}; no example of that type can be made up")
+            try:
+                feeds[spec.name] = _made_up(spec, rng)
+            except (MemoryError, ValueError) as error:  # numpy's for what no address space holds
+                raise ModelError(f"no example of input '{spec.name}' of shape {spec.shape} fits in memory") from error
+    if given:
+        raise UsageError(f"the model has no input {sorted(given)}; it has {sorted(feeds)}")
+    return feeds
+
+
+def made_up(specs: Iterable[InputSpec], given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the inputs that `example_inputs` makes up."""
+    return tuple(spec.name for spec in specs if spec.name not in given and not spec.type.startswith("optional"))
+
+
+def cure(made_up: Iterable[str]) -> str:
+    """Return the end of a message that says how to give the inputs that were made up; nothing where none were."""
+    names = ", ".join(made_up)
+    return f"; give fitting inputs with --input NAME=FILE.npy (made up: {names})" if names else ""
+
+
+def _made_up(spec: InputSpec, rng: np.random.Generator) -> Any:
+    shape = tuple(size if isinstance(size, int) and size >= 0 else 1 for size in spec.shape or ())
+    if spec.type in _NARROW:
+        import onnxruntime as ort
+
+        number, bits, integer = _NARROW[spec.type]
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.full(shape, bits, integer), number)
+    dtype = DTYPES[spec.type]
+    if dtype is np.object_:
+        return np.full(shape, "a", dtype=np.object_)
+    if issubclass(dtype, np.floating):
+        return rng.standard_normal(shape).astype(dtype)
+    return np.ones(shape, dtype)
+
+
+def read_feeds(pairs: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Read `NAME=FILE.npy` pairs.
+
+    Raises:
+        UsageError: If a pair is malformed or its file is no array.
+    """
+    feeds = {}
+    for pair in pairs:
+        name, sign, file = pair.partition("=")
+        if not (name and sign and file):
+            raise UsageError(f"--input takes NAME=FILE.npy, not '{pair}'")
+        try:
+            with Path(file).open("rb") as stream:
+                array = np.load(stream, allow_pickle=False)
+        except OSError as error:
+            raise UsageError(f"cannot read '{file}': {error.strerror or error}") from error
+        except Exception as error:  # numpy's many for another kind of file; they advise to trust it
+            raise UsageError(
+                f"cannot read '{file}' as a .npy array: it is another kind of file, damaged, or holds Python objects; "
+                "numpy.save writes arrays of numbers or text"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise UsageError(f"'{file}' holds several arrays; --input takes one .npy array for each input")
+        feeds[name] = array
+    return feeds
+
+
+def save_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Save given inputs as .npy files in `folder`, for another process; return the path of each.
+
+    Raises:
+        ModelError: If one is no array.
+    """
+    files = {}
+    for number, (name, array) in enumerate(feeds.items()):
+        if not isinstance(array, np.ndarray):
+            raise ModelError(f"input '{name}' is no array; only models on arrays can be measured on this host")
+        files[name] = str(folder / f"feed-{number}.npy")
+        np.save(files[name], array.astype(str) if array.dtype == object else array, allow_pickle=False)
+    return files
+
+
+def load_feeds(files: Mapping[str, str]) -> dict[str, Any]:
+    """Read what `save_feeds` wrote."""
+    feeds = {}
+    for name, file in files.items():
+        array = np.load(file, allow_pickle=False)
+        feeds[name] = array.astype(object) if array.dtype.kind == "U" else array
+    return feeds

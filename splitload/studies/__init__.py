@@ -1,0 +1,1 @@
+"""What makes the records in results/, and the tables that are made from them: `python -m splitload.studies.NAME`."""

@@ -1,0 +1,496 @@
+"""The bundle: one error for each way to be wrong, written whole or not at all, and version 1 pinned by a golden one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runtime_models import feeds
+
+import splitload.bundle.read
+import splitload.bundle.replace
+from splitload import ParallelLoader, PortableWarning
+from splitload.base.errors import BundleError, OutputError
+from splitload.base.machine import cpu_architecture
+from splitload.base.sealed import KEY
+from splitload.bundle.read import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MAX_STAGES,
+    read_manifest,
+    validate,
+)
+from splitload.bundle.tails import alone
+from splitload.bundle.write import check_target, write_manifest, writing
+from splitload.cli import main
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def data(chain_bundle: Path) -> Any:
+    data = json.loads((chain_bundle / MANIFEST).read_text())
+    del data[KEY]  # what is changed by hand has no hash of its own
+    return data
+
+
+def test_round_trip(chain_bundle: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(chain_bundle, "hashes")
+    assert validate(json.loads(json.dumps(manifest.to_json()))) == manifest
+    write_manifest(tmp_path, manifest)
+    assert (tmp_path / MANIFEST).read_bytes() == (chain_bundle / MANIFEST).read_bytes()
+
+
+def edit(*path: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """Return a function that walks to the container of the last key."""
+
+    def walk(data: Any) -> tuple[Any, Any]:
+        for key in path[:-1]:
+            data = data[key]
+        return data, path[-1]
+
+    return walk
+
+
+STAGE = ("variants", 0, "stages", 1)
+MISSING: list[tuple[Any, ...]] = [
+    *((key,) for key in ("model", "model_sha256", "model_bytes", "created_with", "cpu", "device", "plan")),
+    *((key,) for key in ("inputs", "outputs", "variants")),
+    *(("variants", 0, key) for key in ("kind", "cpu", "runtime", "threads", "overlap", "stages")),
+    *((*STAGE, key) for key in ("name", "blocks", "graph", "weights", "weights_bytes", "inputs", "outputs")),
+    *((*STAGE, key) for key in ("prepack", "trainable")),
+    *((*STAGE, "graph", key) for key in ("name", "bytes", "sha256")),
+    *(("inputs", 0, key) for key in ("name", "type", "shape")),
+]
+
+
+@pytest.mark.parametrize("path", MISSING, ids=lambda path: ".".join(map(str, path)))
+def test_missing_key(data: Any, path: tuple[Any, ...]) -> None:
+    place, key = edit(*path)(data)
+    del place[key]
+    with pytest.raises(BundleError, match=rf"\.{key} is missing"):
+        validate(data)
+
+
+@pytest.mark.parametrize(
+    "path", [(), ("variants", 0), STAGE, (*STAGE, "graph"), ("inputs", 0)], ids=lambda path: ".".join(map(str, path))
+)
+def test_unknown_key(data: Any, path: tuple[Any, ...]) -> None:
+    place, key = edit(*path, "surprise")(data)
+    place[key] = 1
+    with pytest.raises(BundleError, match=r"unknown keys \['surprise'\]"):
+        validate(data)
+
+
+NEEDS = {"block": None, "operators": [], "ort_format": None}
+
+
+def canary(graph: int = 8, answers: int = 8) -> dict[str, Any]:
+    files = {"graph": ("canary.ort", graph), "answers": ("canary.bin", answers)}
+    return {key: {"name": name, "bytes": size, "sha256": "0" * 64} for key, (name, size) in files.items()}
+
+
+WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("format",), "zip", "not a splitload bundle's: format is 'zip'"),
+    (("version",), 3, "has version 3, this splitload reads versions 1 and 2"),
+    (("version",), 1.0, "has version 1.0"),
+    (("version",), True, "has version True"),
+    (("model",), 3, "model must be a string"),
+    (("model_sha256",), "A" * 64, "must be a SHA-256"),
+    (("model_bytes",), -1, "count of at least 0"),
+    (("model_bytes",), 1.5, "count of at least 0"),
+    (("model_bytes",), True, "count of at least 0"),
+    (("created_with",), [], "must be an object"),
+    (("plan",), "none", "must be an object"),
+    (("inputs",), {}, "must be a list"),
+    (("inputs", 0), "x", r"inputs\[0\] must be an object"),
+    (("inputs", 0, "shape"), "x", "shape must be a list"),
+    (("inputs", 0, "shape"), [-1], "shape must be a list of sizes"),
+    (("inputs", 0, "shape"), [1.5], "shape must be a list of sizes"),
+    (("inputs", 1, "name"), "x", "inputs has a name twice"),
+    (("outputs", 1, "name"), "y", "outputs has a name twice"),
+    (("outputs",), [], "outputs has 0 entries"),
+    (("variants",), [], "variants has 0 entries"),
+    (("variants", 0, "kind"), "fast", "kind must be one of"),
+    (("variants", 0, "cpu"), 1, "cpu must be a string"),
+    (("variants", 0, "threads"), 0, "threads must be a count of at least 1"),
+    (("model_bytes",), 10**400, "model_bytes must be a count of at least 0"),
+    (("variants", 0, "overlap"), 1, "overlap must be true or false"),
+    (("variants", 0, "stages"), [], "stages has 0 entries"),
+    (("variants", 0, "stages"), [{}] * (MAX_STAGES + 1), f"allowed are 1 to {MAX_STAGES}"),
+    (("variants", 0, "cpu"), "x86_64", "the last one must fit every processor"),
+    (("variants", 0, "runtime"), "1.0", "the last one must fit every processor"),
+    (
+        ("variants", 0, "needs"),
+        {"block": 8, "operators": [], "ort_format": "6"},
+        "the last one must fit every processor",
+    ),
+    (("variants", 0, "needs"), {**NEEDS, "block": 0}, "block must be a count of at least 1"),
+    (("variants", 0, "needs"), {**NEEDS, "operators": [1]}, "operators must be names"),
+    (("variants", 0, "needs"), {**NEEDS, "ort_format": 6}, "ort_format must be a string"),
+    (("variants", 0, "needs"), {**NEEDS, "speed": 6}, r"unknown keys \['speed'\]"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": None}, "canary must be an object"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(answers=12)}, "answers in pairs"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(answers=0)}, "answers in pairs"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(answers=(1 << 20) + 8)}, "at most 1048576 bytes"),
+    (("variants", 0, "needs"), {**NEEDS, "canary": canary(graph=(1 << 20) + 1)}, "at most 1048576 bytes"),
+    ((*STAGE, "blocks"), [3], "two rising counts"),
+    ((*STAGE, "blocks"), [3, 3], "two rising counts"),
+    ((*STAGE, "blocks"), [-1, 3], "two rising counts"),
+    ((*STAGE, "blocks"), [100, 101], "starts at block 100, expected"),
+    ((*STAGE, "inputs"), "t", "inputs must be a list"),
+    ((*STAGE, "inputs"), [1], "inputs must be names"),
+    ((*STAGE, "inputs"), ["nowhere"], r"reads \['nowhere'\], which no earlier stage makes"),
+    ((*STAGE, "outputs", 0, "name"), "x", "makes 'x', which is there already"),
+    (("outputs", 0, "name"), "nowhere", r"no stage makes the model's outputs \['nowhere'\]"),
+    ((*STAGE, "weights"), "none", "weights must be an object"),
+    ((*STAGE, "read_order"), 1, "read_order must be a list"),
+    ((*STAGE, "read_order"), [1, 1 << 40], "read_order must be places in a file of"),
+    ((*STAGE, "read_order"), [0, 1], "read_order must be places in a file of"),
+    ((*STAGE, "read_order"), [2, 2, 3], "read_order must rise"),
+    ((*STAGE, "prepack"), None, "prepack must be true or false"),
+    *(
+        ((*STAGE, "graph", "name"), name, "not a plain file name")
+        for name in (
+            "../x.onnx",
+            "/etc/passwd",
+            "a/b.onnx",
+            "a\\b",
+            "..",
+            ".hidden",
+            "",
+            "a\n",
+            "manifest.json",
+            "n" * 129,
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG)
+def test_wrong_value(data: Any, path: tuple[Any, ...], value: Any, message: str) -> None:
+    place, key = edit(*path)(data)
+    place[key] = value
+    with pytest.raises(BundleError, match=message):
+        validate(data)
+
+
+def test_what_a_variant_needs_reads_back_and_its_files_are_the_bundles(data: Any) -> None:
+    native = {**data["variants"][0], "kind": "native", "cpu": "x86_64+avx2", "runtime": "1.31.1"}
+    native["needs"] = {**NEEDS, "block": 8, "operators": ["com.microsoft.nchwc:Conv"], "canary": canary()}
+    data["variants"].insert(0, native)
+    manifest = validate(data)
+    assert manifest.to_json() == data
+    assert {"canary.ort", "canary.bin"} <= {file.name for file in manifest.files()}
+
+
+def test_version_1_reads_as_version_2_with_nothing_said(data: Any) -> None:
+    assert validate({**data, "version": 1}) == validate(data)
+
+
+@pytest.mark.parametrize("data", [None, [], "bundle", 1])
+def test_not_an_object(data: Any) -> None:
+    with pytest.raises(BundleError, match="must be an object"):
+        validate(data)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"9" * 10_000], ids=["empty", "cut", "deep", "binary", "digits"]
+)
+def test_manifest_that_is_no_json(own_bundle: Path, content: bytes) -> None:
+    (own_bundle / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match=r"not JSON"):
+        read_manifest(own_bundle)
+
+
+def test_oversize_manifest_is_not_even_read(own_bundle: Path) -> None:
+    with (own_bundle / MANIFEST).open("r+b") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(BundleError, match="is larger than"):
+        read_manifest(own_bundle)
+
+
+def test_what_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"there is no such folder"):
+        read_manifest(tmp_path / "nothing")
+    with pytest.raises(BundleError, match=r"it has no manifest\.json"):
+        read_manifest(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"it has no manifest\.json"):
+        read_manifest(tmp_path / "file")
+
+
+def test_missing_file(own_bundle: Path) -> None:
+    next(own_bundle.glob("*-02-*.onnx")).unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        read_manifest(own_bundle)
+    read_manifest(own_bundle, "none")
+
+
+def test_wrong_size(own_bundle: Path) -> None:
+    with next(own_bundle.glob("*-02-*.onnx")).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match="bytes, the manifest says"):
+        read_manifest(own_bundle)
+
+
+def test_wrong_hash(own_bundle: Path) -> None:
+    path = next(own_bundle.glob("*-02-*.onnx"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    read_manifest(own_bundle, "sizes")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        read_manifest(own_bundle, "hashes")
+
+
+def test_unreadable_file(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(splitload.bundle.read, "sha256_of", fail)
+    with pytest.raises(BundleError, match="cannot read .*: Input/output error"):  # noqa: RUF043
+        read_manifest(own_bundle, "hashes")
+
+
+def test_unknown_verify(chain_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="verify is 'none', 'sizes' or 'hashes'"):
+        read_manifest(chain_bundle, "all")  # type: ignore[arg-type]
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def fill(folder: Path, source: Path, mark: str) -> None:
+    for file in source.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    write_manifest(folder, read_manifest(folder)._replace(device=mark))
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "two renames"])
+def test_writing_makes_and_replaces(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(splitload.bundle.replace, "_exchange", lambda first, second: False)
+    target = tmp_path / "new.splitload"
+    for mark in ("first", "second"):
+        with writing(target) as folder:
+            fill(folder, chain_bundle, mark)
+        assert read_manifest(target, "hashes").device == mark
+        assert names(tmp_path) == ["new.splitload"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no"), KeyboardInterrupt(), BundleError("no")], ids=repr)
+@pytest.mark.parametrize("old", [True, False])
+def test_writing_that_fails_changes_nothing(
+    chain_bundle: Path, tmp_path: Path, fault: BaseException, old: bool
+) -> None:
+    target = tmp_path / "new.splitload"
+    if old:
+        shutil.copytree(chain_bundle, target, copy_function=shutil.copyfile)
+    with pytest.raises(type(fault)), writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+        raise fault
+    assert names(tmp_path) == ([target.name] if old else [])
+    if old:
+        assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="folders are locked there")
+def test_no_tail_is_written_between_the_last_look_and_the_exchange(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    target = Path(shutil.copytree(chain_bundle, tmp_path / "new.splitload", copy_function=shutil.copyfile))
+    real, locked = splitload.bundle.replace._replace, []
+
+    def replace(made: Path, there: Path) -> None:
+        descriptor = os.open(there, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked.append(there)
+        finally:
+            os.close(descriptor)
+        real(made, there)
+
+    monkeypatch.setattr(splitload.bundle.replace, "_replace", replace)
+    with writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+    assert locked == [target]
+    with alone(target):  # and it is free again
+        pass
+
+
+@pytest.mark.parametrize("call", ["sync_tree", "_replace", "write"])
+def test_full_disk(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    target = tmp_path / "new.splitload"
+    shutil.copytree(chain_bundle, target, copy_function=shutil.copyfile)
+
+    def fail(*arguments: Any, **_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if call != "write":
+        monkeypatch.setattr(splitload.bundle.replace, call, fail)
+    with pytest.raises(OutputError, match="No space left on device; nothing was changed"), writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+        if call == "write":
+            fail()
+    assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
+    assert names(tmp_path) == [target.name]
+
+
+def test_second_rename_that_fails_brings_the_old_bundle_back(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "new.splitload"
+    shutil.copytree(chain_bundle, target, copy_function=shutil.copyfile)
+    real = Path.rename
+
+    def rename(self: Path, to: Path) -> Path:
+        if self.suffix == ".making":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, to)
+
+    monkeypatch.setattr(splitload.bundle.replace, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OutputError, match="Input/output error"), writing(target) as folder:
+        fill(folder, chain_bundle, "new")
+    assert read_manifest(target, "hashes") == read_manifest(chain_bundle)
+    assert names(tmp_path) == [target.name]
+
+
+def test_killed_in_the_middle_leaves_the_old_bundle(own_bundle: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from splitload.bundle.write import writing
+with writing(Path(sys.argv[1])) as folder:
+    (folder / "portable-00.onnx").write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(own_bundle)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(signal.SIGKILL)
+    read_manifest(own_bundle, "hashes")
+    with writing(own_bundle) as folder:  # what the killed one left behind is not in the way
+        fill(folder, own_bundle, "again")
+    assert read_manifest(own_bundle, "hashes").device == "again"
+
+
+@pytest.mark.parametrize("make", ["file", "folder", "other manifest", "damaged manifest"])
+def test_target_that_is_no_bundle_is_left_alone(tmp_path: Path, make: str) -> None:
+    target = tmp_path / "precious"
+    if make == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "mine.txt").write_text("mine")
+    if make == "other manifest":
+        (target / MANIFEST).write_text('{"name": "a web page"}')
+    if make == "damaged manifest":
+        (target / MANIFEST).write_text("{")
+    with pytest.raises(OutputError, match="exists and is not a bundle"):
+        check_target(target)
+    with pytest.raises(OutputError), writing(target):
+        raise AssertionError("not reached")
+    assert target.exists()
+
+
+def test_a_bundle_of_a_later_version_may_be_replaced(own_bundle: Path, data: Any) -> None:
+    (own_bundle / MANIFEST).write_text(json.dumps({**data, "version": 3}))
+    check_target(own_bundle)
+
+
+def test_target_that_is_a_link(own_bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    for place in (own_bundle, tmp_path / "nowhere"):
+        link.symlink_to(place)
+        with pytest.raises(OutputError, match="is a link"):
+            check_target(link)
+        link.unlink()
+
+
+def test_target_without_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="there is no folder"):
+        check_target(tmp_path / "no" / "new.splitload")
+
+
+def test_target_in_a_folder_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(OutputError, match=r"permission denied; give another place$"):
+        check_target(tmp_path / "new.splitload")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "zoo:mobilenet_v1", "--device", "s20"]) == 1
+    assert "cannot write to '.': permission denied; give another place with -o" in capsys.readouterr().err
+
+
+@pytest.mark.root
+def test_really_full_disk(chain_bundle: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)], check=True)
+    try:
+        with (
+            pytest.raises(OutputError, match="No space left on device"),
+            writing(disk / "new.splitload") as folder,
+        ):
+            (folder / "weights.bin").write_bytes(b"x" * (1 << 16))
+        assert names(disk) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("change", [{"cpu": "pdp11"}, {"runtime": "0.1.0", "needs": None}])
+def test_made_for_another_machine_falls_back_to_the_portable_variant(
+    native_bundle: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    other = Path(shutil.copytree(native_bundle, tmp_path / "other.splitload", copy_function=shutil.copyfile))
+    manifest = read_manifest(native_bundle)
+    first, last = manifest.variants
+    write_manifest(other, manifest._replace(variants=(first._replace(**change), last)))  # type: ignore[arg-type]
+    with pytest.warns(PortableWarning, match="specialize"):
+        there = ParallelLoader(other)
+    with ParallelLoader(native_bundle) as here, there:
+        assert here.variant.kind == "native"
+        assert there.variant.kind == "portable"
+        for mine, theirs in zip(here.run(None, feeds()), there.run(None, feeds()), strict=True):
+            assert np.allclose(mine, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("version", "kinds"), [(1, ["portable"]), (2, ["native", "portable"])])
+def test_golden_bundle(version: int, kinds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made by `golden/make.py` when the version was fixed; never made anew.
+
+    That of version 2 was made by onnxruntime 1.32.0 and has no blocked layout: its native part runs on any x86-64.
+    """
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path))
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    given = {name: np.array(value, np.float32) for name, value in expected["feeds"].items()}
+    is_portable = "native" not in kinds or not cpu_architecture().startswith("x86_64")
+    told = contextlib.nullcontext() if is_portable is ("native" not in kinds) else pytest.warns(PortableWarning)
+    with told, ParallelLoader(GOLDEN / f"v{version}.splitload", verify="hashes") as model:
+        assert [variant.kind for variant in model.manifest.variants] == kinds
+        assert model.variant.kind == ("portable" if is_portable else "native")
+        assert len(model.variant.stages) == 3
+        outputs = dict(zip([arg.name for arg in model.get_outputs()], model.run(None, given), strict=True))
+    assert outputs.keys() == expected["outputs"].keys()
+    for name, got in outputs.items():
+        assert np.allclose(got, np.array(expected["outputs"][name], np.float32), atol=1e-5)

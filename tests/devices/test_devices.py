@@ -1,0 +1,366 @@
+"""Devices: one contract for all of them, then what each must refuse and compute."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx
+import pytest
+
+from splitload import devices
+from splitload.base.errors import CacheWarning, ModelError, OutputError, ProfileError, UsageError
+from splitload.devices.host import HostDevice, write_profile
+from splitload.devices.simulated import DeviceModel, SimulatedDevice
+from splitload.devices.stored import StoredDevice
+from splitload.frontends.onnx import Source, load_graph
+from splitload.measure import worker
+from splitload.plan.graph import GraphKind, ModelGraph
+from splitload.plan.profile import Profile
+from splitload.plan.schedule import Contention
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TOML = """
+schema_version = 2
+name = "toy"
+description = "for tests"
+threads = 4
+storage_bandwidth_bytes_per_s = 1000.0
+prepare_bytes_per_s = 250.0
+node_s = 0.5
+stage_fixed_s = 0.25
+flops_per_s = 100
+serial_share = 0.2
+thread_penalty = 0.1
+[sources]
+threads = "made up"
+"""
+
+
+def make_graph(folder: Path, kind: GraphKind, model: onnx.ModelProto | None = None, max_blocks: int = 3) -> ModelGraph:
+    source = Source.open(models.save(model or models.chain(6, width=16), folder), "toy-model")
+    return load_graph(source, kind, folder / "cache", max_blocks=max_blocks)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelGraph]:
+    folder = tmp_path_factory.mktemp("graphs")
+    return {kind: make_graph(folder, kind) for kind in ("native", "portable")}  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("host")
+
+
+FILES = {name: path for name, path in devices.names().items() if path is not None}
+SIMULATED = list(FILES)
+
+
+@pytest.fixture
+def opened(
+    request: pytest.FixtureRequest, graphs: dict[str, ModelGraph], host_cache: Path, tmp_path: Path
+) -> devices.Device:
+    if request.param == "host":
+        return HostDevice(host_cache, repeats=1)
+    if request.param in SIMULATED:
+        return devices.open_device(request.param, tmp_path)
+    simulated = devices.open_device("s20", tmp_path)
+    write_profile(tmp_path / "stored.json", simulated.profile(graphs["portable"]))
+    return devices.open_device(str(tmp_path / "stored.json"), tmp_path)
+
+
+@pytest.mark.parametrize("opened", ["host", *SIMULATED, "stored"], indirect=True)
+class TestEveryDevice:
+    """What a search relies on, whatever the device."""
+
+    def test_says_what_it_is(self, opened: devices.Device) -> None:
+        assert opened.name
+        assert opened.source in ("measured", "simulated")
+        assert opened.graph_kind in ("native", "portable")
+        assert opened.description
+        assert "\n" not in opened.description
+
+    def test_profiles_every_block_of_the_graph(self, opened: devices.Device, graphs: dict[str, ModelGraph]) -> None:
+        graph = graphs[opened.graph_kind]
+        calls: list[tuple[int, int]] = []
+        profile = opened.profile(graph, on_progress=lambda done, total: calls.append((done, total)))
+        assert [block.name for block in profile.blocks] == [block.name for block in graph.blocks]
+        assert [block.weights_bytes for block in profile.blocks] == [block.weights_bytes for block in graph.blocks]
+        assert (profile.model, profile.model_sha256) == (graph.name, graph.source_sha256)
+        assert (profile.device, profile.source, profile.graph) == (opened.name, opened.source, opened.graph_kind)
+        assert all(block.cost.load_s > 0 and block.cost.inference_s >= 0 for block in profile.blocks)
+        assert profile.contention.threads >= 1
+        assert all(done <= total for done, total in calls)
+
+    def test_answers_the_same_again(self, opened: devices.Device, graphs: dict[str, ModelGraph]) -> None:
+        graph = graphs[opened.graph_kind]
+        assert opened.profile(graph) == opened.profile(graph)
+
+    def test_its_profile_survives_a_file(
+        self, opened: devices.Device, graphs: dict[str, ModelGraph], tmp_path: Path
+    ) -> None:
+        profile = opened.profile(graphs[opened.graph_kind])
+        write_profile(tmp_path / "again.json", profile)
+        assert Profile.read(tmp_path / "again.json") == profile
+
+
+def test_names_and_unknown_devices(tmp_path: Path) -> None:
+    assert {"host", "pixel6", "redmi9", "rpi4", "s20"} <= set(devices.names())
+    with pytest.raises(UsageError, match=r"unknown device 's21'. Did you mean s20\? Known: host"):
+        devices.open_device("s21", tmp_path)
+    for name in ("none.toml", "none.json"):
+        with pytest.raises(UsageError, match=f"no device or profile file '{name}'"):
+            devices.open_device(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+class TestEveryShippedDeviceFile:
+    """What a reader relies on."""
+
+    def test_is_named_as_its_file(self, name: str, tmp_path: Path) -> None:
+        assert devices.open_device(name, tmp_path).name == name
+
+    def test_says_of_every_figure_where_it_comes_from(self, name: str) -> None:
+        data = tomllib.loads(FILES[name].read_text(encoding="utf-8"))
+        figures = [field.name for field in fields(DeviceModel) if isinstance(data[field.name], int | float)]
+        assert sorted(data["sources"]) == sorted(figures)
+        for key, source in data["sources"].items():
+            known = ("assumed: ", "fitted to Table 1", "scaled from s20 ", "Table 1 of the ICLR 2021 submission")
+            assert source.startswith(known) or re.search(r"https?://\S+\.\S+", source), f"{key}: {source}"
+
+    def test_is_fitted_or_scaled_from_what_is_by_one_factor(self, name: str) -> None:
+        figures, s20 = SimulatedDevice.read(FILES[name]).model, SimulatedDevice.read(FILES["s20"]).model
+        factor = figures.prepare_bytes_per_s / s20.prepare_bytes_per_s
+        assert figures.flops_per_s / s20.flops_per_s == pytest.approx(factor, rel=0.01)
+        assert s20.node_s / figures.node_s == pytest.approx(factor, rel=0.01)
+        assert s20.stage_fixed_s / figures.stage_fixed_s == pytest.approx(factor, rel=0.01)
+        assert (figures.serial_share, figures.thread_penalty) == (s20.serial_share, s20.thread_penalty)
+
+
+def toy(folder: Path, text: str = TOML) -> SimulatedDevice:
+    path = folder / "toy.toml"
+    path.write_text(text, encoding="utf-8")
+    device = devices.open_device(str(path), folder)
+    assert isinstance(device, SimulatedDevice)
+    return device
+
+
+def test_simulated_times_follow_from_nodes_and_bytes(tmp_path: Path, graphs: dict[str, ModelGraph]) -> None:
+    profile = toy(tmp_path).profile(graphs["portable"])
+    for block, of in zip(profile.blocks, graphs["portable"].blocks, strict=True):
+        assert block.cost.read_s == pytest.approx(of.weights_bytes / 1000)
+        assert block.cost.load_s == pytest.approx(
+            0.25 + (of.end - of.start) * 0.5 + of.weights_bytes * (1 / 1000 + 1 / 250)
+        )
+        assert block.cost.inference_s == block.cost.first_inference_s == pytest.approx(of.flops / 100)
+    matrices = 3 * 16 * 16 * 4
+    nodes = len(graphs["portable"].nodes)
+    assert profile.whole().load_s == pytest.approx(0.25 + nodes * 0.5 + matrices * (1 / 1000 + 1 / 250))
+    assert profile.stage_fixed_s == 0.25
+    assert profile.contention == Contention(4, 0.2, 0.1)
+    assert sum(block.flops for block in graphs["portable"].blocks) == 3 * (2 * 16 * 16 + 16)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("threads = 4", "threads = 4\nvolume = 11", r"unknown keys \['volume'\]; known are name, "),
+        ("threads = 4", "", r"missing keys \['threads'\]; each must be given, above \[sources\]"),
+        ("threads = 4", "threads = 0", "threads must be a whole number of at least 1"),
+        ("threads = 4", "threads = 2.5", "threads must be a whole number of at least 1"),
+        ("threads = 4", "threads = true", "threads must be a whole number of at least 1"),
+        ("schema_version = 2", "schema_version = 1", "must be 2, it is 1, where .* add prepare_bytes_per_s and node_s"),
+        ("schema_version = 2", "schema_version = 3", "must be 2, it is 3; write schema_version = 2 .* keys: name, "),
+        ("schema_version = 2", "", "must be 2, it is missing; write schema_version = 2 at the top"),
+        ('name = "toy"', "name = 3", "name must be a string"),
+        ('"for tests"', '"for\\ntests"', "description must be a string of one line"),
+        ("= 1000.0", "= -1000.0", "storage_bandwidth_bytes_per_s must be above 0"),
+        ("= 1000.0", "= 0", "storage_bandwidth_bytes_per_s must be above 0"),
+        ("= 0.25", "= -0.25", "stage_fixed_s must be at least 0"),
+        ("= 0.25", "= nan", "stage_fixed_s must be a finite number"),
+        ("= 0.25", "= inf", "stage_fixed_s must be a finite number"),
+        ("= 0.25", "= 1" + 400 * "0", "stage_fixed_s must be a finite number"),
+        ("node_s = 0.5", "node_s = true", "node_s must be a finite number"),
+        ("= 0.25", '= "fast"', "stage_fixed_s must be a finite number"),
+        ("serial_share = 0.2", "serial_share = 1.5", "serial_share must be a share of at most 1"),
+        ("threads = 4", "threads 4", "not TOML"),
+        ("threads = 4", "threads = " + 20_000 * "[", "not TOML"),
+    ],
+)
+def test_bad_device_files(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert TOML.count(old) == 1
+    with pytest.raises(ProfileError, match=message) as caught:
+        toy(tmp_path, TOML.replace(old, new))
+    assert str(caught.value).startswith("toy.toml: ")
+
+
+def test_a_stored_profile_is_of_one_model_and_one_division(tmp_path: Path, graphs: dict[str, ModelGraph]) -> None:
+    path = tmp_path / "stored.json"
+    write_profile(path, toy(tmp_path).profile(graphs["portable"]))
+    device = StoredDevice(path)
+    assert "toy-model" in device.description
+    (tmp_path / "other").mkdir()
+    other = make_graph(tmp_path / "other", "portable", models.chain(5))
+    with pytest.raises(ProfileError, match=r"is a profile of 'toy-model' \(\w{12}…\), not of 'toy-model'"):
+        device.profile(other)
+    fewer = ModelGraph(**{**vars_of(graphs["portable"]), "max_blocks": 2})
+    with pytest.raises(ProfileError, match="--max-blocks"):
+        device.profile(fewer)
+    path.write_text(json.dumps({"schema_version": 9}))
+    with pytest.raises(ProfileError, match="schema version 9"):
+        devices.open_device(str(path), tmp_path)
+
+
+def vars_of(graph: ModelGraph) -> dict[str, Any]:
+    return {name: getattr(graph, name) for name in ModelGraph.__dataclass_fields__}
+
+
+def test_host_measures_once_and_again_only_when_asked(
+    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitload.devices import host
+
+    first = HostDevice(host_cache, repeats=1).profile(graphs["native"])
+    runs = []
+    run = host.run_worker
+    monkeypatch.setattr(host, "run_worker", lambda job: runs.append(job) or run(job))
+    assert HostDevice(host_cache, repeats=1).profile(graphs["native"]) == first
+    assert runs == []
+    refreshing = HostDevice(host_cache, repeats=1, refresh=True)
+    second = refreshing.profile(graphs["native"])
+    assert len(runs) == 5  # the blocks, and twice each of two plans
+    assert refreshing.profile(graphs["native"]) == second
+    assert len(runs) == 5
+    (stored,) = (host_cache / "profiles").glob("*.json")
+    stored.write_text(json.dumps({"schema_version": 0}))
+    with pytest.warns(CacheWarning, match="it is made anew"):  # it has no hash of its own: measured again
+        HostDevice(host_cache, repeats=1).profile(graphs["native"])
+    assert len(runs) == 10
+    assert not list(graphs["native"].path.parent.glob(".measure-*"))
+
+
+def test_host_loads_two_plans_as_those_of_a_bundle(
+    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitload.bundle.read import read_manifest
+    from splitload.devices import host
+
+    run, stages = host.run_worker, []
+
+    def count(job: dict[str, Any]) -> dict[str, Any]:
+        answer = run(job)  # as it is: the loader of a fresh process takes the folder for a bundle
+        if "threads" in job:
+            assert 0 < answer["load_s"] < answer["ttfo_s"]
+            stages.append(len(read_manifest(Path(job["folder"]), "hashes").variants[0].stages))
+            answer = {"load_s": 100.0, "ttfo_s": 200.0 * len(stages)}
+        return answer
+
+    monkeypatch.setattr(host, "run_worker", count)
+    profile = HostDevice(host_cache, repeats=1, refresh=True).profile(graphs["native"])
+    assert stages == [1, profile.num_blocks, 1, profile.num_blocks], "three blocks: a cut cannot be of four stages"
+    assert profile.contention.start_s == pytest.approx(100.0, rel=0.01)
+    later_s = (400 + 800) / 2 - 100  # of the cut, whose loads and inferences take next to nothing
+    assert profile.contention.cut_infer_s == pytest.approx(later_s / profile.num_blocks, rel=0.01)
+    assert host.profile_loads(graphs["native"], 1) == profile.num_blocks + 5 + len(stages) // 2 * (
+        1 + profile.num_blocks
+    )
+
+
+def test_a_profile_does_without_a_cut_that_cannot_be_loaded(
+    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from splitload.devices import host
+
+    run = host.run_worker
+
+    def fail(job: dict[str, Any]) -> dict[str, Any]:
+        if "threads" in job:
+            raise ModelError("it failed")
+        return run(job)
+
+    monkeypatch.setattr(host, "run_worker", fail)
+    profile = HostDevice(host_cache, repeats=2, refresh=True).profile(graphs["native"])
+    assert (profile.contention.start_s, profile.contention.cut_infer_s) == (0.0, 0.0)
+
+
+def test_host_measures_further_segments_and_keeps_them(host_cache: Path, graphs: dict[str, ModelGraph]) -> None:
+    device = HostDevice(host_cache, repeats=1)
+    profile = device.measure(graphs["native"], [(0, 2), (1, 2)])
+    assert (0, 2) in profile.segments
+    assert (0, 3) in profile.segments  # the whole
+    assert (1, 2) not in profile.segments  # a block is not a segment
+    assert device.measure(graphs["native"], [(0, 2)]) == profile
+    assert profile.environment["page_cache"] == "warm"
+
+
+@pytest.mark.parametrize("name", ["float16, double and string boundaries", "scalars and empty tensors"])
+def test_host_measures_models_on_given_strings_and_scalars(tmp_path: Path, name: str) -> None:
+    model, feeds = models.CONSTRUCTS[name]()
+    graph = make_graph(tmp_path, "native", model)
+    assert HostDevice(tmp_path, repeats=1).profile(graph, feeds=feeds).num_blocks == 3
+
+
+def test_host_makes_up_bfloat16_inputs_in_the_worker(tmp_path: Path) -> None:
+    model = models.text("g (bfloat16[3] x) => (float[3] y) { y = Cast <to=1> (x) }")
+    profile = HostDevice(tmp_path, repeats=1).profile(make_graph(tmp_path, "native", model))
+    assert profile.num_blocks == 1
+    assert profile.whole() == profile.blocks[0].cost
+
+
+def test_host_says_in_one_line_why_it_cannot_measure(tmp_path: Path) -> None:
+    model = models.text("g (float[2,3] x, int64[1] to) => (float[n] y) { a = Tanh(x)\n y = Reshape(a, to) }")
+    graph = make_graph(tmp_path, "native", model)
+    with pytest.raises(
+        ModelError, match=r"cannot be measured on this host; give fitting inputs with --input .*made up: x, to\): "
+    ) as caught:
+        HostDevice(tmp_path, repeats=1).profile(graph)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="input 'x' is no array"):
+        HostDevice(tmp_path, repeats=1).profile(graph, feeds={"x": [np.ones(3)]})
+    assert not (tmp_path / "profiles").exists()
+
+
+def test_an_old_profile_stays_where_a_new_one_cannot_be_written(
+    tmp_path: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = toy(tmp_path).profile(graphs["portable"])
+    with pytest.raises(OutputError, match="cannot write profile"):
+        write_profile(tmp_path / "none" / "p.json", profile)
+    path = tmp_path / "p.json"
+    write_profile(path, profile)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        write_profile(path, profile)
+    assert Profile.read(path) == profile
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    lock = threading.Lock()
+
+    def load(graph: Path, **_: bool) -> None:  # one after the other, whoever asks: all of loading is serial
+        with lock:
+            clock[0] += float(graph.name)
+
+    monkeypatch.setattr(worker, "open_session", load)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock[0])
+    pair = [worker.Segment(0, 1, Path("0.5"), (), (), {}), worker.Segment(1, 2, Path("8.0"), (), (), {})]
+    assert worker._serial_share(pair) == pytest.approx(1.0)
+    assert worker._serial_share([]) is None

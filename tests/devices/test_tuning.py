@@ -1,0 +1,125 @@
+"""How a stage is loaded: the choice between measured schemes, and the measuring of real stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from splitload.base.errors import ModelError
+from splitload.build.assemble import Plan, build_bundle
+from splitload.bundle.manifest import File, StageEntry, TensorSpec, Variant
+from splitload.devices import tuning as module
+from splitload.devices.tuning import PLAIN, SCHEMES, Scheme, tune
+from splitload.frontends.onnx import Source, load_graph
+from splitload.plan.partition import Partition
+
+WIDTH = 640  # 1.6 MB of weights
+ENTRY = StageEntry(
+    "s", (0, 1), File("native-00.ort", 1, "a" * 64), None, 1, ("x",), (TensorSpec("y", "tensor(float)", None),),
+    prepack=False, trainable=False, upgrade=True,
+)  # fmt: skip
+PREFETCH, READ, PACKED = Scheme(prefetch=True), Scheme(mapped=False), Scheme(prepack=True)
+
+
+def rows(first_s: float, steady_s: float) -> list[dict[str, float]]:
+    return [{"first_s": first_s * factor, "steady_s": steady_s * factor} for factor in (1.5, 1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("first_s", "steady_s", "expected"),
+    [
+        ({}, {}, (PLAIN, False)),
+        ({PREFETCH: 0.05}, {}, (PREFETCH, False)),
+        ({PREFETCH: 0.095}, {}, (PLAIN, False)),  # within what measurements are good for
+        ({READ: 0.04, PREFETCH: 0.05}, {}, (READ, False)),
+        ({PACKED: 0.06}, {PACKED: 0.01}, (PACKED, False)),  # it is fast already
+        ({PACKED: 0.5}, {PACKED: 0.03}, (PLAIN, True)),
+        ({PACKED: 0.5}, {PACKED: 0.049}, (PLAIN, False)),
+    ],
+)
+def test_the_earliest_first_result_wins(
+    first_s: dict[Scheme, float], steady_s: dict[Scheme, float], expected: tuple[Scheme, bool]
+) -> None:
+    samples = {scheme: rows(first_s.get(scheme, 0.1), steady_s.get(scheme, 0.05)) for scheme in SCHEMES}
+    entry = module._choose(ENTRY, samples)
+    scheme, upgrade = expected
+    assert (entry.mapped, entry.prefetch, entry.prepack) == (scheme.mapped, scheme.prefetch, scheme.prepack)
+    assert entry.upgrade is upgrade
+    assert entry._replace(mapped=True, prefetch=False, prepack=False, upgrade=True) == ENTRY
+
+
+def test_a_gain_of_less_than_a_millisecond_is_none() -> None:
+    samples = {scheme: rows(0.0008 if scheme == PREFETCH else 0.0015, 0.001) for scheme in SCHEMES}
+    assert not module._choose(ENTRY, samples).prefetch
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> list[Plan]:
+    """Two native stages with more than a megabyte of weights, and a portable one."""
+    rng = np.random.default_rng(0)
+    weights = [helper.make_tensor(f"w{i}", 1, (WIDTH, WIDTH), rng.normal(size=WIDTH**2).astype("f")) for i in range(2)]
+    nodes = [helper.make_node("MatMul", ["x", "w0"], ["h"]), helper.make_node("MatMul", ["h", "w1"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", WIDTH]) for name in "xy"]
+    graph = helper.make_graph(nodes, "wide", ends[:1], ends[1:], weights)
+    path = tmp_path / "wide.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    source, feeds = Source.open(path, "wide"), {"x": np.ones((20, WIDTH), "f")}
+    native = load_graph(source, "native", tmp_path / "cache", feeds=feeds)
+    portable = load_graph(source, "portable", tmp_path / "cache", feeds=feeds)
+    count = len(native.blocks)
+    return [Plan(native, Partition(count, (count // 2,)), 2), Plan(portable, Partition(len(portable.blocks)), 1)]
+
+
+def test_real_stages_are_measured_in_turns(plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Any] = []
+    real = module.run_worker
+
+    def run_worker(job: dict[str, Any]) -> dict[str, Any]:
+        answer = real(job)
+        if "compare" in job:
+            assert answer == {"differ": [False, False]}
+            return answer
+        jobs.append((job["scheme"], len(answer["rows"])))
+        assert all(row["first_s"] >= row["steady_s"] > 0 for row in answer["rows"])
+        return answer
+
+    monkeypatch.setattr(module, "run_worker", run_worker)
+    monkeypatch.setattr(module, "REPEATS", 2)
+    seen: list[tuple[int, int]] = []
+    inputs = [TensorSpec(each.name, each.type, each.shape) for each in plans[0].graph.input_tensors()]
+
+    def choose(folder: Path, variant: Any) -> Any:
+        chosen = tune(folder, variant, inputs, {"x": np.ones((3, WIDTH), "f")}, lambda *step: seen.append(step))
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+        return chosen
+
+    manifest = build_bundle(tmp_path / "m.splitload", plans, device="host", choose=choose)
+    assert len(manifest.variants[0].stages) == 2
+    assert [count for _, count in jobs] == [2] * 2 * len(SCHEMES)
+    assert seen[-1] == (2 * len(SCHEMES), 2 * len(SCHEMES))
+    first, second = jobs[: len(SCHEMES)], jobs[len(SCHEMES) :]
+    assert sorted(map(str, first)) == sorted(map(str, second))
+    assert first != second  # the order rotates
+
+
+def test_stages_that_do_not_run_are_one_clear_error(plans: list[Plan], tmp_path: Path) -> None:
+    inputs = [TensorSpec(each.name, each.type, each.shape) for each in plans[0].graph.input_tensors()]
+    with pytest.raises(ModelError, match="cannot be measured on this host"):
+        build_bundle(
+            tmp_path / "m.splitload",
+            plans,
+            device="host",
+            choose=lambda folder, variant: tune(folder, variant, inputs, {"x": np.ones((3, 5), "f")}),
+        )
+    assert not (tmp_path / "m.splitload").exists()
+
+
+def test_without_a_megabyte_of_weights_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "run_worker", None)
+    chosen = tune(tmp_path, Variant("native", None, None, 1, True, (ENTRY,)), [], {})
+    assert chosen.stages == (ENTRY._replace(upgrade=False),)

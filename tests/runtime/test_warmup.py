@@ -1,0 +1,93 @@
+"""What onnxruntime sets up once a process is begun by the import of splitload, and harms nobody."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import onnxruntime.capi.onnxruntime_inference_collection as stock
+import pytest
+
+from splitload.runtime import warmup
+
+WAIT_S = 60
+NAME = "splitload-warm-up"
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def warm_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == NAME]
+
+
+def test_the_session_is_made_on_another_thread_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made, go = stock.InferenceSession, [], threading.Event()
+
+    def session(*arguments: object, **options: object) -> object:
+        go.wait(WAIT_S)
+        made.append((threading.current_thread().name, real(*arguments, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr(stock, "InferenceSession", session)
+    warmup.warm_up()
+    (thread,) = warm_threads()
+    assert not thread.daemon  # the interpreter waits for it
+    go.set()
+    thread.join(WAIT_S)
+    ((name, tiny),) = made
+    assert name == NAME
+    np.testing.assert_array_equal(tiny.run(None, {"x": np.ones(1, np.float32)}), [[1.0]])
+
+
+def test_what_fails_is_left_to_who_needs_a_session(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stock, "InferenceSession", None)
+    warmup.warm_up()
+    for thread in warm_threads():
+        thread.join(WAIT_S)
+    monkeypatch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread left")))
+    warmup.warm_up()
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_begun_before_the_runtime_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.setattr(threading, "Thread", None)
+    warmup.warm_up()
+
+
+def test_the_program_may_exit_right_after_the_import() -> None:
+    assert run("import onnxruntime, splitload, threading; print(threading.active_count())") in ("1\n", "2\n")
+
+
+def test_a_thread_pool_of_the_callers_is_no_word_on_the_console() -> None:
+    assert run("import onnxruntime; onnxruntime.set_global_thread_pool_sizes(2, 1); import splitload") == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_no_child_is_forked_while_the_runtime_holds_its_locks() -> None:
+    code = """
+import os, threading, time
+import onnxruntime
+from onnxruntime.capi import onnxruntime_inference_collection as stock
+lock, real = threading.Lock(), stock.InferenceSession
+def session(*arguments, **options):  # a child that inherits the lock taken, as one of the runtime's own, waits forever
+    with lock:
+        time.sleep(0.5)
+        return real(*arguments, **options)
+stock.InferenceSession = session
+import splitload
+child = os.fork()
+if not child:
+    os._exit(7 if lock.acquire(timeout=5) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code) == "7\n"
