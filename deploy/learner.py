@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from splitload.base.errors import BundleError, UsageError
+from splitload.base.regular import read_checked
 from splitload.bundle.manifest import Loss, OutputKind, StageEntry, Step, Training
-from splitload.bundle.regular import read_checked
 from splitload.deploy.arguments import Settings
 from splitload.runtime.stock import stock_session
 

@@ -21,10 +21,10 @@ import numpy as np
 
 from splitload.base import interrupts
 from splitload.base.errors import OutputError, SplitloadError, TrainingError, UsageError
+from splitload.base.regular import check_regular
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
 from splitload.bundle.read import read_manifest
-from splitload.bundle.regular import check_regular
 from splitload.bundle.tails import current_version, open_tail, read_weights, revert, write_tail
 from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
 from splitload.deploy.features import Features

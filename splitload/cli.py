@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base import interrupts
-from splitload.base.cache import cache_folder
+from splitload.base.cache import user_cache
 from splitload.base.errors import CacheWarning, OutputError, SplitloadError, UsageError
-from splitload.base.scratch import sweep
 from splitload.commands import packages, streams
 from splitload.commands.console import Console, printable
 from splitload.commands.parser import parser
@@ -77,22 +76,6 @@ def _main(words: Sequence[str] | None) -> int:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _failed(f"{text} (this should not happen; --debug shows where)", 1)
     return 0
-
-
-def user_cache() -> Path:
-    """Return the user's cache folder, see `cache_folder`, without what killed commands left in it.
-
-    Raises:
-        UsageError: If there is no place for one, or it is no folder.
-    """
-    folder = cache_folder()
-    if folder is None:
-        raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
-    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
-    if there is not None and not there.is_dir():
-        raise UsageError(f"'{there}', where the cache is to be, is no folder; set SPLITLOAD_CACHE to one")
-    sweep(folder)
-    return folder
 
 
 def _not_encoded(error: UnicodeEncodeError) -> str:

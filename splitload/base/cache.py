@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from splitload.base.errors import UsageError
+from splitload.base.scratch import sweep
+
 
 def cache_folder() -> Path | None:
     """Return `SPLITLOAD_CACHE`, or splitload's place among the user's caches; None for a user without a home.
@@ -18,3 +21,19 @@ def cache_folder() -> Path | None:
         return (Path(base) if base else Path.home() / ".cache") / "splitload"
     except RuntimeError:  # neither HOME nor an entry among the users: many containers run so
         return None
+
+
+def user_cache() -> Path:
+    """Return the user's cache folder, see `cache_folder`, without what killed commands left in it.
+
+    Raises:
+        UsageError: If there is no place for one, or it is no folder.
+    """
+    folder = cache_folder()
+    if folder is None:
+        raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UsageError(f"'{there}', where the cache is to be, is no folder; set SPLITLOAD_CACHE to one")
+    sweep(folder)
+    return folder

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from splitload.base.atomic import sync, sync_tree
 from splitload.base.errors import BundleError, CacheWarning, OutputError
+from splitload.base.regular import sha256_of
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import is_intact, seal
-from splitload.bundle.read import sha256_of
 
 RECORD = "record.json"  # of an entry: name, bytes and SHA-256 of each of its files, and a hash of itself
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from splitload.base.errors import ModelError, OutputError, PartitionError
 from splitload.base.machine import cpu_architecture
+from splitload.base.regular import copy_checked
 from splitload.bundle.delivery import CarriedTails
 from splitload.bundle.manifest import File, Manifest, Metadata, Needs, StageEntry, TensorSpec, Training, Variant
-from splitload.bundle.regular import copy_checked
 from splitload.bundle.write import write_manifest, writing
 from splitload.graphs.canaries import needs_of
 from splitload.graphs.observe import one_line

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from splitload.base.errors import BundleError, OutputError, UsageError
-from splitload.bundle.manifest import Manifest, StageEntry
-from splitload.bundle.read import MANIFEST, read_json
-from splitload.bundle.regular import regular_size
+from splitload.base.regular import regular_size
+from splitload.bundle.manifest import MANIFEST, Manifest, StageEntry
+from splitload.bundle.read import read_json
 from splitload.bundle.replace import check_folder, replacing
 from splitload.bundle.tails import FOLDER, alone, names
 from splitload.bundle.verification import Verified, check_tail, manifest_of, verify

@@ -13,6 +13,7 @@ Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
 Optimizer = Literal["sgd", "adam"]
 OutputKind = Literal["logits", "log-probabilities", "probabilities"]
 
+MANIFEST = "manifest.json"  # the file of a bundle that says what it holds
 FORMAT = "splitload-bundle"
 TORCH_FORMAT = "splitload-torch"  # of the bundles of torch modules, whose manifest is `torch/format.py`'s
 VERSION = 2  # what is written

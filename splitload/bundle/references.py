@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from splitload.base.errors import BundleError
-from splitload.bundle.regular import open_regular, regular_size
+from splitload.base.regular import open_regular, regular_size
 
 MAX_DEPTH = 64  # of graphs inside graphs, each of which takes three
 # Fields of onnx.proto by message: those that hold a stored tensor, or lead to one.

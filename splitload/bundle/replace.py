@@ -11,10 +11,10 @@ from pathlib import Path
 
 from splitload.base.atomic import check_file, sync, sync_tree
 from splitload.base.errors import OutputError
+from splitload.base.regular import open_regular
 from splitload.base.scratch import scratch_folder
-from splitload.bundle.manifest import FORMAT, TORCH_FORMAT
-from splitload.bundle.read import MANIFEST, MAX_MANIFEST_BYTES
-from splitload.bundle.regular import open_regular
+from splitload.bundle.manifest import FORMAT, MANIFEST, TORCH_FORMAT
+from splitload.bundle.read import MAX_MANIFEST_BYTES
 
 
 def check_folder(target: Path, bundle_format: str, cure: str = "give another place") -> None:

@@ -20,11 +20,11 @@ from splitload.base.atomic import sync, sync_tree, write_text
 from splitload.base.errors import BundleError, OutputError, UsageError, unknown_name
 from splitload.base.fields import Reader
 from splitload.base.record import Record
+from splitload.base.regular import check_folder, check_regular, copy_checked, open_regular, sha256_of
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import DEFAULT_TAIL, File, StageEntry, Training
-from splitload.bundle.read import is_plain, sha256_of
-from splitload.bundle.regular import check_folder, check_regular, copy_checked, open_regular
+from splitload.bundle.validate import is_plain
 
 if TYPE_CHECKING:
     import numpy as np

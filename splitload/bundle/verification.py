@@ -13,11 +13,12 @@ from pathlib import Path
 from splitload.base.errors import BundleError
 from splitload.base.fields import Reader
 from splitload.base.record import Record
+from splitload.base.regular import regular_size
 from splitload.base.sealed import KEY
-from splitload.bundle.manifest import TORCH_FORMAT, File, Manifest, StageEntry
-from splitload.bundle.read import MANIFEST, check_files, check_graph, check_references, file_entry, read_json, validate
-from splitload.bundle.regular import regular_size
+from splitload.bundle.manifest import MANIFEST, TORCH_FORMAT, File, Manifest, StageEntry
+from splitload.bundle.read import check_files, check_graph, check_references, read_json
 from splitload.bundle.tails import CURRENT, FOLDER, UNFINISHED, counted_versions, files_of, names, read_version
+from splitload.bundle.validate import file_entry, validate
 
 
 class TailVersions(Record):

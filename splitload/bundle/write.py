@@ -9,10 +9,10 @@ from pathlib import Path
 from splitload.base.errors import OutputError
 from splitload.base.sealed import seal
 from splitload.bundle.delivery import CarriedTails
-from splitload.bundle.manifest import FORMAT, Manifest
-from splitload.bundle.read import MANIFEST, validate
+from splitload.bundle.manifest import FORMAT, MANIFEST, Manifest
 from splitload.bundle.replace import check_folder, replacing
 from splitload.bundle.tails import alone, names
+from splitload.bundle.validate import validate
 
 
 def check_target(target: Path, cure: str = "give another place") -> None:

@@ -58,7 +58,7 @@ def from_torch(
         ModelError: If the module cannot be exported with equal outputs.
         SplitloadError: Whatever else went wrong; a bundle that was there is as it was.
     """
-    from splitload.cli import user_cache
+    from splitload.base.cache import user_cache
     from splitload.commands.console import Console
     from splitload.commands.packages import named
     from splitload.commands.parser import parser

@@ -18,8 +18,7 @@ from splitload.base.errors import ModelError, OutputError, ProfileError
 from splitload.base.machine import available_threads, cpu_architecture, cpu_model
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import KEY, is_intact, seal
-from splitload.bundle.manifest import Manifest, TensorSpec, Variant
-from splitload.bundle.read import MANIFEST
+from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
 from splitload.devices import Progress
 from splitload.devices.estimate import FirstOutput, with_first_outputs
 from splitload.devices.ledger import Segment, median_cost

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from splitload.bundle.manifest import Canary, File, Needs
-from splitload.bundle.read import MAX_CANARY_BYTES
+from splitload.bundle.validate import MAX_CANARY_BYTES
 from splitload.graphs import blocked
 from splitload.graphs.folding import made_weights
 from splitload.graphs.layout import channel_block

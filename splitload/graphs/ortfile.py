@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from splitload.bundle.read import MAX_ORT_BYTES
+from splitload.bundle.validate import MAX_ORT_BYTES
 from splitload.runtime.session import LENGTH_BYTES
 
 ALIGNMENT_BYTES = 64  # a line of the processor's cache

@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from splitload.base.errors import OutputError
+from splitload.base.regular import sha256_of
 from splitload.bundle.manifest import File, StageEntry, TensorSpec
-from splitload.bundle.read import sha256_of
-from splitload.frontends.onnx import refuse_full_disk
 from splitload.graphs.folding import is_maker
 from splitload.graphs.held import Held, HeldWeights
 from splitload.graphs.kernels import needs_fusions, needs_packing
 from splitload.graphs.names import rename_weights
 from splitload.graphs.observe import elem_type, plain_options
+from splitload.graphs.optimize import refuse_full_disk
 from splitload.graphs.ortfile import lay_out
 from splitload.graphs.proto import (
     all_tensors,

@@ -19,9 +19,9 @@ import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.frontends import zoo
-from splitload.frontends.onnx import optimize
 from splitload.frontends.torch import current_folder_importable, declare_torchvision_ops, quiet
 from splitload.graphs.observe import plain_options
+from splitload.graphs.optimize import optimize
 from splitload.runtime.stock import path_option, stock_session
 
 if TYPE_CHECKING:

@@ -27,13 +27,15 @@ from typing import Any
 from splitload.base.cache import cache_folder
 from splitload.base.errors import BundleError, OutputError
 from splitload.base.machine import cpu_architecture
+from splitload.base.regular import sha256_of
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import seal
-from splitload.bundle.manifest import FORMAT, File, Manifest, StageEntry, Variant
-from splitload.bundle.read import MANIFEST, read_manifest, sha256_of, validate
+from splitload.bundle.manifest import FORMAT, MANIFEST, File, Manifest, StageEntry, Variant
+from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_folder, replacing
 from splitload.bundle.tails import alone
 from splitload.bundle.tails import names as tails_of
+from splitload.bundle.validate import validate
 from splitload.runtime.answers import TOLERANCE, relative_error
 from splitload.runtime.forks import making_session
 from splitload.runtime.options import CallerOptions

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from splitload.base.cache import cache_folder
 from splitload.base.errors import BundleError
 from splitload.base.machine import cpu_architecture, cpu_model
+from splitload.base.regular import open_regular
 from splitload.bundle.manifest import Canary
 from splitload.bundle.read import check_files
-from splitload.bundle.regular import open_regular
 from splitload.runtime.forks import making_session
 from splitload.runtime.pool import started
 from splitload.runtime.stock import stock_session

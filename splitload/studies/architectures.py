@@ -19,12 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.base.entries import is_whole, making
 from splitload.base.errors import SplitloadError
 from splitload.base.scratch import scratch_folder
 from splitload.build.agreement import compare_with_stock
 from splitload.build.assemble import Plan, build_bundle
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.devices import open_device
 from splitload.frontends.onnx import Source, load_graph

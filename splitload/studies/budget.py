@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.devices.host import HostDevice, profile_loads
 from splitload.frontends import open_source

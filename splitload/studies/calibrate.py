@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitload.agents import exact
-from splitload.cli import user_cache
+from splitload.base.cache import user_cache
 from splitload.commands.console import Console
 from splitload.devices import names
 from splitload.devices.simulated import DeviceModel, SimulatedDevice

@@ -18,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import StageError, UsageError
 from splitload.bundle.replace import refuse_in_bundle
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.frontends import zoo
 from splitload.measure.process import python

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.build.equality import check_graph
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import load_graph

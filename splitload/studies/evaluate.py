@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitload.agents.exact_ttfo import Optimum
+from splitload.base.cache import user_cache
 from splitload.base.errors import SplitloadError, UsageError
-from splitload.cli import user_cache
 from splitload.commands import LEARNERS, OBJECTIVES
 from splitload.commands.console import Console
 from splitload.devices import names

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import UsageError
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.studies.records import write_record

@@ -20,11 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import MissingPackageError, ModelError
 from splitload.base.scratch import scratch_folder
-from splitload.bundle.read import MANIFEST, read_manifest
+from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import read_manifest
 from splitload.bundle.write import write_manifest
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.measure.process import python

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import StageError, UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan, build_bundle
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import StageError
 from splitload.base.machine import available_threads
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.measure.arms import Subject, make_arm

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from splitload.agents import baselines, exact
+from splitload.base.cache import user_cache
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan
-from splitload.cli import user_cache
 from splitload.commands.console import Console, count_of
 from splitload.devices.host import HostDevice
 from splitload.envs.costs import cost_matrices

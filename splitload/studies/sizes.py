@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import SplitloadError, StageError, UsageError
 from splitload.base.machine import available_threads
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan
 from splitload.build.equality import even_splits
-from splitload.cli import user_cache
 from splitload.commands.console import Console
 from splitload.frontends.onnx import load_graph, model_files
 from splitload.frontends.zoo import names

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import StageError
 from splitload.base.scratch import scratch_folder
-from splitload.cli import user_cache
 from splitload.commands.console import Console, milliseconds
 from splitload.measure import pagecache
 from splitload.measure.process import python

@@ -21,10 +21,11 @@ from splitload.base.errors import BundleError, OutputError
 from splitload.base.fields import Reader, is_count
 from splitload.base.record import Record
 from splitload.base.sealed import seal
+from splitload.bundle.manifest import MANIFEST, File, to_json
 from splitload.bundle.manifest import TORCH_FORMAT as FORMAT
-from splitload.bundle.manifest import File, to_json
-from splitload.bundle.read import MANIFEST, MAX_STAGES, Verify, check_files, file_entry, own_hash, read_json
+from splitload.bundle.read import Verify, check_files, read_json
 from splitload.bundle.replace import check_folder
+from splitload.bundle.validate import MAX_STAGES, file_entry, own_hash
 
 VERSION = 2  # what is written
 READABLE = (1, 2)  # what is read, for ever; version 1 has no hash of the manifest itself

@@ -12,7 +12,7 @@ import numpy as np
 
 from splitload.base.entries import is_whole, making
 from splitload.base.errors import ModelError, UsageError
-from splitload.frontends.onnx import Source, read_model
+from splitload.frontends.onnx import Source
 from splitload.graphs.observe import observe, one_line, plain_options
 from splitload.graphs.proto import (
     external_files,
@@ -22,6 +22,7 @@ from splitload.graphs.proto import (
     store_constants,
     with_constants,
 )
+from splitload.graphs.read import read_model
 from splitload.runtime.inputs import example_inputs
 from splitload.runtime.stock import stock_session
 from splitload.training.layers import layer_name

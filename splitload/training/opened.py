@@ -11,16 +11,11 @@ from typing import Any
 from splitload.base.entries import is_whole
 from splitload.base.errors import ModelError
 from splitload.base.scratch import scratch_folder
-from splitload.frontends.onnx import (
-    Source,
-    folder_of,
-    optimize_into,
-    read_graph,
-    read_model,
-    read_whole,
-)
+from splitload.frontends.onnx import Source, folder_of, read_graph
 from splitload.graphs.observe import elem_type, observe, one_line, plain_options
+from splitload.graphs.optimize import optimize_into
 from splitload.graphs.proto import bodies, point, split_constants, store_constants, tensor_bytes
+from splitload.graphs.read import read_model, read_whole
 from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES, save_with_data
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
 from splitload.runtime.stock import stock_session
@@ -85,10 +80,11 @@ def load_opened(
             optimize_into(
                 folder,
                 made / "body.onnx",
-                source,
                 kind,
                 feeds,
-                lambda place: _merge(place / "model.onnx", tail, division, outputs, made),
+                model=source.path,
+                model_bytes=source.size_bytes,
+                finish=lambda place: _merge(place / "model.onnx", tail, division, outputs, made),
             )
     graph = read_graph(
         folder / "model.onnx",

@@ -10,8 +10,9 @@ import numpy as np
 
 from splitload.base.errors import ModelError, SplitloadError
 from splitload.bundle.manifest import Loss, OutputKind
-from splitload.frontends.onnx import Source, read_model
+from splitload.frontends.onnx import Source
 from splitload.graphs.observe import one_line, plain_options
+from splitload.graphs.read import read_model
 from splitload.runtime.inputs import example_inputs
 from splitload.runtime.stock import session_beside, stock_session
 from splitload.training.opened import Opened

@@ -10,9 +10,9 @@ import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.bundle.manifest import Loss, OutputKind, StageEntry, Training
-from splitload.frontends.onnx import read_whole
 from splitload.frontends.torch import require
 from splitload.graphs.observe import one_line, plain_options
+from splitload.graphs.read import read_whole
 from splitload.runtime.stock import stock_session
 from splitload.training.losses import losses_for
 from splitload.training.original import Seen, Wanted, wanted_losses

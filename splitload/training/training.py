@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from splitload.base.errors import ModelError
+from splitload.base.regular import copy_checked
 from splitload.bundle.manifest import File, Loss, Optimizer, OutputKind, StageEntry, Step, Training, Weight
-from splitload.bundle.regular import copy_checked
-from splitload.frontends.onnx import Source, read_model
+from splitload.frontends.onnx import Source
 from splitload.frontends.torch import require
 from splitload.graphs.proto import external_entry
+from splitload.graphs.read import read_model
 from splitload.training.gradient_check import check_gradients, losses_on_a_device
 from splitload.training.losses import losses_for
 from splitload.training.open_samples import open_samples

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from splitload.base.cache import cache_folder
+from splitload.base.cache import cache_folder, user_cache
 from splitload.base.errors import UsageError
-from splitload.cli import user_cache
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ from splitload import ParallelLoader
 from splitload.base.errors import BundleError, ModelError
 from splitload.build import assemble as build
 from splitload.bundle.manifest import Metadata
-from splitload.bundle.read import read_manifest, validate
+from splitload.bundle.read import read_manifest
+from splitload.bundle.validate import validate
 from splitload.graphs.proto import defaults_of, metadata_of
 
 FIELDS = ("producer_name", "graph_name", "domain", "description", "graph_description", "version", "custom_metadata_map")

@@ -22,7 +22,8 @@ from splitload import ParallelLoader
 from splitload.base.errors import BundleError
 from splitload.build.assemble import Plan, build_bundle
 from splitload.bundle.manifest import Manifest, Variant
-from splitload.bundle.read import read_manifest, validate
+from splitload.bundle.read import read_manifest
+from splitload.bundle.validate import validate
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs import layout, stages
 from splitload.graphs.layout import channel_block

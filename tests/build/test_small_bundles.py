@@ -184,7 +184,7 @@ def test_an_old_manifest_says_nothing_of_optimising_again(native_bundle: Path) -
     for variant in data["variants"]:
         for stage in variant["stages"]:
             del stage["reoptimize"]
-    from splitload.bundle.read import validate
+    from splitload.bundle.validate import validate
 
     assert not any(stage.reoptimize for variant in validate(data).variants for stage in variant.stages)
 

@@ -24,14 +24,10 @@ from splitload import ParallelLoader, PortableWarning
 from splitload.base.errors import BundleError, OutputError
 from splitload.base.machine import cpu_architecture
 from splitload.base.sealed import KEY
-from splitload.bundle.read import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    MAX_STAGES,
-    read_manifest,
-    validate,
-)
+from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import MAX_MANIFEST_BYTES, read_manifest
 from splitload.bundle.tails import alone
+from splitload.bundle.validate import MAX_STAGES, validate
 from splitload.bundle.write import check_target, write_manifest, writing
 from splitload.cli import main
 

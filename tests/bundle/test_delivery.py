@@ -16,7 +16,8 @@ import splitload
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError, OutputError, UsageError
 from splitload.bundle.delivery import install
-from splitload.bundle.read import MANIFEST, read_manifest
+from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import read_manifest
 from splitload.bundle.verification import verify
 from splitload.cli import main
 from splitload.studies import clients

@@ -17,8 +17,10 @@ import pytest
 
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError
+from splitload.base.regular import sha256_of
 from splitload.base.sealed import KEY, is_intact, seal
-from splitload.bundle.read import MANIFEST, read_manifest, sha256_of
+from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import read_manifest
 from splitload.bundle.verification import verify
 from splitload.cli import main
 

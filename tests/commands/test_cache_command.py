@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import splitload
+from splitload.base.cache import user_cache
 from splitload.base.errors import UsageError
-from splitload.cli import main, user_cache
+from splitload.cli import main
 from splitload.commands.cache import ROOMS
 
 WITHOUT_A_HOME = """

@@ -22,7 +22,8 @@ import splitload.envs.split
 import splitload.runtime.variants
 from splitload import commands, devices
 from splitload.base.machine import cpu_architecture
-from splitload.bundle.read import MANIFEST, read_manifest
+from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.commands.console import shortened
 from splitload.commands.parser import parser

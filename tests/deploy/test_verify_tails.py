@@ -18,10 +18,12 @@ import pytest
 import splitload.bundle.replace
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError, OutputError
+from splitload.base.regular import sha256_of
 from splitload.base.sealed import KEY
 from splitload.bundle import delivery
 from splitload.bundle.delivery import install
-from splitload.bundle.read import MANIFEST, read_manifest, sha256_of
+from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import names, read_weights, revert, write_tail
 from splitload.bundle.verification import TailVersions, verify
 from splitload.bundle.write import write_manifest

@@ -21,6 +21,7 @@ from splitload.base.errors import ModelError, OutputError, UsageError
 from splitload.frontends import onnx as frontend
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
+from splitload.graphs import optimize as optimizing
 from splitload.graphs.stages import StageWriter
 
 
@@ -198,14 +199,14 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: Any) -> None:
         raise RuntimeError("write failed: No space left on device")
 
-    monkeypatch.setattr(frontend, "optimize", full)
+    monkeypatch.setattr(optimizing, "optimize", full)
     with pytest.raises(OutputError, match="no space left for the optimised model"):
         load_graph(source, "native", tmp_path / "cache")
 
     def full_too(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(frontend, "optimize", full_too)
+    monkeypatch.setattr(optimizing, "optimize", full_too)
     with pytest.raises(OutputError, match=r"cannot write the optimised model to '.*graphs': No space left"):
         load_graph(source, "native", tmp_path / "cache")
     assert not list((tmp_path / "cache" / "graphs").iterdir())

@@ -236,10 +236,10 @@ def test_models_that_onnxruntime_optimised_before(tmp_path: Path, level: str) ->
 
 
 def test_where_optimising_fails_the_model_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from splitload.frontends import onnx as frontend
+    from splitload.graphs import optimize as optimizing
 
     levels = []
-    optimize = frontend.optimize
+    optimize = optimizing.optimize
 
     def fail_unless_disabled(path: Path, folder: Path, level: Any) -> None:
         levels.append(level)
@@ -247,7 +247,7 @@ def test_where_optimising_fails_the_model_is_taken_as_it_is(tmp_path: Path, monk
             raise RuntimeError("Attempt to replace the existing tensor")
         optimize(path, folder, level)
 
-    monkeypatch.setattr(frontend, "optimize", fail_unless_disabled)
+    monkeypatch.setattr(optimizing, "optimize", fail_unless_disabled)
     source = Source.open(models.save(models.several(), tmp_path), "model")
     assert check_graph(source, load_graph(source, "native", tmp_path / "cache")).passed
     tried = len(levels)

@@ -73,7 +73,7 @@ def test_a_densely_connected_model_gives_the_same_bits(tmp_path: Path, kind: str
     model = models.text(DENSE, 18, w=floats(5, 6, 3, 3))
     path = load_graph(Source.open(models.save(model, tmp_path), "m"), kind, tmp_path / "cache").path  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("splitload.frontends.onnx.join_concats", lambda _: 0)
+        patch.setattr("splitload.graphs.optimize.join_concats", lambda _: 0)
         plain = load_graph(Source.open(models.save(model, tmp_path), "m"), kind, tmp_path / "plain").path  # type: ignore[arg-type]
     widths = [
         [len(node.input) for node in onnx.load(file, load_external_data=False).graph.node if node.op_type == "Concat"]

@@ -8,10 +8,11 @@ import pytest
 from models import floats
 
 from splitload.build.assemble import Plan, build_bundle
-from splitload.frontends.onnx import Source, load_graph, optimize
+from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs import layout
 from splitload.graphs.layout import channel_block
 from splitload.graphs.names import NAME_CLASH, rename_weights
+from splitload.graphs.optimize import optimize
 from splitload.plan.partition import Partition
 from splitload.runtime.session import open_session
 

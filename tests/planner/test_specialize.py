@@ -20,8 +20,8 @@ from splitload.base.errors import BundleError
 from splitload.base.machine import cpu_architecture
 from splitload.base.sealed import KEY
 from splitload.build.fleet import keep_natives
-from splitload.bundle.manifest import Manifest
-from splitload.bundle.read import MANIFEST, read_manifest
+from splitload.bundle.manifest import MANIFEST, Manifest
+from splitload.bundle.read import read_manifest
 from splitload.bundle.write import write_manifest
 from splitload.cli import main
 

@@ -21,8 +21,8 @@ import splitload.runtime.loader
 from splitload import ParallelLoader, PortableWarning
 from splitload.base.errors import StageError
 from splitload.base.machine import cpu_architecture
-from splitload.bundle.manifest import Variant
-from splitload.bundle.read import MANIFEST, read_manifest
+from splitload.bundle.manifest import MANIFEST, Variant
+from splitload.bundle.read import read_manifest
 from splitload.bundle.write import write_manifest
 from splitload.measure import pagecache
 from splitload.runtime.session import fetch, is_cached

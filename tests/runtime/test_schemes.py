@@ -18,7 +18,7 @@ import splitload.runtime.loader
 from splitload import ParallelLoader
 from splitload.base import machine
 from splitload.base.machine import inference_threads
-from splitload.bundle.read import MANIFEST
+from splitload.bundle.manifest import MANIFEST
 from splitload.envs.costs import cost_matrices
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention

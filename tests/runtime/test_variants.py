@@ -22,8 +22,9 @@ import splitload.runtime.variants
 from splitload import ParallelLoader, PortableWarning
 from splitload.base.errors import MissingPackageError
 from splitload.base.machine import cpu_architecture
-from splitload.bundle.manifest import Canary, File, Manifest, Needs
-from splitload.bundle.read import MANIFEST, read_manifest, sha256_of
+from splitload.base.regular import sha256_of
+from splitload.bundle.manifest import MANIFEST, Canary, File, Manifest, Needs
+from splitload.bundle.read import read_manifest
 from splitload.bundle.write import write_manifest
 from splitload.cli import main
 from splitload.runtime.variants import Choice, check_floor, layout_block, likely

@@ -12,9 +12,9 @@ from typing import Any
 import models
 import pytest
 
+from splitload.base.cache import user_cache
 from splitload.build.assemble import Plan
 from splitload.bundle.read import read_manifest
-from splitload.cli import user_cache
 from splitload.devices.host import HostDevice
 from splitload.frontends import open_source
 from splitload.frontends.onnx import load_graph

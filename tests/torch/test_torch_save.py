@@ -16,7 +16,8 @@ from torch_modules import Chain, Mixed, Tied
 
 import splitload.torch
 from splitload.base.errors import BundleError, ModelError, OutputError, UsageError
-from splitload.bundle.read import MANIFEST, sha256_of
+from splitload.base.regular import sha256_of
+from splitload.bundle.manifest import MANIFEST
 from splitload.torch.format import ALIGNMENT, read_manifest, validate
 from splitload.torch.order import default_num_stages, equal_cut
 

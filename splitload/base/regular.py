@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, BinaryIO
 from splitload.base.errors import BundleError
 
 if TYPE_CHECKING:
-    from splitload.bundle.manifest import File
+    from typing import Protocol
+
+    class Expected(Protocol):
+        """What a manifest says of a file: its size, and its SHA-256 in hexadecimal."""
+
+        @property
+        def bytes(self) -> int: ...  # noqa: D102
+        @property
+        def sha256(self) -> str: ...  # noqa: D102
+
 
 _CHUNK_BYTES = 8 << 20
 _CURE = "copy the bundle again"
@@ -86,7 +95,7 @@ def open_regular(path: Path, *, links: bool = False) -> BinaryIO:
     return file
 
 
-def read_checked(path: Path, entry: File) -> bytes:
+def read_checked(path: Path, entry: Expected) -> bytes:
     """Return the bytes of a file that are what the manifest says.
 
     Raises:
@@ -100,7 +109,23 @@ def read_checked(path: Path, entry: File) -> bytes:
     return data
 
 
-def copy_checked(path: Path, target: Path, entry: File) -> None:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        BundleError: If it is no regular file.
+        OSError: If it cannot be read.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    with open_regular(path, links=True) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def copy_checked(path: Path, target: Path, entry: Expected) -> None:
     """Copy a file to a new one, and make sure that what was copied is what the manifest says.
 
     Raises:
@@ -118,7 +143,7 @@ def copy_checked(path: Path, target: Path, entry: File) -> None:
     _compare(path, entry, size, digest.hexdigest())
 
 
-def _compare(path: Path, entry: File, size: int, sha256: str) -> None:
+def _compare(path: Path, entry: Expected, size: int, sha256: str) -> None:
     if (size, sha256) != (entry.bytes, entry.sha256):
         raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs): it is damaged; {_CURE}")
 

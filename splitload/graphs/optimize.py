@@ -1,0 +1,157 @@
+"""Has onnxruntime optimise a model file once, as a whole, into an entry of the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from splitload.base.entries import making
+from splitload.base.errors import ModelError, OutputError
+from splitload.graphs.folding import narrow, unfold
+from splitload.graphs.hoisting import weights_outside_bodies
+from splitload.graphs.integers import faster_integers
+from splitload.graphs.layout import block_products_of
+from splitload.graphs.names import NAME_CLASH, rename_weights
+from splitload.graphs.observe import one_line, plain_options
+from splitload.graphs.read import read_model, read_whole
+from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES
+from splitload.graphs.tidy import join_concats
+from splitload.plan.graph import GraphKind
+from splitload.runtime.stock import path_option, session_beside, stock_session
+
+
+def optimize_into(
+    folder: Path,
+    path: Path,
+    kind: GraphKind,
+    feeds: Mapping[str, Any] | None,
+    *,
+    model: Path,
+    model_bytes: int,
+    finish: Callable[[Path], None] = lambda _: None,
+) -> None:
+    """Optimise a model file as far as onnxruntime can, and put the result into the cache, whole or not at all.
+
+    Args:
+        folder: Of the cache; `model.onnx` in it will be the optimised model.
+        path: The file.
+        kind: How it is optimised.
+        feeds: Inputs of the runs that decide what is stored in blocks, and in what way integers are computed; made up
+            where they are missing.
+        model: The user's file that it is, or is a part of, for errors.
+        model_bytes: Size of that model, with its external data.
+        finish: Called with the folder of the optimised model, before it is put in place.
+
+    Raises:
+        ModelError: If onnxruntime cannot load it.
+        OutputError: If it cannot be written.
+    """
+    import onnxruntime as ort
+
+    levels = ort.GraphOptimizationLevel
+    wanted = [levels.ORT_ENABLE_ALL] if kind == "native" else []
+    wanted += [levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL]
+    errors: list[Exception] = []
+    for level in wanted:
+        try:
+            with making(folder, "the optimised model") as made:
+                with _refusals():
+                    plain = weights_outside_bodies(path, made, read_whole)
+                    _optimize_and_tidy(plain, made, level)
+                if level == levels.ORT_ENABLE_ALL:
+                    plain = faster_integers(plain, made, feeds, read_whole, partial(_optimize_and_tidy, level=level))
+                    block_products_of(made / "model.onnx", feeds)
+                    narrow(made / "model.onnx", plain)
+                for copy in filter(Path.is_dir, made.iterdir()):
+                    shutil.rmtree(copy)
+                finish(made)
+            return
+        except _NotOptimizedError as refused:
+            errors.append(refused.error)
+            refuse_full_disk(folder.parent, model_bytes, refused.error)
+    raise ModelError(f"onnxruntime {ort.__version__} cannot load '{model}': {one_line(errors[0])}")
+
+
+class _NotOptimizedError(Exception):
+    """What onnxruntime raised instead of optimising a model; it has no common root for its errors."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise `_NotOptimizedError` for what goes wrong, but for files that cannot be read or written."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise _NotOptimizedError(error) from error
+
+
+def _optimize_and_tidy(path: Path, folder: Path, level: Any) -> None:
+    """Have onnxruntime optimise `path` into `folder`, but for what that costs in size, and join what it can."""
+    import onnxruntime as ort
+
+    optimize(path, folder, level)
+    unfold(folder / "model.onnx", path, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    _join_concats_of_file(folder / "model.onnx")
+
+
+def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
+    """Raise `OutputError` if `error` came from a disk with no room for the optimised model."""
+    free = shutil.disk_usage(folder).free  # what was written is removed already
+    writing = any(words in str(error) for words in ("Failed to write", "Protobuf serialization failed"))
+    if "No space left" in str(error) or free < (needed_bytes if writing else needed_bytes // 8):
+        raise OutputError(f"no space left for the optimised model in '{folder}': {free >> 20} MiB are free") from error
+    if writing:
+        raise OutputError(f"cannot write the optimised model to '{folder}': {one_line(error)}") from error
+
+
+def optimize(path: Path, folder: Path, level: Any) -> None:
+    """Have onnxruntime optimise `path` into `folder`, and make sure that what it wrote loads."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    options.optimized_model_filepath = path_option(folder / "model.onnx")
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.bin")
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES)
+    )
+    try:
+        session = stock_session(str(path), options)
+    except Exception as error:  # onnxruntime has no common root for its errors
+        if NAME_CLASH not in str(error):
+            raise
+        model = read_model(path)
+        rename_weights(model.graph)
+        session = session_beside(path.parent, model.SerializeToString(), options)
+    _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
+    del session
+    stock_session(str(folder / "model.onnx"), plain_options())
+
+
+def _join_concats_of_file(path: Path) -> None:
+    """Have each Concat read what an earlier one has joined already; see `tidy`."""
+    model = read_model(path)
+    if join_concats(model.graph):
+        path.write_bytes(model.SerializeToString())
+
+
+def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:
+    """Take out declarations of inputs that were defaults for weights: folding leaves them behind without a value."""
+    model = read_model(path)
+    kept = [value for value in model.graph.input if value.name in inputs]
+    if len(kept) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+        path.write_bytes(model.SerializeToString())
