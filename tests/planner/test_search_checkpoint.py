@@ -343,7 +343,7 @@ def test_learning_curve(cli: Cli) -> None:
 STARTED = """
 import sys
 from splitload.cli import main
-from splitload.commands import checkpoint
+from splitload.planner import checkpoint_file as checkpoint
 checkpoint.INTERVAL_S, checkpoint.WRITING_SHARE = 0.01, 1.0
 sys.exit(main())
 """
