@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.machine import cpu_architecture
+from splitload.base.phrases import count_of
 from splitload.bundle import delivery, verification
 from splitload.bundle.manifest import Variant
 from splitload.bundle.read import read_manifest
-from splitload.commands.console import Console, count_of, shortened
-from splitload.planner.why import show_why
+from splitload.commands.console import Console, shortened
+from splitload.commands.why import show_why
 from splitload.runtime.variants import choose
 
 

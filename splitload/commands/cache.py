@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import OutputError
-from splitload.commands.console import Console, count_of
+from splitload.base.phrases import count_of
+from splitload.commands.console import Console
 
 ROOMS = {
     "architectures": "models of many architectures, to try",

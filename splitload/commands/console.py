@@ -12,22 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from splitload.commands import progress
 from splitload.commands import text_layout as layout
-from splitload.commands.progress import Show
 from splitload.commands.streams import abandon, table_width, width_of, write
 from splitload.plan.schedule import Schedule
+from splitload.planner.report import Show
 
 _DRAWING = 60  # characters that a schedule is drawn in, beside the names of its rows
 _ROW_NAMES = 10
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a duration for people."""
-    return f"{seconds * 1e3:.1f} ms"
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return "1 stage" or "4 stages"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def shortened(name: str, width: int = 32) -> str:
@@ -52,7 +42,7 @@ def _without_middle(name: str, width: int) -> str:
 
 
 class Console:
-    """The two output streams of a command.
+    """The two output streams of a command; a `splitload.planner.report.Report`.
 
     Args:
         json: Whether results are printed as JSON by the caller, so that tables and text are left out.

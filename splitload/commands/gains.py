@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.commands.console import count_of, milliseconds
+from splitload.base.phrases import count_of, milliseconds
 from splitload.frontends.onnx import Source
 from splitload.measure.sampling import Arm, run_arms
 from splitload.plan.graph import ModelGraph

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import splitload
 from splitload.base.entries import discard
 from splitload.base.errors import BundleError, SplitloadError, StageError, UsageError
+from splitload.base.phrases import count_of
 from splitload.build.assemble import Plan
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_file_beside
 from splitload.bundle.verification import verify
-from splitload.commands.console import Console, count_of, shortened
+from splitload.commands.console import Console, shortened
 from splitload.commands.gains import gain_of
 from splitload.devices import open_device
 from splitload.devices.host import write_profile

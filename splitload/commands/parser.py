@@ -7,7 +7,6 @@ from typing import Any
 
 from splitload import __version__
 from splitload.bundle.manifest import DEFAULT_TAIL
-from splitload.commands import AGENTS, ARMS, OBJECTIVES
 from splitload.commands.argument_types import (
     Parser,
     above_zero,
@@ -18,7 +17,9 @@ from splitload.commands.argument_types import (
     split_points,
 )
 from splitload.deploy.arguments import add_arguments
+from splitload.measure.arm_names import ARM_NAMES
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
+from splitload.planner.request import AGENTS, OBJECTIVES
 
 DEFAULT_MODEL = "zoo:mobilenet_v1"
 
@@ -219,9 +220,9 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument(
         "--arms",
-        type=some_of("arm", ARMS),
+        type=some_of("arm", ARM_NAMES),
         metavar="A,B,...",
-        help=f"what is compared, of {', '.join(ARMS)} (default: all that apply and are installed)",
+        help=f"what is compared, of {', '.join(ARM_NAMES)} (default: all that apply and are installed)",
     )
     bench.add_argument("--cold", action="store_true", help="evict the files an arm reads before each of its samples")
     bench.add_argument(

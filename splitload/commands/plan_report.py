@@ -5,11 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from splitload.commands.console import Console, count_of, milliseconds, shortened
+from splitload.base.phrases import count_of, milliseconds
+from splitload.commands.console import Console, shortened
 from splitload.commands.gains import RUNS, Gain
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
+from splitload.planner.planning import Planned
 from splitload.planner.search import Found
+
+
+def show_search(console: Console, planned: Planned) -> None:
+    """Print what was searched besides the plan that is taken: within a budget, or with several seeds."""
+    if (refined := planned.refined) is not None:
+        why = "nothing better was in sight" if refined.complete else "the budget ended"
+        plans = count_of(len(refined.plans), "plan")
+        console.print(f"{plans} measured in {planned.measured_loads} stage loads, until {why}")
+    if planned.runs:
+        console.table(
+            f"plans of {len(planned.runs)} seeds; seed {planned.seed} is taken",
+            ("seed", "stages", "ms", "episodes", "search s"),
+            [
+                (
+                    str(run.seed),
+                    str(run.partition.num_stages),
+                    f"{run.value_s * 1e3:.2f}",
+                    str(run.episodes),
+                    f"{run.search_s:.2f}",
+                )
+                for run in planned.runs
+            ],
+        )
 
 
 def show_plan(

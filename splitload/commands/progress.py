@@ -10,8 +10,7 @@ from typing import Any
 
 from splitload.commands.packages import has
 from splitload.commands.streams import fitting
-
-Show = Callable[..., None]
+from splitload.planner.report import Show
 
 
 @contextlib.contextmanager

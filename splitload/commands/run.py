@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import ModelError, PortableWarning, StageError, UsageError
+from splitload.base.phrases import count_of, milliseconds
 from splitload.bundle.read import read_manifest
-from splitload.commands.console import Console, count_of, milliseconds
+from splitload.commands.console import Console
 from splitload.commands.outputs import INDEX, plan_outputs, save_outputs
 from splitload.runtime.inputs import cure, example_inputs, made_up, read_feeds
 from splitload.runtime.loader import ParallelLoader

@@ -10,8 +10,9 @@ from typing import Any
 
 from splitload.base.errors import BundleError
 from splitload.base.machine import cpu_architecture
+from splitload.base.phrases import count_of
 from splitload.bundle.read import read_manifest
-from splitload.commands.console import Console, count_of
+from splitload.commands.console import Console
 from splitload.commands.packages import INSTALL, has
 from splitload.runtime.background import cached
 from splitload.runtime.inputs import example_inputs, read_feeds
@@ -29,7 +30,12 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         return _as_it_is_cut(options, console)
     from splitload.planner.specialize import specialize as search_and_build
 
-    return search_and_build(options, console, cache)
+    found = search_and_build(options, console, cache)
+    console.print(
+        f"{Path(options.bundle)}: {count_of(found['num_stages'], 'stage')} for {cpu_architecture()}, "
+        f"{found['files_bytes'] / 1e6:.1f} MB ({found['files_bytes'] / max(found['model_bytes'], 1):.2f} of the model)"
+    )
+    return found
 
 
 def _as_it_is_cut(options: argparse.Namespace, console: Console) -> dict[str, Any]:

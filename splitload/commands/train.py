@@ -16,7 +16,7 @@ from splitload.bundle.manifest import Training
 from splitload.bundle.write import check_target
 from splitload.commands.console import Console
 from splitload.commands.gains import RUNS, Gain, measure_gain
-from splitload.commands.plan_report import show_plan
+from splitload.commands.plan_report import show_plan, show_search
 from splitload.devices import Device, open_device
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source
@@ -59,6 +59,7 @@ def train(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     searched = options if first_trainable is None else _without_tail(options)
     planned = make_plan(searched, console, cache, device, graph, feeds, first_trainable)
     search, found, profile = planned.search, planned.found, planned.profile
+    show_search(console, planned)
     if division is not None:
         console.print(f"to be trained on the device: {division}")
     trial = None

@@ -18,7 +18,7 @@ def curve_csv(result: SearchResult, objective: str, value_s: Callable[[float, in
 
     Args:
         result: What the agent found.
-        objective: One of `splitload.commands.OBJECTIVES`.
+        objective: One of `splitload.planner.request.OBJECTIVES`.
         value_s: `Search.learned_value_s`.
     """
     header = f"num_stages,episode,{'return_s' if objective == 'ttfo' else 'return'},best_value_s"

@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan, build_bundle
 from splitload.bundle.manifest import Variant
-from splitload.commands.console import Console, count_of
 from splitload.frontends.onnx import Source
 from splitload.measure.sampling import Arm, Sample, run_arms
 from splitload.plan.partition import Partition
 from splitload.planner.plans import with_portable
+from splitload.planner.report import Report
 
 
 def measure_plans(
-    source: Source, plans: Sequence[Plan], runs: int, console: Console, cache: Path, *, feeds: Mapping[str, Any]
+    source: Source, plans: Sequence[Plan], runs: int, report: Report, cache: Path, *, feeds: Mapping[str, Any]
 ) -> list[list[Sample]]:
     """Measure plans of one graph in rounds, so that a machine that slows down does so for all of them.
 
@@ -28,7 +29,7 @@ def measure_plans(
         source: The model.
         plans: What to measure, at least one.
         runs: Rounds; each takes one sample of every plan, of a fresh process with a warm page cache.
-        console: Where to tell what is done.
+        report: Where to tell what is done.
         cache: Where the bundles lie meanwhile.
         feeds: Inputs to measure with; made up where they are missing.
 
@@ -38,7 +39,7 @@ def measure_plans(
     Raises:
         SplitloadError: If a plan cannot be built or run.
     """
-    _, *portable = with_portable(plans[0], source, console, cache)
+    _, *portable = with_portable(plans[0], source, report, cache)
     inputs = plans[0].graph.input_tensors()
     samples: list[list[Sample]] = [[] for _ in plans]
     cache.mkdir(parents=True, exist_ok=True)
@@ -47,11 +48,11 @@ def measure_plans(
         for plan in plans:
             if plan.partition not in bundles:
                 bundle = folder / f"{len(bundles)}.splitload"
-                with console.status(f"building {count_of(plan.partition.num_stages, 'stage')} to measure"):
+                with report.status(f"building {count_of(plan.partition.num_stages, 'stage')} to measure"):
                     build_bundle(bundle, [plan, *portable], device="host", choose=_plain)
                 bundles[plan.partition] = bundle
         arms = [Arm("splitload", bundles[plan.partition], threads=plan.threads) for plan in plans]
-        with console.progress(f"measuring {count_of(len(plans), 'plan')} of {source.name}", unit="rounds") as show:
+        with report.progress(f"measuring {count_of(len(plans), 'plan')} of {source.name}", unit="rounds") as show:
             for done in range(runs):
                 show(done, runs)
                 for arm, taken in zip(arms, samples, strict=True):

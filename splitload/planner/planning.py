@@ -12,9 +12,8 @@ from typing import Any
 from splitload.agents.results import Progress
 from splitload.base.atomic import write_text
 from splitload.base.errors import UsageError
+from splitload.base.phrases import count_of, milliseconds
 from splitload.bundle.replace import check_file_beside
-from splitload.commands import LEARNERS
-from splitload.commands.console import Console, count_of, milliseconds
 from splitload.devices import Device
 from splitload.devices.host import HostDevice
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS, ModelGraph
@@ -23,7 +22,9 @@ from splitload.plan.profile import Profile
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.curve import curve_csv
 from splitload.planner.plans import profile_on
-from splitload.planner.refine import refine_on_host
+from splitload.planner.refine import Refined, refine_on_host
+from splitload.planner.report import Report
+from splitload.planner.request import LEARNERS
 from splitload.planner.search import BASELINES, Found, Search, fixed_plan
 from splitload.planner.seeds import SeedRun, best_of, check_seeds, search_seeds
 
@@ -39,6 +40,7 @@ class Planned:
         seed: Of the search.
         runs: The searches of several seeds, if there were several.
         measured_loads: Stage loads that were measured within a budget; None without one.
+        refined: What the search within the budget came to; None without one.
     """
 
     found: Found
@@ -47,11 +49,12 @@ class Planned:
     seed: int
     runs: tuple[SeedRun, ...] = ()
     measured_loads: int | None = None
+    refined: Refined | None = None
 
 
 def make_plan(
     options: argparse.Namespace,
-    console: Console,
+    report: Report,
     cache: Path,
     device: Device,
     graph: ModelGraph,
@@ -62,7 +65,7 @@ def make_plan(
 
     Args:
         options: Of `splitload train`, checked by `check_search`.
-        console: Where to show progress.
+        report: Where to show progress.
         cache: The user's cache folder.
         device: Where the plan is for.
         graph: The model on it.
@@ -87,27 +90,25 @@ def make_plan(
             graph,
             options.budget,
             lambda profile: Search(profile, seed=seed, **settings),
-            console,
+            report,
             trainable_from=first_trainable,
             feeds=feeds,
         )
-        why = "nothing better was in sight" if refined.complete else "the budget ended"
-        console.print(f"{count_of(len(refined.plans), 'plan')} measured in {loads} stage loads, until {why}")
-        return Planned(refined.found, refined.search, refined.profile, seed, measured_loads=loads)
-    profile = profile_on(device, graph, console, feeds)
+        return Planned(refined.found, refined.search, refined.profile, seed, measured_loads=loads, refined=refined)
+    profile = profile_on(device, graph, report, feeds)
     search = Search(profile, seed=seed, **settings)
     if options.split_points is not None:
         return Planned(_given(options, profile, first_trainable), search, profile, seed)
     if options.seeds > 1:
         runs = list[SeedRun]()
         try:
-            best = search_seeds(options, settings, profile, console, runs)
+            best = search_seeds(options, settings, profile, report, runs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(options, best_of(runs).partition if runs else None)) from None
         search = Search(profile, seed=best.seed, **settings)
         found = search.found(best.partition, best.search_s, best.episodes)
         return Planned(found, search, profile, best.seed, tuple(runs))
-    return Planned(_learned(options, search, console, cache), search, profile, seed)
+    return Planned(_learned(options, search, report, cache), search, profile, seed)
 
 
 def check_search(options: argparse.Namespace, device: Device, target: Path) -> None:
@@ -164,22 +165,22 @@ def _given(options: argparse.Namespace, profile: Profile, first_trainable: int |
     return Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
 
 
-def _learned(options: argparse.Namespace, search: Search, console: Console, cache: Path) -> Found:
+def _learned(options: argparse.Namespace, search: Search, report: Report, cache: Path) -> Found:
     """Search once, with a checkpoint."""
     kept = None
     if options.agent in LEARNERS:
         file = None if options.checkpoint is None else Path(options.checkpoint)
-        kept = Checkpoint(file, search.identity, cache, console.note)
-    with console.progress("search", unit="episodes") as show:
+        kept = Checkpoint(file, search.identity, cache, report.note)
+    with report.progress("search", unit="episodes") as show:
 
-        def report(now: Progress) -> None:
+        def after_episode(now: Progress) -> None:
             if now.episode % 100 == 0:
                 value_s = search.learned_value_s(now.best_value_s, now.num_stages)
                 best = f"{now.num_stages} stages: best {milliseconds(value_s)}"
                 show(now.episode, now.episodes, f"{best}, reward {now.reward:.2g}, ε {now.epsilon:.0%}")
 
         try:
-            found = search.run(report, kept)
+            found = search.run(after_episode, kept)
         except KeyboardInterrupt:
             resumes = kept is not None and kept.saved
             raise KeyboardInterrupt(resume_hint(options, search.best, resumes=resumes)) from None

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import MissingPackageError, ModelError
+from splitload.base.phrases import count_of
 from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.build.assemble import Plan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
 from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
-from splitload.commands.console import Console, count_of
 from splitload.devices import Device
 from splitload.devices.tuning import tune
 from splitload.frontends import open_source
@@ -22,6 +22,7 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
+from splitload.planner.report import Report
 from splitload.planner.why import reasons
 from splitload.training.division import Division
 from splitload.training.head import with_new_head
@@ -33,48 +34,48 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+    options: argparse.Namespace, report: Report, cache: Path, device: Device, feeds: Mapping[str, Any]
 ) -> tuple[Source, ModelGraph, Profile]:
     """Return the model, its graph and its profile on the device, with progress shown.
 
     Raises:
         SplitloadError: If the model cannot be read or measured.
     """
-    source, graph = read_model(options, console, cache, device, feeds)
-    return source, graph, profile_on(device, graph, console, {**source.examples, **feeds})
+    source, graph = read_model(options, report, cache, device, feeds)
+    return source, graph, profile_on(device, graph, report, {**source.examples, **feeds})
 
 
 def read_model(
-    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+    options: argparse.Namespace, report: Report, cache: Path, device: Device, feeds: Mapping[str, Any]
 ) -> tuple[Source, ModelGraph]:
     """Return the model and its graph for the device.
 
     Raises:
         SplitloadError: If it cannot be read.
     """
-    return read_divided(options, console, cache, device, feeds)[:2]
+    return read_divided(options, report, cache, device, feeds)[:2]
 
 
 def read_divided(
-    options: argparse.Namespace, console: Console, cache: Path, device: Device, feeds: Mapping[str, Any]
+    options: argparse.Namespace, report: Report, cache: Path, device: Device, feeds: Mapping[str, Any]
 ) -> tuple[Source, ModelGraph, Division | None]:
     """Return the model, its graph for the device, and where it is divided for training.
 
     Raises:
         SplitloadError: If it cannot be read.
     """
-    with console.status(f"reading {options.model}"):
+    with report.status(f"reading {options.model}"):
         source = open_source(options.model, cache)
         feeds = {**source.examples, **feeds}
         if getattr(options, "new_head", None) is not None:
             source = with_new_head(source, options.new_head, cache, feeds=feeds)
     if source.defaults:
-        console.note(
+        report.note(
             f"the default value of {', '.join(source.defaults)} is built in, the bundle has no such input; to give "
             "another one, make it an input without a default"
         )
     trainable = getattr(options, "trainable", None)
-    with console.status(f"optimising {source.name}"):
+    with report.status(f"optimising {source.name}"):
         if trainable is None:
             graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
             return source, graph, None
@@ -82,13 +83,13 @@ def read_divided(
     return source, opened.graph, opened.division
 
 
-def profile_on(device: Device, graph: ModelGraph, console: Console, feeds: Mapping[str, Any]) -> Profile:
+def profile_on(device: Device, graph: ModelGraph, report: Report, feeds: Mapping[str, Any]) -> Profile:
     """Return the profile of a graph on the device.
 
     Raises:
         SplitloadError: If it cannot be measured.
     """
-    with console.progress(f"profiling on {device.name}", unit="passes") as show:
+    with report.progress(f"profiling on {device.name}", unit="passes") as show:
         return device.profile(graph, feeds=feeds, on_progress=show)
 
 
@@ -125,18 +126,16 @@ def notes_of(
     }
 
 
-def with_portable(
-    plan: Plan, source: Source, console: Console, cache: Path, cut_as: Variant | None = None
-) -> list[Plan]:
+def with_portable(plan: Plan, source: Source, report: Report, cache: Path, cut_as: Variant | None = None) -> list[Plan]:
     """Return what a bundle is made of: the plan, and where its graph is native one that runs anywhere.
 
     That has one stage, or is cut as a portable variant was, and loads on as many threads.
     """
     if plan.graph.kind == "portable":
         return [plan]
-    with console.status("adding the portable graph for other machines"):
+    with report.status("adding the portable graph for other machines"):
         portable = load_graph(source, "portable", cache, max_blocks=_blocks(plan, cut_as))
-    return [plan, _portable_plan(Plan(portable, Partition(len(portable.blocks)), 1), cut_as, console)]
+    return [plan, _portable_plan(Plan(portable, Partition(len(portable.blocks)), 1), cut_as, report)]
 
 
 def _blocks(plan: Plan, cut_as: Variant | None) -> int:
@@ -144,7 +143,7 @@ def _blocks(plan: Plan, cut_as: Variant | None) -> int:
     return plan.graph.max_blocks if cut_as is None else max(plan.graph.max_blocks, cut_as.stages[-1].blocks[1])
 
 
-def _portable_plan(plan: Plan, cut_as: Variant | None, console: Console) -> Plan:
+def _portable_plan(plan: Plan, cut_as: Variant | None, report: Report) -> Plan:
     """Return a portable plan with the cuts and threads of a portable variant, where there is one with such cuts."""
     if cut_as is None:
         return plan
@@ -152,7 +151,7 @@ def _portable_plan(plan: Plan, cut_as: Variant | None, console: Console) -> Plan
     if partition is None or plan.trainable_from not in (None, partition.bounds[-2]):
         stages = count_of(len(cut_as.stages), "stage")
         now = count_of(plan.partition.num_stages, "stage")
-        console.note(f"the portable graph, which was cut into {stages}, cannot be cut there again and has {now} now")
+        report.note(f"the portable graph, which was cut into {stages}, cannot be cut there again and has {now} now")
         return plan
     return replace(plan, partition=partition, threads=cut_as.threads)
 
@@ -161,7 +160,7 @@ def with_opened(
     plan: Plan,
     source: Source,
     trainable: str | Collection[str],
-    console: Console,
+    report: Report,
     cache: Path,
     feeds: Mapping[str, Any],
     cut_as: Variant | None = None,
@@ -170,20 +169,20 @@ def with_opened(
 
     The plan that runs anywhere has two stages, what is frozen and what is trained, or is cut as a portable variant was.
     """
-    with console.status("adding the portable graph for other machines"):
+    with report.status("adding the portable graph for other machines"):
         opened = load_opened(source, "portable", cache, trainable, max_blocks=_blocks(plan, cut_as), feeds=feeds)
     if plan.graph.kind == "portable":
         return [plan], opened
     last = len(opened.graph.blocks) - 1
     portable = Plan(opened.graph, Partition(last + 1, (last,)), 1, last)
-    return [plan, _portable_plan(portable, cut_as, console)], opened
+    return [plan, _portable_plan(portable, cut_as, report)], opened
 
 
 def write_bundle(
     target: Path,
     source: Source,
     plan: Plan,
-    console: Console,
+    report: Report,
     cache: Path,
     *,
     device: str,
@@ -211,10 +210,10 @@ def write_bundle(
     metadata, model_data = source.metadata, source.data_files
     cut_as = None if specialized_from is None else specialized_from.variants[-1]
     if trainable is None:
-        plans = with_portable(plan, source, console, cache, cut_as)
+        plans = with_portable(plan, source, report, cache, cut_as)
     else:
-        plans, opened = with_opened(plan, source, trainable, console, cache, feeds or {}, cut_as)
-        add_training = partial(_add_training, opened, source, feeds or {}, console)
+        plans, opened = with_opened(plan, source, trainable, report, cache, feeds or {}, cut_as)
+        add_training = partial(_add_training, opened, source, feeds or {}, report)
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
@@ -224,7 +223,7 @@ def write_bundle(
         plans = [
             replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
         ]
-    with console.progress("writing the bundle", unit="stages") as show:
+    with report.progress("writing the bundle", unit="stages") as show:
 
         def choose(folder: Path, variant: Variant) -> Variant:
             inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
@@ -252,24 +251,24 @@ def write_bundle(
             choose=choose if plan.graph.kind == "native" else None,
             add_training=add_training,
             check=check,
-            on_note=console.note,
+            on_note=report.note,
             with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
             keep_tail=keep_tail,
         )
 
 
 def _add_training(
-    opened: Opened, source: Source, feeds: Mapping[str, Any], console: Console, folder: Path, tail: StageEntry
+    opened: Opened, source: Source, feeds: Mapping[str, Any], report: Report, folder: Path, tail: StageEntry
 ) -> Training | None:
     """Write what trains the last stage on a device, or say why that cannot be."""
     try:
-        with console.status("checking the gradients of the last stage"):
+        with report.status("checking the gradients of the last stage"):
             training, reason = write_training(opened, source, feeds, folder, tail)
     except (ModelError, MissingPackageError) as error:
-        console.note(f"the last stage cannot be trained: {error}")
+        report.note(f"the last stage cannot be trained: {error}")
         return None
     if reason is not None:
-        console.note(f"the last stage can only be trained where torch is installed: {reason}")
+        report.note(f"the last stage can only be trained where torch is installed: {reason}")
     if training.output_doubt is not None:
-        console.note(training.output_doubt)
+        report.note(training.output_doubt)
     return training

@@ -10,13 +10,14 @@ from typing import Any
 
 from splitload.base.errors import UsageError
 from splitload.base.machine import available_threads
-from splitload.commands.console import Console, count_of
+from splitload.base.phrases import count_of
 from splitload.devices.estimate import FirstOutput, estimate, guess, with_first_outputs
 from splitload.devices.host import CUT_STAGES, HostDevice
 from splitload.devices.ledger import FEWEST, Ledger, Segment
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Profile
+from splitload.planner.report import Report
 from splitload.planner.search import Found, Search
 
 FIRST_STAGES = 8  # of the plan that is measured first: it tells where in the model the time goes
@@ -139,7 +140,7 @@ def refine_on_host(
     graph: ModelGraph,
     budget: int,
     make_search: Callable[[Profile], Search],
-    console: Console,
+    report: Report,
     *,
     trainable_from: int | None = None,
     feeds: Mapping[str, Any] | None = None,
@@ -156,7 +157,7 @@ def refine_on_host(
         UsageError: If the budget does not allow to measure the whole model once.
     """
     prior = guess(graph, device.name, available_threads(), device.environment("until stable"))
-    with device.runs(graph, feeds) as runs, console.progress("measuring within the budget", unit="loads") as show:
+    with device.runs(graph, feeds) as runs, report.progress("measuring within the budget", unit="loads") as show:
 
         def sample(stages: Sequence[Segment]) -> list[Cost]:
             return [cost for _, cost in runs.sample(stages)[0]]
@@ -181,7 +182,7 @@ def refine_on_host(
             whole, first = (FirstOutput.median(each) for each in zip(*samples, strict=True))
             return whole, first
 
-        def report(loads: int, plan: Partition) -> None:
+        def before_plan(loads: int, plan: Partition) -> None:
             show(loads, budget, f"now {count_of(plan.num_stages, 'stage')}")
 
         refined = refine(
@@ -191,6 +192,6 @@ def refine_on_host(
             trainable_from=trainable_from,
             serial_share=serial_share,
             first_outputs=first_outputs,
-            on_plan=report,
+            on_plan=before_plan,
         )
     return refined, ledger.loads

@@ -17,13 +17,13 @@ from splitload.agents.exact_ttfo import Optimum
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Progress, SearchResult
 from splitload.base.errors import PartitionError, UsageError
-from splitload.commands import LEARNERS
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.optimum import optimum
+from splitload.planner.request import LEARNERS
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what more stages must gain over fewer; plans of many stages err alike
@@ -69,8 +69,8 @@ class Search:
 
     Args:
         profile: Costs of the model on the device.
-        agent: One of `splitload.commands.AGENTS`.
-        objective: One of `splitload.commands.OBJECTIVES`.
+        agent: One of `splitload.planner.request.AGENTS`.
+        objective: One of `splitload.planner.request.OBJECTIVES`.
         max_stages: The most stages, at least 1; the model may have fewer. None: 8, or 16 where as many, cut
             by rule, promise a twentieth; or all where there are fewer.
         num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitload.base.errors import UsageError
-from splitload.commands import LEARNERS
-from splitload.commands.console import Console, milliseconds
+from splitload.base.phrases import milliseconds
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.parallel import check_cluster, run_all
+from splitload.planner.report import Report
+from splitload.planner.request import LEARNERS
 from splitload.planner.search import Search
 
 SEEDED = (*LEARNERS, "annealing", "random")
@@ -72,7 +73,7 @@ def check_seeds(options: argparse.Namespace) -> None:
 
 
 def search_seeds(
-    options: argparse.Namespace, settings: Mapping[str, Any], profile: Profile, console: Console, runs: list[SeedRun]
+    options: argparse.Namespace, settings: Mapping[str, Any], profile: Profile, report: Report, runs: list[SeedRun]
 ) -> SeedRun:
     """Search with `--seeds` seeds from `--seed` on, and return the best run.
 
@@ -80,34 +81,19 @@ def search_seeds(
         options: Of `splitload train`.
         settings: The arguments of each `Search`, but for its profile and seed.
         profile: Costs of the model on the device.
-        console: Where to show progress, and the runs.
+        report: Where to show progress.
         runs: Gets each run, in order of the seeds, when it is done; so an interrupt leaves those that are.
     """
     seeds = range(options.seed, options.seed + options.seeds)
-    with console.progress("search", unit="seeds") as show:
+    with report.progress("search", unit="seeds") as show:
 
-        def report(run: SeedRun) -> None:
+        def after_search(run: SeedRun) -> None:
             runs.append(run)
             show(len(runs), len(seeds), f"best {milliseconds(best_of(runs).value_s)}")
 
         jobs = [(profile, seed, settings) for seed in seeds]
-        run_all(run_seed, jobs, workers=options.jobs, cluster=options.cluster, on_done=report)
-    best = best_of(runs)
-    console.table(
-        f"plans of {len(runs)} seeds; seed {best.seed} is taken",
-        ("seed", "stages", "ms", "episodes", "search s"),
-        [
-            (
-                str(run.seed),
-                str(run.partition.num_stages),
-                f"{run.value_s * 1e3:.2f}",
-                str(run.episodes),
-                f"{run.search_s:.2f}",
-            )
-            for run in runs
-        ],
-    )
-    return best
+        run_all(run_seed, jobs, workers=options.jobs, cluster=options.cluster, on_done=after_search)
+    return best_of(runs)
 
 
 def run_seed(profile: Profile, seed: int, settings: Mapping[str, Any]) -> SeedRun:

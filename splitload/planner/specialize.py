@@ -11,26 +11,26 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from splitload.base.errors import BundleError, ModelError, UsageError
-from splitload.base.machine import cpu_architecture
+from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan
 from splitload.bundle.manifest import FORMAT, Manifest
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_folder
 from splitload.bundle.write import check_target
-from splitload.commands.console import Console, count_of
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_stages
 from splitload.graphs.proto import external_files
 from splitload.planner.plans import native_left_out, notes_of, write_bundle
+from splitload.planner.report import Report
 from splitload.planner.search import Objective, Search
 from splitload.planner.trial import choose_measured
 from splitload.runtime.inputs import read_feeds
 from splitload.training.opened import load_opened
 
 
-def specialize(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+def specialize(options: argparse.Namespace, report: Report, cache: Path) -> dict[str, Any]:
     """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
 
     The bundle is replaced as a whole or not at all; its last stage stays if it is trained, with all personalized tails.
@@ -58,7 +58,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
         first_trainable = None
         trained = spec if manifest.training is None else [weight.name for weight in manifest.training.weights]
-        with console.status(f"optimising {source.name}"):
+        with report.status(f"optimising {source.name}"):
             if trained is None:
                 graph = load_graph(source, "native", cache, feeds=feeds)
             else:
@@ -71,18 +71,18 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         if left_out is not None:
             if options.add:
                 raise BundleError(f"{left_out}; nothing was added to '{target}'")
-            console.note(left_out)
+            report.note(left_out)
             if manifest.device != device.name:
                 stages = count_of(len(manifest.variants[-1].stages), "stage")
-                console.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
-        with console.progress("profiling on host", unit="passes") as show:
+                report.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
+        with report.progress("profiling on host", unit="passes") as show:
             profile = device.profile(graph, feeds=feeds, on_progress=show)
         objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
-        with console.status("searching a plan"):
+        with report.status("searching a plan"):
             search = Search(profile, objective=objective, trainable_from=first_trainable)
             found = search.run()
         threads = profile.contention.threads
-        found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
+        found, trial = choose_measured(search, found, source, graph, threads, report, cache, feeds=feeds)
         if first_trainable is not None:
             found = search.apart(found, first_trainable)
         kept = {name: manifest.plan.get(name) for name in ("trainable", "new_head")}
@@ -101,7 +101,7 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             target,
             source,
             plan,
-            console,
+            report,
             cache,
             device=device.name if left_out else manifest.device,
             notes=notes,
@@ -111,11 +111,6 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
             keep_natives_of=manifest if options.add else None,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
-    count = count_of(found.partition.num_stages, "stage")
-    console.print(
-        f"{target}: {count} for {cpu_architecture()}, {files_bytes / 1e6:.1f} MB "
-        f"({files_bytes / max(manifest.model_bytes, 1):.2f} of the model)"
-    )
     return {
         "bundle": options.bundle,
         "num_stages": found.partition.num_stages,

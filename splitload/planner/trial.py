@@ -10,11 +10,11 @@ from typing import Any
 
 from splitload.base.errors import SplitloadError
 from splitload.build.assemble import Plan
-from splitload.commands.console import Console
 from splitload.frontends.onnx import Source
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.measured import measure_plans
+from splitload.planner.report import Report
 from splitload.planner.search import WORTHWHILE, Found, Search
 
 RUNS = 9
@@ -58,7 +58,7 @@ class Trial:
 def try_cut(
     source: Source,
     plan: Plan,
-    console: Console,
+    report: Report,
     cache: Path,
     *,
     feeds: Mapping[str, Any],
@@ -71,15 +71,15 @@ def try_cut(
     whole model: where the last layers are trained, what is frozen as one stage.
 
     Returns:
-        None, and a note on the console, if one of the two cannot be built or run.
+        None, and a note on the report, if one of the two cannot be built or run.
     """
     one = beside or Partition(plan.partition.num_blocks)
     whole = Plan(plan.graph, one, plan.threads)
     try:
-        measured = measure_plans(source, [plan, whole], runs or RUNS, console, cache, feeds=feeds)
+        measured = measure_plans(source, [plan, whole], runs or RUNS, report, cache, feeds=feeds)
     except (SplitloadError, OSError) as error:
         so = ", so its prediction counts" if runs is None else ""
-        console.note(f"the cut could not be measured beside the whole model (in '{cache}'){so}: {error}")
+        report.note(f"the cut could not be measured beside the whole model (in '{cache}'){so}: {error}")
         return None
     split_s, whole_s = (tuple(sample["ttfo_s"] for sample in samples) for samples in measured)
     return Trial(plan.partition.num_stages - one.num_stages + 1, split_s, whole_s)
@@ -91,7 +91,7 @@ def choose_measured(
     source: Source,
     graph: ModelGraph,
     threads: int,
-    console: Console,
+    report: Report,
     cache: Path,
     *,
     feeds: Mapping[str, Any],
@@ -104,7 +104,7 @@ def choose_measured(
         source: The model.
         graph: Its graph for this machine.
         threads: Loads that can run at the same time.
-        console: Where to tell what is done.
+        report: Where to tell what is done.
         cache: The user's cache folder.
         feeds: Inputs to measure with; made up where they are missing.
     """
@@ -113,5 +113,5 @@ def choose_measured(
     one, cut = (search.written(plan) for plan in (Partition(found.partition.num_blocks), found.partition))
     if cut == one:
         return search.whole(found), None
-    trial = try_cut(source, Plan(graph, cut, threads), console, cache, feeds=feeds, beside=one)
+    trial = try_cut(source, Plan(graph, cut, threads), report, cache, feeds=feeds, beside=one)
     return (found if trial is None or trial.pays else search.whole(found)), trial

@@ -11,11 +11,11 @@ from typing import Any
 from splitload.agents.exact_ttfo import Optimum
 from splitload.base.cache import user_cache
 from splitload.base.errors import SplitloadError, UsageError
-from splitload.commands import OBJECTIVES
 from splitload.commands.console import Console
 from splitload.plan.profile import Profile
 from splitload.planner.optimum import optimum
 from splitload.planner.parallel import run_all
+from splitload.planner.request import OBJECTIVES
 from splitload.studies.optimality import Learned, Setting, call, learn
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, check_workers, profile_of, study_parser, take_workers

@@ -11,9 +11,10 @@ from typing import Any
 
 from splitload.agents import baselines, exact
 from splitload.base.cache import user_cache
+from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan
-from splitload.commands.console import Console, count_of
+from splitload.commands.console import Console
 from splitload.devices.host import HostDevice
 from splitload.envs.costs import cost_matrices
 from splitload.frontends import open_source, zoo

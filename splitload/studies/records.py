@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.atomic import write_text
-from splitload.commands import ARMS
+from splitload.measure.arm_names import ARM_NAMES
 from splitload.measure.provenance import provenance
 from splitload.studies import (
     architecture_tables,
@@ -108,7 +108,7 @@ def cold_table(records: Iterable[Named]) -> str:
 def ttfo_table(records: Iterable[Named]) -> str:
     """Return the time to first output, one row a model and one column an arm."""
     found = [record for _, record in records]
-    present = [arm for arm in ARMS if any(arm in record["arms"] for record in found)]
+    present = [arm for arm in ARM_NAMES if any(arm in record["arms"] for record in found)]
     rows = [
         (
             _model(record),

@@ -16,11 +16,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from splitload.commands import OBJECTIVES
 from splitload.commands.console import Console
 from splitload.envs import ENV_ID, SplitEnv
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
+from splitload.planner.request import OBJECTIVES
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, one_line, study_parser
 
@@ -105,7 +105,7 @@ def sample(through: str, objective: str, play: str, steps: int, seed: int) -> fl
 
     Args:
         through: One of `THROUGH`.
-        objective: One of `splitload.commands.OBJECTIVES`.
+        objective: One of `splitload.planner.request.OBJECTIVES`.
         play: One of `PLAYS`.
         steps: The fewest steps to time.
         seed: Seed of the actions.

@@ -15,8 +15,9 @@ from typing import Any
 
 from splitload.base.cache import user_cache
 from splitload.base.errors import StageError
+from splitload.base.phrases import milliseconds
 from splitload.base.scratch import scratch_folder
-from splitload.commands.console import Console, milliseconds
+from splitload.commands.console import Console
 from splitload.measure import pagecache
 from splitload.measure.process import python
 from splitload.measure.sampling import summarize

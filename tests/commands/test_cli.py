@@ -20,13 +20,14 @@ from onnx import TensorProto, helper
 
 import splitload.envs.split
 import splitload.runtime.variants
-from splitload import commands, devices
+from splitload import devices
 from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import MANIFEST
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.commands.console import shortened
 from splitload.commands.parser import parser
+from splitload.planner.request import AGENTS, OBJECTIVES
 
 WAIT_S = 120
 Run = Callable[..., tuple[int, str, str]]
@@ -86,8 +87,8 @@ def test_train_says_that_it_replaces_a_bundle(cli: Run, chain_model: Path) -> No
     assert json_of(cli(*words, "--json"))["replaced"] is True
 
 
-@pytest.mark.parametrize("objective", commands.OBJECTIVES)
-@pytest.mark.parametrize("agent", commands.AGENTS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("agent", AGENTS)
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
@@ -479,7 +480,7 @@ def test_no_messages_of_onnxruntime(cache: Path, own_bundle: Path, tmp_path: Pat
 
 
 def test_environment_and_command_line_know_the_same_objectives() -> None:
-    assert commands.OBJECTIVES == splitload.envs.split.OBJECTIVES
+    assert OBJECTIVES == splitload.envs.split.OBJECTIVES
 
 
 @pytest.mark.parametrize(

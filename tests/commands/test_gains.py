@@ -14,9 +14,10 @@ from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.commands.console import Console
 from splitload.commands.gains import RUNS, Gain, gain_of
+from splitload.commands.why import show_why
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.why import reasons, show_why
+from splitload.planner.why import reasons
 
 
 def times(ttfo_s: float, process_s: float) -> dict[str, float]:

@@ -1,0 +1,5 @@
+"""The names of the arms, which a command line can show without importing what runs them."""
+
+from __future__ import annotations
+
+ARM_NAMES = ("stock", "tuned", "ort-format", "torch", "torch-mmap", "openvino", "ncnn", "splitload")

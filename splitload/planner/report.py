@@ -1,0 +1,22 @@
+"""What a planner tells of its work while it is at it: notes and progress, to whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+Show = Callable[..., None]
+
+
+class Report(Protocol):
+    """Who is told; the console of the command line is one, and results are no part of it: they are returned."""
+
+    def note(self, text: str) -> None:
+        """Tell something the user should know."""
+
+    def status(self, text: str) -> AbstractContextManager[None]:
+        """Show `text` while the block runs."""
+
+    def progress(self, text: str, unit: str) -> AbstractContextManager[Show]:
+        """Return what yields a function `show(done, total, note="")` that says how far the work is."""
