@@ -65,7 +65,8 @@ def from_torch(
 
     with named("splitload.from_torch"):
         from splitload.commands.train import train
-        from splitload.frontends.torch import export_given, require
+        from splitload.frontends.torch import export_given
+        from splitload.frontends.torch_packages import require
     from splitload.runtime.inputs import save_feeds
 
     given = {

@@ -5,63 +5,28 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
-import io
-import logging
 import re
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from splitload.base.errors import MissingPackageError, ModelError, OutputError, UsageError
+from splitload.base.errors import ModelError, OutputError, UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.frontends import torch_names
-from splitload.graphs.observe import one_line, plain_options
-from splitload.runtime.stock import stock_session
+from splitload.frontends.torch_compare import by_name, compare, compare_longer
+from splitload.frontends.torch_packages import declare_torchvision_ops, quiet, require
 
 if TYPE_CHECKING:
     import torch
 
 Example: TypeAlias = "tuple[torch.Tensor, ...] | dict[str, torch.Tensor]"
 
-INSTALL = "pip install torch==2.13.0 transformers onnxscript && pip install --no-deps torchvision==0.28.0"
 SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter keeps the modules that a node comes from
 _QUOTED = re.compile(r"'([^']*)'")
 _OPSET = 20  # torch 2.13's default, and the first with Gelu as one operator
-_TOLERANCE = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-4}  # of the largest magnitude; other types are equal
-
-
-def require(*packages: str) -> None:
-    """Import `packages`, so that what is missing is named before any work starts.
-
-    Raises:
-        MissingPackageError: One of them cannot be imported; the message holds the commands that install it.
-    """
-    for package in packages:
-        try:
-            with quiet():
-                if package in ("torchvision", "transformers"):
-                    declare_torchvision_ops()
-                importlib.import_module(package)
-        except (ImportError, OSError) as e:
-            raise MissingPackageError(f"this model needs the package '{package}' ({e}). Install it: {INSTALL}") from e
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what torch and its exporter warn and print from the user; errors pass."""
-    sink = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def module_of(scopes: str) -> str:
@@ -77,34 +42,6 @@ def _first_line(error: BaseException) -> str:
     if first.endswith(":"):
         first += " " + rest.strip().partition("\n")[0]
     return f"{type(error).__name__}: {first[:300]}"
-
-
-def declare_torchvision_ops() -> None:
-    """Make `import torchvision` work beside a CPU-only torch, where its compiled operators do not load.
-
-    Classification models use none of these operators; torchvision only wants them to exist. Does nothing where
-    torchvision imports as it is, or is not installed. Call it before transformers too, which imports torchvision.
-
-    Raises:
-        MissingPackageError: torchvision does not fit the installed torch.
-    """
-    try:
-        import torchvision
-    except ImportError:
-        return
-    except RuntimeError as e:
-        if "torchvision::" not in str(e):
-            raise
-    else:
-        return
-    import torch
-
-    try:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
-    except RuntimeError as e:
-        raise MissingPackageError(f"torchvision does not fit the installed torch ({e}). Install: {INSTALL}") from e
 
 
 def export(spec: str, out: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -224,9 +161,31 @@ def export_module(
             1e-4 of the largest (float32).
         OSError: `file` cannot be written.
     """
+    module.eval()
+    program, expected = _exported(module, example, name, output_names, dynamic_shapes)
+    for index, node in enumerate(program.model.graph.all_nodes()):
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
+        module_name = module_of(node.metadata_props.get(SCOPES, "")) or "model"
+        node.name = f"{module_name}/{node.op_type}_{index}"
+    if output_names is None:
+        torch_names.restore_names(program.model.graph, module, example, expected)
+    with quiet():
+        program.save(str(file), external_data=external_data)
+    compare(name, file, example, expected)
+    if dynamic_shapes is not None:
+        compare_longer(name, file, module, example)
+
+
+def _exported(
+    module: torch.nn.Module, example: Example, name: str, output_names: Sequence[str] | None, dynamic_shapes: Any
+) -> tuple[Any, Any]:
+    """Return what torch's exporter makes of a module, and what the module itself gives for the example.
+
+    Raises:
+        ModelError: The module cannot be run or exported.
+    """
     import torch
 
-    module.eval()
     args, kwargs = ((), example) if isinstance(example, dict) else (example, {})
     expected = None
     try:
@@ -248,17 +207,7 @@ def export_module(
         raise ModelError(f"{name} cannot be exported to ONNX: {reason}") from e
     if program is None:
         raise ModelError(f"{name} cannot be exported to ONNX: torch returned nothing")
-    for index, node in enumerate(program.model.graph.all_nodes()):
-        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
-        module_name = module_of(node.metadata_props.get(SCOPES, "")) or "model"
-        node.name = f"{module_name}/{node.op_type}_{index}"
-    if output_names is None:
-        torch_names.restore_names(program.model.graph, module, example, expected)
-    with quiet():
-        program.save(str(file), external_data=external_data)
-    _compare(name, file, example, expected)
-    if dynamic_shapes is not None:
-        _compare_longer(name, file, module, example)
+    return program, expected
 
 
 @contextlib.contextmanager
@@ -338,68 +287,9 @@ def _checked(spec: str, value: Any) -> tuple[torch.nn.Module, Example, Any]:
     return module, example, dynamic_shapes[0] if dynamic_shapes else None
 
 
-def _compare_longer(name: str, file: Path, module: torch.nn.Module, example: Example) -> None:
-    """Compare once more with each open size one longer: the exporter may have fixed it to that of the example.
-
-    Only names are known of open sizes, so equal names grow together; where torch itself refuses these inputs, there is
-    nothing to compare.
-    """
-    import torch
-
-    session = stock_session(str(file), plain_options())
-    tensors = dict(_by_name([value.name for value in session.get_inputs()], example))
-    for value in session.get_inputs():
-        for axis, size in enumerate(value.shape):
-            if not isinstance(size, int):
-                tensor = tensors[value.name]
-                tensors[value.name] = torch.cat([tensor, tensor.narrow(axis, tensor.shape[axis] - 1, 1)], axis)
-    longer = tensors if isinstance(example, dict) else tuple(tensors.values())
-    args, kwargs = ((), longer) if isinstance(longer, dict) else (longer, {})
-    try:
-        with quiet(), torch.no_grad():
-            expected = module(*args, **kwargs)
-    except Exception:  # whatever the module's own code raises
-        return
-    _compare(f"{name}, with open sizes one longer than the example's,", file, longer, expected)
-
-
-def _by_name(names: Sequence[str], example: Example) -> Iterable[tuple[str, torch.Tensor]]:
-    """Yield the example inputs with the names that the file has for them, in the file's order."""
-    if isinstance(example, dict):
-        return ((name, example[name]) for name in names)
-    return zip(names, example, strict=True)
-
-
 def _named(file: Path, example: Example) -> dict[str, np.ndarray[Any, Any]]:
     """Return the example inputs as arrays, by the names that the file has for them."""
     import onnx
 
     names = [value.name for value in onnx.load_model(str(file), load_external_data=False).graph.input]
-    return {name: tensor.numpy(force=True) for name, tensor in _by_name(names, example)}
-
-
-def _compare(name: str, file: Path, example: Example, expected: Any) -> None:
-    """Raise `ModelError` unless the file gives the expected outputs on the example inputs; its weights stay mapped."""
-    import torch
-
-    try:
-        session = stock_session(str(file), plain_options())
-        named = _by_name([value.name for value in session.get_inputs()], example)
-        outputs = session.run(None, {key: tensor.numpy(force=True) for key, tensor in named})
-        leaves = torch.utils._pytree.tree_leaves(expected)
-        wanted = [tensor.numpy(force=True) for tensor in leaves if torch.is_tensor(tensor)]
-    except Exception as e:  # onnxruntime's errors have no common class but Exception
-        raise ModelError(f"{name} was exported, but cannot be checked in onnxruntime: {one_line(e)}") from e
-    if len(outputs) != len(wanted):
-        raise ModelError(f"{name} was exported with {len(outputs)} outputs, but the module has {len(wanted)}")
-    for index, (output, value) in enumerate(zip(outputs, wanted, strict=True)):
-        largest = float(np.abs(value[np.isfinite(value)]).max(initial=0))
-        tolerance = _TOLERANCE.get(str(value.dtype), 0) * largest
-        if output.shape != value.shape:
-            raise ModelError(f"{name} was exported, but output {index} has shape {output.shape}, not {value.shape}")
-        if not np.allclose(output, value, rtol=0, atol=tolerance, equal_nan=True):
-            distance = np.abs(output.astype(np.float64) - value.astype(np.float64)).max()
-            raise ModelError(
-                f"{name} was exported, but output {index} differs from torch's by {distance:.2g}; expected at most "
-                f"{tolerance:.2g}, that is {_TOLERANCE.get(str(value.dtype), 0):g} of the largest"
-            )
+    return {name: tensor.numpy(force=True) for name, tensor in by_name(names, example)}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from splitload.base.entries import is_whole, making
 from splitload.base.errors import MissingPackageError, unknown_name
-from splitload.frontends.torch import INSTALL, Example, export_module, quiet, require
+from splitload.frontends.torch import Example, export_module
+from splitload.frontends.torch_packages import INSTALL, quiet, require
 
 if TYPE_CHECKING:
     import torch

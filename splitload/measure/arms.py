@@ -18,7 +18,7 @@ from splitload.base.entries import is_whole, making
 from splitload.base.errors import MissingPackageError, ModelError, OutputError, UsageError
 from splitload.base.machine import available_threads, cpu_architecture
 from splitload.frontends.onnx import Source, model_files
-from splitload.frontends.torch import INSTALL as INSTALL_TORCH
+from splitload.frontends.torch_packages import INSTALL as INSTALL_TORCH
 from splitload.measure.convert import BATCH
 from splitload.measure.process import python
 from splitload.measure.sampling import Arm, saved_feeds

@@ -19,7 +19,8 @@ import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.frontends import zoo
-from splitload.frontends.torch import current_folder_importable, declare_torchvision_ops, quiet
+from splitload.frontends.torch import current_folder_importable
+from splitload.frontends.torch_packages import declare_torchvision_ops, quiet
 from splitload.graphs.observe import plain_options
 from splitload.graphs.optimize import optimize
 from splitload.runtime.stock import path_option, stock_session

@@ -138,7 +138,7 @@ def build(name: str) -> Built:
     """
     import torch
 
-    from splitload.frontends.torch import declare_torchvision_ops
+    from splitload.frontends.torch_packages import declare_torchvision_ops
 
     declare_torchvision_ops()
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ def export(name: str, sizes: str, folder: Path) -> None:
     """
     import torch
 
-    from splitload.frontends.torch import quiet
+    from splitload.frontends.torch_packages import quiet
 
     with quiet(), torch.no_grad():
         built = build(name)

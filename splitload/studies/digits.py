@@ -25,7 +25,8 @@ from splitload.bundle.manifest import DEFAULT_TAIL
 from splitload.commands.console import Console
 from splitload.deploy.arguments import Settings
 from splitload.deploy.personalize import personalize
-from splitload.frontends.torch import export_module, require
+from splitload.frontends.torch import export_module
+from splitload.frontends.torch_packages import require
 from splitload.measure.process import python
 from splitload.runtime.loader import ParallelLoader
 from splitload.studies.digits_networks import (

@@ -12,7 +12,8 @@ from typing import Any
 from splitload.base.entries import is_whole, making
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source
-from splitload.frontends.torch import export_module, require
+from splitload.frontends.torch import export_module
+from splitload.frontends.torch_packages import require
 from splitload.graphs.observe import plain_options
 from splitload.runtime.inputs import example_inputs
 from splitload.runtime.stock import stock_session

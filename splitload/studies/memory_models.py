@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.entries import is_whole, making
-from splitload.frontends.torch import declare_torchvision_ops
+from splitload.frontends.torch_packages import declare_torchvision_ops
 
 LAYERS, CHANNELS, SIDE = 24, 8, 1024
 TOKENS = 64

@@ -65,6 +65,12 @@ def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) ->
     kept = needed_nodes(graph.node, [value.name for value in graph.output])
     del graph.node[:]
     graph.node.extend(kept)
+    _check_as_one_by_one(model, made, examples)
+    return made
+
+
+def _check_as_one_by_one(model: Any, made: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) -> None:
+    """Raise `ModelError` if the opened model gives something else for several samples than the model one by one."""
     count = len(next(iter(examples.values())))
     try:
         one_by_one = [_run(model, {name: each[number] for name, each in examples.items()}) for number in range(count)]
@@ -83,7 +89,6 @@ def open_samples(model: Any, examples: dict[str, list[np.ndarray[Any, Any]]]) ->
             "what is trained computes something else for several samples at once than for one by one; export the model "
             "with an open first size"
         )
-    return made
 
 
 def _reshaped(

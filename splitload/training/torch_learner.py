@@ -10,7 +10,7 @@ import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.bundle.manifest import Loss, OutputKind, StageEntry, Training
-from splitload.frontends.torch import require
+from splitload.frontends.torch_packages import require
 from splitload.graphs.observe import one_line, plain_options
 from splitload.graphs.read import read_whole
 from splitload.runtime.stock import stock_session

@@ -14,7 +14,7 @@ from splitload.base.errors import ModelError
 from splitload.base.regular import copy_checked
 from splitload.bundle.manifest import File, Loss, Optimizer, OutputKind, StageEntry, Step, Training, Weight
 from splitload.frontends.onnx import Source
-from splitload.frontends.torch import require
+from splitload.frontends.torch_packages import require
 from splitload.graphs.proto import external_entry
 from splitload.graphs.read import read_model
 from splitload.training.gradient_check import check_gradients, losses_on_a_device

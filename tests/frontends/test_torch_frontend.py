@@ -10,7 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from splitload.base.errors import MissingPackageError, ModelError, OutputError, UsageError
-from splitload.frontends.torch import declare_torchvision_ops, export, export_module, written_beside
+from splitload.frontends.torch import export, export_module, written_beside
+from splitload.frontends.torch_packages import declare_torchvision_ops
 
 FACTORIES = """
 import torch

@@ -25,7 +25,7 @@ from torch_modules import Chain, Mirror, Mixed, Reader, Recurrent, Tied, loaded,
 
 import splitload.torch
 from splitload.base.errors import BundleError, ModelError, SplitloadError, StageError, UsageError
-from splitload.frontends.torch import declare_torchvision_ops
+from splitload.frontends.torch_packages import declare_torchvision_ops
 from splitload.torch.format import read_manifest
 from splitload.torch.reads import Watched
 from splitload.torch.sources import Arrival, Mapped
