@@ -13,69 +13,26 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from splitload.base import interrupts
-from splitload.base.errors import OutputError, SplitloadError, TrainingError, UsageError
+from splitload.base.errors import OutputError, SplitloadError, UsageError
 from splitload.base.regular import check_regular
 from splitload.base.scratch import scratch_folder
-from splitload.bundle.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
+from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Training
 from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import current_version, open_tail, read_weights, revert, write_tail
 from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
+from splitload.deploy.epochs import Course, Epoch, Judge, Personalized, epochs
 from splitload.deploy.features import Features
 from splitload.deploy.learner import AnyLearner, Learner
 from splitload.deploy.samples import Samples, read_samples
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """One time through the samples.
-
-    Attributes:
-        number: Counts from 1; 0 is the tail as it was before.
-        loss: Mean over the training samples, each before its step; None for 0, which makes none.
-        loss_after: Mean after the epoch, by which epochs are compared: over the validation samples, or over the
-            training samples where there are none.
-        valid_loss: Mean over the validation samples after the epoch, None without such.
-        valid_accuracy: Share of them whose class is right, None where there are no classes.
-    """
-
-    number: int
-    loss: float | None
-    loss_after: float
-    valid_loss: float | None
-    valid_accuracy: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Personalized:
-    """What came of it.
-
-    Attributes:
-        tail: Name of the last stage.
-        version: Its version that counts now; 0 for the last stage as the bundle was built.
-        before: How good it was before training, as epoch 0.
-        best: The epoch whose weights count now.
-        epochs: All epochs of training.
-    """
-
-    tail: str
-    version: int
-    before: Epoch
-    best: Epoch
-    epochs: tuple[Epoch, ...]
-
-    @property
-    def improved(self) -> bool:
-        """Whether an epoch became better than the tail was before; otherwise nothing was written."""
-        return self.best.number > 0
 
 
 def personalize(
@@ -122,24 +79,14 @@ def personalize(
     """
     settings = settings or Settings()
     folder = Path(bundle).resolve()
-    manifest = read_manifest(folder, "none")
-    training = manifest.training
-    if training is None:
-        raise UsageError(
-            f"'{bundle}' has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
-        )
+    manifest, training = _trainable(folder, bundle)
     stage = manifest.variants[-1].stages[-1]
     version = current_version(folder, tail)  # the name, before any work is done
-    samples = read_samples(Path(data), manifest, settings.loss, labels)
-    others = None if valid is None else read_samples(Path(valid), manifest, samples.loss, labels)
-    sets = [samples] if others is None else [samples, others]
+    sets = _samples(manifest, data, valid, settings.loss, labels)
     for file in manifest.files():
         check_regular(folder / file.name)
     read_manifest(folder, "hashes")
-    epochs: list[Epoch] = []
-    best: tuple[Epoch, Mapping[str, Array]] | None = None  # in one: an interrupt may come between any two lines
-    saved: int | None = None
-    interrupted = False
+    course = Course()
     try:
         with _scratch(folder) as made:
             features = Features(
@@ -147,45 +94,40 @@ def personalize(
                 batch_size=settings.batch_size, threads=threads, on_features=on_features,
             )  # fmt: skip
             begin = _start(folder, tail, stage, training)
-            learner = (make_learner or Learner)(folder, stage, training, samples.loss, settings, begin)
+            learner = (make_learner or Learner)(folder, stage, training, sets[0].loss, settings, begin)
             judge = Judge(learner, features, sets, settings.batch_size)
-            try:
-                for epoch in _epochs(learner, features, judge, begin, settings, on_step):
-                    if best is None or epoch.loss_after < best[0].loss_after:
-                        best = (epoch, learner.weights() if epoch.number else begin)
-                    epochs.append(epoch)
-                    if on_epoch is not None:
-                        on_epoch(epoch)
-                    if epoch.number - best[0].number >= settings.patience:
-                        break
-            except KeyboardInterrupt:
-                interrupted = True
-            if best is not None and best[0].number:
-                notes = {
-                    "settings": asdict(settings),
-                    "loss": samples.loss,
-                    "samples": samples.count,
-                    "before": asdict(epochs[0]),
-                    "epoch": asdict(best[0]),
-                }
-                saved, again = _write(folder, tail, stage, training, best[1], notes)
-                interrupted |= again
+            each = epochs(learner, features, judge, begin, settings, on_step)
+            course.run(each, learner, begin, settings.patience, on_epoch)
+            if course.best is not None and course.best[0].number:
+                notes = {"settings": asdict(settings), "loss": sets[0].loss, "samples": sets[0].count, **course.notes()}
+                course.saved, again = _write(folder, tail, stage, training, course.best[1], notes)
+                course.interrupted |= again
     except KeyboardInterrupt:  # perhaps a second one, while the features are removed
-        interrupted = True
-    if best is None or saved is None:
-        if best is None or interrupted:
-            better = best is not None and best[0].number
-            when = (
-                f"while the tail '{tail}' was written" if better else f"before an epoch made the tail '{tail}' better"
-            )
-            raise KeyboardInterrupt(f"interrupted {when}; nothing was saved")
-        return Personalized(tail, version, epochs[0], best[0], tuple(epochs[1:]))
-    if interrupted:
-        raise KeyboardInterrupt(
-            f"interrupted; the best epoch so far, {best[0].number}, is saved as version {saved} of the tail '{tail}': "
-            f"its loss is {best[0].loss_after:.4f}, and was {epochs[0].loss_after:.4f} before training"
+        course.interrupted = True
+    return course.outcome(tail, version)
+
+
+def _trainable(folder: Path, bundle: str | Path) -> tuple[Manifest, Training]:
+    """Return what a bundle says, and how it is trained.
+
+    Raises:
+        BundleError: If it cannot be read.
+        UsageError: If it has no trainable stage.
+    """
+    manifest = read_manifest(folder, "none")
+    if manifest.training is None:
+        raise UsageError(
+            f"'{bundle}' has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
         )
-    return Personalized(tail, saved, epochs[0], best[0], tuple(epochs[1:]))
+    return manifest, manifest.training
+
+
+def _samples(
+    manifest: Manifest, data: str | Path, valid: str | Path | None, loss: str | None, labels: str
+) -> list[Samples]:
+    """Return the samples to train on and, where they are given, those to judge by."""
+    samples = read_samples(Path(data), manifest, loss, labels)
+    return [samples] if valid is None else [samples, read_samples(Path(valid), manifest, samples.loss, labels)]
 
 
 def _write(
@@ -233,91 +175,6 @@ def _start(folder: Path, tail: str, stage: StageEntry, training: Training) -> di
     assert stage.weights is not None  # noqa: S101 - `validate` saw to it
     now = open_tail(folder, tail, stage, verify="hashes")
     return read_weights((folder if now is None else now.graph.parent) / stage.weights.name, training)
-
-
-def _epochs(
-    learner: AnyLearner,
-    features: Features,
-    judge: Judge,
-    begin: Mapping[str, Array],
-    settings: Settings,
-    on_step: Callable[[int, float], None] | None,
-) -> Iterator[Epoch]:
-    """Train on the first set, and yield each epoch when it is over.
-
-    Epoch 0 is judged when the first is over, by the weights that training began with: no step waits for that.
-    """
-    samples = judge.sets[0]
-    rng = np.random.default_rng(settings.seed)
-    steps = 0
-    for number in range(1, settings.epochs + 1):
-        order = rng.permutation(samples.count)
-        total = 0.0
-        for start in range(0, samples.count, settings.batch_size):
-            rows = np.sort(order[start : start + settings.batch_size])
-            loss = learner.step(features.of(0, rows), samples.target[rows])
-            _check_finite(loss, number, learner)
-            total += loss * len(rows)
-            steps += 1
-            if on_step is not None:
-                on_step(steps, loss)
-        if number == 1:
-            before = judge.epoch(0, None, begin)
-            if not np.isfinite(before.loss_after):
-                raise TrainingError(f"the loss of the tail as it stands is {before.loss_after}: nothing was written")
-            yield before
-        epoch = judge.epoch(number, total / samples.count)
-        _check_finite(epoch.loss_after, number, learner)
-        yield epoch
-
-
-def _check_finite(loss: float, epoch: int, learner: AnyLearner) -> None:
-    if not np.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} in epoch {epoch}: nothing was written; give a smaller --lr than "
-            f"{learner.learning_rate:g}"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Tells how good the weights of a tail are, by the last set of samples.
-
-    Attributes:
-        learner: What holds them.
-        features: Of the samples.
-        sets: The samples that are trained on, and others if there are.
-        batch_size: Samples at a time.
-    """
-
-    learner: AnyLearner
-    features: Features
-    sets: Sequence[Samples]
-    batch_size: int
-
-    def epoch(self, number: int, loss: float | None, weights: Mapping[str, Array] | None = None) -> Epoch:
-        """Return an epoch that ended with the weights as they are, or with other ones."""
-        place = len(self.sets) - 1
-        samples = self.sets[place]
-        total, right = 0.0, 0
-        for start in range(0, samples.count, self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, samples.count))
-            target = samples.target[rows]
-            one, output = self.learner.look(self.features.of(place, rows), target, weights)
-            total += one * len(target)
-            right += self._right(samples.loss, output, target)
-        after = total / samples.count
-        accuracy = None if samples.loss == "mse" else right / samples.count
-        return Epoch(number, loss, after, *((None, None) if place == 0 else (after, accuracy)))
-
-    def _right(self, loss: Loss, output: Array, target: Array) -> int:
-        """Return how many classes are right: that of the largest output, or by a probability of a half."""
-        if loss == "mse":
-            return 0
-        if loss == "cross-entropy":
-            return int((output.argmax(axis=-1) == target).sum())
-        half = 0.5 if self.learner.output_kind == "probabilities" else 0.0
-        return int(((output.reshape(len(target)) > half) == target).sum())
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -15,8 +15,9 @@ from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import revert
 from splitload.commands.console import Console
 from splitload.deploy.arguments import Settings, settings_of
+from splitload.deploy.epochs import Epoch
 from splitload.deploy.learner import AnyLearner, Learner, step_for
-from splitload.deploy.personalize import Epoch, not_improved, personalize
+from splitload.deploy.personalize import not_improved, personalize
 
 
 def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:

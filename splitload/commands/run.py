@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from splitload.base.errors import ModelError, PortableWarning, StageError, UsageError
+from splitload.base.errors import ModelError, PortableWarning, SplitloadError, StageError, UsageError
 from splitload.base.phrases import count_of, milliseconds
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
@@ -22,7 +23,6 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     Raises:
         SplitloadError: If the bundle is damaged or the inputs do not fit.
     """
-    import numpy as np
     import onnxruntime  # noqa: F401 - imported before the clock starts, as in every arm of the benchmark
 
     if options.output == "":
@@ -36,14 +36,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         warnings.simplefilter("ignore", PortableWarning)  # it is printed below
         loader = ParallelLoader(options.bundle, threads=options.threads, tail=options.tail, upgrade=False)
     with loader as model:
-        try:
-            outputs = model.run(None, ready)
-        except StageError:
-            raise
-        except Exception as error:  # onnxruntime has no common root for its errors
-            kind = UsageError if options.input else ModelError
-            what = f"the model does not run on these inputs{cure(made_up(manifest.inputs, given))}"
-            raise kind(f"{what}: {' '.join(str(error).split())}") from error
+        outputs = _answer(
+            model, ready, UsageError if options.input else ModelError, cure(made_up(manifest.inputs, given))
+        )
         model.wait()
         timeline = model.timeline
         names = [spec.name for spec in model.get_outputs()]
@@ -60,13 +55,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.print(f"the last stage is version {tail.version} of the tail '{tail.name}'")
     console.drawing(timeline)
     console.print(f"time to first output: {milliseconds(timeline.ttfo_s)} measured, one run")
-    described = {}
-    for name, value in zip(names, outputs, strict=True):
-        array = value if isinstance(value, np.ndarray) else None
-        described[name] = {
-            "type": type(value).__name__ if array is None else str(array.dtype),
-            "shape": None if array is None else list(array.shape),
-        }
+    described = {name: _described(value) for name, value in zip(names, outputs, strict=True)}
+    for name in names:
         console.print(f"output {name}: {described[name]['type']} {described[name]['shape'] or ''}")
     if folder is not None:
         save_outputs(folder, files, dict(zip(names, outputs, strict=True)))
@@ -85,3 +75,22 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "outputs": described,
     }
     return result if folder is None else {**result, "saved": files}
+
+
+def _answer(model: ParallelLoader, feeds: Mapping[str, Any], kind: type[SplitloadError], cure: str) -> list[Any]:
+    """Return the model's outputs, or raise what says that it does not run on the feeds."""
+    try:
+        return model.run(None, feeds)
+    except StageError:
+        raise
+    except Exception as error:  # onnxruntime has no common root for its errors
+        raise kind(f"the model does not run on these inputs{cure}: {' '.join(str(error).split())}") from error
+
+
+def _described(value: Any) -> dict[str, Any]:
+    """Return the type and shape of an output, as JSON values."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        return {"type": str(value.dtype), "shape": list(value.shape)}
+    return {"type": type(value).__name__, "shape": None}

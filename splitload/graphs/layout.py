@@ -236,7 +236,7 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
     graph = model.graph
     chosen = {id(node) for node in products}
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    nodes = []
+    nodes: list[Any] = []
     rows: dict[str, str] = {}
 
     def constant(name: str, *values: int) -> str:
@@ -252,7 +252,7 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
         if id(node) not in chosen:
             nodes.append(node)
             continue
-        name, source, result = node.name or node.output[0], node.input[0], node.output[0]
+        source, result = node.input[0], node.output[0]
         stem = f"{result}/blocked"
         rank = len(shapes[source] or ())
         channels, columns, *_ = dims[node.input[1]]
@@ -264,22 +264,7 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
             )
         elif rank == 3:
             nodes.append(with_axis("Unsqueeze", source, pixels))
-        blocks, filtered = f"{stem}/in", f"{stem}/out"
-        bias = [name for name in node.input[2:3] if name]
-        kind, parameters = _activation(node)
-        activation: dict[str, Any] = {"activation": kind} if kind else {}
-        if parameters:
-            activation["activation_params"] = parameters
-        nodes.append(helper.make_node("ReorderInput", [pixels], [blocks], domain=DOMAIN, channels_last=1))
-        nodes.append(
-            helper.make_node(
-                "Conv", [blocks, node.input[1], *bias], [filtered], name, domain=DOMAIN, kernel_shape=[1, 1],
-                strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1], group=1, **activation,
-            )
-        )  # fmt: skip
-        nodes.append(
-            helper.make_node("ReorderOutput", [filtered], [last], domain=DOMAIN, channels=channels, channels_last=1)
-        )
+        nodes += _blocked(node, pixels, last, stem, channels)
         if rank == 2:
             nodes.append(helper.make_node("Reshape", [last, constant(f"{stem}/rows/shape", -1, channels)], [result]))
         elif rank == 3:
@@ -289,6 +274,26 @@ def _rewrite_nodes(model: Any, products: Iterable[Any], shapes: Mapping[str, tup
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return rows
+
+
+def _blocked(node: Any, pixels: str, last: str, stem: str, channels: int) -> list[Any]:
+    """Return a product as a convolution of 1 x 1 on blocks, from `pixels` to `last`, both with channels last."""
+    from onnx import helper
+
+    blocks, filtered = f"{stem}/in", f"{stem}/out"
+    bias = [name for name in node.input[2:3] if name]
+    kind, parameters = _activation(node)
+    activation: dict[str, Any] = {"activation": kind} if kind else {}
+    if parameters:
+        activation["activation_params"] = parameters
+    return [
+        helper.make_node("ReorderInput", [pixels], [blocks], domain=DOMAIN, channels_last=1),
+        helper.make_node(
+            "Conv", [blocks, node.input[1], *bias], [filtered], node.name or node.output[0], domain=DOMAIN,
+            kernel_shape=[1, 1], strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1], group=1, **activation,
+        ),
+        helper.make_node("ReorderOutput", [filtered], [last], domain=DOMAIN, channels=channels, channels_last=1),
+    ]  # fmt: skip
 
 
 def is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any], share: float) -> bool:

@@ -81,7 +81,8 @@ def _splitload(job: dict[str, Any], clock: Clock) -> None:
     import onnxruntime  # noqa: F401 - before the clock starts, as torch is
 
     from splitload.deploy.arguments import Settings
-    from splitload.deploy.personalize import Epoch, personalize
+    from splitload.deploy.epochs import Epoch
+    from splitload.deploy.personalize import personalize
 
     def over(_: Epoch) -> None:
         clock.end()

@@ -12,7 +12,7 @@ import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.base.regular import copy_checked
-from splitload.bundle.manifest import File, Loss, Optimizer, OutputKind, StageEntry, Step, Training, Weight
+from splitload.bundle.manifest import File, Loss, OutputKind, StageEntry, Step, Training, Weight
 from splitload.frontends.onnx import Source
 from splitload.frontends.torch_packages import require
 from splitload.graphs.proto import external_entry
@@ -73,11 +73,9 @@ def write_training(
     steps: list[Step] = []
     reason = None
     try:
-        for loss, optimizer, data in _steps(opened, kind, samples):
-            sha256 = hashlib.sha256(data).hexdigest()
-            file = File(f"step-{loss}-{optimizer}-{sha256[:12]}.onnx", len(data), sha256)
-            (folder / file.name).write_bytes(data)
-            steps.append(Step(loss, optimizer, file))
+        for step, data in _steps(opened, kind, samples):
+            (folder / step.file.name).write_bytes(data)
+            steps.append(step)
     except ModelError as error:
         reason = str(error)
         try:
@@ -135,8 +133,8 @@ def _places(folder: Path, tail: StageEntry, names: Sequence[str]) -> tuple[Weigh
     return tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in names)
 
 
-def _steps(opened: Opened, kind: OutputKind | None, samples: Seen | None) -> Iterator[tuple[Loss, Optimizer, bytes]]:
-    """Yield loss, optimiser and graph of each training step."""
+def _steps(opened: Opened, kind: OutputKind | None, samples: Seen | None) -> Iterator[tuple[Step, bytes]]:
+    """Yield each training step, and what its file holds."""
     weights = opened.division.weights
     model, features, shape = opened_tail(opened)
     for loss in losses_for(shape):
@@ -147,7 +145,9 @@ def _steps(opened: Opened, kind: OutputKind | None, samples: Seen | None) -> Ite
             for one, found in zip(wanted, losses_on_a_device(model, weights, loss, batches, kind), strict=True):
                 one.check(found)
         for optimizer in OPTIMIZERS:
-            yield loss, optimizer, training_step(model, weights, loss, optimizer, kind=kind).SerializeToString()
+            data = training_step(model, weights, loss, optimizer, kind=kind).SerializeToString()
+            sha256 = hashlib.sha256(data).hexdigest()
+            yield Step(loss, optimizer, File(f"step-{loss}-{optimizer}-{sha256[:12]}.onnx", len(data), sha256)), data
 
 
 def opened_tail(opened: Opened) -> tuple[Any, dict[str, np.ndarray[Any, Any]], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -64,7 +64,6 @@ def training_step(
     Raises:
         ModelError: If something cannot be trained through.
     """
-    import onnx
     from onnx import helper, numpy_helper
 
     model = in_dtype(at_opset(model), dtype)
@@ -82,28 +81,53 @@ def training_step(
     gradients = made.of(weights, source.value, added.slope)
     number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     inputs = [*(value for value in graph.input if value.name not in arrays), added.target]
-    inputs += [helper.make_tensor_value_info(ours(name), number, []) for name in SETTINGS[optimizer]]
     outputs = [
         helper.make_tensor_value_info(ours("loss"), number, []),
         helper.make_tensor_value_info(output, number, list(shapes[output])),
     ]
     made.nodes.append(helper.make_node("Identity", [added.loss], [ours("loss")]))
-    for name in weights:
-        updated = _update(made, optimizer, name, gradients[name])
-        size = arrays[name].shape
-        inputs += [helper.make_tensor_value_info(each, number, size) for each in updated]
-        for wanted, new in updated.items():
-            made.nodes.append(helper.make_node("Identity", [new], [ours(f"new/{wanted}")]))
-            outputs.append(helper.make_tensor_value_info(ours(f"new/{wanted}"), number, size))
+    more_inputs, more_outputs = _updates(made, optimizer, gradients, {name: arrays[name].shape for name in weights})
+    inputs, outputs = inputs + more_inputs, outputs + more_outputs
     kept = [tensor for tensor in graph.initializer if tensor.name not in weights]
     kept += [numpy_helper.from_array(value, name) for name, value in made.initializers.items()]
     step = helper.make_graph(made.nodes, "training_step", inputs, outputs, kept)
     trained = without_traces(helper.make_model(step, opset_imports=model.opset_import, ir_version=model.ir_version))
+    _check_valid(trained, loss)
+    return trained
+
+
+def _check_valid(step: Any, loss: Loss) -> None:
+    import onnx
+
     try:
-        onnx.checker.check_model(trained, full_check=True)
+        onnx.checker.check_model(step, full_check=True)
     except Exception as error:  # onnx has no common root for its errors
         raise ModelError(f"the training step for {loss} is no valid graph: {one_line(error)}") from error
-    return trained
+
+
+def _updates(
+    made: Gradients, optimizer: Optimizer, gradients: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Any], list[Any]]:
+    """Add the update of every weight to the nodes; return the inputs and outputs that it brings.
+
+    Args:
+        made: The step so far.
+        optimizer: One of `OPTIMIZERS`.
+        gradients: The value that holds each weight's gradient.
+        shapes: Of each weight.
+    """
+    from onnx import helper
+
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(made.dtype))
+    inputs = [helper.make_tensor_value_info(ours(name), number, []) for name in SETTINGS[optimizer]]
+    outputs = []
+    for name, shape in shapes.items():
+        updated = _update(made, optimizer, name, gradients[name])
+        inputs += [helper.make_tensor_value_info(each, number, shape) for each in updated]
+        for wanted, new in updated.items():
+            made.nodes.append(helper.make_node("Identity", [new], [ours(f"new/{wanted}")]))
+            outputs.append(helper.make_tensor_value_info(ours(f"new/{wanted}"), number, shape))
+    return inputs, outputs
 
 
 def _check_names(graph: Any, weights: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from splitload.bundle.tails import current_version, revert
 from splitload.cli import main
 from splitload.deploy import personalize as script
 from splitload.deploy.arguments import Settings
-from splitload.deploy.personalize import Epoch, personalize
+from splitload.deploy.epochs import Epoch
+from splitload.deploy.personalize import personalize
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import CLASSES, QUICK, answer, data

@@ -18,8 +18,9 @@ from splitload.bundle import tails
 from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import current_version, names
 from splitload.deploy import personalize as module
+from splitload.deploy.epochs import Epoch
 from splitload.deploy.learner import Learner
-from splitload.deploy.personalize import Epoch, personalize
+from splitload.deploy.personalize import personalize
 
 pytest.importorskip("torch")  # what builds a trainable bundle checks its gradients with torch
 from small_bundle import QUICK, answer, data
