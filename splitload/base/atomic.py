@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from splitload.base.errors import OutputError
-from splitload.base.scratch import shortened
+from splitload.base.scratch import truncated
 
 
 def check_file(path: Path, what: str) -> None:
@@ -40,7 +40,7 @@ def write_text(path: Path, text: str, what: str) -> None:
         OutputError: If it cannot be written.
     """
     check_file(path, what)
-    made = path.with_name(f".{shortened(path.name, 200)}.{secrets.token_hex(4)}")  # others may write the same file now
+    made = path.with_name(f".{truncated(path.name, 200)}.{secrets.token_hex(4)}")  # others may write the same file now
     try:
         try:
             with made.open("x", encoding="utf-8", newline="") as file:

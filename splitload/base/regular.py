@@ -56,7 +56,7 @@ def check_regular(path: Path) -> os.stat_result:
     return _regular(path, status)
 
 
-def check_folder(path: Path) -> None:
+def check_real_folder(path: Path) -> None:
     """Make sure that a folder, if it is there, is no link and nothing else.
 
     Raises:

@@ -28,7 +28,7 @@ _WORKED_IN = "graphs"  # of the rooms in a cache: work in progress is in its ent
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Yield a new folder in `parent` that is removed at the end, unless it was renamed.
 
-    Folders of the same prefix that killed processes left are removed first. A long prefix is shortened.
+    Folders of the same prefix that killed processes left are removed first. A long prefix is truncated.
 
     Args:
         parent: An existing folder, on the file system where the result goes.
@@ -40,7 +40,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     import shutil
     import tempfile
 
-    prefix = shortened(prefix, _MAX_PREFIX_BYTES)
+    prefix = truncated(prefix, _MAX_PREFIX_BYTES)
     _clear(parent, prefix)
     suffix = f".{_host()}{SUFFIX}"
     for _ in range(3):  # another process may clear the new folder away before it is locked
@@ -61,7 +61,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
                 os.close(lock)
 
 
-def shortened(name: str, size: int) -> str:
+def truncated(name: str, size: int) -> str:
     """Return the beginning of a name that takes at most `size` bytes in the file system."""
     while len(os.fsencode(name)) > size:
         name = name[:-1]

@@ -15,7 +15,7 @@ from splitload.base.errors import BundleError, OutputError, UsageError
 from splitload.base.regular import regular_size
 from splitload.bundle.manifest import MANIFEST, Manifest, StageEntry
 from splitload.bundle.read import read_json
-from splitload.bundle.replace import check_folder, replacing
+from splitload.bundle.replace import check_place, replacing
 from splitload.bundle.tails import FOLDER, alone, names
 from splitload.bundle.verification import Verified, check_tail, manifest_of, verify
 
@@ -103,7 +103,7 @@ def install(source: str | Path, target: str | Path, *, on_stayed: Callable[[str]
     brought = sorted(set(names(source)) - set(names(target)))
 
     def check(target: Path) -> None:
-        check_folder(target, data["format"])
+        check_place(target, data["format"])
         tails.check()
 
     with CarriedTails(target, "install the bundle") as tails, replacing(target, check) as made:

@@ -17,7 +17,7 @@ from splitload.bundle.manifest import FORMAT, MANIFEST, TORCH_FORMAT
 from splitload.bundle.read import MAX_MANIFEST_BYTES
 
 
-def check_folder(target: Path, bundle_format: str, cure: str = "give another place") -> None:
+def check_place(target: Path, bundle_format: str, cure: str = "give another place") -> None:
     """Make sure that a bundle may be written at `target`: nothing is there, or a bundle of the same format.
 
     Raises:
@@ -47,7 +47,7 @@ def refuse_in_bundle(folder: Path) -> None:
             raise OutputError(f"'{place}' is a bundle, and nothing else may lie in it; write to another place")
 
 
-def check_file_beside(path: Path, what: str) -> None:
+def check_output_file(path: Path, what: str) -> None:
     """Make sure that a file that a user names may be written, and not into a bundle, before any work is done for it.
 
     Raises:

@@ -20,7 +20,7 @@ from splitload.base.atomic import sync, sync_tree, write_text
 from splitload.base.errors import BundleError, OutputError, UsageError, unknown_name
 from splitload.base.fields import Reader
 from splitload.base.record import Record
-from splitload.base.regular import check_folder, check_regular, copy_checked, open_regular, sha256_of
+from splitload.base.regular import check_real_folder, check_regular, copy_checked, open_regular, sha256_of
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import DEFAULT_TAIL, File, StageEntry, Training
@@ -117,7 +117,7 @@ def read_version(place: Path, version: int, stage: StageEntry, verify: str) -> T
         BundleError: If it is damaged, or of another bundle.
     """
     folder = place / f"{version:04}"
-    check_folder(folder)
+    check_real_folder(folder)
     path = folder / _NOTES
     try:
         with open_regular(path) as file:
@@ -310,8 +310,8 @@ def _place(bundle: Path, name: str) -> Path:
     if not is_plain(name):
         raise UsageError(f"a tail's name is of letters, digits, dots, dashes and underscores, not '{name}'")
     place = bundle / FOLDER / name
-    check_folder(place.parent)
-    check_folder(place)
+    check_real_folder(place.parent)
+    check_real_folder(place)
     return place
 
 

@@ -10,7 +10,7 @@ from splitload.base.errors import OutputError
 from splitload.base.sealed import seal
 from splitload.bundle.delivery import CarriedTails
 from splitload.bundle.manifest import FORMAT, MANIFEST, Manifest
-from splitload.bundle.replace import check_folder, replacing
+from splitload.bundle.replace import check_place, replacing
 from splitload.bundle.tails import alone, names
 from splitload.bundle.validate import validate
 
@@ -25,7 +25,7 @@ def check_target(target: Path, cure: str = "give another place") -> None:
     Raises:
         OutputError: If something else is there, a bundle that was personalized, or its folder cannot be written to.
     """
-    check_folder(target, FORMAT, cure)
+    check_place(target, FORMAT, cure)
     if personalized := names(target):
         raise OutputError(
             f"'{target}' holds personalized tails ({', '.join(personalized)}), which a new bundle would lose; "
@@ -39,7 +39,7 @@ def writing(target: Path, tails: CarriedTails | None = None) -> AbstractContextM
         return replacing(target, check_target, alone)
 
     def check(target: Path) -> None:
-        check_folder(target, FORMAT)
+        check_place(target, FORMAT)
         tails.check()
 
     return replacing(target, check)  # its lock is held by `tails`

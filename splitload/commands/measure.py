@@ -15,7 +15,7 @@ from splitload.base.errors import BundleError, SplitloadError, StageError, Usage
 from splitload.base.phrases import count_of
 from splitload.build.assemble import Plan
 from splitload.bundle.read import read_manifest
-from splitload.bundle.replace import check_file_beside
+from splitload.bundle.replace import check_output_file
 from splitload.bundle.verification import verify
 from splitload.commands.console import Console, shortened
 from splitload.commands.gains import gain_of
@@ -57,7 +57,7 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     """
     output = Path(options.output) if options.output else None
     if output:
-        check_file_beside(output, "profile")
+        check_output_file(output, "profile")
     device = open_device(options.device, cache, refresh=True)
     _, _, made = prepare(options, console, cache, device, read_feeds(options.input))
     if output:

@@ -13,7 +13,7 @@ from splitload.agents.results import Progress
 from splitload.base.atomic import write_text
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of, milliseconds
-from splitload.bundle.replace import check_file_beside
+from splitload.bundle.replace import check_output_file
 from splitload.devices import Device
 from splitload.devices.host import HostDevice
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS, ModelGraph
@@ -150,7 +150,7 @@ def check_search(options: argparse.Namespace, device: Device, target: Path) -> N
         path = Path(file)
         if path.absolute() == target.absolute():
             raise UsageError(f"--{what} '{file}' is where the bundle goes; give it another name")
-        check_file_beside(path, what)
+        check_output_file(path, what)
     files = [Path(file).absolute() for file in (options.checkpoint, options.curve) if file is not None]
     if len(set(files)) < len(files):
         raise UsageError(f"--curve and --checkpoint are both '{options.curve}'; give one of them another name")

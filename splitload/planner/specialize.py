@@ -16,7 +16,7 @@ from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import Plan
 from splitload.bundle.manifest import FORMAT, Manifest
 from splitload.bundle.read import read_manifest
-from splitload.bundle.replace import check_folder
+from splitload.bundle.replace import check_place
 from splitload.bundle.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
@@ -48,7 +48,7 @@ def specialize(options: argparse.Namespace, report: Report, cache: Path) -> dict
     if manifest.training is None:
         check_target(target)
     else:  # personalized tails are carried over
-        check_folder(target, FORMAT)
+        check_place(target, FORMAT)
     feeds = read_feeds(options.input)
     device = HostDevice(cache)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:

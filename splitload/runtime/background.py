@@ -32,7 +32,7 @@ from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import seal
 from splitload.bundle.manifest import FORMAT, MANIFEST, File, Manifest, StageEntry, Variant
 from splitload.bundle.read import read_manifest
-from splitload.bundle.replace import check_folder, replacing
+from splitload.bundle.replace import check_place, replacing
 from splitload.bundle.tails import alone
 from splitload.bundle.tails import names as tails_of
 from splitload.bundle.validate import validate
@@ -272,7 +272,7 @@ def _writable(folder: Path) -> Path | None:
 
 def _check_target(folder: Path) -> None:
     """Raise `OutputError` unless a bundle may be put there; personalized tails, made meanwhile perhaps, would go."""
-    check_folder(folder, FORMAT)
+    check_place(folder, FORMAT)
     if tails_of(folder):
         raise OutputError(f"'{folder}' holds personalized tails, which a new bundle would lose")
 

@@ -29,7 +29,7 @@ MISSED = 1e-6  # above the optimum by more than this share a plan counts as anot
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class Change:
     """The agent with one default changed.
 
     Attributes:
@@ -46,21 +46,21 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("nothing", "defaults", Setting()),
-    Variant("learning rate α (1)", "0.5", Setting({"learning_rate": 0.5})),
-    Variant("learning rate α (1)", "0.1", Setting({"learning_rate": 0.1})),
-    Variant("discount factor γ (1)", "0.9", Setting({"discount_factor": 0.9})),
-    Variant("discount factor γ (1)", "0.5", Setting({"discount_factor": 0.5})),
-    Variant("exploration ε (0.1 → 0.02)", "0", Setting({"epsilon_start": 0.0, "epsilon_end": 0.0})),
-    Variant("exploration ε (0.1 → 0.02)", "0.3 → 0.05", Setting({"epsilon_start": 0.3, "epsilon_end": 0.05})),
-    Variant("share of returns (0.7)", "0", Setting({"return_share": 0.0}), ("ttfo",)),
-    Variant("share of returns (0.7)", "0.35", Setting({"return_share": 0.35}), ("ttfo",)),
-    Variant("optimistic start (yes)", "no", Setting({"optimistic": False})),
-    Variant("reward (eq. 4, then one-sided)", "eq. 4 alone", Setting(train={"finish": False}), ("balance",)),
-    Variant("reward (eq. 4, then one-sided)", "one-sided alone", Setting(env={"one_sided": True}), ("balance",)),
-    Variant("reward (first output)", "eq. 4, then one-sided", Setting(rewarded="balance"), ("ttfo",)),
-    Variant("update (Q-learning)", "SARSA", Setting({"sarsa": True})),
-    Variant("first plan (drawn)", "equal bytes", Setting(warm=True)),
+    Change("nothing", "defaults", Setting()),
+    Change("learning rate α (1)", "0.5", Setting({"learning_rate": 0.5})),
+    Change("learning rate α (1)", "0.1", Setting({"learning_rate": 0.1})),
+    Change("discount factor γ (1)", "0.9", Setting({"discount_factor": 0.9})),
+    Change("discount factor γ (1)", "0.5", Setting({"discount_factor": 0.5})),
+    Change("exploration ε (0.1 → 0.02)", "0", Setting({"epsilon_start": 0.0, "epsilon_end": 0.0})),
+    Change("exploration ε (0.1 → 0.02)", "0.3 → 0.05", Setting({"epsilon_start": 0.3, "epsilon_end": 0.05})),
+    Change("share of returns (0.7)", "0", Setting({"return_share": 0.0}), ("ttfo",)),
+    Change("share of returns (0.7)", "0.35", Setting({"return_share": 0.35}), ("ttfo",)),
+    Change("optimistic start (yes)", "no", Setting({"optimistic": False})),
+    Change("reward (eq. 4, then one-sided)", "eq. 4 alone", Setting(train={"finish": False}), ("balance",)),
+    Change("reward (eq. 4, then one-sided)", "one-sided alone", Setting(env={"one_sided": True}), ("balance",)),
+    Change("reward (first output)", "eq. 4, then one-sided", Setting(rewarded="balance"), ("ttfo",)),
+    Change("update (Q-learning)", "SARSA", Setting({"sarsa": True})),
+    Change("first plan (drawn)", "equal bytes", Setting(warm=True)),
 )
 
 

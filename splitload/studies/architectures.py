@@ -35,7 +35,7 @@ from splitload.runtime.inputs import read_feeds
 from splitload.runtime.loader import ParallelLoader
 from splitload.runtime.stock import stock_session
 from splitload.studies.architecture_models import LARGER, MODEL, inputs, names
-from splitload.studies.study import at_least, growing_record, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 
 DEVICES = ("host", "s20")
 SIZES = ("fixed", "open")
@@ -170,7 +170,7 @@ def _versions() -> str:
     return "-".join(found)
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Try every architecture; print and perhaps record what came of it."""
     words = list(sys.argv[1:] if words is None else words)

@@ -20,7 +20,7 @@ from splitload.planner.measured import measure_plans
 from splitload.planner.refine import refine_on_host
 from splitload.planner.search import Objective, Search
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODELS = ("zoo:densenet201", "zoo:inception_v3", "zoo:resnet152", "zoo:distilbert")
 COUNTS = (None, 4)  # stages: as many as the search takes, then so many
@@ -86,7 +86,7 @@ def row(
     }
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Compare plans of a budget with plans of full profiles, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

@@ -23,7 +23,7 @@ from splitload.frontends.onnx import load_graph
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.studies.records import write_record
-from splitload.studies.study import one_line, study_parser
+from splitload.studies.study import errors_in_one_line, study_parser
 
 NUM_STAGES = 4
 # Seconds to load, whole and as four children. Source: Table 1 of the ICLR 2021 submission, Galaxy S20.
@@ -177,7 +177,7 @@ def fit_row(
     }
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Fit, print what was found beside simpler fits, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

@@ -26,7 +26,7 @@ from splitload.frontends import zoo
 from splitload.measure.process import python
 from splitload.studies.client_calls import CLIENTS, Client
 from splitload.studies.records import write_record
-from splitload.studies.study import one_line, study_parser
+from splitload.studies.study import errors_in_one_line, study_parser
 
 TOLERANCE = 1e-3  # of the largest number in an answer; the s20 bundles are portable, and rounded in another order
 CALL_S, INSTALL_S = 300, 900
@@ -130,7 +130,7 @@ def _run(command: Sequence[str], limit_s: float) -> str:
     return done.stdout
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Try each client, and write a record; return 1 if one fails."""
     words = list(sys.argv[1:] if words is None else words)

@@ -13,7 +13,7 @@ from splitload.commands.console import Console
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import load_graph
 from splitload.studies.records import write_record
-from splitload.studies.study import one_line, study_parser
+from splitload.studies.study import errors_in_one_line, study_parser
 
 
 def light_models() -> list[str]:
@@ -26,7 +26,7 @@ def light_models() -> list[str]:
     return [str(path) for path in sorted((Path(spec.origin).parent / "backend/test/data/light").glob("*.onnx"))]
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Check the models, write a record, and return 1 if an output differed."""
     words = list(sys.argv[1:] if words is None else words)

@@ -41,7 +41,7 @@ from splitload.studies.digits_networks import (
     resized,
 )
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 LAYERS = "conv3|fc1|fc2"
 SPLIT = {"pretrain": 800, "train": 400, "valid": 150, "test": 447}  # samples
@@ -176,7 +176,7 @@ def _bundle(module: Any, folder: Path) -> Path:
     return bundle
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Compare the personalized bundle with PyTorch for each seed, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

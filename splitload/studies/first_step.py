@@ -20,7 +20,7 @@ class _Over(Exception):
     """Raised after the epoch, so that no tail is written."""
 
 
-class Clock:
+class Stopwatch:
     """Takes the figures of a run.
 
     Args:
@@ -65,7 +65,7 @@ def main() -> None:
     os.dup2(2, 1)  # what is printed is no answer
     try:
         engines = runpy.run_path(job["engines"])
-        clock = Clock(job, answer, engines["memory_bytes"])
+        clock = Stopwatch(job, answer, engines["memory_bytes"])
         if job["arm"] == "splitload":
             _splitload(job, clock)
         else:
@@ -76,7 +76,7 @@ def main() -> None:
     answer.close()
 
 
-def _splitload(job: dict[str, Any], clock: Clock) -> None:
+def _splitload(job: dict[str, Any], clock: Stopwatch) -> None:
     """`splitload finetune`, called as a function."""
     import onnxruntime  # noqa: F401 - before the clock starts, as torch is
 
@@ -96,7 +96,7 @@ def _splitload(job: dict[str, Any], clock: Clock) -> None:
         )
 
 
-def _torch(job: dict[str, Any], clock: Clock, load_module: Callable[[], Any]) -> None:
+def _torch(job: dict[str, Any], clock: Stopwatch, load_module: Callable[[], Any]) -> None:
     """The whole module loaded, all but the last layers frozen: what comes before them is kept by no tape."""
     import inspect
     import re

@@ -18,7 +18,7 @@ from splitload.base.errors import UsageError
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.studies.records import write_record
-from splitload.studies.study import one_line, study_parser
+from splitload.studies.study import errors_in_one_line, study_parser
 from splitload.training.gradient_check import ZERO, autograd, exported, on_a_device
 from splitload.training.losses import losses_for
 from splitload.training.opened import load_opened
@@ -79,7 +79,7 @@ def rows_of(model: str, trainable: str, cache: Path) -> list[dict[str, Any]]:
     return rows
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Compare the gradients of each model's last layers, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

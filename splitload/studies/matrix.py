@@ -30,7 +30,7 @@ from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.measure.process import python
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 VERSIONS = ("1.26.0", "1.28.0", "1.31.1", "1.32.0")
 MODELS = ("zoo:squeezenet1_1", "zoo:mobilenet_v1", "zoo:densenet201", "zoo:convnext_tiny", "zoo:distilbert")
@@ -114,7 +114,7 @@ def first_outputs(model: str, path: Path, maker: Path, runner: Path, runs: int, 
     }
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Try every pair of versions, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

@@ -28,7 +28,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.studies import memory_models, memory_table
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 STAGES = (1, 4, 8)
 MODELS = ("pictures", "splitload.studies.memory_models:albert", "splitload.studies.memory_models:gpt2")
@@ -117,7 +117,7 @@ def study(model: str, source: Source, runs: int, cache: Path, console: Console) 
     }
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Measure every model; print and perhaps record what they take."""
     words = list(sys.argv[1:] if words is None else words)

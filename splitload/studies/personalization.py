@@ -34,7 +34,7 @@ from splitload.plan.partition import Partition
 from splitload.planner.plans import write_bundle
 from splitload.runtime.inputs import DTYPES
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 from splitload.training.opened import load_opened
 
 ARMS = ("splitload", "torch", "torch-mmap")
@@ -159,7 +159,7 @@ def check_losses(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
             )
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Measure every case, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

@@ -26,7 +26,7 @@ from splitload.plan.profile import Profile
 from splitload.plan.schedule import Schedule
 from splitload.planner.measured import measure_plans
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 RUNS = 9
 BALANCED, UNIFORM, RANDOM = (2, 4), (3, 6), (4,)  # numbers of stages that each rule cuts a model into
@@ -118,7 +118,7 @@ def compare(model: str, runs: int, console: Console, cache: Path) -> dict[str, A
     }
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Predict and measure models, print how far apart the two are, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

@@ -22,7 +22,7 @@ from splitload.planner.measured import measure_plans
 from splitload.planner.search import BASELINES, Search
 from splitload.planner.trial import Trial, choose_measured
 from splitload.studies.records import TARGETED, write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 RUNS = 15
 COUNTS = (None, 2, 4)  # stages: as many as the search takes, then so many
@@ -130,7 +130,7 @@ def compare(samples_s: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {"learned_s": learned_s, "baselines_s": medians_s, "ratio": learned_s / min(medians_s.values())}
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Measure learned plans and their rivals, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

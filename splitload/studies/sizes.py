@@ -20,7 +20,7 @@ from splitload.measure.sampling import Arm, compare, first_outputs, run_arms, su
 from splitload.plan.partition import Partition
 from splitload.planner.plans import write_bundle
 from splitload.studies.forms import FORMS, SHARING, open_form
-from splitload.studies.study import at_least, growing_record, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 
 
 def row(model: str, form: str, num_stages: int, runs: int, console: Console, cache: Path) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def row(model: str, form: str, num_stages: int, runs: int, console: Console, cac
     }
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Build and measure bundles of models in several forms, and write a record."""
     words = list(sys.argv[1:] if words is None else words)

@@ -22,7 +22,7 @@ from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
 from splitload.planner.request import OBJECTIVES
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 NUM_BLOCKS, MAX_STAGES, NUM_ENVS = 64, 8, 8
 # What an agent does at first, and what it ends up doing: the last of the legal actions makes K stages, the longest
@@ -125,7 +125,7 @@ def sample(through: str, objective: str, play: str, steps: int, seed: int) -> fl
     return alone_steps_per_s(env, SplitEnv(**kwargs), choose, steps)
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Measure every way to step, for both objectives, in turns; print and perhaps record the steps a second."""
     words = list(sys.argv[1:] if words is None else words)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import OutputError, SplitloadError, UsageError
-from splitload.bundle.replace import check_file_beside
+from splitload.bundle.replace import check_output_file
 from splitload.devices import open_device
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
@@ -35,7 +35,7 @@ def at_least(least: int) -> Callable[[str], int]:
 def record_file(word: str) -> Path:
     """Return the path of a record, which can be written: that is asked before hours of measuring."""
     try:
-        check_file_beside(Path(word), "the record")
+        check_output_file(Path(word), "the record")
     except OutputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return Path(word)
@@ -113,7 +113,7 @@ def growing_record(
         partial.unlink(missing_ok=True)
 
 
-def one_line(main: Main) -> Callable[..., int]:
+def errors_in_one_line(main: Main) -> Callable[..., int]:
     """Let a command's `main` say what went wrong in one line, and return 1, 2 if the request was wrong, or 130."""
 
     @functools.wraps(main)

@@ -22,7 +22,7 @@ from splitload.measure import pagecache
 from splitload.measure.process import python
 from splitload.measure.sampling import summarize
 from splitload.studies.records import write_record
-from splitload.studies.study import at_least, one_line, study_parser
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 ARMS = ("splitload", "safetensors", "torch.load-mmap", "torch.load")  # of `bench/torch_child.py`
 _TOLERANCE = 2e-2  # of the largest magnitude; half precision on a GPU is the widest
@@ -70,7 +70,7 @@ def samples_of(job: dict[str, Any], runs: int, cold: bool, console: Console) -> 
     return samples
 
 
-@one_line
+@errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Measure every arm, in turns; print and perhaps record the times."""
     words = list(sys.argv[1:] if words is None else words)

@@ -24,7 +24,7 @@ from splitload.base.sealed import seal
 from splitload.bundle.manifest import MANIFEST, File, to_json
 from splitload.bundle.manifest import TORCH_FORMAT as FORMAT
 from splitload.bundle.read import Verify, check_files, read_json
-from splitload.bundle.replace import check_folder
+from splitload.bundle.replace import check_place
 from splitload.bundle.validate import MAX_STAGES, file_entry, own_hash
 
 VERSION = 2  # what is written
@@ -106,7 +106,7 @@ def check_target(target: Path) -> None:
     Raises:
         OutputError: If something else is there, or its folder cannot be written to.
     """
-    check_folder(target, FORMAT)
+    check_place(target, FORMAT)
 
 
 def read_manifest(folder: Path, verify: Verify = "sizes") -> TorchManifest:

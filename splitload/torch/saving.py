@@ -16,7 +16,7 @@ from splitload.torch.format import TorchManifest, TorchStage, check_target, writ
 from splitload.torch.order import Example, cut_at, default_num_stages, equal_cut, read_order
 from splitload.torch.tensors import Place, check_storable, places
 
-Tensor = tuple[tuple[str, ...], torch.Tensor, str]  # names, what it is, the module that it belongs to
+NamedTensor = tuple[tuple[str, ...], torch.Tensor, str]  # names, what it is, the module that it belongs to
 
 
 def save(
@@ -73,7 +73,7 @@ def save(
         write_manifest(folder, TorchManifest(type(module).__name__, versions, tuple(stages)))
 
 
-def _unique(ordered: Sequence[Place]) -> list[Tensor]:
+def _unique(ordered: Sequence[Place]) -> list[NamedTensor]:
     """Return every tensor once, in the order of its first place."""
     names: dict[int, list[Place]] = {}
     for place in ordered:

@@ -10,7 +10,7 @@ import numpy as np
 from splitload.base.errors import ModelError
 from splitload.bundle.manifest import Loss
 from splitload.training.gradients import Gradients
-from splitload.training.output_kind import Source
+from splitload.training.output_kind import LossInput
 
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 LEAST = 1e-7  # no logarithm of a smaller probability is taken: float32 tells 1 from 1 minus this
@@ -32,7 +32,7 @@ def losses_for(shape: Sequence[int | str]) -> tuple[Loss, ...]:
     return ("binary-cross-entropy", "mse") if list(shape[1:]) in ([], [1]) and shape else ("mse",)
 
 
-def add_loss(made: Gradients, loss: Loss, source: Source, shape: Sequence[int | str], target: str) -> Added:
+def add_loss(made: Gradients, loss: Loss, source: LossInput, shape: Sequence[int | str], target: str) -> Added:
     """Add the mean loss of samples to a graph.
 
     Args:
@@ -62,7 +62,7 @@ def add_loss(made: Gradients, loss: Loss, source: Source, shape: Sequence[int | 
     return Added(value, made.as_was(slope, source.value), declared)
 
 
-def _cross_entropy(made: Gradients, source: Source, rows: str, classes: int, target: str) -> tuple[str, str]:
+def _cross_entropy(made: Gradients, source: LossInput, rows: str, classes: int, target: str) -> tuple[str, str]:
     limits = made.constant(np.array([0, 1], dtype=made.dtype))
     wanted = made.op("OneHot", target, made.sizes(classes), limits, axis=1)
     samples = made.op("CastLike", made.op("Size", target), rows)
@@ -78,7 +78,7 @@ def _cross_entropy(made: Gradients, source: Source, rows: str, classes: int, tar
     return made.op("Neg", made.op("ReduceMean", right, made.sizes(0), keepdims=0)), made.op("Div", slope, samples)
 
 
-def _binary_cross_entropy(made: Gradients, source: Source, rows: str, _: int, target: str) -> tuple[str, str]:
+def _binary_cross_entropy(made: Gradients, source: LossInput, rows: str, _: int, target: str) -> tuple[str, str]:
     wanted = made.op("CastLike", made.reshaped(target, -1, 1), rows)
     samples = made.op("CastLike", made.op("Size", target), rows)
     if source.kind == "logits":

@@ -23,7 +23,7 @@ _TURNED: dict[tuple[str, OutputKind], OutputKind] = {
 }
 
 
-class Source(NamedTuple):
+class LossInput(NamedTuple):
     """What a loss is taken of.
 
     Attributes:
@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
 
 def source_of(
     graph: Any, output: str, shape_of: ShapeOf, constants: Mapping[str, Any], kind: OutputKind | None
-) -> Source:
+) -> LossInput:
     """Return what a loss of classes is taken of: the logits behind an output where they are found, or the output.
 
     Args:
@@ -61,8 +61,8 @@ def source_of(
     """
     found = _Walk(graph, shape_of, constants).activation(output)
     if found is not None and kind in (None, found.kind):
-        return Source(found.value, "logits")
-    return Source(output, kind or "logits")
+        return LossInput(found.value, "logits")
+    return LossInput(output, kind or "logits")
 
 
 def judged(
@@ -106,7 +106,7 @@ class _Walk:
         self._shape_of = shape_of
         self._constants = constants
 
-    def activation(self, output: str) -> Source | None:
+    def activation(self, output: str) -> LossInput | None:
         """Return the logits behind an output, and what Softmax, Sigmoid or their like makes of them."""
         shape = self._shape_of(output)
         count = None if shape is None else _count(shape)
@@ -148,28 +148,28 @@ class _Walk:
                 limits[place] = float(np.asarray(self._constants[name]).ravel()[0])
         return bool(limits[0] <= SUM_TOLERANCE and limits[1] >= 1 - SUM_TOLERANCE)
 
-    def _sigmoid(self, name: str) -> Source | None:
+    def _sigmoid(self, name: str) -> LossInput | None:
         node = self._maker(name)
         if node is not None and node.op_type == "Sigmoid":
-            return Source(node.input[0], "probabilities")
+            return LossInput(node.input[0], "probabilities")
         return None
 
-    def _softmax(self, name: str, count: int) -> Source | None:
+    def _softmax(self, name: str, count: int) -> LossInput | None:
         node = self._maker(name)
         if node is None:
             return None
         read = node.input
         if node.op_type in _SOFTMAX:
             axis = attributes(node).get("axis", -1)
-            return Source(read[0], _SOFTMAX[node.op_type]) if self._over_classes(read[0], axis, count) else None
+            return LossInput(read[0], _SOFTMAX[node.op_type]) if self._over_classes(read[0], axis, count) else None
         if node.op_type in ("Exp", "Log"):
             inner = self._softmax(read[0], count)
             known = None if inner is None else _TURNED.get((node.op_type, inner.kind))
-            return None if inner is None or known is None else Source(inner.value, known)
+            return None if inner is None or known is None else LossInput(inner.value, known)
         if node.op_type == "Div":  # powers by their sum
             powers = self._power_of_sum(read[1], count)
             if powers is not None and powers is self._maker(read[0]):
-                return Source(self._unshifted(powers.input[0]), "probabilities")
+                return LossInput(self._unshifted(powers.input[0]), "probabilities")
         if node.op_type == "Sub":  # less the logarithm of the sum of powers
             total = self._maker(read[1])
             if total is not None and total.op_type == "Log":
@@ -177,7 +177,7 @@ class _Walk:
             elif total is None or total.op_type != "ReduceLogSumExp" or not self._is_over_classes(total, count):
                 total = None
             if total is not None and self._is_same(total.input[0], read[0]):
-                return Source(self._unshifted(read[0]), "log-probabilities")
+                return LossInput(self._unshifted(read[0]), "log-probabilities")
         return None
 
     def _unshifted(self, name: str) -> str:

@@ -13,7 +13,7 @@ from splitload.graphs.observe import one_line
 from splitload.graphs.proto import attributes, without_traces
 from splitload.training.gradients import Gradients
 from splitload.training.losses import SAMPLES, add_loss
-from splitload.training.output_kind import Source, source_of
+from splitload.training.output_kind import LossInput, source_of
 
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 OURS = "splitload/"  # begins every name that is not the model's: no value of a model may begin so
@@ -76,7 +76,7 @@ def training_step(
     if output not in shapes:
         raise ModelError(f"the shape of the output '{output}' is not known; export the model with it")
     made = Gradients(graph.node, shapes, constants, dtype)
-    source = Source(output, "logits") if loss == "mse" else source_of(graph, output, shapes.get, constants, kind)
+    source = LossInput(output, "logits") if loss == "mse" else source_of(graph, output, shapes.get, constants, kind)
     added = add_loss(made, loss, source, shapes[output], ours("target"))
     gradients = made.of(weights, source.value, added.slope)
     number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

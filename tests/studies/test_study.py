@@ -24,7 +24,7 @@ from splitload.studies import (
     steps,
     study,
 )
-from splitload.studies.study import at_least, growing_record, one_line, record_file
+from splitload.studies.study import at_least, errors_in_one_line, growing_record, record_file
 
 STUDIES = {module.__name__.rpartition(".")[2]: module for module in (
     ablation, budget, calibrate, digits, evaluate, personalization, predictions, rivals, steps
@@ -65,7 +65,7 @@ def test_errors_are_one_line(error: BaseException, code: int, capsys: pytest.Cap
     def main(words: Sequence[str] | None = None) -> int:
         raise error
 
-    assert one_line(main)() == code
+    assert errors_in_one_line(main)() == code
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -94,7 +94,7 @@ def test_a_study_that_is_stopped_leaves_the_record_of_before(
     if before:
         record.write_text(old)
 
-    @one_line
+    @errors_in_one_line
     def main(words: Sequence[str] | None = None) -> int:
         assert words is not None
         with growing_record(record, "sizes", "module", words) as keep:
@@ -144,7 +144,7 @@ def test_rows_that_could_not_be_written_are_not_said_to_be_there(
 def test_a_study_that_is_stopped_before_its_first_row_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @one_line
+    @errors_in_one_line
     def main(words: Sequence[str] | None = None) -> int:
         with growing_record(tmp_path / "sizes.json", "sizes", "module", []):
             raise KeyboardInterrupt
