@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitload.base import interrupts
+from splitload.base import interrupts, packages
 from splitload.base.cache import user_cache
 from splitload.base.errors import CacheWarning, OutputError, SplitloadError, UsageError
-from splitload.commands import packages, streams
+from splitload.commands import streams
 from splitload.commands.console import Console, printable
 from splitload.commands.parser import parser
 from splitload.commands.text_layout import wrap

@@ -59,8 +59,8 @@ def from_torch(
         SplitloadError: Whatever else went wrong; a bundle that was there is as it was.
     """
     from splitload.base.cache import user_cache
+    from splitload.base.packages import named
     from splitload.commands.console import Console
-    from splitload.commands.packages import named
     from splitload.commands.parser import parser
 
     with named("splitload.from_torch"):

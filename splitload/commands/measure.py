@@ -18,7 +18,6 @@ from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_output_file
 from splitload.bundle.verification import verify
 from splitload.commands.console import Console, shortened
-from splitload.commands.gains import gain_of
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
 from splitload.frontends import deep, open_source
@@ -30,9 +29,10 @@ from splitload.measure.sampling import Arm, compare, first_outputs, run_arms, su
 from splitload.measure.storage import Controller, reader
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
-from splitload.planner.plans import prepare, write_bundle
+from splitload.planner.gain import gain_of
 from splitload.planner.search import Search
 from splitload.planner.trial import choose_measured
+from splitload.planner.write_bundle import prepare, write_bundle
 from splitload.runtime.inputs import read_feeds
 from splitload.runtime.variants import choose
 

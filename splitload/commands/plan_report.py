@@ -7,10 +7,10 @@ from typing import Any
 
 from splitload.base.phrases import count_of, milliseconds
 from splitload.commands.console import Console, shortened
-from splitload.commands.gains import RUNS, Gain
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
-from splitload.planner.planning import Planned
+from splitload.planner.gain import RUNS, Gain
+from splitload.planner.make_plan import Planned
 from splitload.planner.search import Found
 
 

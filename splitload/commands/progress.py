@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from splitload.commands.packages import has
+from splitload.base.packages import has
 from splitload.commands.streams import fitting
 from splitload.planner.report import Show
 

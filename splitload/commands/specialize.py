@@ -10,10 +10,10 @@ from typing import Any
 
 from splitload.base.errors import BundleError
 from splitload.base.machine import cpu_architecture
+from splitload.base.packages import INSTALL, has
 from splitload.base.phrases import count_of
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
-from splitload.commands.packages import INSTALL, has
 from splitload.runtime.background import cached
 from splitload.runtime.inputs import example_inputs, read_feeds
 from splitload.runtime.loader import ParallelLoader

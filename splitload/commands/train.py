@@ -15,16 +15,16 @@ from splitload.build.assemble import Plan
 from splitload.bundle.manifest import Training
 from splitload.bundle.write import check_target
 from splitload.commands.console import Console
-from splitload.commands.gains import RUNS, Gain, measure_gain
 from splitload.commands.plan_report import show_plan, show_search
 from splitload.devices import Device, open_device
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.planning import check_search, make_plan, resume_hint
-from splitload.planner.plans import native_left_out, notes_of, read_divided, write_bundle
+from splitload.planner.gain import RUNS, Gain, measure_gain
+from splitload.planner.make_plan import check_search, make_plan, resume_hint
 from splitload.planner.trial import Trial, choose_measured, try_cut
+from splitload.planner.write_bundle import native_left_out, notes_of, read_divided, write_bundle
 from splitload.runtime.inputs import read_feeds
 from splitload.training.division import Division
 

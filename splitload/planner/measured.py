@@ -13,8 +13,8 @@ from splitload.bundle.manifest import Variant
 from splitload.frontends.onnx import Source
 from splitload.measure.sampling import Arm, Sample, run_arms
 from splitload.plan.partition import Partition
-from splitload.planner.plans import with_portable
 from splitload.planner.report import Report
+from splitload.planner.write_bundle import with_portable
 
 
 def measure_plans(

@@ -22,10 +22,10 @@ from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_stages
 from splitload.graphs.proto import external_files
-from splitload.planner.plans import native_left_out, notes_of, write_bundle
 from splitload.planner.report import Report
 from splitload.planner.search import Objective, Search
 from splitload.planner.trial import choose_measured
+from splitload.planner.write_bundle import native_left_out, notes_of, write_bundle
 from splitload.runtime.inputs import read_feeds
 from splitload.training.opened import load_opened
 

@@ -31,7 +31,7 @@ from splitload.measure.arms import Subject, make_arm
 from splitload.measure.sampling import CHILD, PAUSE_S, fresh_process
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
-from splitload.planner.plans import write_bundle
+from splitload.planner.write_bundle import write_bundle
 from splitload.runtime.inputs import DTYPES
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser

@@ -18,7 +18,7 @@ from splitload.frontends.onnx import load_graph, model_files
 from splitload.frontends.zoo import names
 from splitload.measure.sampling import Arm, compare, first_outputs, run_arms, summarize
 from splitload.plan.partition import Partition
-from splitload.planner.plans import write_bundle
+from splitload.planner.write_bundle import write_bundle
 from splitload.studies.forms import FORMS, SHARING, open_form
 from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 

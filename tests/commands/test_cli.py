@@ -310,7 +310,7 @@ def test_failures(cli: Run, chain_model: Path, words: list[str], message: str) -
 
 
 def test_output_that_is_no_bundle_is_refused_before_any_work(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitload.planner.plans.open_source", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("splitload.planner.write_bundle.open_source", lambda *_: pytest.fail("worked"))
     Path("precious").mkdir()
     Path("precious/manifest.json").write_text("{}")
     assert "exists and is not a bundle" in one_line(cli("train", "--device", "s20", "-o", "precious"), 1)

@@ -13,10 +13,10 @@ from splitload.base.errors import BundleError
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.commands.console import Console
-from splitload.commands.gains import RUNS, Gain, gain_of
 from splitload.commands.why import show_why
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
+from splitload.planner.gain import RUNS, Gain, gain_of
 from splitload.planner.why import reasons
 
 

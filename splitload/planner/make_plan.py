@@ -21,12 +21,12 @@ from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.curve import curve_csv
-from splitload.planner.plans import profile_on
 from splitload.planner.refine import Refined, refine_on_host
 from splitload.planner.report import Report
 from splitload.planner.request import LEARNERS
 from splitload.planner.search import BASELINES, Found, Search, fixed_plan
 from splitload.planner.seeds import SeedRun, best_of, check_seeds, search_seeds
+from splitload.planner.write_bundle import profile_on
 
 
 @dataclass(frozen=True, slots=True)
