@@ -22,7 +22,7 @@ from splitload.runtime.loader import ParallelLoader  # noqa: E402
 
 if TYPE_CHECKING:
     from splitload.bundle.delivery import install
-    from splitload.commands.from_torch import from_torch
+    from splitload.planner.from_torch import from_torch
     from splitload.runtime.shim import InferenceSession, IOBinding
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
     if name == "install":
         return importlib.import_module("splitload.bundle.delivery").install
     if name == "from_torch":
-        return importlib.import_module("splitload.commands.from_torch").from_torch
+        return importlib.import_module("splitload.planner.from_torch").from_torch
     if name == "torch":
         return importlib.import_module("splitload.torch")
     raise AttributeError(f"module 'splitload' has no attribute '{name}'")

@@ -6,9 +6,12 @@ import argparse
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from splitload.base.errors import UsageError, unknown_name
+from splitload.base.words import one_of
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,51 +43,19 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
-def one_of(kind: str, known: Sequence[str]) -> Callable[[str], str]:
-    """Return an argument type that takes the known names."""
+def reading(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Return an argument type that reads a word, and says what it must be where `read` raises ValueError."""
 
-    def check(word: str) -> str:
-        if word not in known:
-            raise argparse.ArgumentTypeError(str(unknown_name(kind, word, known)))
-        return word
+    def check(word: str) -> T:
+        try:
+            return read(word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return check
 
 
 def some_of(kind: str, known: Sequence[str]) -> Callable[[str], list[str]]:
     """Return an argument type that takes known names with commas between."""
-    one = one_of(kind, known)
+    one = reading(one_of(kind, known))
     return lambda word: [one(part) for part in word.split(",")]
-
-
-def above_zero(word: str) -> float:
-    """Return a finite number above 0."""
-    try:
-        value = float(word)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"it must be a number above 0, not '{word}'")
-    return value
-
-
-def at_least_one(word: str) -> int:
-    """Return a whole number of at least 1."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1, not '{word}'")
-    return int(word)
-
-
-def count(word: str) -> int:
-    """Return a whole number of at least 0."""
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 0, not '{word}'")
-    return int(word)
-
-
-def split_points(word: str) -> list[int]:
-    """Return block numbers that were given with commas between."""
-    parts = [part for part in word.split(",") if part]
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"it must be block numbers with commas between, not '{word}'")
-    return [int(part) for part in parts]

@@ -18,6 +18,7 @@ from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_output_file
 from splitload.bundle.verification import verify
 from splitload.commands.console import Console, shortened
+from splitload.commands.gain_sentence import gain_sentence
 from splitload.devices import open_device
 from splitload.devices.host import write_profile
 from splitload.frontends import deep, open_source
@@ -30,9 +31,10 @@ from splitload.measure.storage import Controller, reader
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.planner.gain import gain_of
+from splitload.planner.read_model import read_and_profile
 from splitload.planner.search import Search
 from splitload.planner.trial import choose_measured
-from splitload.planner.write_bundle import prepare, write_bundle
+from splitload.planner.write_bundle import write_bundle
 from splitload.runtime.inputs import read_feeds
 from splitload.runtime.variants import choose
 
@@ -59,7 +61,8 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     if output:
         check_output_file(output, "profile")
     device = open_device(options.device, cache, refresh=True)
-    _, _, made = prepare(options, console, cache, device, read_feeds(options.input))
+    feeds = read_feeds(options.input)
+    _, _, made = read_and_profile(options.model, device, console, cache, feeds, max_blocks=options.max_blocks)
     if output:
         write_profile(output, made)
     whole = made.whole()
@@ -134,7 +137,7 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         trial = read_manifest(subject.bundle).plan.get("trial")
         gain = gain_of(summary, plan["num_stages"], options.runs, trial)
     if gain is not None:
-        console.print(gain.sentence())
+        console.print(gain_sentence(gain))
     return {
         "kind": "bench",
         "schema_version": 2,
@@ -187,8 +190,8 @@ def _subject(
     word = options.model if options.deep is None else str(deep.path(options.deep, cache))
     bundle, plan = None, None
     if "splitload" in names:
-        same = argparse.Namespace(**{**vars(options), "model": word})
-        source, graph, measured = prepare(same, console, cache, open_device("host", cache), feeds)
+        host = open_device("host", cache)
+        source, graph, measured = read_and_profile(word, host, console, cache, feeds, max_blocks=options.max_blocks)
         feeds = {**source.examples, **feeds}
         if options.bundle is None:
             bundle = _bundle(console, cache, source, graph, measured, feeds)

@@ -6,22 +6,15 @@ import argparse
 from typing import Any
 
 from splitload import __version__
+from splitload.base.words import above_zero, at_least_one, one_of
 from splitload.bundle.manifest import DEFAULT_TAIL
-from splitload.commands.argument_types import (
-    Parser,
-    above_zero,
-    at_least_one,
-    count,
-    one_of,
-    some_of,
-    split_points,
-)
+from splitload.commands.argument_types import Parser, reading, some_of
 from splitload.deploy.arguments import add_arguments
 from splitload.measure.arm_names import ARM_NAMES
-from splitload.plan.graph import DEFAULT_MAX_BLOCKS
-from splitload.planner.request import AGENTS, OBJECTIVES
+from splitload.planner.request import DEFAULTS, SETTINGS
 
-DEFAULT_MODEL = "zoo:mobilenet_v1"
+_OF_MODEL = ("model", "max_blocks")  # settings that every command with a model takes
+_AT_LEAST_ONE = reading(at_least_one)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,13 +33,12 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     train = add("train", "train:train", "search a partition on a device and write the bundle", cache=True)
-    _takes_model(train, nargs="?", default=DEFAULT_MODEL)
-    _takes_device(train)
-    _search_options(train)
+    _takes_model(train, nargs="?", default=DEFAULTS["model"])
+    _takes_setting(train, *(name for name in SETTINGS if name not in _OF_MODEL))
 
     profile = add("profile", "measure:profile", "measure or simulate what loading each block costs", cache=True)
     _takes_model(profile)
-    _takes_device(profile)
+    _takes_setting(profile, "device")
     profile.add_argument("-o", "--output", metavar="FILE", help="write the profile here, for --device FILE")
 
     add("devices", "lists:devices", "list the devices")
@@ -55,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "action",
         nargs="?",
         default="list",
-        type=one_of("action", ("list", "clear")),
+        type=reading(one_of("action", ("list", "clear"))),
         metavar="{list,clear}",
         help="(default: %(default)s)",
     )
@@ -85,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", "run:run", "load a bundle in parallel, infer once, show the timeline")
     run.add_argument("bundle", metavar="BUNDLE")
     _takes_input(run)
-    run.add_argument("--threads", type=at_least_one, metavar="N", help="loading threads (default: the bundle's)")
+    run.add_argument("--threads", type=_AT_LEAST_ONE, metavar="N", help="loading threads (default: the bundle's)")
     run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
     run.add_argument(
         "-o",
@@ -106,18 +98,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _takes_model(sub: argparse.ArgumentParser, **default: Any) -> None:
-    text = ".onnx file, zoo:NAME or package.module:factory" + (
-        " (default: %(default)s)" if "default" in default else ""
-    )
-    sub.add_argument("model", metavar="MODEL", help=text, **default)
-    sub.add_argument(
-        "--max-blocks",
-        type=at_least_one,
-        default=DEFAULT_MAX_BLOCKS,
-        metavar="N",
-        help="divide the model into at most this many blocks (default: %(default)s)",
-    )
+    model, *others = _OF_MODEL
+    setting = SETTINGS[model]
+    text = setting.help + (" (default: %(default)s)" if "default" in default else "")
+    sub.add_argument(model, metavar=setting.metavar, help=text, **default)
+    _takes_setting(sub, *others)
     _takes_input(sub)
+
+
+def _takes_setting(sub: argparse.ArgumentParser, *names: str) -> None:
+    """Add settings of a `TrainRequest` as options; those without a default are required."""
+    for name in names:
+        setting = SETTINGS[name]
+        given: dict[str, Any] = {"default": DEFAULTS[name]} if name in DEFAULTS else {"required": True}
+        sub.add_argument(
+            *setting.flags, type=reading(setting.read), metavar=setting.metavar, help=setting.help, **given
+        )
 
 
 def _takes_input(sub: argparse.ArgumentParser) -> None:
@@ -130,93 +126,12 @@ def _takes_input(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _takes_device(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--device", required=True, help="host, a simulated device's name (see 'splitload devices'), or a file"
-    )
-
-
-def _search_options(train: argparse.ArgumentParser) -> None:
-    train.add_argument("-o", "--output", metavar="BUNDLE", help="where the bundle goes (default: NAME.splitload)")
-    train.add_argument(
-        "--agent",
-        type=one_of("agent", AGENTS),
-        default="q-learning",
-        metavar="AGENT",
-        help=f"who searches: {', '.join(AGENTS)} (default: %(default)s)",
-    )
-    train.add_argument(
-        "--objective",
-        type=one_of("objective", OBJECTIVES),
-        default="balance",
-        metavar="OBJECTIVE",
-        help="balance: equal load times; ttfo: the shortest time to first output (default: %(default)s)",
-    )
-    train.add_argument(
-        "--episodes", type=at_least_one, metavar="N", help="most episodes in all (default: agent's rule)"
-    )
-    train.add_argument("--seed", type=count, default=0, help="seed of the search (default: %(default)s)")
-    train.add_argument(
-        "--seeds",
-        type=at_least_one,
-        default=1,
-        metavar="N",
-        help="search with N seeds from --seed on, and take the best plan (default: %(default)s)",
-    )
-    train.add_argument(
-        "--jobs", type=at_least_one, metavar="J", help="searches at a time (default: one for each available thread)"
-    )
-    train.add_argument(
-        "--cluster", metavar="tcp://HOST:PORT", help="search on the workers of this Dask cluster, which is trusted"
-    )
-    train.add_argument(
-        "--max-stages",
-        type=at_least_one,
-        metavar="K",
-        help="the most stages (default: 8, or 16 where so many promise a twentieth)",
-    )
-    train.add_argument(
-        "--budget",
-        type=at_least_one,
-        metavar="N",
-        help="search with at most N measured stage loads, in place of a profile of every block (host only); what is "
-        "measured of the plan that was found comes on top",
-    )
-    train.add_argument(
-        "--trainable",
-        metavar="SPEC",
-        help="layers that stay together in the last stage: a count of last layers, or a pattern of their names",
-    )
-    train.add_argument(
-        "--new-head",
-        type=at_least_one,
-        metavar="CLASSES",
-        help="replace the last linear layer by a fresh one of so many classes, to be trained on the device; without "
-        "--trainable it alone is trainable",
-    )
-    train.add_argument(
-        "--split-points",
-        type=split_points,
-        metavar="P,P,...",
-        help="build this plan instead of searching: the ends of all stages but the last, in blocks",
-    )
-    train.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="keep the search in FILE, Q-table and all, and go on with what it holds; by default an interrupted search "
-        "is kept in the cache, for the same command to resume. With several seeds none is kept",
-    )
-    train.add_argument(
-        "--curve", metavar="FILE.csv", help="write the learning curve: each episode's return, and the best value so far"
-    )
-
-
 def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
-        "--deep", type=at_least_one, metavar="N", help="instead of MODEL: a synthetic chain of N small nodes"
+        "--deep", type=_AT_LEAST_ONE, metavar="N", help="instead of MODEL: a synthetic chain of N small nodes"
     )
     bench.add_argument(
-        "--runs", type=at_least_one, default=9, metavar="N", help="samples of each arm (default: %(default)s)"
+        "--runs", type=_AT_LEAST_ONE, default=9, metavar="N", help="samples of each arm (default: %(default)s)"
     )
     bench.add_argument(
         "--arms",
@@ -227,7 +142,7 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--cold", action="store_true", help="evict the files an arm reads before each of its samples")
     bench.add_argument(
         "--storage-mbps",
-        type=above_zero,
+        type=reading(above_zero),
         metavar="X",
         help="cap what is read from storage at X million bytes per second; needs --cold, root and cgroups",
     )

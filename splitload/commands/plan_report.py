@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from splitload.base.phrases import count_of, milliseconds
 from splitload.commands.console import Console, shortened
-from splitload.plan.graph import ModelGraph
-from splitload.plan.profile import Profile
-from splitload.planner.gain import RUNS, Gain
+from splitload.commands.gain_sentence import gain_sentence
+from splitload.planner.gain import RUNS
 from splitload.planner.make_plan import Planned
-from splitload.planner.search import Found
+from splitload.planner.result import TrainResult
 
 
 def show_search(console: Console, planned: Planned) -> None:
@@ -37,30 +33,41 @@ def show_search(console: Console, planned: Planned) -> None:
         )
 
 
-def show_plan(
-    console: Console,
-    graph: ModelGraph,
-    profile: Profile,
-    stages: Profile,
-    found: Found,
-    gain: Gain | None,
-    result: Mapping[str, Any],
-) -> None:
-    """Print a plan, what other agents would have found, the schedule, and what the bundle gains.
+def show_plan(console: Console, result: TrainResult) -> None:
+    """Print a plan, what other agents would have found, the schedule, and what the bundle gains."""
+    _show_stages(console, result)
+    _show_values(console, result)
+    _show_trial(console, result)
+    console.drawing(result.profile.schedule(result.found.partition))
+    line = f"time to first output: {milliseconds(result.predicted_ttfo_s)} {_predicted(result)}"
+    if result.measured_ttfo_s is not None:
+        measured = milliseconds(result.measured_ttfo_s)
+        line += f", {measured} measured (median of {RUNS} fresh processes, warm page cache)"
+    console.print(line)
+    training = None if result.division is None else result.training
+    if training is not None and training.output_kind is not None:
+        console.print(f"a loss of classes takes the output '{training.output}' as {training.output_kind}")
+    replaced = ", in the place of the one that was there" if result.replaced else ""
+    console.print(f"bundle: {result.request.target}{replaced}")
+    if result.gain is not None:
+        console.print(gain_sentence(result.gain))
 
-    Args:
-        console: Where.
-        graph: The model.
-        profile: What the plan was found by.
-        stages: What each stage costs.
-        found: The plan, and the values beside it.
-        gain: What the bundle gains; None where that could not be measured.
-        result: What `--json` prints.
-    """
-    predicted = "simulated" if profile.source == "simulated" else "predicted"
+
+def _predicted(result: TrainResult) -> str:
+    return "simulated" if result.profile.source == "simulated" else "predicted"
+
+
+def _searched(result: TrainResult) -> int:
+    """Return how many stages were searched: what is trained was cut off afterwards."""
+    return result.found.partition.num_stages - (result.graph.tail_start is not None)
+
+
+def _show_stages(console: Console, result: TrainResult) -> None:
+    """Print what each stage holds and costs."""
+    graph, profile, partition = result.graph, result.profile, result.found.partition
     rows = []
-    for number, (start, end) in enumerate(found.partition.stages()):
-        cost = stages.cost(start, end)
+    for number, (start, end) in enumerate(partition.stages()):
+        cost = result.stages.cost(start, end)
         nodes = graph.node_range(start, end)
         rows.append(
             (
@@ -72,56 +79,57 @@ def show_plan(
                 f"{cost.first_inference_s * 1e3:.2f}",
             )
         )
-    count = count_of(found.partition.num_stages, "stage")
+    count = count_of(partition.num_stages, "stage")
     console.table(
         f"{graph.name} on {profile.device}: {profile.num_blocks} blocks in {count}; each alone, {profile.source}",
         ("stage", "blocks", "part of the model", "MB", "load alone ms", "infer ms"),
         rows,
     )
-    searched = found.partition.num_stages - (graph.tail_start is not None)  # what is trained was cut off afterwards
-    what = f"slowest stage's load, {count}, each alone"
-    if result["objective"] != "balance":
-        what = f"time to first output, {count} loading in parallel"
+
+
+def _show_values(console: Console, result: TrainResult) -> None:
+    """Print what the plan is worth beside those of others."""
+    found, balance = result.found, result.request.objective == "balance"
     values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
-    if values and searched > 1:
-        exact, bound = found.values_s.get("exact"), found.exact_bound_s
-        if exact and bound is not None and bound < exact:
-            over = f"at most {(exact / bound - 1):.1%} above the optimum" if bound > 0 else "optimum unknown"
-            values = {f"best known, {over}" if name == "exact" else name: value for name, value in values.items()}
-        proved = exact is None or bound is None or bound >= exact
-        console.table(
-            f"{what}, {predicted}",
-            (
-                "plan",
-                "slowest load ms" if result["objective"] == "balance" else "first output ms",
-                "÷ exact" if proved else "÷ best known",
-            ),
-            [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
-        )
-    one = "one stage" if graph.tail_start is None else "one frozen stage"
-    if trial := result["trial"]:
+    if not values or _searched(result) <= 1:
+        return
+    exact, bound = found.values_s.get("exact"), found.exact_bound_s
+    proved = exact is None or bound is None or bound >= exact
+    if exact and bound is not None and bound < exact:
+        over = f"at most {(exact / bound - 1):.1%} above the optimum" if bound > 0 else "optimum unknown"
+        values = {f"best known, {over}" if name == "exact" else name: value for name, value in values.items()}
+    count = count_of(found.partition.num_stages, "stage")
+    what = f"slowest stage's load, {count}, each alone"
+    if not balance:
+        what = f"time to first output, {count} loading in parallel"
+    console.table(
+        f"{what}, {_predicted(result)}",
+        (
+            "plan",
+            "slowest load ms" if balance else "first output ms",
+            "÷ exact" if proved else "÷ best known",
+        ),
+        [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
+    )
+
+
+def _show_trial(console: Console, result: TrainResult) -> None:
+    """Print how the plan was measured beside the whole model, or why nothing was cut."""
+    frozen = result.graph.tail_start is not None
+    one = "one frozen stage" if frozen else "one stage"
+    if result.trial is not None:
+        trial = result.trial.to_json()
         split, whole = (milliseconds(trial[f"{name}_ttfo_s"]) for name in ("split", "whole"))
-        kind, rest = ("stage", "the whole model") if graph.tail_start is None else ("frozen stage", one)
+        kind, rest = ("frozen stage", one) if frozen else ("stage", "the whole model")
         console.print(
             f"{count_of(trial['num_stages'], kind)} answered after {split}, {rest} after {whole} "
             f"(measured, medians of {trial['runs']} fresh processes)"
         )
-        if searched == 1:
+        if _searched(result) == 1:
             console.print(f"{one}, as splitting did not pay")
-    elif found.two_stages_s is not None:
-        what = "have loaded" if result["objective"] == "balance" else "answer"
-        two = milliseconds(found.two_stages_s)
-        console.print(f"{one}, as splitting would not pay: the best two would {what} after {two} ({predicted})")
-    console.drawing(profile.schedule(found.partition))
-    measured = result["ttfo_s"]["measured"]
-    line = f"time to first output: {milliseconds(result['ttfo_s']['predicted'])} {predicted}"
-    if measured is not None:
-        line += f", {milliseconds(measured)} measured (median of {RUNS} fresh processes, warm page cache)"
-    console.print(line)
-    trained = result["trained"]
-    if trained is not None and trained["output_kind"] is not None:
-        console.print(f"a loss of classes takes the output '{trained['output']}' as {trained['output_kind']}")
-    replaced = ", in the place of the one that was there" if result["replaced"] else ""
-    console.print(f"bundle: {result['bundle']}{replaced}")
-    if gain is not None:
-        console.print(gain.sentence())
+    elif result.found.two_stages_s is not None:
+        what = "have loaded" if result.request.objective == "balance" else "answer"
+        two = milliseconds(result.found.two_stages_s)
+        console.print(
+            f"{one}, as splitting would not pay: the best two would {what} after {two} ({_predicted(result)})"
+        )

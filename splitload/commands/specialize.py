@@ -30,12 +30,13 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
         return _as_it_is_cut(options, console)
     from splitload.planner.specialize import specialize as search_and_build
 
-    found = search_and_build(options, console, cache)
+    bundle = Path(options.bundle)
+    made = search_and_build(bundle, read_feeds(options.input), console, cache, add=options.add)
     console.print(
-        f"{Path(options.bundle)}: {count_of(found['num_stages'], 'stage')} for {cpu_architecture()}, "
-        f"{found['files_bytes'] / 1e6:.1f} MB ({found['files_bytes'] / max(found['model_bytes'], 1):.2f} of the model)"
+        f"{bundle}: {count_of(made.partition.num_stages, 'stage')} for {cpu_architecture()}, "
+        f"{made.files_bytes / 1e6:.1f} MB ({made.files_bytes / max(made.model_bytes, 1):.2f} of the model)"
     )
-    return found
+    return {"bundle": options.bundle, **made.to_json()}
 
 
 def _as_it_is_cut(options: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.base.phrases import count_of, milliseconds
 from splitload.frontends.onnx import Source
 from splitload.measure.sampling import Arm, run_arms
 from splitload.plan.graph import ModelGraph
@@ -65,31 +64,6 @@ class Gain:
             "cut_ratio": self.cut_ratio,
         }
 
-    def sentence(self) -> str:
-        """Return it for people."""
-        here, other = (milliseconds(each["ttfo_s"]) for each in (self.here, self.other))
-        count = count_of(self.num_stages, "stage")
-        if self.source != "measured":
-            if self.num_stages == 1:
-                return f"First output after {here}, in {count} ({self.source})."
-            return f"First output after {here} in {count}; one takes {other}, {_times(self.ratio)} ({self.source})."
-        whole_here, whole_other = (milliseconds(each["process_s"]) for each in (self.here, self.other))
-        process_ratio = self.other["process_s"] / self.here["process_s"]
-        parts = [
-            f"First output after {here}; a stock session takes {other}, {_times(self.ratio)}.",
-            f"Whole process {whole_here}; with a stock session it takes {whole_other}, {_times(process_ratio)}.",
-        ]
-        if self.num_stages == 1:
-            parts.append(f"Layout and mapping make all of the {self.ratio:.2f}, as there is no cut.")
-        elif self.cut_ratio is None:
-            parts.append("What of it comes from the cut was not measured.")
-        else:
-            factors = (
-                f"layout and mapping make a factor of {self.layout_ratio:.2f}, the cut one of {self.cut_ratio:.2f}"
-            )
-            parts.append(f"Of the {self.ratio:.2f}, {factors}.")
-        return f"{' '.join(parts)} (Measured, medians of {self.runs} fresh processes each, in turns.)"
-
 
 def measure_gain(
     source: Source, graph: ModelGraph, bundle: Path, num_stages: int, feeds: Mapping[str, Any], cut_ratio: float | None
@@ -135,8 +109,3 @@ def gain_of(
     elif num_stages > 1 and "tuned" in arms:
         cut_ratio = arms["tuned"]["ttfo_s"]["median"] / here["ttfo_s"]
     return Gain("measured", num_stages, here, stock, runs, cut_ratio)
-
-
-def _times(ratio: float) -> str:
-    """Return a ratio as words."""
-    return f"{ratio:.2f} times as long" + (", a loss" if ratio < 1 else "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 Show = Callable[..., None]
@@ -20,3 +21,19 @@ class Report(Protocol):
 
     def progress(self, text: str, unit: str) -> AbstractContextManager[Show]:
         """Return what yields a function `show(done, total, note="")` that says how far the work is."""
+
+
+class LogReport:
+    """A `Report` for programs: notes are warnings of the logger "splitload", and no progress is shown."""
+
+    def note(self, text: str) -> None:
+        """Log something the user should know."""
+        logging.getLogger("splitload").warning(text)
+
+    def status(self, text: str) -> AbstractContextManager[None]:
+        """Show nothing."""
+        return nullcontext()
+
+    def progress(self, text: str, unit: str) -> AbstractContextManager[Show]:
+        """Return what yields a function that shows nothing."""
+        return nullcontext(lambda *_, **__: None)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitload.base.errors import UsageError
 from splitload.base.phrases import milliseconds
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.parallel import check_cluster, run_all
+from splitload.planner.parallel import run_all
 from splitload.planner.report import Report
-from splitload.planner.request import LEARNERS
+from splitload.planner.request import TrainRequest
 from splitload.planner.search import Search
-
-SEEDED = (*LEARNERS, "annealing", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,40 +47,19 @@ class SeedRun:
         }
 
 
-def check_seeds(options: argparse.Namespace) -> None:
-    """Raise what is wrong with `--seeds`, `--jobs` and `--cluster`, before anything is measured.
-
-    Raises:
-        UsageError: If they do not fit each other or the rest of the command.
-        SplitloadError: If there is no cluster.
-    """
-    if options.seeds == 1:
-        if options.jobs is not None or options.cluster is not None:
-            raise UsageError("--jobs and --cluster share out the searches of several seeds: give --seeds as well")
-        return
-    if options.split_points is not None:
-        raise UsageError("--seeds searches, and --split-points gives a plan: leave one of them out")
-    if options.agent not in SEEDED:
-        raise UsageError(f"--seeds: '{options.agent}' finds the same for every seed; others do for {', '.join(SEEDED)}")
-    if options.cluster is not None:
-        if options.jobs is not None:
-            raise UsageError("give --jobs or --cluster, not both: a cluster runs as many searches as it can")
-        check_cluster(options.cluster)
-
-
 def search_seeds(
-    options: argparse.Namespace, settings: Mapping[str, Any], profile: Profile, report: Report, runs: list[SeedRun]
+    request: TrainRequest, settings: Mapping[str, Any], profile: Profile, report: Report, runs: list[SeedRun]
 ) -> SeedRun:
-    """Search with `--seeds` seeds from `--seed` on, and return the best run.
+    """Search with as many seeds as are asked for, and return the best run.
 
     Args:
-        options: Of `splitload train`.
+        request: What is asked for.
         settings: The arguments of each `Search`, but for its profile and seed.
         profile: Costs of the model on the device.
         report: Where to show progress.
         runs: Gets each run, in order of the seeds, when it is done; so an interrupt leaves those that are.
     """
-    seeds = range(options.seed, options.seed + options.seeds)
+    seeds = range(request.seed, request.seed + request.seeds)
     with report.progress("search", unit="seeds") as show:
 
         def after_search(run: SeedRun) -> None:
@@ -92,7 +67,7 @@ def search_seeds(
             show(len(runs), len(seeds), f"best {milliseconds(best_of(runs).value_s)}")
 
         jobs = [(profile, seed, settings) for seed in seeds]
-        run_all(run_seed, jobs, workers=options.jobs, cluster=options.cluster, on_done=after_search)
+        run_all(run_seed, jobs, workers=request.jobs, cluster=request.cluster, on_done=after_search)
     return best_of(runs)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +23,64 @@ from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_stages
 from splitload.graphs.proto import external_files
+from splitload.plan.partition import Partition
+from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
 from splitload.planner.search import Objective, Search
 from splitload.planner.trial import choose_measured
-from splitload.planner.write_bundle import native_left_out, notes_of, write_bundle
-from splitload.runtime.inputs import read_feeds
+from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.opened import load_opened
 
 
-def specialize(options: argparse.Namespace, report: Report, cache: Path) -> dict[str, Any]:
-    """Optimise, cut and measure the bundle's portable graph on this machine; return what `--json` prints.
+@dataclass(frozen=True, slots=True)
+class Specialized:
+    """A bundle whose part for this machine was made anew.
+
+    Attributes:
+        partition: Its plan here.
+        files_bytes: Bytes of all its files.
+        model_bytes: Those of the model it was made of.
+    """
+
+    partition: Partition
+    files_bytes: int
+    model_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` prints of it."""
+        return {
+            "num_stages": self.partition.num_stages,
+            "split_points": list(self.partition.split_points),
+            "files_bytes": self.files_bytes,
+            "model_bytes": self.model_bytes,
+        }
+
+
+def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Path, *, add: bool) -> Specialized:
+    """Optimise, cut and measure the bundle's portable graph on this machine.
 
     The bundle is replaced as a whole or not at all; its last stage stays if it is trained, with all personalized tails.
-    Native parts for other machines are dropped, or with `--add` kept; the portable graph is kept, cut as it was, with
+    Native parts for other machines are dropped, or with `add` kept; the portable graph is kept, cut as it was, with
     its weights in the new native files, so that the bundle still loads elsewhere, and is for the device it was made
     for. The search is the one of `train` with its defaults, by the objective the bundle was made with. A model that
     gets no native part has its portable graph cut for this machine.
 
+    Args:
+        target: The bundle.
+        feeds: Inputs to measure with; made up where they are missing.
+        report: Where to tell what is done.
+        cache: The user's cache folder.
+        add: Whether native parts for other machines are kept.
+
     Raises:
-        SplitloadError: If the bundle is damaged, cannot be run here, or not be written; with `--add` also if the model
+        SplitloadError: If the bundle is damaged, cannot be run here, or not be written; with `add` also if the model
             gets no native part that could be added.
     """
-    target = Path(options.bundle)
     manifest = read_manifest(target, "hashes")
     if manifest.training is None:
         check_target(target)
     else:  # personalized tails are carried over
         check_place(target, FORMAT)
-    feeds = read_feeds(options.input)
     device = HostDevice(cache)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
         source = _source(target, manifest, folder)
@@ -69,7 +100,7 @@ def specialize(options: argparse.Namespace, report: Report, cache: Path) -> dict
                 first_trainable = len(graph.blocks) - 1
         left_out = native_left_out(device, graph)
         if left_out is not None:
-            if options.add:
+            if add:
                 raise BundleError(f"{left_out}; nothing was added to '{target}'")
             report.note(left_out)
             if manifest.device != device.name:
@@ -108,16 +139,10 @@ def specialize(options: argparse.Namespace, report: Report, cache: Path) -> dict
             feeds=feeds,
             trainable=trained,
             specialized_from=manifest,
-            keep_natives_of=manifest if options.add else None,
+            keep_natives_of=manifest if add else None,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
-    return {
-        "bundle": options.bundle,
-        "num_stages": found.partition.num_stages,
-        "split_points": list(found.partition.split_points),
-        "files_bytes": files_bytes,
-        "model_bytes": manifest.model_bytes,
-    }
+    return Specialized(found.partition, files_bytes, manifest.model_bytes)
 
 
 def _source(bundle: Path, manifest: Manifest, folder: Path) -> Source:

@@ -1,8 +1,7 @@
-"""What commands share: a model profiled on a device, and a plan written as a bundle."""
+"""A plan becomes a bundle: with a portable graph beside a native one, with what trains it, and checked."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,92 +14,17 @@ from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.build.assemble import Plan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
 from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
-from splitload.devices import Device
 from splitload.devices.tuning import tune
-from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
-from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.report import Report
 from splitload.planner.why import reasons
-from splitload.training.division import Division
-from splitload.training.head import with_new_head
 from splitload.training.opened import Opened, load_opened
 from splitload.training.training import keep_training, write_training
 
 if TYPE_CHECKING:
     from splitload.planner.trial import Trial
-
-
-def prepare(
-    options: argparse.Namespace, report: Report, cache: Path, device: Device, feeds: Mapping[str, Any]
-) -> tuple[Source, ModelGraph, Profile]:
-    """Return the model, its graph and its profile on the device, with progress shown.
-
-    Raises:
-        SplitloadError: If the model cannot be read or measured.
-    """
-    source, graph = read_model(options, report, cache, device, feeds)
-    return source, graph, profile_on(device, graph, report, {**source.examples, **feeds})
-
-
-def read_model(
-    options: argparse.Namespace, report: Report, cache: Path, device: Device, feeds: Mapping[str, Any]
-) -> tuple[Source, ModelGraph]:
-    """Return the model and its graph for the device.
-
-    Raises:
-        SplitloadError: If it cannot be read.
-    """
-    return read_divided(options, report, cache, device, feeds)[:2]
-
-
-def read_divided(
-    options: argparse.Namespace, report: Report, cache: Path, device: Device, feeds: Mapping[str, Any]
-) -> tuple[Source, ModelGraph, Division | None]:
-    """Return the model, its graph for the device, and where it is divided for training.
-
-    Raises:
-        SplitloadError: If it cannot be read.
-    """
-    with report.status(f"reading {options.model}"):
-        source = open_source(options.model, cache)
-        feeds = {**source.examples, **feeds}
-        if getattr(options, "new_head", None) is not None:
-            source = with_new_head(source, options.new_head, cache, feeds=feeds)
-    if source.defaults:
-        report.note(
-            f"the default value of {', '.join(source.defaults)} is built in, the bundle has no such input; to give "
-            "another one, make it an input without a default"
-        )
-    trainable = getattr(options, "trainable", None)
-    with report.status(f"optimising {source.name}"):
-        if trainable is None:
-            graph = load_graph(source, device.graph_kind, cache, max_blocks=options.max_blocks, feeds=feeds)
-            return source, graph, None
-        opened = load_opened(source, device.graph_kind, cache, trainable, max_blocks=options.max_blocks, feeds=feeds)
-    return source, opened.graph, opened.division
-
-
-def profile_on(device: Device, graph: ModelGraph, report: Report, feeds: Mapping[str, Any]) -> Profile:
-    """Return the profile of a graph on the device.
-
-    Raises:
-        SplitloadError: If it cannot be measured.
-    """
-    with report.progress(f"profiling on {device.name}", unit="passes") as show:
-        return device.profile(graph, feeds=feeds, on_progress=show)
-
-
-def native_left_out(device: Device, graph: ModelGraph) -> str | None:
-    """Return why a bundle gets no native part on a device that runs one, for people; None where it gets one."""
-    if graph.kind == device.graph_kind:
-        return None
-    return (
-        f"{graph.name} gets no native part, which would take about as much room as the model once more: its weights "
-        "differ too much from the portable graph's. onnxruntime optimises the portable graph when it loads it"
-    )
 
 
 def notes_of(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base import interrupts
 from splitload.base.errors import OutputError, SplitloadError, UsageError
 from splitload.bundle.replace import check_output_file
 from splitload.devices import open_device
@@ -42,7 +43,7 @@ def record_file(word: str) -> Path:
 
 
 def study_parser(name: str, text: str | None) -> argparse.ArgumentParser:
-    """Return the parser of `python -m splitload.commands.NAME`, which writes a record where `-o` says so."""
+    """Return the parser of `python -m splitload.studies.NAME`, which writes a record where `-o` says so."""
     parser = argparse.ArgumentParser(prog=f"python -m splitload.studies.{name}", description=text, allow_abbrev=False)
     parser.add_argument("-o", "--output", type=record_file, metavar="FILE", help="write the record here")
     return parser
@@ -125,6 +126,6 @@ def errors_in_one_line(main: Main) -> Callable[..., int]:
             return 2 if isinstance(error, UsageError) else 1
         except KeyboardInterrupt as error:
             print(str(error) or "interrupted; no record was written", file=sys.stderr)  # noqa: T201
-            return 130
+            return interrupts.EXIT_CODE
 
     return run

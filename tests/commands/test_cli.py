@@ -310,7 +310,7 @@ def test_failures(cli: Run, chain_model: Path, words: list[str], message: str) -
 
 
 def test_output_that_is_no_bundle_is_refused_before_any_work(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitload.planner.write_bundle.open_source", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("splitload.planner.read_model.open_source", lambda *_: pytest.fail("worked"))
     Path("precious").mkdir()
     Path("precious/manifest.json").write_text("{}")
     assert "exists and is not a bundle" in one_line(cli("train", "--device", "s20", "-o", "precious"), 1)
@@ -408,7 +408,7 @@ def test_interrupt_while_measuring_says_that_the_bundle_is_there(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("splitload.commands.train.measure_gain", interrupt)
+    monkeypatch.setattr("splitload.planner.train.measure_gain", interrupt)
     line = one_line(cli("train", chain_model, "--device", "host", "--agent", "exact", "-o", "b.splitload"), 130)
     assert "the bundle 'b.splitload' is complete" in line
     read_manifest(Path("b.splitload"), "hashes")

@@ -270,7 +270,7 @@ def test_a_file_of_another_search_is_refused_with_the_difference(cli: Cli) -> No
 def test_files_that_cannot_be_meant(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, option: str, words: list[str], code: int, message: str
 ) -> None:
-    monkeypatch.setattr("splitload.planner.write_bundle.open_source", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("splitload.planner.read_model.open_source", lambda *_: pytest.fail("worked"))
     line = cli.error(code, *WORDS, option, *words)
     assert option.removeprefix("--") in line
     assert message in line

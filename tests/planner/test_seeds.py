@@ -15,6 +15,7 @@ from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
 from splitload.planner import seeds
+from splitload.planner.request import SEEDED
 from splitload.planner.search import Search
 from splitload.planner.seeds import SeedRun, best_of, run_seed
 
@@ -58,7 +59,7 @@ def test_a_run_is_the_search_with_its_seed(objective: str) -> None:
     assert run.deciding_s == (schedule.load_makespan_s if objective == "balance" else schedule.ttfo_s)
 
 
-@pytest.mark.parametrize("agent", seeds.SEEDED)
+@pytest.mark.parametrize("agent", SEEDED)
 def test_the_best_of_several_seeds_is_taken(train: Run, agent: str) -> None:
     words = ("--agent", agent, "--max-stages", "3", "--objective", "ttfo", "--json")
     code, out, err = train("--seed", "5", "--seeds", "3", "--jobs", "1", *words)

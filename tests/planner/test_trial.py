@@ -13,10 +13,9 @@ import pytest
 from splitload.base.errors import OutputError
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
-from splitload.commands import train
 from splitload.measure.sampling import Arm, run_arms
 from splitload.planner import gain as gains
-from splitload.planner import measured, search, trial
+from splitload.planner import measured, search, train, trial
 from splitload.planner.trial import RUNS, Trial
 
 

@@ -112,14 +112,19 @@ class Image(torch.nn.Module):  # type: ignore[misc, name-defined]
     ids=lambda each: type(each).__name__ if isinstance(each, torch.nn.Module) else str(each),
 )
 def test_an_operator_without_a_gradient_is_named_and_torch_trains_it(
-    middle: Any, size: int, operator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    middle: Any,
+    size: int,
+    operator: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     torch.manual_seed(0)
     example = (torch.randn(1, 1, 6, 6),)
     bundle = splitload.from_torch(
         Image(middle, size).eval(), example, tmp_path / "net.splitload", device="s20", trainable="head|middle|fc"
     )
-    note = " ".join(capsys.readouterr().err.split())
+    note = " ".join(record.getMessage() for record in caplog.records if record.name == "splitload")
     assert "the last stage can only be trained where torch is installed" in note
     assert operator in note
     x = np.random.default_rng(0).normal(size=(12, 1, 6, 6)).astype("f4")

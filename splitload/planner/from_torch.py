@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitload.base.cache import user_cache
 from splitload.base.errors import OutputError
+from splitload.base.packages import named
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.write import check_target
+from splitload.planner.report import LogReport
+from splitload.planner.request import TrainRequest
 
 if TYPE_CHECKING:
     import torch
@@ -40,15 +45,17 @@ def from_torch(
         module: The module.
         example_inputs: A tuple of tensors, or a dict of them by the names of the parameters of `forward`.
         bundle: The folder to write, `NAME.splitload`; a bundle that is there is replaced.
-        device: What `--device` takes: "host", a simulated device's name, or a file.
+        device: host, a simulated device's name (see 'splitload devices'), or a file.
         dynamic_shapes: Which sizes of the inputs stay open, as `torch.export.export` takes it, for example
             `({0: "batch"},)`; by default none.
-        trainable: Layers that stay together in the last stage: a pattern of module names, or a count of last layers.
-        new_head: Classes of a fresh layer in the place of the last linear one.
-        objective: "balance", equal load times, or "ttfo", the shortest time to first output.
-        max_stages: The most stages; chosen by the search if left out.
-        budget: Search with at most so many measured stage loads ("host" only).
-        seed: Of the search.
+        trainable: Layers that stay together in the last stage: a count of last layers, or a pattern of their names.
+        new_head: Replace the last linear layer by a fresh one of so many classes, to be trained on the device; without
+            --trainable it alone is trainable.
+        objective: balance: equal load times; ttfo: the shortest time to first output.
+        max_stages: The most stages (default: 8, or 16 where so many promise a twentieth).
+        budget: Search with at most N measured stage loads, in place of a profile of every block (host only); what is
+            measured of the plan that was found comes on top.
+        seed: Seed of the search.
 
     Returns:
         The bundle's folder.
@@ -58,47 +65,36 @@ def from_torch(
         ModelError: If the module cannot be exported with equal outputs.
         SplitloadError: Whatever else went wrong; a bundle that was there is as it was.
     """
-    from splitload.base.cache import user_cache
-    from splitload.base.packages import named
-    from splitload.commands.console import Console
-    from splitload.commands.parser import parser
-
     with named("splitload.from_torch"):
-        from splitload.commands.train import train
         from splitload.frontends.torch import export_given
         from splitload.frontends.torch_packages import require
-    from splitload.runtime.inputs import save_feeds
-
-    given = {
-        "device": device,
+        from splitload.planner.train import train
+    cache = user_cache()
+    settings: dict[str, Any] = {
         "trainable": trainable,
-        "new-head": new_head,
+        "new_head": new_head,
         "objective": objective,
-        "max-stages": max_stages,
+        "max_stages": max_stages,
         "budget": budget,
         "seed": seed,
     }
-    words = ["train", "-", "-o", str(bundle)]
-    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    options = parser().parse_args(words)  # wrong ones are refused before any work
-    check_target(Path(bundle))
+    given = {name: value for name, value in settings.items() if value is not None}
+    request = TrainRequest(device=device, output=str(bundle), cache=cache, **given)  # refused before any work
+    check_target(request.target)
     require("torch", "onnxscript")
-    cache = user_cache()
     exports = cache / "exports"
     try:
         exports.mkdir(parents=True, exist_ok=True)
         with scratch_folder(exports, ".from-torch-") as folder:
             name = re.sub(r"\W", "", type(module).__name__) or "module"
             file = folder / f"{name}.onnx"
-            examples = export_given(module, example_inputs, file, name=name, dynamic_shapes=dynamic_shapes)
-            options.model = str(file)
-            options.input = [f"{key}={path}" for key, path in save_feeds(examples, folder).items()]
+            feeds = export_given(module, example_inputs, file, name=name, dynamic_shapes=dynamic_shapes)
             try:
-                train(options, Console(json=True), cache)
+                train(replace(request, model=str(file), feeds=feeds), LogReport())
             except KeyboardInterrupt:  # what it advises names files that are gone now
                 raise KeyboardInterrupt(f"interrupted; '{bundle}' is as it was, or complete") from None
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write to '{exports}': {error.strerror or error}") from error
-    return Path(bundle)
+    return request.target

@@ -1,0 +1,243 @@
+"""From a request to a bundle: the model is read, a plan searched and tried, the bundle written and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from splitload.base.errors import SplitloadError, UsageError
+from splitload.build.agreement import Agreement
+from splitload.build.assemble import Plan
+from splitload.bundle.manifest import Manifest
+from splitload.bundle.replace import check_output_file
+from splitload.bundle.write import check_target
+from splitload.devices import Device, open_device
+from splitload.devices.host import HostDevice
+from splitload.frontends.onnx import Source
+from splitload.plan.graph import ModelGraph
+from splitload.plan.partition import Partition
+from splitload.plan.profile import Profile
+from splitload.planner.gain import RUNS, Gain, measure_gain
+from splitload.planner.make_plan import Planned, make_plan
+from splitload.planner.parallel import check_cluster
+from splitload.planner.read_model import native_left_out, read_model
+from splitload.planner.report import Report
+from splitload.planner.request import TrainRequest
+from splitload.planner.result import TrainResult
+from splitload.planner.resume_hint import resume_hint
+from splitload.planner.search import Found
+from splitload.planner.trial import Trial, choose_measured, try_cut
+from splitload.planner.write_bundle import notes_of, write_bundle
+from splitload.training.division import Division
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """The model as it is cut.
+
+    Attributes:
+        source: The .onnx file.
+        graph: It on the device.
+        division: Where it is divided for training.
+        feeds: Inputs to measure with.
+        left_out: Why its bundle gets no native part, if it gets none.
+    """
+
+    source: Source
+    graph: ModelGraph
+    division: Division | None
+    feeds: Mapping[str, Any]
+    left_out: str | None
+
+    @property
+    def first_trainable(self) -> int | None:
+        """The first trainable block, which is the last one."""
+        return None if self.graph.tail_start is None else len(self.graph.blocks) - 1
+
+
+def train(request: TrainRequest, report: Report) -> TrainResult:
+    """Search a plan, write the bundle, and measure it; what is printed of it is left to the caller.
+
+    Args:
+        request: What is asked for.
+        report: Where to tell what is done, and what the user should know.
+
+    Raises:
+        KeyboardInterrupt: With a message that says what is there, and how to go on.
+        SplitloadError: Whatever went wrong; nothing half-written is left.
+    """
+    check_target(request.target, "give another place with -o")
+    device = open_device(request.device, request.cache)
+    _check_places(request, device)
+    model = _read(request, report, device)
+    planned = make_plan(request, report, device, model.graph, model.feeds, model.first_trainable)
+    found, trial = _tried(request, report, device, model, planned)
+    notes = _notes(request, model, planned, found, trial)
+    plan = Plan(model.graph, found.partition, planned.profile.contention.threads, model.first_trainable)
+    replaced = request.target.exists()
+    manifest, agreement = _written(request, report, device, model, plan, notes)
+    stages, gain = _measured(request, report, device, model, planned, plan, trial)
+    return TrainResult(
+        request,
+        model.graph,
+        planned,
+        found,
+        trial,
+        model.division,
+        manifest.training,
+        stages,
+        agreement,
+        gain,
+        replaced,
+    )
+
+
+def _check_places(request: TrainRequest, device: Device) -> None:
+    """Make sure that the device can measure what is asked for, and that a search can write where it has to.
+
+    Raises:
+        UsageError: If the device measures nothing, and a budget is given.
+        OutputError: If a file cannot be written.
+        SplitloadError: If there is no cluster.
+    """
+    if request.cluster is not None:
+        check_cluster(request.cluster)
+    if request.budget is not None and not isinstance(device, HostDevice):
+        raise UsageError(f"--budget counts stage loads that are measured, and on '{request.device}' none are")
+    for what, file in (("checkpoint", request.checkpoint), ("curve", request.curve)):
+        if file is not None:
+            check_output_file(Path(file), what)
+
+
+def _read(request: TrainRequest, report: Report, device: Device) -> _Model:
+    """Return the model, and tell what it lacks."""
+    source, graph, division = read_model(
+        request.model,
+        device,
+        report,
+        request.cache,
+        request.feeds,
+        max_blocks=request.max_blocks,
+        trainable=request.trained,
+        new_head=request.new_head,
+    )
+    left_out = native_left_out(device, graph)
+    if left_out is not None:
+        report.note(left_out)
+    if len(graph.blocks) == 1:
+        report.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
+    elif request.max_stages is not None and request.max_stages > len(graph.blocks):
+        report.note(f"{graph.name} has {len(graph.blocks)} blocks, and so at most as many stages")
+    return _Model(source, graph, division, {**source.examples, **request.feeds}, left_out)
+
+
+def _tried(
+    request: TrainRequest, report: Report, device: Device, model: _Model, planned: Planned
+) -> tuple[Found, Trial | None]:
+    """Return the plan to build, and how it was measured beside the whole model, where that chose it."""
+    found, trial = planned.found, None
+    if isinstance(device, HostDevice) and request.split_points is None:
+        threads = planned.profile.contention.threads
+        try:
+            found, trial = choose_measured(
+                planned.search, found, model.source, model.graph, threads, report, request.cache, feeds=model.feeds
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(resume_hint(request, found.partition)) from None
+    if model.first_trainable is not None:
+        found = planned.search.apart(found, model.first_trainable)
+    return found, trial
+
+
+def _notes(request: TrainRequest, model: _Model, planned: Planned, found: Found, trial: Trial | None) -> dict[str, Any]:
+    """Return what the manifest says of how the plan was found."""
+    search, tail = planned.search, model.first_trainable
+    return notes_of(
+        planned.profile,
+        found.partition,
+        trial,
+        search.plans if tail is None else search.plans_apart(tail),
+        agent=request.agent if request.split_points is None else "given",
+        objective=request.objective,
+        trainable=request.trained,
+        new_head=request.new_head,
+        seed=planned.seed,
+        episodes=found.episodes,
+        native_left_out=model.left_out,
+    )
+
+
+def _written(
+    request: TrainRequest, report: Report, device: Device, model: _Model, plan: Plan, notes: Mapping[str, Any]
+) -> tuple[Manifest, Agreement]:
+    """Write the bundle; return its manifest, and how far it is from a stock session."""
+    agreements: list[Agreement] = []
+    try:
+        manifest = write_bundle(
+            request.target,
+            model.source,
+            plan,
+            report,
+            request.cache,
+            device=device.name,
+            notes=notes,
+            feeds=model.feeds,
+            trainable=request.trained,
+            on_compared=agreements.append,
+        )
+    except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
+        raise KeyboardInterrupt(str(interrupt) or resume_hint(request, plan.partition)) from None
+    if note := agreements[0].note():
+        report.note(note)
+    return manifest, agreements[0]
+
+
+def _measured(
+    request: TrainRequest,
+    report: Report,
+    device: Device,
+    model: _Model,
+    planned: Planned,
+    plan: Plan,
+    trial: Trial | None,
+) -> tuple[Profile, Gain | None]:
+    """Return what the stages cost, and what the bundle gains; without figures where it cannot be measured."""
+    stages, gain = planned.profile, None
+    try:
+        with report.status("measuring the stages and the time to first output in fresh processes"):
+            if isinstance(device, HostDevice) and planned.measured_loads is None:  # else they are in the profile
+                stages = device.measure(model.graph, plan.partition.stages(), feeds=model.feeds)
+        gain = _gain(request, report, device, model, planned.profile, plan, trial)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{request.target}' is complete") from None
+    except (SplitloadError, OSError) as error:
+        report.note(f"the bundle '{request.target}' is complete, but could not be measured: {error}")
+    return stages, gain
+
+
+def _gain(
+    request: TrainRequest,
+    report: Report,
+    device: Device,
+    model: _Model,
+    profile: Profile,
+    plan: Plan,
+    trial: Trial | None,
+) -> Gain:
+    """Return what the bundle gains: measured on this machine, otherwise by the profile.
+
+    A trial that chose the plan says what the cut makes of it; a plan that was given, or is cut where training begins
+    besides, is tried for that alone.
+    """
+    num_stages = plan.partition.num_stages
+    if not isinstance(device, HostDevice):
+        here, one = (profile.schedule(each) for each in (plan.partition, Partition(profile.num_blocks)))
+        ratio = one.ttfo_s / here.ttfo_s if num_stages > 1 and here.ttfo_s > 0 else None
+        return Gain(here.source, num_stages, {"ttfo_s": here.ttfo_s}, {"ttfo_s": one.ttfo_s}, cut_ratio=ratio)
+    if num_stages > 1 and (trial is None or plan.trainable_from is not None):
+        alone = replace(plan, trainable_from=None)
+        trial = try_cut(model.source, alone, report, request.cache, feeds=model.feeds, runs=RUNS)
+    cut_ratio = None if num_stages == 1 or trial is None else trial.ratio
+    return measure_gain(model.source, plan.graph, request.target, num_stages, model.feeds, cut_ratio)
