@@ -26,7 +26,7 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.measure import pagecache
 from splitload.measure.arms import ARMS, Subject, make_arm
 from splitload.measure.provenance import provenance
-from splitload.measure.sampling import Arm, compare, first_outputs, run_arms, summarize
+from splitload.measure.sampling import Arm, Sample, compare, first_outputs, run_arms, summarize
 from splitload.measure.storage import Controller, reader
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
@@ -108,24 +108,7 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     names = [name for name in ARMS if name in (options.arms or ARMS)]
     subject, plan = _subject(options, model, names, feeds, console, cache)
     arms, differences, left_out = _arms(names, bool(options.arms), subject, console)
-    storage_s = None
-    with contextlib.ExitStack() as stack:
-        if controller is not None:
-            files = {arm.name: arm.all_files() for arm in arms}
-            most_bytes = max(sum(file.stat().st_size for file in each) for each in files.values())
-            every = [file for each in files.values() for file in each]
-            stack.enter_context(controller.capped([cache, *every], round(options.storage_mbps * 1e6)))
-            storage_s = stack.enter_context(reader(cache, most_bytes))
-        show = stack.enter_context(console.progress("benchmark", unit="samples"))
-        samples = run_arms(
-            arms,
-            subject.graph.input_tensors(),
-            subject.feeds,
-            options.runs,
-            show,
-            cold=options.cold,
-            storage_s=storage_s,
-        )
+    samples = _sampled(options, subject, arms, controller, console, cache)
     summary = {name: summarize(rows) for name, rows in samples.items()}
     _show(console, options, subject, summary)
     if plan is not None:
@@ -159,6 +142,35 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "samples": samples,
         "provenance": provenance(["splitload", *map(_without_folders, options.words)]),
     }
+
+
+def _sampled(
+    options: argparse.Namespace,
+    subject: Subject,
+    arms: Sequence[Arm],
+    controller: Controller | None,
+    console: Console,
+    cache: Path,
+) -> dict[str, list[Sample]]:
+    """Return the samples of each arm, with storage capped where that is asked for."""
+    storage_s = None
+    with contextlib.ExitStack() as stack:
+        if controller is not None:
+            files = {arm.name: arm.all_files() for arm in arms}
+            most_bytes = max(sum(file.stat().st_size for file in each) for each in files.values())
+            every = [file for each in files.values() for file in each]
+            stack.enter_context(controller.capped([cache, *every], round(options.storage_mbps * 1e6)))
+            storage_s = stack.enter_context(reader(cache, most_bytes))
+        show = stack.enter_context(console.progress("benchmark", unit="samples"))
+        return run_arms(
+            arms,
+            subject.graph.input_tensors(),
+            subject.feeds,
+            options.runs,
+            show,
+            cold=options.cold,
+            storage_s=storage_s,
+        )
 
 
 def _checked(options: argparse.Namespace) -> Controller | None:

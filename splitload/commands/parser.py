@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from splitload import __version__
@@ -15,6 +16,7 @@ from splitload.planner.request import DEFAULTS, SETTINGS
 
 _OF_MODEL = ("model", "max_blocks")  # settings that every command with a model takes
 _AT_LEAST_ONE = reading(at_least_one)
+_Add = Callable[..., argparse.ArgumentParser]  # adds a command: its name, its function, what it does
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +34,14 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show a traceback where something fails")
         return sub
 
+    _add_planning(add)
+    _add_bundles(add)
+    _add_running(add)
+    return parser
+
+
+def _add_planning(add: _Add) -> None:
+    """Add what searches and measures, and what it does that on."""
     train = add("train", "train:train", "search a partition on a device and write the bundle", cache=True)
     _takes_model(train, nargs="?", default=DEFAULTS["model"])
     _takes_setting(train, *(name for name in SETTINGS if name not in _OF_MODEL))
@@ -52,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
         help="(default: %(default)s)",
     )
 
+
+def _add_bundles(add: _Add) -> None:
+    """Add what shows, checks, places and adapts a bundle."""
     inspect = add("inspect", "bundles:inspect", "show what a bundle holds")
     inspect.add_argument("bundle", metavar="BUNDLE")
     inspect.add_argument("--why", action="store_true", help="show what decided about its plan")
@@ -74,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _takes_input(specialize)
 
+
+def _add_running(add: _Add) -> None:
+    """Add what loads bundles, personalizes them, and compares them with others."""
     run = add("run", "run:run", "load a bundle in parallel, infer once, show the timeline")
     run.add_argument("bundle", metavar="BUNDLE")
     _takes_input(run)
@@ -94,7 +110,6 @@ def parser() -> argparse.ArgumentParser:
     bench = add("bench", "measure:bench", "compare with what a user would do otherwise, in fresh processes", cache=True)
     _takes_model(bench, nargs="?")
     _bench_options(bench)
-    return parser
 
 
 def _takes_model(sub: argparse.ArgumentParser, **default: Any) -> None:

@@ -156,6 +156,11 @@ class ModelGraph:
                 cuts.append(CutPoint(position, tuple(live), sum(tensor.nbytes or 0 for tensor in crossing)))
         return tuple(cuts)
 
+    @property
+    def first_trainable(self) -> int | None:
+        """Index of the block that is trained, which is the last one; None where none is."""
+        return None if self.tail_start is None else len(self.blocks) - 1
+
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The model divided at its best cut points into at most `max_blocks` blocks; two if there is a tail."""

@@ -23,6 +23,7 @@ from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_stages
 from splitload.graphs.proto import external_files
+from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
@@ -82,22 +83,10 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
     else:  # personalized tails are carried over
         check_place(target, FORMAT)
     device = HostDevice(cache)
+    trained = _trained(target, manifest)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
         source = _source(target, manifest, folder)
-        spec = manifest.plan.get("trainable")
-        if spec is not None and not isinstance(spec, str):
-            raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
-        first_trainable = None
-        trained = spec if manifest.training is None else [weight.name for weight in manifest.training.weights]
-        with report.status(f"optimising {source.name}"):
-            if trained is None:
-                graph = load_graph(source, "native", cache, feeds=feeds)
-            else:
-                try:
-                    graph = load_opened(source, "native", cache, trained, feeds=feeds).graph
-                except UsageError as error:  # which nobody asked for on this command line
-                    raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
-                first_trainable = len(graph.blocks) - 1
+        graph = _graph(target, source, trained, report, cache, feeds)
         left_out = native_left_out(device, graph)
         if left_out is not None:
             if add:
@@ -106,28 +95,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             if manifest.device != device.name:
                 stages = count_of(len(manifest.variants[-1].stages), "stage")
                 report.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
-        with report.progress("profiling on host", unit="passes") as show:
-            profile = device.profile(graph, feeds=feeds, on_progress=show)
-        objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
-        with report.status("searching a plan"):
-            search = Search(profile, objective=objective, trainable_from=first_trainable)
-            found = search.run()
-        threads = profile.contention.threads
-        found, trial = choose_measured(search, found, source, graph, threads, report, cache, feeds=feeds)
-        if first_trainable is not None:
-            found = search.apart(found, first_trainable)
-        kept = {name: manifest.plan.get(name) for name in ("trainable", "new_head")}
-        notes = notes_of(
-            profile,
-            found.partition,
-            trial,
-            search.plans if first_trainable is None else search.plans_apart(first_trainable),
-            agent="q-learning",
-            objective=objective,
-            native_left_out=left_out,
-            **kept,
-        )
-        plan = Plan(graph, found.partition, threads, first_trainable)
+        plan, notes = _planned(device, manifest, source, graph, left_out, report, cache, feeds)
         write_bundle(
             target,
             source,
@@ -142,7 +110,68 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             keep_natives_of=manifest if add else None,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
-    return Specialized(found.partition, files_bytes, manifest.model_bytes)
+    return Specialized(plan.partition, files_bytes, manifest.model_bytes)
+
+
+def _trained(target: Path, manifest: Manifest) -> str | list[str] | None:
+    """Return what of a bundle is trained: a pattern of layers, or the names of weights; None where nothing is."""
+    spec = manifest.plan.get("trainable")
+    if spec is not None and not isinstance(spec, str):
+        raise BundleError(f"'{target}': plan.trainable must be a pattern or null, it is {spec!r}")
+    return spec if manifest.training is None else [weight.name for weight in manifest.training.weights]
+
+
+def _graph(
+    target: Path,
+    source: Source,
+    trained: str | list[str] | None,
+    report: Report,
+    cache: Path,
+    feeds: Mapping[str, Any],
+) -> ModelGraph:
+    """Return the bundle's graph for this machine."""
+    with report.status(f"optimising {source.name}"):
+        if trained is None:
+            return load_graph(source, "native", cache, feeds=feeds)
+        try:
+            return load_opened(source, "native", cache, trained, feeds=feeds).graph
+        except UsageError as error:  # which nobody asked for on this command line
+            raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
+
+
+def _planned(
+    device: HostDevice,
+    manifest: Manifest,
+    source: Source,
+    graph: ModelGraph,
+    left_out: str | None,
+    report: Report,
+    cache: Path,
+    feeds: Mapping[str, Any],
+) -> tuple[Plan, dict[str, Any]]:
+    """Return the plan for this machine, and what the manifest says of how it was found."""
+    first_trainable = graph.first_trainable
+    with report.progress("profiling on host", unit="passes") as show:
+        profile = device.profile(graph, feeds=feeds, on_progress=show)
+    objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
+    with report.status("searching a plan"):
+        search = Search(profile, objective=objective, trainable_from=first_trainable)
+        found = search.run()
+    threads = profile.contention.threads
+    found, trial = choose_measured(search, found, source, graph, threads, report, cache, feeds=feeds)
+    if first_trainable is not None:
+        found = search.apart(found, first_trainable)
+    notes = notes_of(
+        profile,
+        found.partition,
+        trial,
+        search.plans if first_trainable is None else search.plans_apart(first_trainable),
+        agent="q-learning",
+        objective=objective,
+        native_left_out=left_out,
+        **{name: manifest.plan.get(name) for name in ("trainable", "new_head")},
+    )
+    return Plan(graph, found.partition, threads, first_trainable), notes
 
 
 def _source(bundle: Path, manifest: Manifest, folder: Path) -> Source:

@@ -51,11 +51,6 @@ class _Model:
     feeds: Mapping[str, Any]
     left_out: str | None
 
-    @property
-    def first_trainable(self) -> int | None:
-        """The first trainable block, which is the last one."""
-        return None if self.graph.tail_start is None else len(self.graph.blocks) - 1
-
 
 def train(request: TrainRequest, report: Report) -> TrainResult:
     """Search a plan, write the bundle, and measure it; what is printed of it is left to the caller.
@@ -72,10 +67,10 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
     device = open_device(request.device, request.cache)
     _check_places(request, device)
     model = _read(request, report, device)
-    planned = make_plan(request, report, device, model.graph, model.feeds, model.first_trainable)
+    planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
     found, trial = _tried(request, report, device, model, planned)
     notes = _notes(request, model, planned, found, trial)
-    plan = Plan(model.graph, found.partition, planned.profile.contention.threads, model.first_trainable)
+    plan = Plan(model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable)
     replaced = request.target.exists()
     manifest, agreement = _written(request, report, device, model, plan, notes)
     stages, gain = _measured(request, report, device, model, planned, plan, trial)
@@ -146,14 +141,14 @@ def _tried(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(request, found.partition)) from None
-    if model.first_trainable is not None:
-        found = planned.search.apart(found, model.first_trainable)
+    if model.graph.first_trainable is not None:
+        found = planned.search.apart(found, model.graph.first_trainable)
     return found, trial
 
 
 def _notes(request: TrainRequest, model: _Model, planned: Planned, found: Found, trial: Trial | None) -> dict[str, Any]:
     """Return what the manifest says of how the plan was found."""
-    search, tail = planned.search, model.first_trainable
+    search, tail = planned.search, model.graph.first_trainable
     return notes_of(
         planned.profile,
         found.partition,
