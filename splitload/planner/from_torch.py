@@ -65,11 +65,6 @@ def from_torch(
         ModelError: If the module cannot be exported with equal outputs.
         SplitloadError: Whatever else went wrong; a bundle that was there is as it was.
     """
-    with named("splitload.from_torch"):
-        from splitload.frontends.torch import export_given
-        from splitload.frontends.torch_packages import require
-        from splitload.planner.train import train
-    cache = user_cache()
     settings: dict[str, Any] = {
         "trainable": trainable,
         "new_head": new_head,
@@ -79,10 +74,23 @@ def from_torch(
         "seed": seed,
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    request = TrainRequest(device=device, output=str(bundle), cache=cache, **given)  # refused before any work
+    request = TrainRequest(device=device, output=str(bundle), cache=user_cache(), **given)  # refused before any work
     check_target(request.target)
+    with named("splitload.from_torch"):
+        _export_and_train(request, module, example_inputs, dynamic_shapes)
+    return request.target
+
+
+def _export_and_train(
+    request: TrainRequest, module: torch.nn.Module, example_inputs: Example, dynamic_shapes: Any
+) -> None:
+    """Do what a request asks for with a module, which is exported to the cache meanwhile."""
+    from splitload.frontends.torch import export_given
+    from splitload.frontends.torch_packages import require
+    from splitload.planner.train import train
+
     require("torch", "onnxscript")
-    exports = cache / "exports"
+    exports = request.cache / "exports"
     try:
         exports.mkdir(parents=True, exist_ok=True)
         with scratch_folder(exports, ".from-torch-") as folder:
@@ -92,9 +100,9 @@ def from_torch(
             try:
                 train(replace(request, model=str(file), feeds=feeds), LogReport())
             except KeyboardInterrupt:  # what it advises names files that are gone now
+                bundle = request.output
                 raise KeyboardInterrupt(f"interrupted; '{bundle}' is as it was, or complete") from None
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write to '{exports}': {error.strerror or error}") from error
-    return request.target

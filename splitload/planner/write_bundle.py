@@ -18,7 +18,7 @@ from splitload.devices.tuning import tune
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.report import Report
+from splitload.planner.report import Report, Show
 from splitload.planner.why import reasons
 from splitload.training.opened import Opened, load_opened
 from splitload.training.training import keep_training, write_training
@@ -148,22 +148,6 @@ def write_bundle(
             replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
         ]
     with report.progress("writing the bundle", unit="stages") as show:
-
-        def choose(folder: Path, variant: Variant) -> Variant:
-            inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
-            return tune(
-                folder,
-                variant,
-                inputs,
-                feeds or {},
-                lambda done, total: show(done, total, "measuring how to load them"),
-            )
-
-        def check(folder: Path, manifest: Manifest) -> None:
-            if on_compared is not None:
-                show(1, 1, "comparing what it answers with a stock session")
-                on_compared(compare_with_stock(folder, manifest, source.path, feeds or {}))
-
         return build_bundle(
             target,
             plans,
@@ -172,13 +156,32 @@ def write_bundle(
             metadata=metadata,
             model_data=model_data,
             on_progress=show,
-            choose=choose if plan.graph.kind == "native" else None,
+            choose=partial(_tuned, plan, feeds or {}, show) if plan.graph.kind == "native" else None,
             add_training=add_training,
-            check=check,
+            check=None if on_compared is None else partial(_compared, source, feeds or {}, show, on_compared),
             on_note=report.note,
             with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
             keep_tail=keep_tail,
         )
+
+
+def _tuned(plan: Plan, feeds: Mapping[str, Any], show: Show, folder: Path, variant: Variant) -> Variant:
+    """Return the native variant with the ways to load its stages that were the fastest."""
+    inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
+    return tune(folder, variant, inputs, feeds, lambda done, total: show(done, total, "measuring how to load them"))
+
+
+def _compared(
+    source: Source,
+    feeds: Mapping[str, Any],
+    show: Show,
+    on_compared: Callable[[Agreement], None],
+    folder: Path,
+    manifest: Manifest,
+) -> None:
+    """Compare what the bundle answers with a stock session."""
+    show(1, 1, "comparing what it answers with a stock session")
+    on_compared(compare_with_stock(folder, manifest, source.path, feeds))
 
 
 def _add_training(
