@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import splitload.runtime.loader
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import TensorSpec
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
@@ -101,7 +101,7 @@ def bundle(model: Path, target: Path, num_stages: int = 4, native: bool = False,
         count = len(graph.blocks)
         stages = min(num_stages, count)
         points = [round(number * count / stages) for number in range(1, stages)]
-        plans.append(Plan(graph, Partition.of(count, points), threads))
+        plans.append(VariantPlan(graph, Partition.of(count, points), threads))
     build_bundle(target, plans, device="host")
     return target
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from splitload import cli  # noqa: E402
-from splitload.build.assemble import Plan, build_bundle  # noqa: E402
+from splitload.build.assemble import VariantPlan, build_bundle  # noqa: E402
 from splitload.frontends.onnx import Source, load_graph  # noqa: E402
 from splitload.frontends.torch import quiet  # noqa: E402
 from splitload.plan.partition import Partition  # noqa: E402
@@ -43,7 +43,7 @@ def test_no_file_of_a_bundle_names_the_building_folder(tmp_path: Path, monkeypat
     assert cli.main(["train", str(model), "--device", "s20", "--trainable", "head", "-o", str(trained)]) == 0
     source = Source.open(model, "net")
     graphs = [load_graph(source, kind, tmp_path / "cache") for kind in ("native", "portable")]
-    build_bundle(native, [Plan(graph, Partition(len(graph.blocks)), 1) for graph in graphs], device="host")
+    build_bundle(native, [VariantPlan(graph, Partition(len(graph.blocks)), 1) for graph in graphs], device="host")
     files = [file for folder in (trained, native) for file in folder.rglob("*") if file.is_file()]
     assert {".onnx", ".ort", ".json"} <= {file.suffix for file in files}
     assert [file.name for file in files if b"home-of-someone" in file.read_bytes()] == []

@@ -27,7 +27,7 @@ MAX_METADATA_BYTES = 4 << 20  # the manifest is read at every start
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class VariantPlan:
     """What one variant of a bundle is made of.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
 
 def build_bundle(
     target: Path,
-    plans: Sequence[Plan],
+    plans: Sequence[VariantPlan],
     *,
     device: str,
     notes: Mapping[str, Any] | None = None,
@@ -191,7 +191,7 @@ def _needs(graph: ModelGraph, folder: Path, on_note: Callable[[str], None] | Non
     return needs
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: VariantPlan) -> None:
     """Raise unless the partition fits its graph and keeps trainable blocks in the last stage."""
     if plan.partition.num_blocks != len(plan.graph.blocks):
         raise PartitionError(
@@ -206,7 +206,7 @@ def _check(plan: Plan) -> None:
 
 
 def _write_stage(
-    writer: StageWriter, plan: Plan, number: int, start: int, end: int, folder: Path
+    writer: StageWriter, plan: VariantPlan, number: int, start: int, end: int, folder: Path
 ) -> tuple[StageEntry, bool]:
     """Write a stage and see that it loads; return its entry, and whether it makes weights when it runs."""
     nodes = plan.graph.node_range(start, end)
@@ -245,7 +245,7 @@ def _spec(graph: ModelGraph, name: str) -> TensorSpec:
     return TensorSpec(name, tensor.type, tensor.shape)
 
 
-def _size_bytes(plan: Plan) -> int:
+def _size_bytes(plan: VariantPlan) -> int:
     """Estimate what a variant takes on disk: weights with their padding, and a little for each node."""
     weights = sum(
         plan.graph.segment_weights_bytes(*plan.graph.node_range(start, end)) for start, end in plan.partition.stages()

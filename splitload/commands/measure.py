@@ -13,7 +13,7 @@ import splitload
 from splitload.base.entries import discard
 from splitload.base.errors import BundleError, SplitloadError, StageError, UsageError
 from splitload.base.phrases import count_of
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_output_file
 from splitload.bundle.verification import verify
@@ -292,7 +292,7 @@ def _bundle(
     found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
     notes["trial"] = None if trial is None else trial.to_json()
     notes["split_points"] = list(found.partition.split_points)
-    plan = Plan(graph, found.partition, threads)
+    plan = VariantPlan(graph, found.partition, threads)
     write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=feeds)
     return target
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import Variant
 from splitload.frontends.onnx import Source
 from splitload.measure.sampling import Arm, Sample, run_arms
@@ -18,7 +18,7 @@ from splitload.planner.write_bundle import with_portable
 
 
 def measure_plans(
-    source: Source, plans: Sequence[Plan], runs: int, report: Report, cache: Path, *, feeds: Mapping[str, Any]
+    source: Source, plans: Sequence[VariantPlan], runs: int, report: Report, cache: Path, *, feeds: Mapping[str, Any]
 ) -> list[list[Sample]]:
     """Measure plans of one graph in rounds, so that a machine that slows down does so for all of them.
 

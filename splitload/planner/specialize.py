@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from splitload.base.errors import BundleError, ModelError, UsageError
 from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.bundle.manifest import FORMAT, Manifest
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_place
@@ -148,7 +148,7 @@ def _planned(
     report: Report,
     cache: Path,
     feeds: Mapping[str, Any],
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[VariantPlan, dict[str, Any]]:
     """Return the plan for this machine, and what the manifest says of how it was found."""
     first_trainable = graph.first_trainable
     with report.progress("profiling on host", unit="passes") as show:
@@ -171,7 +171,7 @@ def _planned(
         native_left_out=left_out,
         **{name: manifest.plan.get(name) for name in ("trainable", "new_head")},
     )
-    return Plan(graph, found.partition, threads, first_trainable), notes
+    return VariantPlan(graph, found.partition, threads, first_trainable), notes
 
 
 def _source(bundle: Path, manifest: Manifest, folder: Path) -> Source:

@@ -9,7 +9,7 @@ from typing import Any
 
 from splitload.base.errors import SplitloadError, UsageError
 from splitload.build.agreement import Agreement
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.bundle.manifest import Manifest
 from splitload.bundle.replace import check_output_file
 from splitload.bundle.write import check_target
@@ -70,7 +70,7 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
     planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
     found, trial = _tried(request, report, device, model, planned)
     notes = _notes(request, model, planned, found, trial)
-    plan = Plan(model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable)
+    plan = VariantPlan(model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable)
     replaced = request.target.exists()
     manifest, agreement = _written(request, report, device, model, plan, notes)
     stages, gain = _measured(request, report, device, model, planned, plan, trial)
@@ -165,7 +165,7 @@ def _notes(request: TrainRequest, model: _Model, planned: Planned, found: Found,
 
 
 def _written(
-    request: TrainRequest, report: Report, device: Device, model: _Model, plan: Plan, notes: Mapping[str, Any]
+    request: TrainRequest, report: Report, device: Device, model: _Model, plan: VariantPlan, notes: Mapping[str, Any]
 ) -> tuple[Manifest, Agreement]:
     """Write the bundle; return its manifest, and how far it is from a stock session."""
     agreements: list[Agreement] = []
@@ -195,7 +195,7 @@ def _measured(
     device: Device,
     model: _Model,
     planned: Planned,
-    plan: Plan,
+    plan: VariantPlan,
     trial: Trial | None,
 ) -> tuple[Profile, Gain | None]:
     """Return what the stages cost, and what the bundle gains; without figures where it cannot be measured."""
@@ -218,7 +218,7 @@ def _gain(
     device: Device,
     model: _Model,
     profile: Profile,
-    plan: Plan,
+    plan: VariantPlan,
     trial: Trial | None,
 ) -> Gain:
     """Return what the bundle gains: measured on this machine, otherwise by the profile.

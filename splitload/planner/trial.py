@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import SplitloadError
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.frontends.onnx import Source
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
@@ -57,7 +57,7 @@ class Trial:
 
 def try_cut(
     source: Source,
-    plan: Plan,
+    plan: VariantPlan,
     report: Report,
     cache: Path,
     *,
@@ -74,7 +74,7 @@ def try_cut(
         None, and a note on the report, if one of the two cannot be built or run.
     """
     one = beside or Partition(plan.partition.num_blocks)
-    whole = Plan(plan.graph, one, plan.threads)
+    whole = VariantPlan(plan.graph, one, plan.threads)
     try:
         measured = measure_plans(source, [plan, whole], runs or RUNS, report, cache, feeds=feeds)
     except (SplitloadError, OSError) as error:
@@ -113,5 +113,5 @@ def choose_measured(
     one, cut = (search.written(plan) for plan in (Partition(found.partition.num_blocks), found.partition))
     if cut == one:
         return search.whole(found), None
-    trial = try_cut(source, Plan(graph, cut, threads), report, cache, feeds=feeds, beside=one)
+    trial = try_cut(source, VariantPlan(graph, cut, threads), report, cache, feeds=feeds, beside=one)
     return (found if trial is None or trial.pays else search.whole(found)), trial

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from splitload.base.errors import MissingPackageError, ModelError
 from splitload.base.phrases import count_of
 from splitload.build.agreement import Agreement, compare_with_stock
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
 from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.devices.tuning import tune
@@ -50,7 +50,9 @@ def notes_of(
     }
 
 
-def with_portable(plan: Plan, source: Source, report: Report, cache: Path, cut_as: Variant | None = None) -> list[Plan]:
+def with_portable(
+    plan: VariantPlan, source: Source, report: Report, cache: Path, cut_as: Variant | None = None
+) -> list[VariantPlan]:
     """Return what a bundle is made of: the plan, and where its graph is native one that runs anywhere.
 
     That has one stage, or is cut as a portable variant was, and loads on as many threads.
@@ -59,15 +61,15 @@ def with_portable(plan: Plan, source: Source, report: Report, cache: Path, cut_a
         return [plan]
     with report.status("adding the portable graph for other machines"):
         portable = load_graph(source, "portable", cache, max_blocks=_blocks(plan, cut_as))
-    return [plan, _portable_plan(Plan(portable, Partition(len(portable.blocks)), 1), cut_as, report)]
+    return [plan, _portable_plan(VariantPlan(portable, Partition(len(portable.blocks)), 1), cut_as, report)]
 
 
-def _blocks(plan: Plan, cut_as: Variant | None) -> int:
+def _blocks(plan: VariantPlan, cut_as: Variant | None) -> int:
     """Return the most blocks of a portable graph: the same number is divided at the same places."""
     return plan.graph.max_blocks if cut_as is None else max(plan.graph.max_blocks, cut_as.stages[-1].blocks[1])
 
 
-def _portable_plan(plan: Plan, cut_as: Variant | None, report: Report) -> Plan:
+def _portable_plan(plan: VariantPlan, cut_as: Variant | None, report: Report) -> VariantPlan:
     """Return a portable plan with the cuts and threads of a portable variant, where there is one with such cuts."""
     if cut_as is None:
         return plan
@@ -81,14 +83,14 @@ def _portable_plan(plan: Plan, cut_as: Variant | None, report: Report) -> Plan:
 
 
 def with_opened(
-    plan: Plan,
+    plan: VariantPlan,
     source: Source,
     trainable: str | Collection[str],
     report: Report,
     cache: Path,
     feeds: Mapping[str, Any],
     cut_as: Variant | None = None,
-) -> tuple[list[Plan], Opened]:
+) -> tuple[list[VariantPlan], Opened]:
     """Return what a bundle with a trainable last stage is made of, and the model it is trained by.
 
     The plan that runs anywhere has two stages, what is frozen and what is trained, or is cut as a portable variant was.
@@ -98,14 +100,14 @@ def with_opened(
     if plan.graph.kind == "portable":
         return [plan], opened
     last = len(opened.graph.blocks) - 1
-    portable = Plan(opened.graph, Partition(last + 1, (last,)), 1, last)
+    portable = VariantPlan(opened.graph, Partition(last + 1, (last,)), 1, last)
     return [plan, _portable_plan(portable, cut_as, report)], opened
 
 
 def write_bundle(
     target: Path,
     source: Source,
-    plan: Plan,
+    plan: VariantPlan,
     report: Report,
     cache: Path,
     *,
@@ -165,7 +167,7 @@ def write_bundle(
         )
 
 
-def _tuned(plan: Plan, feeds: Mapping[str, Any], show: Show, folder: Path, variant: Variant) -> Variant:
+def _tuned(plan: VariantPlan, feeds: Mapping[str, Any], show: Show, folder: Path, variant: Variant) -> Variant:
     """Return the native variant with the ways to load its stages that were the fastest."""
     inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
     return tune(folder, variant, inputs, feeds, lambda done, total: show(done, total, "measuring how to load them"))

@@ -24,7 +24,7 @@ from splitload.base.entries import is_whole, making
 from splitload.base.errors import SplitloadError
 from splitload.base.scratch import scratch_folder
 from splitload.build.agreement import compare_with_stock
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.commands.console import Console
 from splitload.devices import open_device
 from splitload.frontends.onnx import Source, load_graph
@@ -72,7 +72,7 @@ def try_model(folder: Path, cache: Path, cuts: Sequence[str] = CUTS) -> Iterator
             plans = []
             if device.graph_kind == "native":
                 portable = load_graph(source, "portable", cache, feeds=feeds)
-                plans = [Plan(portable, Partition(len(portable.blocks)), 1)]
+                plans = [VariantPlan(portable, Partition(len(portable.blocks)), 1)]
         except SplitloadError as error:
             yield {**row, "failed": "splitload", "error": _line(error)}
             continue
@@ -88,7 +88,7 @@ def try_model(folder: Path, cache: Path, cuts: Sequence[str] = CUTS) -> Iterator
             try:
                 with scratch_folder(cache, ".bundle-") as made:
                     bundle = made / "model.splitload"
-                    build_bundle(bundle, [Plan(graph, partition, _THREADS), *plans], device=device_name)
+                    build_bundle(bundle, [VariantPlan(graph, partition, _THREADS), *plans], device=device_name)
                     difference = _difference(bundle, folder)
             except SplitloadError as error:
                 yield {**found, "failed": "splitload", "error": _line(error)}

@@ -11,7 +11,7 @@ from typing import Any
 from splitload.base.cache import user_cache
 from splitload.base.errors import UsageError
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.commands.console import Console
 from splitload.devices.host import HostDevice, profile_loads
 from splitload.frontends import open_source
@@ -63,7 +63,9 @@ def row(
         raise UsageError(f"{budget} loads do not come to a plan of {num_stages} stages; give a larger --budget")
     distinct = list(dict.fromkeys(partitions.values()))
     threads = profile.contention.threads
-    measured = measure_plans(source, [Plan(graph, each, threads) for each in distinct], runs, console, cache, feeds={})
+    measured = measure_plans(
+        source, [VariantPlan(graph, each, threads) for each in distinct], runs, console, cache, feeds={}
+    )
     key = MEASURED[objective]
     samples_s = {
         name: [sample[key] for sample in measured[distinct.index(partition)]] for name, partition in partitions.items()

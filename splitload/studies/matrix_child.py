@@ -19,7 +19,7 @@ NUM_STAGES = 2
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
     """Write a bundle of two even stages, native and portable, with what it answers beside it."""
-    from splitload.build.assemble import Plan, build_bundle
+    from splitload.build.assemble import VariantPlan, build_bundle
     from splitload.frontends.onnx import Source, load_graph
     from splitload.plan.partition import Partition
 
@@ -27,8 +27,8 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
     native, portable = (load_graph(source, kind, Path(job["cache"])) for kind in ("native", "portable"))
     count = len(native.blocks)
     plans = [
-        Plan(native, Partition.of(count, [count // NUM_STAGES] if count >= NUM_STAGES else []), NUM_STAGES),
-        Plan(portable, Partition(len(portable.blocks)), 1),
+        VariantPlan(native, Partition.of(count, [count // NUM_STAGES] if count >= NUM_STAGES else []), NUM_STAGES),
+        VariantPlan(portable, Partition(len(portable.blocks)), 1),
     ]
     notes: list[str] = []
     bundle = Path(job["bundle"])

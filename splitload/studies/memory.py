@@ -19,7 +19,7 @@ from typing import Any
 from splitload.base.cache import user_cache
 from splitload.base.errors import StageError, UsageError
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
@@ -85,8 +85,8 @@ def study(model: str, source: Source, runs: int, cache: Path, console: Console) 
             for wanted in STAGES:
                 cut = even_cut(native, wanted)
                 bundles[cut.num_stages] = folder / f"{cut.num_stages}.splitload"
-                whole = Plan(portable, Partition(len(portable.blocks)), 1)
-                build_bundle(bundles[cut.num_stages], [Plan(native, cut, 2), whole], device="host")
+                whole = VariantPlan(portable, Partition(len(portable.blocks)), 1)
+                build_bundle(bundles[cut.num_stages], [VariantPlan(native, cut, 2), whole], device="host")
         built, stock = list[int](), list[dict[str, int]]()
         served: dict[int, list[dict[str, int]]] = {count: [] for count in bundles}
         with console.progress(source.name, unit="rounds") as show:

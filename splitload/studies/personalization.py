@@ -24,7 +24,7 @@ from splitload.base.cache import user_cache
 from splitload.base.errors import StageError
 from splitload.base.machine import available_threads
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.measure.arms import Subject, make_arm
@@ -93,7 +93,7 @@ def row(case: Case, runs: int, console: Console, cache: Path) -> dict[str, Any]:
     source = open_source(case.model, cache)
     graph = load_opened(source, "native", cache, case.trainable).graph
     last, threads = len(graph.blocks) - 1, available_threads()
-    plan = Plan(graph, Partition(last + 1, (last,)), threads, last)
+    plan = VariantPlan(graph, Partition(last + 1, (last,)), threads, last)
     cache.mkdir(parents=True, exist_ok=True)
     with (
         scratch_folder(cache, ".personalization-") as folder,

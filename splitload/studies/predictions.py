@@ -13,7 +13,7 @@ from splitload.agents import baselines, exact
 from splitload.base.cache import user_cache
 from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.commands.console import Console
 from splitload.devices.host import HostDevice
 from splitload.envs.costs import cost_matrices
@@ -34,7 +34,7 @@ THREADS = (1, 2)
 PARTS = ("ttfo_s", "load_s", "first_inference_s")
 
 
-def plans_of(graph: ModelGraph, profile: Profile) -> list[Plan]:
+def plans_of(graph: ModelGraph, profile: Profile) -> list[VariantPlan]:
     """Return what is predicted and measured: the whole model, and each cut at every number of loading threads.
 
     The cuts are those into equal loads, into equal bytes, and one drawn at random, without those that come twice. One
@@ -46,17 +46,17 @@ def plans_of(graph: ModelGraph, profile: Profile) -> list[Plan]:
     cuts += [baselines.uniform_bytes(blocks, count) for count in UNIFORM if count <= len(blocks)]
     cuts += [baselines.random_partition(len(blocks), count) for count in RANDOM if count <= len(blocks)]
     partitions = [Partition(len(blocks), points) for points in sorted(set(cuts), key=lambda cut: (len(cut), cut))]
-    whole = Plan(graph, Partition(len(blocks)), 1)
-    return [whole, *(Plan(graph, partition, threads) for partition in partitions for threads in THREADS)]
+    whole = VariantPlan(graph, Partition(len(blocks)), 1)
+    return [whole, *(VariantPlan(graph, partition, threads) for partition in partitions for threads in THREADS)]
 
 
-def predict(profile: Profile, plan: Plan) -> Schedule:
+def predict(profile: Profile, plan: VariantPlan) -> Schedule:
     """Return the schedule of a plan on its number of loading threads."""
     contention = profile.contention._replace(threads=plan.threads)
     return replace(profile, contention=contention).schedule(plan.partition)
 
 
-def case(profile: Profile, again: Profile, plan: Plan, samples: Sequence[Sample]) -> dict[str, Any]:
+def case(profile: Profile, again: Profile, plan: VariantPlan, samples: Sequence[Sample]) -> dict[str, Any]:
     """Return what the record says of one plan.
 
     Args:

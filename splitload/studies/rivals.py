@@ -10,7 +10,7 @@ from typing import Any
 
 from splitload.base.cache import user_cache
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.commands.console import Console
 from splitload.devices.host import HostDevice
 from splitload.frontends import open_source, zoo
@@ -79,7 +79,7 @@ class Contest:
         for name, partition in partitions.items():
             named.setdefault(partition, []).append(name)
         threads = self._profile.contention.threads
-        plans = [Plan(self._graph, partition, threads) for partition in named]
+        plans = [VariantPlan(self._graph, partition, threads) for partition in named]
         measured = measure_plans(self._source, plans, self._runs, self._console, self._cache, feeds={})
         taken_s = {
             partition: [sample["ttfo_s"] for sample in samples]

@@ -11,7 +11,7 @@ from splitload.base.cache import user_cache
 from splitload.base.errors import SplitloadError, StageError, UsageError
 from splitload.base.machine import available_threads
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.build.equality import even_splits
 from splitload.commands.console import Console
 from splitload.frontends.onnx import load_graph, model_files
@@ -42,7 +42,7 @@ def row(model: str, form: str, num_stages: int, runs: int, console: Console, cac
     graph = load_graph(source, "native", cache, feeds=feeds)
     count = len(graph.blocks)
     cuts = next(iter(even_splits(range(1, count), [num_stages])), ())
-    plan = Plan(graph, Partition(count, cuts), available_threads())
+    plan = VariantPlan(graph, Partition(count, cuts), available_threads())
     with scratch_folder(cache, ".sizes-") as folder:
         bundle = folder / "model.splitload"
         write_bundle(bundle, source, plan, console, cache, device="host", notes={}, feeds=feeds)

@@ -17,7 +17,7 @@ import pytest
 
 from splitload import ParallelLoader
 from splitload.base.errors import OutputError, PartitionError
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.read import read_manifest
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.graph import GraphKind
@@ -27,12 +27,14 @@ from splitload.runtime.answers import relative_error
 assert control_models  # registers its constructs
 
 
-def plan(folder: Path, model: onnx.ModelProto, kind: GraphKind = "portable", feeds: Any = None, **options: Any) -> Plan:
+def plan(
+    folder: Path, model: onnx.ModelProto, kind: GraphKind = "portable", feeds: Any = None, **options: Any
+) -> VariantPlan:
     """A plan that makes every block a stage."""
     source = Source.open(models.save(model, folder), "model")
     graph = load_graph(source, kind, folder / "cache", feeds=feeds, max_blocks=6)
     count = len(graph.blocks)
-    return Plan(graph, Partition(count, tuple(range(1, count))), 2, **options)
+    return VariantPlan(graph, Partition(count, tuple(range(1, count))), 2, **options)
 
 
 def original(model: onnx.ModelProto) -> Any:
@@ -139,9 +141,9 @@ def test_partitions_that_do_not_fit_are_refused_before_anything_is_written(tmp_p
     made = plan(tmp_path, models.chain(6))
     target = tmp_path / "m.splitload"
     with pytest.raises(PartitionError, match="of 7 blocks, the model has 6"):
-        build_bundle(target, [Plan(made.graph, Partition(7), 1)], device="host")
+        build_bundle(target, [VariantPlan(made.graph, Partition(7), 1)], device="host")
     with pytest.raises(PartitionError, match="block 3 is trainable, but the last stage starts at block 5"):
-        build_bundle(target, [Plan(made.graph, made.partition, 1, trainable_from=3)], device="host")
+        build_bundle(target, [VariantPlan(made.graph, made.partition, 1, trainable_from=3)], device="host")
     assert not target.exists()
 
 

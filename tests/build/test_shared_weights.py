@@ -19,7 +19,7 @@ import splitload.runtime.loader
 import splitload.runtime.variants
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import Variant
 from splitload.bundle.read import read_manifest
 from splitload.bundle.validate import validate
@@ -127,7 +127,7 @@ def write(model: onnx.ModelProto, folder: Path, native: int = 2, portable: int =
         graph = load_graph(source, kind, folder / "cache", feeds=feeds)  # type: ignore[arg-type]
         count = len(graph.blocks)
         number = min(number, count)
-        plans.append(Plan(graph, Partition.of(count, [at * count // number for at in range(1, number)]), 2))
+        plans.append(VariantPlan(graph, Partition.of(count, [at * count // number for at in range(1, number)]), 2))
     build_bundle(folder / "m.splitload", plans, device="host")
     return folder / "m.splitload"
 
@@ -355,7 +355,7 @@ def test_weights_of_other_types(tmp_path: Path, name: str) -> None:
 def test_a_portable_bundle_shares_nothing(tmp_path: Path) -> None:
     source = Source.open(models.save(network(), tmp_path), "model")
     graph = load_graph(source, "portable", tmp_path / "cache")
-    plan = Plan(graph, Partition.of(len(graph.blocks), [len(graph.blocks) // 2]), 2)
+    plan = VariantPlan(graph, Partition.of(len(graph.blocks), [len(graph.blocks) // 2]), 2)
     (variant,) = build_bundle(tmp_path / "m.splitload", [plan], device="host").variants
     assert all(stage.shares == () and stage.optimized and stage.weights for stage in variant.stages)
 

@@ -14,7 +14,7 @@ import small_models
 
 import splitload.runtime.variants
 from splitload import ParallelLoader
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
@@ -44,7 +44,7 @@ def write(name: str, kind: GraphKind, folder: Path, **options: Any) -> tuple[Pat
     graphs = [load_graph(source, kind, cache)]
     if graphs[0].kind == "native":
         graphs.append(load_graph(source, "portable", cache))
-    plans = [Plan(graph, Partition(len(graph.blocks)), 2) for graph in graphs]
+    plans = [VariantPlan(graph, Partition(len(graph.blocks)), 2) for graph in graphs]
     manifest = build_bundle(folder / "m.splitload", plans, device="host", **options)
     return path, folder / "m.splitload", manifest
 

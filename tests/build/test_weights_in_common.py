@@ -13,7 +13,7 @@ import pytest
 from models import floats
 
 from splitload import ParallelLoader
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.build.equality import check_graph
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
@@ -78,10 +78,10 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     source = Source.open(models.save(make(), folder), name)
     graph = load_graph(source, kind, folder / "cache", feeds=feeds)
     count = len(graph.blocks)
-    plans = [Plan(graph, Partition.of(count, [count * part // 4 for part in (1, 2, 3)]), 2)]
+    plans = [VariantPlan(graph, Partition.of(count, [count * part // 4 for part in (1, 2, 3)]), 2)]
     if kind == "native":
         portable = load_graph(source, "portable", folder / "cache")
-        plans.append(Plan(portable, Partition(len(portable.blocks)), 1))
+        plans.append(VariantPlan(portable, Partition(len(portable.blocks)), 1))
     build_bundle(folder / "b", plans, device="here")
     return folder / "b", source, graph, feeds
 
@@ -175,7 +175,10 @@ def test_a_little_is_rather_repeated(tmp_path: Path) -> None:
     graph = load_graph(source, "native", tmp_path / "cache")
     count = len(graph.blocks)
     portable = load_graph(source, "portable", tmp_path / "cache")
-    plans = [Plan(graph, Partition.of(count, [count // 2]), 2), Plan(portable, Partition(len(portable.blocks)), 1)]
+    plans = [
+        VariantPlan(graph, Partition.of(count, [count // 2]), 2),
+        VariantPlan(portable, Partition(len(portable.blocks)), 1),
+    ]
     native = build_bundle(tmp_path / "b", plans, device="here").variants[0]
     assert [stage.shares for stage in native.stages] == [(), ()]
     assert all(stage.graph.name.endswith(".ort") for stage in native.stages)

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from splitload.base.errors import ModelError
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import File, StageEntry, TensorSpec, Variant
 from splitload.devices import tuning as module
 from splitload.devices.tuning import PLAIN, SCHEMES, Scheme, tune
@@ -59,7 +59,7 @@ def test_a_gain_of_less_than_a_millisecond_is_none() -> None:
 
 
 @pytest.fixture
-def plans(tmp_path: Path) -> list[Plan]:
+def plans(tmp_path: Path) -> list[VariantPlan]:
     """Two native stages with more than a megabyte of weights, and a portable one."""
     rng = np.random.default_rng(0)
     weights = [helper.make_tensor(f"w{i}", 1, (WIDTH, WIDTH), rng.normal(size=WIDTH**2).astype("f")) for i in range(2)]
@@ -72,10 +72,15 @@ def plans(tmp_path: Path) -> list[Plan]:
     native = load_graph(source, "native", tmp_path / "cache", feeds=feeds)
     portable = load_graph(source, "portable", tmp_path / "cache", feeds=feeds)
     count = len(native.blocks)
-    return [Plan(native, Partition(count, (count // 2,)), 2), Plan(portable, Partition(len(portable.blocks)), 1)]
+    return [
+        VariantPlan(native, Partition(count, (count // 2,)), 2),
+        VariantPlan(portable, Partition(len(portable.blocks)), 1),
+    ]
 
 
-def test_real_stages_are_measured_in_turns(plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_stages_are_measured_in_turns(
+    plans: list[VariantPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jobs: list[Any] = []
     real = module.run_worker
 
@@ -107,7 +112,7 @@ def test_real_stages_are_measured_in_turns(plans: list[Plan], tmp_path: Path, mo
     assert first != second  # the order rotates
 
 
-def test_stages_that_do_not_run_are_one_clear_error(plans: list[Plan], tmp_path: Path) -> None:
+def test_stages_that_do_not_run_are_one_clear_error(plans: list[VariantPlan], tmp_path: Path) -> None:
     inputs = [TensorSpec(each.name, each.type, each.shape) for each in plans[0].graph.input_tensors()]
     with pytest.raises(ModelError, match="cannot be measured on this host"):
         build_bundle(

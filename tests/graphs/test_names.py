@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from models import floats
 
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs import layout
 from splitload.graphs.layout import channel_block
@@ -55,7 +55,7 @@ def test_a_portable_stage_that_is_optimised_again_loads(tmp_path, monkeypatch):
     path = models.save(attention(), tmp_path)
     source = Source.open(path, "attention")
     graphs = [load_graph(source, kind, tmp_path / "cache") for kind in ("native", "portable")]
-    plans = [Plan(graph, Partition.of(len(graph.blocks), ()), 2) for graph in graphs]
+    plans = [VariantPlan(graph, Partition.of(len(graph.blocks), ()), 2) for graph in graphs]
     manifest = build_bundle(tmp_path / "b.splitload", plans, device="host")
     (stage,) = manifest.variants[1].stages
     assert not stage.optimized

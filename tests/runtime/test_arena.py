@@ -11,7 +11,7 @@ from pathlib import Path
 import models
 import pytest
 
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
 
@@ -62,7 +62,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     model = models.save(models.text(f"g ({size} x) => ({size} y) {{ {chr(10).join(lines)} }}"), folder)
     graph = load_graph(Source.open(model, "m"), "portable", folder / "cache")
     for name, points in (("one", []), ("eight", [2, 4, 6, 8, 10, 12, 14])):
-        build_bundle(folder / name, [Plan(graph, Partition.of(len(graph.blocks), points), 2)], device="here")
+        build_bundle(folder / name, [VariantPlan(graph, Partition.of(len(graph.blocks), points), 2)], device="here")
     words = [sys.executable, "-c", CHILD, str(folder / "one"), str(folder / "eight"), str(model)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

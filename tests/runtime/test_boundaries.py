@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from splitload import ParallelLoader
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import TensorSpec
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
@@ -86,7 +86,7 @@ def test_a_shape_that_is_declared_wrongly_is_met_once(tmp_path: Path, monkeypatc
     ones = np.ones((1, COLUMNS), np.float32)
     given = {"x": ones, "s": np.array([1, COLUMNS])}
     graph = load_graph(Source.open(file, "m"), "portable", tmp_path / "cache", feeds=given)
-    build_bundle(tmp_path / "b", [Plan(graph, Partition.of(len(graph.blocks), [1]), 2)], device="here")
+    build_bundle(tmp_path / "b", [VariantPlan(graph, Partition.of(len(graph.blocks), [1]), 2)], device="here")
     tried: list[bool] = []
     real = session._run_into
 
@@ -113,7 +113,7 @@ def test_answers_are_the_models_and_stay(tmp_path: Path, declared: int) -> None:
     text = f"g ({shape} x) => ({shape} y, float[1,{declared}] t2) {{ {lines} }}"
     file = models.save(models.text(text), tmp_path)
     graph = load_graph(Source.open(file, "m"), "portable", tmp_path / "cache")
-    build_bundle(tmp_path / "b", [Plan(graph, Partition.of(len(graph.blocks), range(1, 5)), 2)], device="here")
+    build_bundle(tmp_path / "b", [VariantPlan(graph, Partition.of(len(graph.blocks), range(1, 5)), 2)], device="here")
     stock = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     feeds = [{"x": np.full((1, COLUMNS), value, np.float32)} for value in (0.5, 1.5)]
     with ParallelLoader(tmp_path / "b") as model:

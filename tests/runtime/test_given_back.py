@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from splitload import ParallelLoader
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
 
@@ -40,7 +40,7 @@ def test_neither_the_caller_nor_the_model_sees_what_is_done_to_the_other(
     graphs = [
         load_graph(Source.open(file, "m"), each, tmp_path / "cache") for each in dict.fromkeys([kind, "portable"])
     ]
-    plans = [Plan(graph, Partition.of(len(graph.blocks), cuts), 2) for graph in graphs]
+    plans = [VariantPlan(graph, Partition.of(len(graph.blocks), cuts), 2) for graph in graphs]
     build_bundle(tmp_path / "b", plans, device="host" if kind == "native" else "here")
     stock = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     with ParallelLoader(tmp_path / "b") as model:
@@ -77,7 +77,7 @@ def test_ort_values_come_back_as_they_are_as_with_a_session(tmp_path: Path) -> N
         models.text("g (float[1,4] x) => (float[1,4] y, float[1,4] x) { a = Sin(x)\n y = Sin(a) }"), tmp_path
     )
     graph = load_graph(Source.open(file, "m"), "portable", tmp_path / "cache")
-    build_bundle(tmp_path / "b", [Plan(graph, Partition.of(len(graph.blocks), [1]), 2)], device="here")
+    build_bundle(tmp_path / "b", [VariantPlan(graph, Partition.of(len(graph.blocks), [1]), 2)], device="here")
     stock = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     with ParallelLoader(tmp_path / "b") as model:
         for session in (stock, model):

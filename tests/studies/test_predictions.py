@@ -13,7 +13,7 @@ import models
 import pytest
 
 from splitload.base.cache import user_cache
-from splitload.build.assemble import Plan
+from splitload.build.assemble import VariantPlan
 from splitload.bundle.read import read_manifest
 from splitload.devices.host import HostDevice
 from splitload.frontends import open_source
@@ -56,13 +56,15 @@ def test_a_plan_is_predicted_on_its_own_threads(model: str) -> None:
     graph = load_graph(open_source(model, user_cache()), "native", user_cache())
     made = profile([1.0, 2.0, 1.0, 1.0, 1.0])
     halves = Partition(5, (2,))
-    assert predictions.predict(made, Plan(graph, halves, 1)).ttfo_s == pytest.approx(3 + 3 + 1.5)  # one by one
-    assert predictions.predict(made, Plan(graph, halves, 2)).ttfo_s == pytest.approx(3 + 1 + 1.5)  # beside each other
+    assert predictions.predict(made, VariantPlan(graph, halves, 1)).ttfo_s == pytest.approx(3 + 3 + 1.5)  # one by one
+    assert predictions.predict(made, VariantPlan(graph, halves, 2)).ttfo_s == pytest.approx(
+        3 + 1 + 1.5
+    )  # beside each other
 
 
 def test_a_case_by_hand(model: str) -> None:
     graph = load_graph(open_source(model, user_cache()), "native", user_cache())
-    plan = Plan(graph, Partition(5, (2,)), 1)
+    plan = VariantPlan(graph, Partition(5, (2,)), 1)
     taken = [sample(seconds) for seconds in (5.0, 6.0, 4.0, 7.0, 6.0)]
     first = profile([1.0, 2.0, 1.0, 1.0, 1.0])
     first = replace(first, contention=first.contention._replace(start_s=0.25, cut_infer_s=0.125))
