@@ -22,7 +22,7 @@ from splitload.planner.refine import Refined, refine_on_host
 from splitload.planner.report import Report
 from splitload.planner.request import LEARNERS, TrainRequest
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.search import BASELINES, Found, Search, fixed_plan
+from splitload.planner.search import BASELINES, FoundPlan, Search, fixed_plan
 from splitload.planner.seeds import SeedRun, best_of, search_seeds
 
 
@@ -40,7 +40,7 @@ class Planned:
         refined: What the search within the budget came to; None without one.
     """
 
-    found: Found
+    found: FoundPlan
     search: Search
     profile: Profile
     seed: int
@@ -104,21 +104,21 @@ def make_plan(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(request, best_of(runs).partition if runs else None)) from None
         search = Search(profile, seed=best.seed, **settings)
-        found = search.found(best.partition, best.search_s, best.episodes)
+        found = search.found(best.partition, search_s=best.search_s, episodes=best.episodes)
         return Planned(found, search, profile, best.seed, tuple(runs))
     return Planned(_learned(request, search, report), search, profile, seed)
 
 
-def _given(points: Sequence[int], profile: Profile, first_trainable: int | None, most: int | None) -> Found:
+def _given(points: Sequence[int], profile: Profile, first_trainable: int | None, most: int | None) -> FoundPlan:
     """Return the plan of `--split-points`."""
     partition = fixed_plan(profile, points, first_trainable)
     if most is not None and partition.num_stages > most:
         count = count_of(partition.num_stages, "stage")
         raise UsageError(f"--split-points make {count}, --max-stages is {most}; leave one of the two out")
-    return Found(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
+    return FoundPlan(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
 
 
-def _learned(request: TrainRequest, search: Search, report: Report) -> Found:
+def _learned(request: TrainRequest, search: Search, report: Report) -> FoundPlan:
     """Search once, with a checkpoint."""
     kept = None
     if request.agent in LEARNERS:

@@ -18,7 +18,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Profile
 from splitload.planner.report import Report
-from splitload.planner.search import Found, Search
+from splitload.planner.search import FoundPlan, Search
 
 FIRST_STAGES = 8  # of the plan that is measured first: it tells where in the model the time goes
 FARTHEST = 3  # blocks by which a cut of the best plan is moved where the search asks for nothing new
@@ -39,7 +39,7 @@ class Refined:
     """
 
     search: Search
-    found: Found
+    found: FoundPlan
     profile: Profile
     plans: tuple[Partition, ...]
     complete: bool
@@ -120,7 +120,7 @@ def refine(
             idle = idle + 1 if make_search(known(now)).pick(plans) == best else 0
     profile = known(estimated())
     search = make_search(profile)
-    chosen = search.found(search.pick(plans), time.perf_counter() - start)
+    chosen = search.found(search.pick(plans), search_s=time.perf_counter() - start)
     return Refined(search, chosen, profile, tuple(plans), more)
 
 

@@ -12,7 +12,7 @@ from splitload.plan.profile import Profile
 from splitload.planner.gain import Gain
 from splitload.planner.make_plan import Planned
 from splitload.planner.request import TrainRequest
-from splitload.planner.search import Found
+from splitload.planner.search import FoundPlan
 from splitload.planner.trial import Trial
 from splitload.training.division import Division
 
@@ -39,7 +39,7 @@ class TrainResult:
     request: TrainRequest
     graph: ModelGraph
     planned: Planned
-    found: Found
+    found: FoundPlan
     trial: Trial | None
     division: Division | None
     training: Training | None

@@ -36,7 +36,7 @@ Objective = Literal["balance", "ttfo"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundPlan:
     """What a search came to.
 
     Attributes:
@@ -111,7 +111,9 @@ class Search:
         self._optima: dict[int, Optimum] = {}  # by number of stages
         self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn
 
-    def run(self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None) -> Found:
+    def run(
+        self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
+    ) -> FoundPlan:
         """Search, and value the baselines for the number of stages that was found.
 
         Args:
@@ -126,7 +128,7 @@ class Search:
         start = time.perf_counter()
         partition = self.plan(on_progress, checkpoint)
         episodes = self._learner.result().episodes if self._learner else 0
-        return self._found(partition, episodes, time.perf_counter() - start)
+        return self.found(partition, search_s=time.perf_counter() - start, episodes=episodes)
 
     def plan(
         self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
@@ -163,21 +165,29 @@ class Search:
         self._plans = best
         return self._pick(best.values()) or partitions[0]
 
-    def found(self, partition: Partition, search_s: float, episodes: int = 0) -> Found:
-        """Value a plan beside the baselines.
+    def found(self, partition: Partition, *, search_s: float, episodes: int = 0) -> FoundPlan:
+        """Value a plan, and what the baselines give for as many stages.
 
         Args:
             partition: The plan.
             search_s: Seconds it took to find it.
             episodes: Episodes of a learning agent.
         """
-        return self._found(partition, episodes, search_s)
+        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._agent in LEARNERS else None}
+        optimum = self._optimum(partition.num_stages, partition.split_points)
+        for name in BASELINES:
+            values[name] = self.value_s(self._by_rule(name, partition.num_stages))
+        two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
+        two_stages_s = None if two is None else self.seconds(two)
+        bound_s = values["exact"] if optimum.proved else optimum.bound_s
+        return FoundPlan(partition, values, episodes, search_s, two_stages_s, bound_s)
 
-    def whole(self, found: Found) -> Found:
+    def whole(self, found: FoundPlan) -> FoundPlan:
         """Return what the search came to, with the whole model as one stage in the place of its plan."""
-        return self._found(Partition(self._profile.num_blocks), found.episodes, found.search_s)
+        one = Partition(self._profile.num_blocks)
+        return self.found(one, search_s=found.search_s, episodes=found.episodes)
 
-    def apart(self, found: Found, block: int) -> Found:
+    def apart(self, found: FoundPlan, block: int) -> FoundPlan:
         """Return what was found, and what stands beside it, with a cut before `block` besides; nothing proved of it."""
         count = found.partition.num_stages
         values = {
@@ -187,17 +197,6 @@ class Search:
             for name, value in found.values_s.items()
         }
         return replace(found, partition=_with_cut(found.partition, block), values_s=values, exact_bound_s=0.0)
-
-    def _found(self, partition: Partition, episodes: int, search_s: float) -> Found:
-        """Value the plan, and what the baselines give for as many stages."""
-        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._agent in LEARNERS else None}
-        optimum = self._optimum(partition.num_stages, partition.split_points)
-        for name in BASELINES:
-            values[name] = self.value_s(self._by_rule(name, partition.num_stages))
-        two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
-        two_stages_s = None if two is None else self.seconds(two)
-        bound_s = values["exact"] if optimum.proved else optimum.bound_s
-        return Found(partition, values, episodes, search_s, two_stages_s, bound_s)
 
     @property
     def best(self) -> Partition | None:

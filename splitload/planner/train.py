@@ -27,7 +27,7 @@ from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
 from splitload.planner.result import TrainResult
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.search import Found
+from splitload.planner.search import FoundPlan
 from splitload.planner.trial import Trial, choose_measured, try_cut
 from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.division import Division
@@ -130,7 +130,7 @@ def _read(request: TrainRequest, report: Report, device: Device) -> _Model:
 
 def _tried(
     request: TrainRequest, report: Report, device: Device, model: _Model, planned: Planned
-) -> tuple[Found, Trial | None]:
+) -> tuple[FoundPlan, Trial | None]:
     """Return the plan to build, and how it was measured beside the whole model, where that chose it."""
     found, trial = planned.found, None
     if isinstance(device, HostDevice) and request.split_points is None:
@@ -146,7 +146,9 @@ def _tried(
     return found, trial
 
 
-def _notes(request: TrainRequest, model: _Model, planned: Planned, found: Found, trial: Trial | None) -> dict[str, Any]:
+def _notes(
+    request: TrainRequest, model: _Model, planned: Planned, found: FoundPlan, trial: Trial | None
+) -> dict[str, Any]:
     """Return what the manifest says of how the plan was found."""
     search, tail = planned.search, model.graph.first_trainable
     return notes_of(

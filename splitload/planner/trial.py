@@ -15,7 +15,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.measured import measure_plans
 from splitload.planner.report import Report
-from splitload.planner.search import WORTHWHILE, Found, Search
+from splitload.planner.search import WORTHWHILE, FoundPlan, Search
 
 RUNS = 9
 
@@ -87,7 +87,7 @@ def try_cut(
 
 def choose_measured(
     search: Search,
-    found: Found,
+    found: FoundPlan,
     source: Source,
     graph: ModelGraph,
     threads: int,
@@ -95,7 +95,7 @@ def choose_measured(
     cache: Path,
     *,
     feeds: Mapping[str, Any],
-) -> tuple[Found, Trial | None]:
+) -> tuple[FoundPlan, Trial | None]:
     """Return what was found if it pays when it is measured, or else the whole model; and the trial, if there was one.
 
     Args:
