@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from splitload.agents.results import SearchResult
 
 
-def curve_csv(result: SearchResult, objective: str, value_s: Callable[[float, int], float]) -> str:
+def curve_csv(result: SearchResult, objective: str, value_s_from: Callable[[float, int], float]) -> str:
     """Return the learning curve with one row per episode, by number of stages and then in order.
 
     Columns are `num_stages`, `episode` (of that number of stages, from 1), the episode's return and `best_value_s`,
@@ -19,15 +19,15 @@ def curve_csv(result: SearchResult, objective: str, value_s: Callable[[float, in
     Args:
         result: What the agent found.
         objective: One of `splitload.planner.request.OBJECTIVES`.
-        value_s: `Search.learned_value_s`.
+        value_s_from: `Search.value_s_from`.
     """
     header = f"num_stages,episode,{'return_s' if objective == 'ttfo' else 'return'},best_value_s"
-    return "\n".join([header, *_rows(result, value_s)]) + "\n"
+    return "\n".join([header, *_rows(result, value_s_from)]) + "\n"
 
 
-def _rows(result: SearchResult, value_s: Callable[[float, int], float]) -> Iterator[str]:
+def _rows(result: SearchResult, value_s_from: Callable[[float, int], float]) -> Iterator[str]:
     for count, returns in result.returns.items():
-        better = {episode: value_s(best, count) for episode, best in result.curves[count]}
+        better = {episode: value_s_from(best, count) for episode, best in result.curves[count]}
         best: float | str = ""  # before the first plan
         for episode, total in enumerate(returns, 1):
             best = better.get(episode, best)

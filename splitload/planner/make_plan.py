@@ -128,7 +128,7 @@ def _learned(request: TrainRequest, search: Search, report: Report) -> FoundPlan
 
         def after_episode(now: Progress) -> None:
             if now.episode % 100 == 0:
-                value_s = search.learned_value_s(now.best_value_s, now.num_stages)
+                value_s = search.value_s_from(now.best_value_s, now.num_stages)
                 best = f"{now.num_stages} stages: best {milliseconds(value_s)}"
                 show(now.episode, now.episodes, f"{best}, reward {now.reward:.2g}, ε {now.epsilon:.0%}")
 
@@ -138,5 +138,5 @@ def _learned(request: TrainRequest, search: Search, report: Report) -> FoundPlan
             resumes = kept is not None and kept.saved
             raise KeyboardInterrupt(resume_hint(request, search.best, resumes=resumes)) from None
     if request.curve is not None and search.learned is not None:
-        write_text(Path(request.curve), curve_csv(search.learned, request.objective, search.learned_value_s), "curve")
+        write_text(Path(request.curve), curve_csv(search.learned, request.objective, search.value_s_from), "curve")
     return found

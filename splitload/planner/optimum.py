@@ -11,7 +11,7 @@ from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 
 
-def value_s_of(profile: Profile, objective: str, partition: Partition) -> float:
+def least_s_of(profile: Profile, objective: str, partition: Partition) -> float:
     """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""
     return profile.largest_stage_load_s(partition) if objective == "balance" else profile.schedule(partition).ttfo_s
 

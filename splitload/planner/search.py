@@ -246,9 +246,9 @@ class Search:
             return self._profile.slowest_load_s(partition)
         return self._profile.schedule(partition).ttfo_s
 
-    def learned_value_s(self, value_s: float, num_stages: int) -> float:
-        """Return what `value_s` gives for a plan of so many stages, of what the learning agent made small."""
-        return value_s / self._profile.contention.slowdown(num_stages) if self._objective == "balance" else value_s
+    def value_s_from(self, least_s: float, num_stages: int) -> float:
+        """Return `value_s` of a plan of so many stages, of which `least_s` is what the learning agent made small."""
+        return least_s / self._profile.contention.slowdown(num_stages) if self._objective == "balance" else least_s
 
     def _enough(self, limit: int) -> int:
         """Return how many stages are worth looking at, with no more than `limit` blocks to cut at."""

@@ -15,7 +15,7 @@ from splitload.agents.results import StopReason
 from splitload.envs.split import SplitEnv
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.optimum import value_s_of
+from splitload.planner.optimum import least_s_of
 
 Result = TypeVar("Result")
 
@@ -93,7 +93,7 @@ def learn(profile: Profile, objective: str, counts: Sequence[int], seed: int, se
         plan, curve = result.plans[count], result.curves[count]
         value_s = plan.value_s
         if setting.rewarded not in (None, objective):
-            value_s = value_s_of(profile, objective, Partition.of(profile.num_blocks, plan.split_points))
+            value_s = least_s_of(profile, objective, Partition.of(profile.num_blocks, plan.split_points))
         episodes = len(result.returns[count])
         plans.append(LearnedPlan(count, value_s, curve[-1][0], episodes, result.stopped[count]))
     return Learned(seed, tuple(plans), search_s)

@@ -14,7 +14,7 @@ from splitload.envs import SplitEnv
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.optimum import optimum, value_s_of
+from splitload.planner.optimum import least_s_of, optimum
 
 COUNTS = (1, 2, 3, 4, 5)
 
@@ -36,9 +36,9 @@ def optima(made: Profile, objective: str) -> dict[int, float]:
     for count in COUNTS:
         best = optimum(made, objective, count, limit_s=60)
         assert best.proved
-        assert best.value_s == pytest.approx(value_s_of(made, objective, Partition(10, best.split_points)), rel=1e-12)
+        assert best.value_s == pytest.approx(least_s_of(made, objective, Partition(10, best.split_points)), rel=1e-12)
         plans = (Partition(10, points) for points in combinations(range(1, 10), count - 1))
-        assert best.value_s == pytest.approx(min(value_s_of(made, objective, plan) for plan in plans), rel=1e-9)
+        assert best.value_s == pytest.approx(min(least_s_of(made, objective, plan) for plan in plans), rel=1e-9)
         found[count] = best.value_s
     return found
 
