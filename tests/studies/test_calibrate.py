@@ -16,7 +16,7 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.schedule import Contention, simulate
 from splitload.studies import calibrate
 
-RECORD = Path(__file__).parents[1] / "results" / "calibration-s20.json"
+RECORD = Path(__file__).parents[2] / "results" / "calibration-s20.json"
 S20 = SimulatedDevice.read(devices.names()["s20"]).model
 
 
