@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.commands.console import Console
-from splitload.commands.plan_report import show_plan, show_search
+from splitload.commands.show_plan import show_plan, show_search
 from splitload.planner.request import SETTINGS, TrainRequest
 from splitload.planner.train import train as search_and_build
 from splitload.runtime.inputs import read_feeds
