@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import splitload.planner
 from splitload.base.errors import UsageError
 from splitload.commands.parser import parser
 from splitload.planner.from_torch import from_torch
@@ -125,3 +126,8 @@ TOGETHER = [
 def test_settings_that_do_not_fit_each_other(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         request(**settings)
+
+
+def test_a_planner_knows_no_command_line() -> None:
+    for file in Path(splitload.planner.__file__).parent.glob("*.py"):
+        assert not re.search(r"^\s*(import|from) (argparse|splitload\.commands)", file.read_text(), re.MULTILINE), file
