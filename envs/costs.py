@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from splitload.plan.costs import CostMatrices, LoadSums
 from splitload.plan.profile import Profile
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CostMatrices:
-    """Seconds of every segment, alone and without contention.
-
-    All are of shape `(N + 1, N + 1)` and type float64: entry `[s, e]` is the cost of the blocks `[s, e)`, and
-    infinite where `s >= e`.
-
-    Attributes:
-        load_s: Seconds until the segment is loaded.
-        first_inference_s: Seconds of its first inference.
-        read_s: Seconds of `load_s` that storage is busy for.
-    """
-
-    load_s: NDArray[np.float64]
-    first_inference_s: NDArray[np.float64]
-    read_s: NDArray[np.float64]
+__all__ = ["CostMatrices", "cost_matrices"]
 
 
 def cost_matrices(profile: Profile) -> CostMatrices:
@@ -47,11 +30,12 @@ def cost_matrices(profile: Profile) -> CostMatrices:
     slowest = np.zeros((size, size))
     for start in range(profile.num_blocks):
         slowest[start, start + 1 :] = np.maximum.accumulate(loads[start:])
-    counts = np.arange(size)[None, :] - np.arange(size)[:, None]
-    load_s = np.maximum(sums(loads) - (counts - 1) * profile.stage_fixed_s, slowest)
-    load_s += profile.load_growth * np.maximum(sums(loads) ** 2 - sums(loads**2), 0.0)
+    counts = np.arange(size, dtype=np.float64)[None, :] - np.arange(size)[:, None]
+    blocks = LoadSums(counts, sums(loads), sums(loads**2), slowest)
+    load_s = profile.load_model.load_s(blocks, larger=np.maximum)
     read_s = np.minimum(sums(np.array([block.cost.read_s for block in profile.blocks])), load_s)
-    matrices = CostMatrices(*(np.where(legal, cost, np.inf) for cost in (load_s, sums(infers), read_s)))
+    load_s, infer_s, read_s = (np.where(legal, cost, np.inf) for cost in (load_s, sums(infers), read_s))
+    matrices = CostMatrices(load_s, infer_s, read_s, profile.contention)
     for (start, end), cost in profile.segments.items():
         matrices.load_s[start, end] = cost.load_s
         matrices.first_inference_s[start, end] = cost.first_inference_s

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitload.devices.ledger import Segment
+from splitload.plan.costs import LoadModel, LoadSums
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
@@ -72,12 +73,12 @@ def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segme
     infers = _scaled([block.cost.first_inference_s for block in prior.blocks], whole.first_inference_s)
 
     for _ in range(_SWEEPS):
-        growth = _growth(loads, fixed_s, whole.load_s)
+        model = LoadModel.fitted(fixed_s, _alone(loads, fixed_s), whole.load_s)
         for (start, end), cost in stages.items():
             inside = loads[start:end]
-            grown_s = growth * _pairs(inside + fixed_s)
+            besides_s = model.load_s(_alone(inside, fixed_s)) - inside.sum()  # what the stage pays beyond its blocks
             for values, wanted_s, got_s in (
-                (inside, cost.load_s - fixed_s - grown_s, inside.sum()),
+                (inside, cost.load_s - besides_s, inside.sum()),
                 (infers[start:end], cost.first_inference_s * inference_share, infers[start:end].sum()),
             ):
                 values *= (max(wanted_s, 0.01 * got_s) / got_s) ** _DAMPING
@@ -134,16 +135,9 @@ def with_first_outputs(profile: Profile, cut: Partition, whole: FirstOutput, fir
     return contention._replace(cut_infer_s=max(0.0, min(later_s)))
 
 
-def _growth(loads: NDArray[np.float64], fixed_s: float, whole_s: float) -> float:
-    """Return `Profile.load_growth` of these blocks, which load in `loads + fixed_s` each."""
-    beyond_s = whole_s - fixed_s - loads.sum()
-    pairs = _pairs(loads + fixed_s)
-    return float(beyond_s / pairs) if beyond_s > 0 and pairs > 0 else 0.0
-
-
-def _pairs(loads: NDArray[np.float64]) -> float:
-    """Return the sum of the products of each two."""
-    return float(loads.sum() ** 2 - (loads**2).sum())
+def _alone(loads: NDArray[np.float64], fixed_s: float) -> LoadSums[float]:
+    """Return the sums over blocks that add these loads to a stage: alone each takes what a stage pays besides."""
+    return LoadSums.of((loads + fixed_s).tolist())
 
 
 def _scaled(values: Sequence[float], total: float) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from splitload.base.errors import BundleError, ProfileError
 from splitload.base.fields import Reader, is_count
+from splitload.plan.costs import LoadModel, LoadSums
 from splitload.plan.partition import Partition
 from splitload.plan.schedule import Contention, Schedule, simulate
 
@@ -50,10 +51,9 @@ class BlockProfile:
 class Profile:
     """Measured or simulated costs of one model on one device.
 
-    The cost of a segment is its measured cost where `segments` holds it; otherwise it is predicted. Loading takes
-    `fixed + Σ (block - fixed)`, what every stage pays once plus what each block adds, and at least as long as its
-    slowest block alone; for each two blocks comes `load_growth` besides. Inference takes the sum over the blocks,
-    scaled so that all of them take what the whole does; reading takes the sum over the blocks.
+    The cost of a segment is its measured cost where `segments` holds it; otherwise it is predicted. Loading follows
+    `load_model`. Inference takes the sum over the blocks, scaled so that all of them take what the whole does; reading
+    takes the sum over the blocks.
 
     Attributes:
         model: Name of the model, for people.
@@ -93,8 +93,7 @@ class Profile:
         if measured is not None:
             return measured
         blocks = self.blocks[start:end]
-        loads = [block.cost.load_s for block in blocks]
-        load_s = self._additive_load_s(loads) + self.load_growth * _pairs(loads)
+        load_s = self.load_model.load_s(LoadSums.of([block.cost.load_s for block in blocks]))
         return Cost(
             load_s,
             sum(block.cost.first_inference_s for block in blocks) * self.inference_scale("first_inference_s"),
@@ -112,21 +111,16 @@ class Profile:
         return getattr(measured, part) / total if measured is not None and total > 0 else 1.0
 
     @property
-    def load_growth(self) -> float:
-        """Seconds that each two blocks in one stage add to its load, for every squared second of their own loads.
-
-        Making a session takes longer than in proportion to its nodes. What the whole model was measured to take
-        beyond its blocks is laid on pairs of blocks: 0 where it took no more, or was not measured.
-        """
+    def load_model(self) -> LoadModel:
+        """How the loads of blocks make up that of a stage; the whole model loads as it was measured, if it was."""
         measured = self.segments.get((0, self.num_blocks))
-        loads = [block.cost.load_s for block in self.blocks]
-        if measured is None or _pairs(loads) <= 0:
-            return 0.0
-        return max(measured.load_s - self._additive_load_s(loads), 0.0) / _pairs(loads)
+        blocks = LoadSums.of([block.cost.load_s for block in self.blocks])
+        return LoadModel.fitted(self.stage_fixed_s, blocks, None if measured is None else measured.load_s)
 
-    def _additive_load_s(self, loads: list[float]) -> float:
-        """Return the load of a stage of these blocks, were it no more than their sum without what each pays anew."""
-        return max(sum(loads) - (len(loads) - 1) * self.stage_fixed_s, *loads)
+    @property
+    def load_growth(self) -> float:
+        """Seconds that each two blocks in one stage add to its load, for every squared second of their own loads."""
+        return self.load_model.growth_per_s
 
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""
@@ -242,11 +236,6 @@ class Profile:
                 raise
             raise ProfileError(f"{path.name}: not JSON ({error})") from error
         return cls.from_json(data, path.name)
-
-
-def _pairs(loads: list[float]) -> float:
-    """Return the sum of the products of each two."""
-    return sum(loads) ** 2 - sum(load**2 for load in loads)
 
 
 def _cost(row: Reader, *others: str) -> Cost:
