@@ -6,7 +6,7 @@ import math
 import os
 from itertools import pairwise
 from operator import index
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from splitload.base.errors import UsageError, unknown_name
 from splitload.envs.costs import cost_matrices
-from splitload.envs.rewards import balance_reward
+from splitload.plan.objectives import objective_named
 from splitload.plan.profile import Profile
-from splitload.plan.schedule import Clock
 
-OBJECTIVES = ("balance", "ttfo")
 OPTIONS = ("num_stages", "tolerance_s", "one_sided")
 USUAL_STAGES = 8  # at most, where the caller names no limit
 
@@ -69,10 +67,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - "balance": for each stage as it is cut, 0 if `|τ - T/C| <= ε` and -1 otherwise; τ is the stage's load time
       alone, T the whole model's, `ε = tolerance * T / C`. With `one_sided`, 0 if `τ <= T/C + ε`.
     - "ttfo": minus the seconds by which the stage moves the time to first output that its cuts so far allow: when
-      the stage has inferred, plus the least that inferring all blocks after it can take, however they are cut, and what
-      each stage left infers longer. These moves add up to the time to first output, so that the return is
-      `-profile.schedule(partition).ttfo_s`. No reward is positive; where inference times add up, only waiting for a
-      load costs anything after the first stage.
+      the stage has inferred, plus the least that inferring all blocks after it can take, however they are cut, plus
+      what each stage of a cut infers longer, for as many stages as are left. These moves add up to the time to first
+      output, so that the return is `-profile.schedule(partition).ttfo_s`. No reward is positive; where inference times
+      add up, only waiting for a load costs anything after the first stage.
     - An illegal action earns `illegal_reward`, which is below the return of every legal episode.
 
     ## Episode End
@@ -98,7 +96,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     ## Arguments
     - `profile`: a `splitload.plan.profile.Profile`, or the path of its file.
-    - `objective`: "balance" or "ttfo".
+    - `objective`: "balance" or "ttfo": the name of a file in `splitload.plan.objectives`.
     - `max_stages`: at least 1; None is 8. K is as many, or as the model can have where that is less: N, or
       `trainable_from + 1`.
     - `tolerance`: ε of the reward as a share of T/C, not negative.
@@ -119,7 +117,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self,
         profile: Profile | str | os.PathLike[str],
         *,
-        objective: Literal["balance", "ttfo"] = "balance",
+        objective: str = "balance",
         max_stages: int | None = None,
         tolerance: float = 0.05,
         one_sided: bool = False,
@@ -130,21 +128,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
             profile = Profile.read(profile)
         if not isinstance(profile, Profile):
             raise UsageError(f"profile must be a Profile or the path of its file; it is {profile!r:.80}")
-        if not isinstance(one_sided, bool | np.bool_):
-            raise UsageError(f"one_sided must be true or false, it is {one_sided!r:.40}")
-        for name, count in (("max_stages", max_stages), ("trainable_from", trainable_from)):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, _INTEGERS)):
-                raise UsageError(f"{name} must be a whole number, it is {count!r:.40}")
+        _check_whole(max_stages=max_stages, trainable_from=trainable_from)
+        wanted = objective_named(objective)
+        self._check(profile, tolerance, one_sided, trainable_from, render_mode)
         num_blocks = profile.num_blocks
-        if objective not in OBJECTIVES:
-            raise unknown_name("objective", objective, OBJECTIVES)
-        if not (math.isfinite(tolerance) and tolerance >= 0):
-            raise UsageError(f"tolerance must be a finite share of T/C, not negative; it is {tolerance}")
-        if trainable_from is not None and not 0 <= trainable_from < num_blocks:
-            raise UsageError(f"trainable_from must be a block, 0 to {num_blocks - 1}; it is {trainable_from}")
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
-        most = num_blocks if trainable_from is None else trainable_from + 1
         max_stages = stages_there_are(
             USUAL_STAGES if max_stages is None else int(max_stages), num_blocks, trainable_from
         )
@@ -158,25 +145,12 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self.num_blocks = num_blocks
         self.action_space = spaces.Discrete(max_stages * num_blocks)
         self.observation_space = spaces.MultiDiscrete([max_stages + 1, max_stages + 1, num_blocks + 1, num_blocks + 1])
-        costs = cost_matrices(profile)
-        # Lists: reading one number from an array costs several times as much.
-        self._load_s: list[list[float]] = costs.load_s.tolist()
-        self._infer_s: list[list[float]] = costs.first_inference_s.tolist()
-        self._read_s: list[list[float]] = costs.read_s.tolist()
-        self._additive = _additive(costs.first_inference_s) and _additive(costs.read_s)
-        self._left_s = _least_left_s(self._infer_s)
-        contention = profile.contention
-        slowdowns = [contention.slowdown(count) for count in range(1, max_stages + 1)]
-        self._slowdown = [1.0, *slowdowns]
-        # No plan takes longer than all its loads one after the other and then all its inferences.
-        stage_s = float(np.max(costs.load_s[np.isfinite(costs.load_s)])) * max(slowdowns)
-        stage_s += float(np.max(costs.first_inference_s[np.isfinite(costs.first_inference_s)]))
-        stage_s += contention.cut_infer_s
-        most_s = contention.start_s + max_stages * stage_s
-        self.illegal_reward = -float(max_stages + 1) if objective == "balance" else -most_s - 1
-        self._ttfo = objective == "ttfo"
+        self._rewards = wanted.rewards(cost_matrices(profile).rows(), max_stages, tolerance)
+        self._pay = self._rewards.pay
+        self.illegal_reward = self._rewards.illegal
         self._size = max_stages * num_blocks
-        self._limit = most  # a stage with m stages after it ends at most m blocks before here
+        # A stage with m stages after it ends at most m blocks before here.
+        self._limit = num_blocks if trainable_from is None else trainable_from + 1
         self._strips: dict[int, Mask] = {}
         self._states: dict[int, _State] = {}
         self._starts = [self._opening(), *(self._state(count, 0, 0) for count in range(1, max_stages + 1))]
@@ -184,9 +158,26 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._bounds = [0]
         self._legal: _Legal = _NONE  # empty where no episode is under way
         self._mask = self._window(_NONE)
-        self._target_s = self._tolerance_s = 0.0
         self._option_s: float | None = None
         self._one_sided = one_sided
+
+    def _check(
+        self,
+        profile: Profile,
+        tolerance: float,
+        one_sided: bool,
+        trainable_from: int | None,
+        render_mode: str | None,
+    ) -> None:
+        """Raise `UsageError` for an argument that cannot be meant."""
+        if not isinstance(one_sided, bool | np.bool_):
+            raise UsageError(f"one_sided must be true or false, it is {one_sided!r:.40}")
+        if not (math.isfinite(tolerance) and tolerance >= 0):
+            raise UsageError(f"tolerance must be a finite share of T/C, not negative; it is {tolerance}")
+        if trainable_from is not None and not 0 <= trainable_from < profile.num_blocks:
+            raise UsageError(f"trainable_from must be a block, 0 to {profile.num_blocks - 1}; it is {trainable_from}")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise unknown_name("render mode", render_mode, self.metadata["render_modes"])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -215,7 +206,6 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self._option_s = None if tolerance_s is None else float(tolerance_s)
         self._one_sided = bool(one_sided)
         self._bounds = [0]
-        self._clock = Clock(self.profile.contention.threads, 1.0, self.profile.contention.start_s)
         self._num_stages = 0
         if num_stages is not None:
             self._fix(int(num_stages))
@@ -239,13 +229,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
             self._fix(number // self.num_blocks + 1)
         bounds = self._bounds
         start, end = bounds[-1], number % self.num_blocks + 1
-        if self._ttfo:
-            left_s, beside_s = self._left_s, self._clock.beside_s
-            moved_s = self._clock.add(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end])
-            before_s = left_s[start] + beside_s if start else -beside_s * (self._num_stages - 1)
-            reward = before_s - left_s[end] - moved_s
-        else:
-            reward = balance_reward(self._load_s[start][end], self._target_s, self._tolerance_s, self._one_sided)
+        reward = self._pay(start, end)
         key = len(bounds) * self._size + number  # how many stages are cut now, of how many, and where the last ends
         bounds.append(end)
         state = self._states.get(key)
@@ -255,7 +239,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         info: dict[str, Any] = {"action_mask": self._mask.copy()}
         over = end == self.num_blocks
         if over:
-            info.update(self._summary())
+            info |= {"split_points": tuple(bounds[1:-1]), "num_stages": self._num_stages}
+            info |= self._rewards.outcome(bounds)
         return observation.copy(), reward, over, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -276,10 +261,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     def _fix(self, num_stages: int) -> None:
         """Let the episode have `num_stages` stages; what depends on their number is worked out once."""
         self._num_stages = num_stages
-        self._clock.slowdown = self._slowdown[num_stages]
-        self._clock.beside_s = self.profile.contention.beside_s(num_stages)
-        self._target_s = self._load_s[0][-1] / num_stages
-        self._tolerance_s = self.tolerance * self._target_s if self._option_s is None else self._option_s
+        self._rewards.begin(num_stages, self._option_s, self._one_sided)
 
     def _state(self, num_stages: int, cut: int, start: int) -> _State:
         """Return the state where `cut` of `num_stages` stages hold the blocks before `start`.
@@ -332,26 +314,6 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         info = {"action_mask": self._mask.copy(), "illegal_action": message}
         return observation, self.illegal_reward, True, False, info
 
-    def _summary(self) -> dict[str, Any]:
-        """Return what a legal end tells."""
-        bounds, clock, num_stages = self._bounds, self._clock, self._num_stages
-        summary: dict[str, Any] = {"split_points": tuple(bounds[1:-1]), "num_stages": num_stages}
-        if self._ttfo:
-            separable = self._additive and num_stages <= self.profile.contention.threads
-            return summary | {"value_s": clock.inferred_s, "load_makespan_s": clock.loaded_s, "separable": separable}
-        largest_s = 0.0
-        for start, end in pairwise(bounds):  # No reward needs the clock here: it runs once an episode, not each step.
-            load_s = self._load_s[start][end]
-            clock.add(load_s, self._infer_s[start][end], self._read_s[start][end])
-            largest_s = max(largest_s, load_s)
-        return summary | {
-            "value_s": largest_s * self._slowdown[num_stages],
-            "load_makespan_s": clock.loaded_s,
-            "separable": True,
-            "excess_s": largest_s - self._target_s,
-            "one_sided": self._one_sided,
-        }
-
 
 def stages_there_are(max_stages: int, num_blocks: int, trainable_from: int | None) -> int:
     """Return `max_stages`, or as many as the model can have where that is less.
@@ -364,17 +326,8 @@ def stages_there_are(max_stages: int, num_blocks: int, trainable_from: int | Non
     return min(max_stages, num_blocks if trainable_from is None else trainable_from + 1)
 
 
-def _least_left_s(infer_s: list[list[float]]) -> list[float]:
-    """Return the least seconds that inferring all blocks from each one on can take, however they are cut."""
-    size = len(infer_s)
-    left_s = [0.0] * size
-    for start in reversed(range(size - 1)):
-        left_s[start] = min(infer_s[start][end] + left_s[end] for end in range(start + 1, size))
-    return left_s
-
-
-def _additive(cost_s: NDArray[np.float64]) -> bool:
-    """Return whether each segment costs what its blocks do, up to rounding."""
-    upto = np.concatenate(([0.0], cost_s[0, 1:]))
-    legal = np.isfinite(cost_s)
-    return bool(np.allclose(cost_s[legal], (upto[None, :] - upto[:, None])[legal], rtol=1e-9, atol=1e-9 * upto[-1]))
+def _check_whole(**counts: object) -> None:
+    """Raise `UsageError` for a count that is given and is no whole number."""
+    for name, count in counts.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, _INTEGERS)):
+            raise UsageError(f"{name} must be a whole number, it is {count!r:.40}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from splitload.agents.results import SearchResult
+from splitload.plan.objectives import objective_named
 
 
 def curve_csv(result: SearchResult, objective: str, value_s_from: Callable[[float, int], float]) -> str:
@@ -18,10 +19,10 @@ def curve_csv(result: SearchResult, objective: str, value_s_from: Callable[[floa
 
     Args:
         result: What the agent found.
-        objective: One of `splitload.planner.request.OBJECTIVES`.
+        objective: Name of what was searched for.
         value_s_from: `Search.value_s_from`.
     """
-    header = f"num_stages,episode,{'return_s' if objective == 'ttfo' else 'return'},best_value_s"
+    header = f"num_stages,episode,{objective_named(objective).return_name},best_value_s"
     return "\n".join([header, *_rows(result, value_s_from)]) + "\n"
 
 

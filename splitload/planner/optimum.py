@@ -1,19 +1,21 @@
-"""What a plan is worth by an objective, and the best plan there is."""
+"""What a plan is worth by an objective, and the best plan there is: jobs that search processes are sent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from splitload.agents import exact
-from splitload.agents.exact_ttfo import Optimum, ttfo
-from splitload.envs.costs import CostMatrices, cost_matrices
+from splitload import agents
+from splitload.agents.exact_ttfo import Optimum
+from splitload.envs.costs import cost_matrices
+from splitload.plan.costs import CostMatrices
+from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 
 
 def least_s_of(profile: Profile, objective: str, partition: Partition) -> float:
     """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""
-    return profile.largest_stage_load_s(partition) if objective == "balance" else profile.schedule(partition).ttfo_s
+    return objective_named(objective).least_s(profile, partition)
 
 
 def optimum(
@@ -29,28 +31,19 @@ def optimum(
 
     Args:
         profile: Costs of the model on the device.
-        objective: "balance", where there always is a proof, or "ttfo".
+        objective: Its name; of "balance" there always is a proof.
         num_stages: k.
         limit_s: Seconds for the proof.
         trainable_from: First trainable block; it and all after it lie in the last stage.
-        starts: For "ttfo" plans to begin with.
+        starts: Plans to begin with, where the search takes some.
         costs: What `cost_matrices` returns for the profile, where it is there already.
     """
-    costs, contention = costs or cost_matrices(profile), profile.contention
-    slowdown = contention.slowdown(num_stages)
-    if objective == "balance":
-        points, largest_s = exact.balance(costs.load_s, num_stages, trainable_from)
-        return Optimum(points, largest_s * slowdown, largest_s * slowdown)
-    found = ttfo(
-        costs.load_s,
-        costs.first_inference_s + contention.beside_s(num_stages),
+    best = objective_named(objective).optimum(
+        costs or cost_matrices(profile),
         num_stages,
-        contention.threads,
-        slowdown,
-        trainable_from,
-        read=costs.read_s,
+        agents,
+        trainable_from=trainable_from,
         limit_s=limit_s,
         starts=starts,
     )
-    start_s = contention.start_s  # nothing loads before, so that every plan answers later by it
-    return Optimum(found.split_points, found.value_s + start_s, found.bound_s + start_s)
+    return Optimum(*best)

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from splitload.agents import baselines, exact
 from splitload.agents.annealing import anneal
@@ -19,6 +18,7 @@ from splitload.agents.results import Progress, SearchResult
 from splitload.base.errors import PartitionError, UsageError
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, stages_there_are
+from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.checkpoint_file import Checkpoint
@@ -26,13 +26,11 @@ from splitload.planner.optimum import optimum
 from splitload.planner.request import LEARNERS
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
-FURTHER = {"balance": 0.1, "ttfo": 0.02}  # what more stages must gain over fewer; plans of many stages err alike
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
 EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
 _RULES = ("balance", "uniform_bytes", "uniform_blocks")
 BASELINES = ("exact", "annealing", "uniform_bytes", "uniform_blocks", "random")
-Objective = Literal["balance", "ttfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +60,15 @@ class FoundPlan:
 class Search:
     """Finds a partition on a profile; `best` holds the best plan so far at any time.
 
-    For `balance` the cuts of each number of stages are found by the equal-load reward (eq. 4), and the number of
-    stages whose loads are all done first is taken: equal loads alone would always be had with one stage. For `ttfo`
-    it is the number with the smallest time to first output. A cut is made only where a tenth or more is gained, and
-    a plan of more stages taken only where it gains a tenth (`balance`) or a fiftieth (`ttfo`) over the one before.
+    The cuts of each number of stages are found by the objective's reward, and the number is taken for which
+    `Objective.deciding_s` is smallest: all loads done (`balance`), or the time to first output (`ttfo`). A cut is made
+    only where a tenth or more is gained, and a plan of more stages taken only where it gains `Objective.further_gain`
+    over the one before.
 
     Args:
         profile: Costs of the model on the device.
         agent: One of `splitload.planner.request.AGENTS`.
-        objective: One of `splitload.planner.request.OBJECTIVES`.
+        objective: One of `splitload.plan.objectives.OBJECTIVES`.
         max_stages: The most stages, at least 1; the model may have fewer. None: 8, or 16 where as many, cut
             by rule, promise a twentieth; or all where there are fewer.
         num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
@@ -80,7 +78,7 @@ class Search:
             are written, with a cut before it.
 
     Raises:
-        UsageError: If `max_stages` is less than 1.
+        UsageError: If `max_stages` is less than 1, or there is no such objective.
     """
 
     def __init__(
@@ -88,7 +86,7 @@ class Search:
         profile: Profile,
         *,
         agent: str = "q-learning",
-        objective: Objective = "balance",
+        objective: str = "balance",
         max_stages: int | None = None,
         num_stages: int | None = None,
         seed: int = 0,
@@ -97,11 +95,12 @@ class Search:
     ) -> None:
         self._profile = profile
         self._agent = agent
-        self._objective: Objective = objective
+        self._objective = objective_named(objective)
         self._seed = seed
         self._episodes = episodes
         self._trainable_from = trainable_from
         self._matrices = cost_matrices(profile)
+        self._rows = self._matrices.rows()
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
         if max_stages is not None:
             max_stages = stages_there_are(max_stages, profile.num_blocks, trainable_from)
@@ -137,7 +136,7 @@ class Search:
         if self._agent in LEARNERS:
             env = SplitEnv(
                 self._profile,
-                objective=self._objective,
+                objective=self._objective.name,
                 max_stages=self._counts[-1],
                 trainable_from=self._trainable_from,
             )
@@ -230,7 +229,7 @@ class Search:
             "model": self._profile.model,
             "device": self._profile.device,
             "profile_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "objective": self._objective,
+            "objective": self._objective.name,
             "agent": self._agent,
             "num_stages": list(self._counts),
             "trainable_from": self._trainable_from,
@@ -238,17 +237,12 @@ class Search:
         }
 
     def value_s(self, partition: Partition) -> float:
-        """Return the load of the slowest stage alone, or the time to first output, in seconds; for people and JSON.
-
-        Among plans of as many stages it orders as what the objective makes small.
-        """
-        if self._objective == "balance":
-            return self._profile.slowest_load_s(partition)
-        return self._profile.schedule(partition).ttfo_s
+        """Return `Objective.value_s` of a plan, in seconds: for people and JSON."""
+        return self._objective.value_s(self._profile, partition)
 
     def value_s_from(self, least_s: float, num_stages: int) -> float:
         """Return `value_s` of a plan of so many stages, of which `least_s` is what the learning agent made small."""
-        return least_s / self._profile.contention.slowdown(num_stages) if self._objective == "balance" else least_s
+        return least_s / self._objective.scale(self._profile.contention, num_stages)
 
     def _enough(self, limit: int) -> int:
         """Return how many stages are worth looking at, with no more than `limit` blocks to cut at."""
@@ -260,10 +254,10 @@ class Search:
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
     def _pick(self, partitions: Any) -> Partition | None:
-        """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `FURTHER`."""
+        """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `further_gain`."""
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
-            gain = WORTHWHILE if picked is None or picked.num_stages == 1 else FURTHER[self._objective]
+            gain = WORTHWHILE if picked is None or picked.num_stages == 1 else self._objective.further_gain
             if picked is None or self.seconds(partition) < (1 - gain) * self.seconds(picked):
                 picked = partition
         return picked
@@ -273,12 +267,11 @@ class Search:
         return partition if self._trainable_from is None else _with_cut(partition, self._trainable_from)
 
     def seconds(self, partition: Partition) -> float:
-        """Return what decides between numbers of stages: all loads done, or the time to first output, in seconds.
+        """Return what decides between numbers of stages, in seconds: `Objective.deciding_s`.
 
         What is trained is cut off in any case, and so is in all that are compared.
         """
-        schedule = self._profile.schedule(self.written(partition))
-        return schedule.load_makespan_s if self._objective == "balance" else schedule.ttfo_s
+        return self._objective.deciding_s(self._profile.schedule(self.written(partition)))
 
     def _by_rule(self, name: str, count: int) -> Partition:
         """Return the partition a rule gives for `count` stages.
@@ -307,11 +300,11 @@ class Search:
         if count not in self._optima:
             starts = () if start is None else (start,)
             best = optimum(
-                self._profile, self._objective, count, EXACT_LIMIT_S, self._trainable_from, starts, self._matrices
+                self._profile, self._objective.name, count, EXACT_LIMIT_S, self._trainable_from, starts, self._matrices
             )
             if not best.proved:  # then annealing may know a better plan
                 annealed = self._annealed(count)
-                value_s = self._value_of(count)(annealed)
+                value_s = self._objective.valuer(self._rows, count)(annealed)
                 if value_s < best.value_s:
                     best = Optimum(annealed, value_s, best.bound_s)
             self._optima[count] = best
@@ -319,27 +312,8 @@ class Search:
 
     def _annealed(self, count: int) -> tuple[int, ...]:
         """Return the split points that annealing finds for `count` stages."""
-        num_blocks = self._profile.num_blocks
-        return anneal(self._value_of(count), num_blocks, count, self._trainable_from, seed=self._seed)
-
-    def _value_of(self, count: int) -> Callable[[tuple[int, ...]], float]:
-        """Return what values plans of `count` stages for the objective, in seconds, as fast as Python can."""
-        contention, num_blocks = self._profile.contention, self._profile.num_blocks
-        slowdown = contention.slowdown(count)
-        load: list[list[float]] = self._matrices.load_s.tolist()
-        infer: list[list[float]] = self._matrices.first_inference_s.tolist()
-        read: list[list[float]] = self._matrices.read_s.tolist()
-
-        def largest(points: tuple[int, ...]) -> float:
-            return slowdown * max(load[start][end] for start, end in pairwise((0, *points, num_blocks)))
-
-        def first_output(points: tuple[int, ...]) -> float:
-            clock = contention.clock(count)
-            for start, end in pairwise((0, *points, num_blocks)):
-                clock.add(load[start][end], infer[start][end], read[start][end])
-            return clock.inferred_s
-
-        return largest if self._objective == "balance" else first_output
+        valuer = self._objective.valuer(self._rows, count)
+        return anneal(valuer, self._profile.num_blocks, count, self._trainable_from, seed=self._seed)
 
 
 def _with_cut(plan: Partition, block: int) -> Partition:

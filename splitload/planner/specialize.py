@@ -24,10 +24,11 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_stages
 from splitload.graphs.proto import external_files
 from splitload.plan.graph import ModelGraph
+from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
-from splitload.planner.search import Objective, Search
+from splitload.planner.search import Search
 from splitload.planner.trial import choose_measured
 from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.opened import load_opened
@@ -153,7 +154,8 @@ def _planned(
     first_trainable = graph.first_trainable
     with report.progress("profiling on host", unit="passes") as show:
         profile = device.profile(graph, feeds=feeds, on_progress=show)
-    objective: Objective = "ttfo" if manifest.plan.get("objective") == "ttfo" else "balance"
+    named = manifest.plan.get("objective")
+    objective = named if named in tuple(OBJECTIVES) else "balance"
     with report.status("searching a plan"):
         search = Search(profile, objective=objective, trainable_from=first_trainable)
         found = search.run()

@@ -16,20 +16,20 @@ from splitload.commands.console import Console
 from splitload.devices.host import HostDevice, profile_loads
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
+from splitload.plan.objectives import OBJECTIVES
 from splitload.planner.measured import measure_plans
 from splitload.planner.refine import refine_on_host
-from splitload.planner.search import Objective, Search
+from splitload.planner.search import Search
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODELS = ("zoo:densenet201", "zoo:inception_v3", "zoo:resnet152", "zoo:distilbert")
 COUNTS = (None, 4)  # stages: as many as the search takes, then so many
-MEASURED: dict[Objective, str] = {"balance": "load_s", "ttfo": "ttfo_s"}  # what both plans are compared by
 
 
 def row(
     source: Source,
-    objective: Objective,
+    objective: str,
     num_stages: int | None,
     budget: int,
     runs: int,
@@ -40,7 +40,7 @@ def row(
 
     Args:
         source: The model.
-        objective: "balance", compared by the seconds until all stages are loaded, or "ttfo".
+        objective: Its name; both plans are compared by what decides between numbers of stages.
         num_stages: How many stages both plans have; None: as many as pays.
         budget: Most stage loads.
         runs: Samples of each plan; plans that are the same are measured once.
@@ -66,7 +66,7 @@ def row(
     measured = measure_plans(
         source, [VariantPlan(graph, each, threads) for each in distinct], runs, console, cache, feeds={}
     )
-    key = MEASURED[objective]
+    key = OBJECTIVES[objective].deciding_key
     samples_s = {
         name: [sample[key] for sample in measured[distinct.index(partition)]] for name, partition in partitions.items()
     }
@@ -104,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> int:
     rows = []
     for model in options.models or MODELS:
         source = open_source(model, cache)
-        for objective in MEASURED:
+        for objective in OBJECTIVES:
             for count in COUNTS:
                 made = row(source, objective, count, options.budget, options.runs, console, cache)
                 console.print(

@@ -83,7 +83,7 @@ def learn(profile: Profile, objective: str, counts: Sequence[int], seed: int, se
         setting: How to learn.
     """
     start_s = time.perf_counter()
-    env = SplitEnv(profile, objective=setting.rewarded or objective, max_stages=counts[-1], **setting.env)  # type: ignore[arg-type]
+    env = SplitEnv(profile, objective=setting.rewarded or objective, max_stages=counts[-1], **setting.env)
     agent = QLearning(env, seed=seed, **setting.agent)
     start = {count: _equal_bytes(profile, count) for count in counts} if setting.warm else None
     result = agent.train(num_stages=counts, start=start, **setting.train)

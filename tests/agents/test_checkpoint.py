@@ -28,7 +28,7 @@ KINDS = {
 
 def agent(objective: str = "ttfo", *, threads: int = 3, **settings: Any) -> QLearning:
     """An agent on an environment of its own: 4 and 5 stages are more than its threads."""
-    env = SplitEnv(make(LOADS, threads=threads), objective=objective, max_stages=6)  # type: ignore[arg-type]
+    env = SplitEnv(make(LOADS, threads=threads), objective=objective, max_stages=6)
     return QLearning(env, **settings)
 
 

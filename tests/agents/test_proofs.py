@@ -59,7 +59,7 @@ def test_what_is_proved_is_optimal(objective: str, threads: int, settings: dict[
     for seed in range(4):
         made = profile(seed, threads)
         best = optima(made, objective)
-        env = SplitEnv(made, objective=objective, max_stages=max(COUNTS))  # type: ignore[arg-type]
+        env = SplitEnv(made, objective=objective, max_stages=max(COUNTS))
         result = QLearning(env, seed=seed, **settings).train(num_stages=COUNTS, patience=400)
         for count, plan in result.plans.items():
             assert plan.value_s >= best[count] * (1 - 1e-9)

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.search import FURTHER, MANY_STAGES, MAX_STAGES, WORTHWHILE, Search
+from splitload.planner.search import MANY_STAGES, MAX_STAGES, WORTHWHILE, Search
 
 BLOCKS = 32
 
@@ -37,22 +38,23 @@ def test_short_models_have_no_more_stages_than_blocks() -> None:
     assert search.run().partition.num_stages <= 4
 
 
-@pytest.mark.parametrize("objective", FURTHER)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_more_stages_pay(objective: str) -> None:
     made = profile(400.0)
-    taken = Search(made, objective=objective, agent="uniform").run().partition  # type: ignore[arg-type]
+    taken = Search(made, objective=objective, agent="uniform").run().partition
     assert taken.num_stages > 1
 
     def seconds(count: int) -> float:
-        plan = Search(made, objective=objective, agent="uniform", max_stages=count)._by_rule("uniform", count)  # type: ignore[arg-type]
+        plan = Search(made, objective=objective, agent="uniform", max_stages=count)._by_rule("uniform", count)
         assert plan is not None
         schedule = made.schedule(plan)
-        return schedule.load_makespan_s if objective == "balance" else schedule.ttfo_s
+        return OBJECTIVES[objective].deciding_s(schedule)
 
     mine = seconds(taken.num_stages)
     assert mine < (1 - WORTHWHILE) * seconds(1)
     assert all(mine < seconds(count) for count in range(2, taken.num_stages))
-    assert all(seconds(count) > (1 - FURTHER[objective]) * mine for count in range(taken.num_stages, MAX_STAGES + 1))
+    least_s = (1 - OBJECTIVES[objective].further_gain) * mine
+    assert all(seconds(count) > least_s for count in range(taken.num_stages, MAX_STAGES + 1))
 
 
 @pytest.mark.parametrize("agent", ["exact", "uniform", "annealing", "q-learning"])

@@ -1,8 +1,8 @@
-"""Rewards against values worked out by hand."""
+"""The reward of eq. 4 against values worked out by hand."""
 
 import pytest
 
-from splitload.envs.rewards import balance_reward
+from splitload.plan.objectives.balance import balance_reward
 
 
 @pytest.mark.parametrize(
