@@ -10,8 +10,9 @@ from typing import Any, get_args
 import gymnasium
 import numpy as np
 
-from splitload.agents.q_learning import ELITES, ROUNDS, Elite, QLearning, SearchState
+from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Plan, StopReason
+from splitload.agents.stopping import ELITES, ROUNDS, Elite, SearchState
 
 __all__ = ["dump", "restore"]
 

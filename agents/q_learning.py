@@ -17,25 +17,15 @@ Where this differs from the paper, which gives neither α, γ, the exploration, 
     and each plan better than all before sets it just below what that plan needs. Where rewards have no tolerance
     ("ttfo"), the agent learns from 0 for each step up to where the return falls to the record's, and -1 for that one;
     the rest of the episode then teaches nothing and is left out. Reward 0 for every step means: the record is beaten.
-    A better record can only lower what an action earns, so the table stays optimistic and is kept.
-7.  That makes a proof, where what is learned depends on state and action alone: always with eq. 4, and otherwise where
-    the return so far is the least of terms that each step has for itself (`info["separable"]`), so that a step either
-    falls to the record or does not, whatever came before. Under optimism (3) the value of an action on a path of return
-    0 then never leaves 0, whatever α and γ are; so once every value of the starting state is below 0, no plan of return
-    0 is left. (SARSA proves it only without exploration, as its a' must be the best.) Elsewhere (more stages than
-    threads: a load waits for those before) an action may be blamed for a bad past, so the table starts anew.
-8.  Eq. 4 is two-sided and cannot say "lighter than the target is fine". When the band around T/C is empty or
-    worn out (rule below), the search goes on with the one-sided form of the paper's prose, "at max equal", and a
-    new table. It ends with the proof that no plan has a smaller largest load. `finish=False` leaves this out:
-    eq. 4 alone, with ε-greedy play once the band is empty.
-9.  Where what an action earns depends on the past, as in the second part of 7, a share of the episodes returns first
-    and explores then (Ecoffet et al., "First return, then explore", Nature 590, 2021): it follows one of the best plans
-    found, but for one to three neighbouring cuts that lie a little earlier or later, or one that lies anywhere.
-
-The rule for stopping one C: its proof (7); or the end of the fourth round in a row that has not bettered the record
-since it began or the record was set, a round being over after `patience` episodes in a row without a plan better than
-those of the round, which are then forgotten, the record excepted; or the episodes allowed for all C together are used
-up, `DEFAULT_EPISODES` for each by default.
+7.  A search stops with a proof that no plan beats the record, where what is learned depends on state and action alone;
+    otherwise when it has been patient enough. `splitload.agents.stopping` has the rule, the proof and an example.
+8.  Eq. 4 is two-sided at first. When its band around T/C is empty or worn out, the search goes on with the one-sided
+    form of the paper's prose, "at max equal". `finish=False` leaves this out: eq. 4 alone, with ε-greedy play once the
+    band is empty.
+9.  Where what an action earns depends on the past (more stages than threads: a load waits for those before), a share
+    of the episodes returns first and explores then (Ecoffet et al., "First return, then explore", Nature 590, 2021): it
+    follows one of the best plans found, but for one to three neighbouring cuts that lie a little earlier or later, or
+    one that lies anywhere.
 
 Why the defaults are what they are is recorded in results/ (the ablation), and how near the plans of real models come to
 the optimum.
@@ -46,68 +36,21 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from splitload.agents.results import Plan, Progress, SearchResult, StopReason
+from splitload.agents.results import Progress, SearchResult, StopReason
+from splitload.agents.stopping import ELITES, EQUAL, SearchState, StoppingRule
 
 __all__ = ["DEFAULT_EPISODES", "QLearning"]
 
 DEFAULT_EPISODES = 8_000
 """Most episodes for each number of stages, where the caller sets no budget."""
 
-ELITES = 16  # best plans of a round that episodes return to
-ROUNDS = 4  # in a row without a better plan, after which a search is given up
 _LOG_FURTHER = math.log(0.7)  # of the share of deviations that go one cut further
-_EQUAL = 1e-9  # Plans whose values differ by a smaller share count as equal, so that rounding makes no record.
-
-
-@dataclass(slots=True)
-class Elite:
-    """A plan that later episodes return to: its return, its value in seconds, its actions."""
-
-    reward: float
-    value_s: float
-    actions: list[int]
-
-
-@dataclass(slots=True)
-class SearchState:
-    """The state of the search for one number of stages.
-
-    Attributes:
-        options: Of every reset.
-        start: Actions of a first episode that is given.
-        table: By observation the legal actions and their values. Restored rows have no actions until they are met.
-        plan: The record.
-        bar: Its return.
-        separable: Whether what is learned depends on state and action alone, point 7 in the head of this file.
-        tolerant: Whether rewards are of eq. 4, with a tolerance.
-        one_sided: Whether they are of its one-sided form.
-        elites: The best plans of this round, best first.
-        idle: Episodes since the round's best plan.
-        rounds: Rounds in a row without a better record.
-    """
-
-    options: dict[str, Any]
-    start: tuple[int, ...] = ()
-    table: dict[bytes, tuple[list[int], list[float]]] = field(default_factory=dict)
-    plan: Plan | None = None
-    bar: float = -math.inf
-    separable: bool = False
-    tolerant: bool = False
-    one_sided: bool = False
-    returns: list[float] = field(default_factory=list)
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    elites: list[Elite] = field(default_factory=list)
-    idle: int = 0
-    rounds: int = 0
-    band_empty: bool = False
-    stopped: StopReason = "running"
 
 
 class QLearning:
@@ -115,7 +58,7 @@ class QLearning:
 
     The environment must take the reset options `num_stages` and `tolerance_s`, give array observations and no
     positive rewards, and give in `info` the `action_mask`, and at the end `split_points`, `value_s`,
-    `load_makespan_s` and `separable` (point 7 in the head of this file). If it also gives `excess_s` and
+    `load_makespan_s` and `separable` (`splitload.agents.stopping` says what for). If it also gives `excess_s` and
     `one_sided`, its rewards are of eq. 4, and the tolerance is tightened by the reset options `tolerance_s` and
     `one_sided`; otherwise the larger return must mean the smaller value. Actions that are close in number must mean
     cuts that are close. `splitload.envs.SplitEnv` does all that.
@@ -201,7 +144,7 @@ class QLearning:
         Args:
             num_stages: The numbers of stages C to search; each is searched once.
             episodes: Most episodes in all; by default `DEFAULT_EPISODES` for each C.
-            patience: Episodes in a row without a better plan that end a round, see the head of this file.
+            patience: Episodes in a row without a better plan that end a round, see `splitload.agents.stopping`.
             finish: Whether the one-sided search follows, point 8 in the head of this file.
             start: For some C the actions of the first episode: a plan to improve on.
             resume: Go on with the searches that this agent holds, restored or interrupted ones; those of other C are
@@ -219,18 +162,8 @@ class QLearning:
         for name, value in {"episodes": budget, "patience": patience}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, it is {value}")
-        held = self.searches if resume else {}
-        self.searches = {
-            count: held.get(count)
-            or SearchState({"num_stages": count, "tolerance_s": math.inf}, tuple((start or {}).get(count, ())))
-            for count in counts
-        }
-        if not resume:
-            self.rng = random.Random(self.seed)  # noqa: S311 - not for secrets
-            self.episode = 0
-        for search in self.searches.values():
-            if search.stopped in ("episodes", "stopped"):
-                search.stopped = "running"
+        rule = StoppingRule(patience, finish, self._proves)
+        self._begin(counts, start or {}, resume)
         self.env.reset(seed=self.seed)
         reason: StopReason = "episodes"
         while active := [search for search in self.searches.values() if search.stopped == "running"]:
@@ -242,7 +175,7 @@ class QLearning:
                 elif self.episode < budget:
                     epsilon = self._epsilon(len(search.returns))
                     info = self._play(search, epsilon)
-                    self._judge(search, info, patience, finish)
+                    rule.judge(search, info, self.episode)
                     if on_progress is not None and (now := self._progress(search, budget, epsilon)) is not None:
                         on_progress(now)
                     continue
@@ -263,6 +196,27 @@ class QLearning:
             episodes=self.episode,
         )
 
+    @property
+    def _proves(self) -> bool:
+        """Whether values of the starting state below 0 show that no plan of return 0 is left."""
+        explores = self.epsilon_start > 0 or self.epsilon_end > 0
+        return self.optimistic and not (self.sarsa and explores)
+
+    def _begin(self, counts: Sequence[int], start: Mapping[int, Sequence[int]], resume: bool) -> None:
+        """Make the searches of these numbers of stages ready: new ones, or those that are resumed."""
+        held = self.searches if resume else {}
+        self.searches = {
+            count: held.get(count)
+            or SearchState({"num_stages": count, "tolerance_s": math.inf}, tuple(start.get(count, ())))
+            for count in counts
+        }
+        if not resume:
+            self.rng = random.Random(self.seed)  # noqa: S311 - not for secrets
+            self.episode = 0
+        for search in self.searches.values():
+            if search.stopped in ("episodes", "stopped"):
+                search.stopped = "running"
+
     def _epsilon(self, episode: int) -> float:
         """Return the share of random actions in a search's episode, counted from 0."""
         done = min(1.0, episode / self.epsilon_episodes)
@@ -271,7 +225,7 @@ class QLearning:
     def _play(self, search: SearchState, epsilon: float) -> dict[str, Any]:
         """Play one episode, learn from it, and return its last `info`; one that cannot be worth its end is left."""
         env, draw, table = self.env, self.rng.random, search.table
-        bar = search.bar * (1 - _EQUAL)  # returns are negative: this is a little above the record's
+        bar = search.bar * (1 - EQUAL)  # returns are negative: this is a little above the record's
         hopeless_below_zero = search.tolerant and search.one_sided
         observation, info = env.reset(options=search.options)
         guide, left_below = self._guide(search, info["action_mask"])
@@ -361,72 +315,6 @@ class QLearning:
             for values, taken, reward in reversed(path):
                 values[taken] += alpha * (reward + gamma * after - values[taken])
                 after = max(values)
-
-    def _judge(self, search: SearchState, info: dict[str, Any], patience: int, finish: bool) -> None:
-        """Keep a plan that is among the best, and decide whether and how the search goes on."""
-        search.idle += 1
-        if info:
-            self._keep(search, info)
-        two_sided = search.tolerant and not search.one_sided
-        if not search.band_empty and self._start_below_zero(search):
-            if two_sided:
-                search.band_empty = True
-                if finish:
-                    self._finish(search)
-                else:
-                    search.idle = 0
-            elif search.tolerant or search.separable:
-                search.stopped = "proved"
-            else:
-                search.table = {}
-        if search.stopped == "running" and search.idle >= patience:
-            if two_sided and finish and not search.band_empty:
-                self._finish(search)
-                return
-            search.elites = []
-            search.idle = 0
-            search.rounds += 1
-            if search.rounds == ROUNDS:
-                search.stopped = "patience"
-
-    def _keep(self, search: SearchState, info: dict[str, Any]) -> None:
-        """Take the plan an episode ended with into the elites, and as the record, if it is good enough."""
-        value_s, actions = info["value_s"], info["actions"]
-        search.separable = info["separable"]
-        search.tolerant = "excess_s" in info
-        search.one_sided = info.get("one_sided", False)
-        elites = search.elites
-        if not elites or value_s < elites[0].value_s * (1 - _EQUAL):
-            search.idle = 0
-        better = len(elites) < ELITES or value_s < elites[-1].value_s
-        if better and all(elite.actions != actions for elite in elites):
-            elites.append(Elite(search.returns[-1], value_s, actions))
-            elites.sort(key=lambda elite: elite.value_s)
-            del elites[ELITES:]
-        if search.plan is None or value_s < search.plan.value_s * (1 - _EQUAL):
-            points = tuple(info["split_points"])
-            makespan_s = info["load_makespan_s"]
-            search.plan = Plan(len(points) + 1, points, value_s, makespan_s, self.episode, tuple(actions))
-            search.bar = search.returns[-1]
-            search.rounds = 0
-            search.curve.append((len(search.returns), value_s))
-            if search.tolerant:
-                search.options["tolerance_s"] = info["excess_s"] - _EQUAL * value_s
-
-    def _finish(self, search: SearchState) -> None:
-        """Turn to the one-sided reward; what was learned of the two-sided one is no longer optimistic."""
-        search.options["one_sided"] = search.one_sided = True
-        search.table = {}
-        search.idle = 0
-        search.band_empty = False
-
-    def _start_below_zero(self, search: SearchState) -> bool:
-        """Return whether it is shown that no plan of return 0 is left; the table's first row is the start's."""
-        explores = self.epsilon_start > 0 or self.epsilon_end > 0
-        if not self.optimistic or (self.sarsa and explores):
-            return False
-        _, values = next(iter(search.table.values()), ([], [0.0]))
-        return max(values) < 0
 
     def _progress(self, search: SearchState, episodes: int, epsilon: float) -> Progress | None:
         plan, reward = search.plan, search.returns[-1]
