@@ -17,7 +17,7 @@ MARGIN, _SAME = 1e-10, 1e-12
 _AT_ONCE = 1 << 18  # places for a next cut that are looked at between two looks at the clock
 
 
-class Found(NamedTuple):
+class BeamResult(NamedTuple):
     """What a beam search came to.
 
     Attributes:
@@ -81,7 +81,7 @@ class Beam:
         self._end_s = end_s
         self._dropped_s = np.inf
 
-    def run(self) -> Found:
+    def run(self) -> BeamResult:
         """Search; return a better plan if there was one, and the bound."""
         costs = self._costs
         nothing = np.zeros(1)
@@ -92,7 +92,7 @@ class Beam:
         for left in range(costs.num_stages - 1, 0, -1):
             labels = self._next(labels, left)
             if not len(labels.at):
-                return Found(None, min(self._dropped_s, self._record_s))
+                return BeamResult(None, min(self._dropped_s, self._record_s))
             if left == costs.num_stages - 1:  # every plan that could beat the record begins with one of these
                 self._bound_s = max(self._bound_s, min(float(labels.lower.min()), self._dropped_s))
         return self._finish(labels)
@@ -159,7 +159,7 @@ class Beam:
             labels = labels.take(order[: self._width])
         return labels
 
-    def _finish(self, labels: _Labels) -> Found:
+    def _finish(self, labels: _Labels) -> BeamResult:
         """Return the best of the plans that the last stage completes."""
         costs, last = self._costs, labels.at
         begin = labels.busy[:, 0]
@@ -169,7 +169,7 @@ class Beam:
         best = int(np.argmin(done))
         bound_s = min(self._dropped_s, self._record_s, float(done[best]))
         better = done[best] < self._record_s
-        return Found(tuple(map(int, labels.cuts[best])) if better else None, bound_s)
+        return BeamResult(tuple(map(int, labels.cuts[best])) if better else None, bound_s)
 
     @property
     def _goal_s(self) -> float:
