@@ -112,18 +112,7 @@ def ttfo(
             exists, there is no thread, or a start is no such partition.
     """
     end_s = time.perf_counter() + limit_s
-    checked_num_blocks(load, num_stages, trainable_from)
-    for name, matrix in (("infer", infer), ("read", read)):
-        if matrix is not None and matrix.shape != load.shape:
-            raise ValueError(f"load has shape {load.shape} and {name} {matrix.shape}: they must be equal")
-    segments = np.triu_indices(len(load), k=1)
-    for name, matrix in (("load", load), ("infer", infer), ("read", read)):
-        if matrix is not None and not (np.isfinite(matrix[segments]).all() and (matrix[segments] >= 0).all()):
-            raise ValueError(f"{name} must hold finite seconds, not negative, for every segment")
-    if not (np.isfinite(slowdown) and slowdown >= 0):
-        raise ValueError(f"slowdown must be a finite factor, not negative; it is {slowdown}")
-    if threads < 1:
-        raise ValueError(f"loading needs at least 1 thread, not {threads}")
+    _check(load, infer, read, num_stages, threads, slowdown, trainable_from)
     costs = stage_costs(load, infer, read, num_stages, threads, slowdown, trainable_from)
     plans = [tuple(map(int, points)) for points in starts]
     for points in plans:
@@ -165,6 +154,30 @@ def _improved(costs: StageCosts, split_points: tuple[int, ...], end_s: float) ->
                     best_s, here = value_s, place
             points[number] = here
     return tuple(points)
+
+
+def _check(
+    load: NDArray[np.float64],
+    infer: NDArray[np.float64],
+    read: NDArray[np.float64] | None,
+    num_stages: int,
+    threads: int,
+    slowdown: float,
+    trainable_from: int | None,
+) -> None:
+    """Raise `ValueError` for an argument of `ttfo` that cannot be meant."""
+    checked_num_blocks(load, num_stages, trainable_from)
+    for name, matrix in (("infer", infer), ("read", read)):
+        if matrix is not None and matrix.shape != load.shape:
+            raise ValueError(f"load has shape {load.shape} and {name} {matrix.shape}: they must be equal")
+    segments = np.triu_indices(len(load), k=1)
+    for name, matrix in (("load", load), ("infer", infer), ("read", read)):
+        if matrix is not None and not (np.isfinite(matrix[segments]).all() and (matrix[segments] >= 0).all()):
+            raise ValueError(f"{name} must hold finite seconds, not negative, for every segment")
+    if not (np.isfinite(slowdown) and slowdown >= 0):
+        raise ValueError(f"slowdown must be a finite factor, not negative; it is {slowdown}")
+    if threads < 1:
+        raise ValueError(f"loading needs at least 1 thread, not {threads}")
 
 
 def _check_start(points: tuple[int, ...], costs: StageCosts) -> None:
