@@ -5,6 +5,7 @@ from __future__ import annotations
 from splitload.base.phrases import count_of, milliseconds
 from splitload.commands.console import Console, shortened
 from splitload.commands.gain_sentence import gain_sentence
+from splitload.plan.objectives import OBJECTIVES
 from splitload.planner.gain import RUNS
 from splitload.planner.make_plan import Planned
 from splitload.planner.result import TrainResult
@@ -89,7 +90,7 @@ def _show_stages(console: Console, result: TrainResult) -> None:
 
 def _show_values(console: Console, result: TrainResult) -> None:
     """Print what the plan is worth beside those of others."""
-    found, balance = result.found, result.request.objective == "balance"
+    found, objective = result.found, OBJECTIVES[result.request.objective]
     values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
     if not values or _searched(result) <= 1:
         return
@@ -99,16 +100,9 @@ def _show_values(console: Console, result: TrainResult) -> None:
         over = f"at most {(exact / bound - 1):.1%} above the optimum" if bound > 0 else "optimum unknown"
         values = {f"best known, {over}" if name == "exact" else name: value for name, value in values.items()}
     count = count_of(found.partition.num_stages, "stage")
-    what = f"slowest stage's load, {count}, each alone"
-    if not balance:
-        what = f"time to first output, {count} loading in parallel"
     console.table(
-        f"{what}, {_predicted(result)}",
-        (
-            "plan",
-            "slowest load ms" if balance else "first output ms",
-            "÷ exact" if proved else "÷ best known",
-        ),
+        f"{objective.value_phrase.format(count=count)}, {_predicted(result)}",
+        ("plan", f"{objective.value_name} ms", "÷ exact" if proved else "÷ best known"),
         [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
     )
 
@@ -128,7 +122,7 @@ def _show_trial(console: Console, result: TrainResult) -> None:
         if _searched(result) == 1:
             console.print(f"{one}, as splitting did not pay")
     elif result.found.two_stages_s is not None:
-        what = "have loaded" if result.request.objective == "balance" else "answer"
+        what = OBJECTIVES[result.request.objective].done_verb
         two = milliseconds(result.found.two_stages_s)
         console.print(
             f"{one}, as splitting would not pay: the best two would {what} after {two} ({_predicted(result)})"

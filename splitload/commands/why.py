@@ -9,6 +9,7 @@ from splitload.base.errors import BundleError
 from splitload.base.fields import Reader
 from splitload.base.phrases import count_of
 from splitload.commands.console import Console
+from splitload.plan.objectives import OBJECTIVES
 from splitload.planner.why import MAX_PLANS
 
 
@@ -29,7 +30,7 @@ def show_why(plan: Mapping[str, Any], num_stages: int, console: Console, *, trai
     notes = Reader(plan, "plan")
     why = notes.child("why")
     objective, source = (
-        notes.choice("objective", "balance", "ttfo"),
+        notes.choice("objective", *OBJECTIVES),
         notes.choice("profile_source", "measured", "simulated"),
     )
     predicted = "simulated" if source == "simulated" else "predicted"

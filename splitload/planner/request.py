@@ -11,11 +11,11 @@ from typing import Any
 from splitload.base import words
 from splitload.base.errors import UsageError
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
+from splitload.plan.objectives import OBJECTIVES
 
 AGENTS = ("q-learning", "sarsa", "exact", "annealing", "uniform", "random")
 LEARNERS = ("q-learning", "sarsa")
 SEEDED = (*LEARNERS, "annealing", "random")
-OBJECTIVES = ("balance", "ttfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,10 @@ class TrainRequest:
     )
     objective: str = _setting(
         "--objective",
-        text="balance: equal load times; ttfo: the shortest time to first output (default: %(default)s)",
+        text=f"{'; '.join(f'{name}: {each.wish}' for name, each in OBJECTIVES.items())} (default: %(default)s)",
         default="balance",
         metavar="OBJECTIVE",
-        read=words.one_of("objective", OBJECTIVES),
+        read=words.one_of("objective", tuple(OBJECTIVES)),
     )
     episodes: int | None = _setting(
         "--episodes",

@@ -12,10 +12,10 @@ from splitload.agents.exact_ttfo import Optimum
 from splitload.base.cache import user_cache
 from splitload.base.errors import SplitloadError, UsageError
 from splitload.commands.console import Console
+from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.profile import Profile
 from splitload.planner.optimum import optimum
 from splitload.planner.parallel import run_all
-from splitload.planner.request import OBJECTIVES
 from splitload.studies.optimality import Learned, Setting, call, learn
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, check_workers, profile_of, study_parser, take_workers
@@ -42,7 +42,7 @@ class Change:
     factor: str
     value: str
     setting: Setting
-    objectives: Sequence[str] = OBJECTIVES
+    objectives: Sequence[str] = tuple(OBJECTIVES)
 
 
 VARIANTS = (

@@ -14,10 +14,11 @@ from splitload.base.errors import SplitloadError, UsageError
 from splitload.commands.console import Console
 from splitload.devices import names
 from splitload.frontends import zoo
+from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.profile import Profile
 from splitload.planner.optimum import optimum
 from splitload.planner.parallel import run_all
-from splitload.planner.request import LEARNERS, OBJECTIVES
+from splitload.planner.request import LEARNERS
 from splitload.studies.optimality import Learned, Setting, call, figures, learn
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, check_workers, profile_of, study_parser, take_workers
@@ -103,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = study_parser("evaluate", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo model")
     parser.add_argument("--device", action="append", help="default: every simulated one")
-    parser.add_argument("--objective", action="append", choices=OBJECTIVES, help="default: both")
+    parser.add_argument("--objective", action="append", choices=tuple(OBJECTIVES), help="default: both")
     parser.add_argument("--agent", action="append", choices=LEARNERS, help="default: q-learning")
     parser.add_argument(
         "--seeds", type=at_least(1), default=10, metavar="N", help="seeds 0 to N-1 (default: %(default)s)"

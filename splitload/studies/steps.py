@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from splitload.commands.console import Console
 from splitload.envs import ENV_ID, SplitEnv
+from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.request import OBJECTIVES
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
@@ -105,7 +105,7 @@ def sample(through: str, objective: str, play: str, steps: int, seed: int) -> fl
 
     Args:
         through: One of `THROUGH`.
-        objective: One of `splitload.planner.request.OBJECTIVES`.
+        objective: One of `splitload.plan.objectives.OBJECTIVES`.
         play: One of `PLAYS`.
         steps: The fewest steps to time.
         seed: Seed of the actions.
