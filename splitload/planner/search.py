@@ -29,7 +29,7 @@ WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no r
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
 EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
-_RULES = ("balance", "uniform_bytes", "uniform_blocks")
+_RULES = ("even_loads", "uniform_bytes", "uniform_blocks")
 BASELINES = ("exact", "annealing", "uniform_bytes", "uniform_blocks", "random")
 
 
@@ -153,7 +153,7 @@ class Search:
 
     def even(self, num_stages: int) -> Partition:
         """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
-        return self._by_rule("balance", min(num_stages, self._counts[-1]))
+        return self._by_rule("even_loads", min(num_stages, self._counts[-1]))
 
     def pick(self, partitions: Sequence[Partition]) -> Partition:
         """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
@@ -276,12 +276,12 @@ class Search:
     def _by_rule(self, name: str, count: int) -> Partition:
         """Return the partition a rule gives for `count` stages.
 
-        Rules are the baselines and "balance", the exact cut into equal loads.
+        Rules are the baselines and "even_loads", the exact cut into equal loads.
         """
         blocks = [block.weights_bytes for block in self._profile.blocks]
         last = self._trainable_from
         points: Sequence[int]
-        if name == "balance":
+        if name == "even_loads":
             points, _ = exact.balance(self._matrices.load_s, count, last)
         elif name == "exact":
             points = self._optimum(count).split_points

@@ -18,7 +18,6 @@ import pytest
 import runtime_models
 from onnx import TensorProto, helper
 
-import splitload.envs.split
 import splitload.runtime.variants
 from splitload import devices
 from splitload.base.machine import cpu_architecture
@@ -27,7 +26,8 @@ from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.commands.console import shortened
 from splitload.commands.parser import parser
-from splitload.planner.request import AGENTS, OBJECTIVES
+from splitload.plan.objectives import OBJECTIVES
+from splitload.planner.request import AGENTS
 
 WAIT_S = 120
 Run = Callable[..., tuple[int, str, str]]
@@ -479,8 +479,13 @@ def test_no_messages_of_onnxruntime(cache: Path, own_bundle: Path, tmp_path: Pat
     assert "stage 2 of" in one_line((done.returncode, done.stdout, done.stderr), 1)
 
 
-def test_environment_and_command_line_know_the_same_objectives() -> None:
-    assert OBJECTIVES == splitload.envs.split.OBJECTIVES
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_command_line_offers_every_objective(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    words = ["train", "m.onnx", "--device", "s20", "--objective", name]
+    assert parser().parse_args(words).objective == name
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert f"{name}: {OBJECTIVES[name].wish}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

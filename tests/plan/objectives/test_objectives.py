@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import splitload
 from splitload import agents
 from splitload.base.errors import UsageError
 from splitload.envs import SplitEnv, cost_matrices
@@ -43,6 +45,16 @@ def test_each_file_is_an_objective_of_its_name() -> None:
     files = {path.stem for folder in objectives.__path__ for path in Path(folder).glob("*.py")} - {"__init__"}
     assert files == set(OBJECTIVES) == {each.name for each in OBJECTIVES.values()}
     assert list(OBJECTIVES) == sorted(OBJECTIVES)
+
+
+def test_nothing_else_asks_which_objective_it_is() -> None:
+    root = Path(splitload.__file__).parents[1]
+    folders = [root / name for name in ("splitload", "envs", "agents", "deploy")]
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            named = {side.value for side in sides if isinstance(side, ast.Constant)} & set(OBJECTIVES)
+            assert not named, f"{path.name}:{node.lineno} compares with {named}"
 
 
 def test_a_name_that_there_is_not() -> None:
