@@ -1,1 +1,1 @@
-"""Plans and what they follow from: graph, partition, profile, and the schedule, the one execution policy."""
+"""Plans and what they follow from: graph, profile, costs, schedule (the one execution policy), and objectives."""
