@@ -22,7 +22,8 @@ CHILD = f"""
 import json, os, sys
 import numpy as np
 import onnxruntime as ort
-from splitload import ParallelLoader, arena
+from splitload import ParallelLoader
+from splitload.runtime import arena
 from splitload.studies.memory_child import settled_bytes
 
 x = np.ones((1, {VALUE_BYTES // 4}), np.float32)

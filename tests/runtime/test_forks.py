@@ -163,7 +163,7 @@ if __name__ == "__main__":
 GATE = """
 import os, signal, sys, threading, time, warnings
 warnings.simplefilter("ignore")
-from splitload import forks
+from splitload.runtime import forks
 
 order, go, inside = [], threading.Event(), threading.Event()
 

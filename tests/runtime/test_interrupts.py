@@ -117,7 +117,8 @@ def test_an_interrupt_while_the_upgrade_is_waited_for_does_not_abort(bundles: di
     code = f"""
 import os, signal, sys, threading, time
 import numpy as np, onnxruntime
-from splitload import ParallelLoader, loader
+from splitload import ParallelLoader
+from splitload.runtime import loader
 
 signal.signal(signal.SIGALRM, signal.default_int_handler)  # stands for Ctrl-C
 real, inside = loader.open_session, threading.Event()
