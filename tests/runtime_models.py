@@ -11,14 +11,24 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-import splitload.runtime.loader
+from splitload import ParallelLoader
 from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import TensorSpec
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
+from splitload.runtime.opening import LoadingParts
+from splitload.runtime.session import open_session
 
 WIDTH = 16  # its square in floats is just large enough to lie in a weights file
-REAL_OPEN_SESSION = splitload.runtime.loader.open_session
+
+
+def loader_with(**parts: Any) -> type[ParallelLoader]:
+    """`ParallelLoader` with some of its `LoadingParts` replaced."""
+
+    class Loader(ParallelLoader):
+        _parts = LoadingParts(**parts)
+
+    return Loader
 
 
 def chain() -> onnx.ModelProto:
@@ -115,6 +125,7 @@ class Script:
         failures: Errors to raise instead, by stage.
         upgrade_gate: Upgrades wait for it.
         upgrades: Stages that were made anew.
+        loader: A `ParallelLoader` that opens its sessions by this.
     """
 
     def __init__(self, num_stages: int = 4, *, opened: bool = False) -> None:
@@ -123,6 +134,7 @@ class Script:
         self.failures: dict[int, Exception] = {}
         self.upgrade_gate = threading.Event()
         self.upgrades: list[int] = []
+        self.loader = loader_with(open_session=self)
         if opened:
             self.upgrade_gate.set()
             for gate in self.gates:
@@ -138,4 +150,4 @@ class Script:
             assert self.gates[stage].wait(60)
         if stage in self.failures:
             raise self.failures[stage]
-        return REAL_OPEN_SESSION(graph, prepack=prepack, **options)
+        return open_session(graph, prepack=prepack, **options)

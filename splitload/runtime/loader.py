@@ -2,75 +2,39 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import os
-import sys
 import threading
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from splitload.base.errors import PortableWarning, StageError, UsageError
-from splitload.base.machine import available_threads, return_memory
-from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
-from splitload.bundle.read import Verify, read_manifest
+from splitload.base.errors import PortableWarning, UsageError
+from splitload.base.machine import available_threads
+from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, Variant
+from splitload.bundle.read import Verify
 from splitload.runtime.arena import empty_arena
 from splitload.runtime.boundaries import Boundaries
 from splitload.runtime.canary import remember
 from splitload.runtime.drop_in import DropIn
 from splitload.runtime.feeds import checked, given_back
+from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
 from splitload.runtime.options import CallerOptions
-from splitload.runtime.pool import Latch, LoadingPool, report, started
-from splitload.runtime.session import fetch, is_cached, open_session, read_ahead, run_stage, to_python
+from splitload.runtime.ordered import OrderedLoading, enlist
+from splitload.runtime.pool import report
+from splitload.runtime.session import run_stage, to_python
+from splitload.runtime.upgrade import Upgrade
 from splitload.runtime.variants import choose, likely
 
 if TYPE_CHECKING:
-    from splitload.bundle.tails import Tail
     from splitload.plan.schedule import Schedule  # half a millisecond of import for who only loads
     from splitload.runtime.background import Specializer
 
 Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
-HAND_OVER_S = 0.001
-_alive: weakref.WeakSet[ParallelLoader] = weakref.WeakSet()
 _told: set[Path] = set()  # bundles of which it was said that their portable graph runs
-
-
-_pool = LoadingPool(available_threads())
-
-
-def _renew_pool() -> None:
-    """Give a forked child a pool of its own: the parent's threads stayed there, and with them what they load."""
-    global _pool
-    _pool = LoadingPool(available_threads())
-    for loader in list(_alive):
-        loader._inherit()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_pool)
-
-
-def submit(job: Callable[[], None], at_least: int = 1) -> bool:
-    """Run a job on the process's pool of loading threads, see `LoadingPool.submit`."""
-    return _pool.submit(job, at_least)
-
-
-@atexit.register
-def _close_all() -> None:
-    """Let no thread be inside onnxruntime when the interpreter goes away: that would abort the process."""
-    for loader in list(_alive):
-        while True:
-            try:
-                loader._let_go()
-                break
-            except (KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
-                pass
 
 
 class ParallelLoader(DropIn):
@@ -121,6 +85,8 @@ class ParallelLoader(DropIn):
             built without trainable layers, or a session's options ask for what a bundle cannot do.
     """
 
+    _parts: ClassVar[LoadingParts] = LoadingParts()  # a subclass may hand in others
+
     def __init__(
         self,
         bundle: str | os.PathLike[str],
@@ -140,35 +106,16 @@ class ParallelLoader(DropIn):
         disabled_optimizers: Iterable[str] | None = None,
         specialize: Literal["background"] | None = None,
     ) -> None:
-        if not isinstance(bundle, str | os.PathLike):
-            raise UsageError(
-                f"a bundle is the path of a folder, not {type(bundle).__name__}; splitload.InferenceSession takes the "
-                "bytes of a model"
-            )
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
-        if specialize not in (None, "background"):
-            raise UsageError(f"specialize takes 'background' or None, not {specialize!r}")
+        _check_arguments(bundle, threads, specialize)
         self._start = time.perf_counter()
         self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
-        self.manifest: Manifest = read_manifest(self._folder, verify)
-        self.tail: Tail | None = None
-        if frozen_only:
-            self.manifest = without_tail(self.manifest)
-        elif tail not in (None, DEFAULT_TAIL) and self.manifest.training is None:
-            raise UsageError(f"'{bundle}' has no trainable stage, and so no tail '{tail}'")
-        elif tail is not None and self.manifest.training is not None:
-            from splitload.bundle.tails import check_known, open_tail  # for the bundles that have one
-
-            check_known(self._folder, tail)
-            self.tail = open_tail(self._folder, tail, self.manifest.variants[-1].stages[-1], verify=verify)
-        self._closed = False
-        self._error: Exception | None = None
-        self._stages_folder = self._folder
-        guess: Variant | None = likely(self.manifest)
-        if guess is not None and specialize is not None and guess.kind == "portable":
-            guess = None  # the cache may hold a native one, which is known by the runtime's version
-        self._fetches = guess is not None and self._read_early(guess)
+        self.manifest, self.tail = contents(bundle, verify, tail, frozen_only=frozen_only)
+        self._files = StageFiles(self._folder, self.tail, self._parts)
+        stored, guess = self.manifest, likely(self.manifest)
+        # a native one made in the background may be in the cache, and is known by the runtime's version
+        is_known = specialize is None or guess.kind == "native"
+        if is_known:
+            self._files.read(guess)
         try:
             import onnxruntime as ort
 
@@ -181,21 +128,38 @@ class ParallelLoader(DropIn):
                 read_config_from_model=read_config_from_model,
                 disabled_optimizers=disabled_optimizers,
             )
-            stored, self.manifest = self.manifest, self._caller.fixed(self.manifest)
-            self.variant, self.why_portable = choose(
-                self._folder, self.manifest, ort.__version__, own_threads=self._caller.own_threads
-            )
-            self._specializer = self._find_specializer(stored) if specialize is not None else None
-            if self.variant is not guess:
-                self._fetches = self._read_early(self.variant)
-            if self.why_portable is not None and self._folder not in _told:
-                _told.add(self._folder)
-                warnings.warn(self.why_portable, PortableWarning, stacklevel=2)
+            self.manifest = self._caller.fixed(stored)
+            self._choose(stored, guess if is_known else None, specialize)
         except BaseException:  # nobody will ask for what is being read
-            self._closed = True
+            self._files.stop()
             raise
         stages = self.variant.stages
         self._overlap = overlap and self.variant.overlap
+        self._opener = StageOpener(self._files, self._caller, self._parts, share_memory=len(stages) > 1)
+        self._is_upgraded = upgrade and self._caller.prepacks
+        self._on_progress = on_progress
+        self._otherwise: set[str] = set()
+        self._wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
+        self._loading: OrderedLoading[Any] = OrderedLoading(
+            self._folder, len(stages), self._parts.pool,
+            hand_over_s=self._parts.hand_over_s, given_up=self._given_up(),
+        )  # fmt: skip
+        self._forget()
+        enlist(self)
+        self._begin()
+
+    def _choose(self, stored: Manifest, guess: Variant | None, specialize: str | None) -> None:
+        """Choose the variant that runs here, and begin to read it unless it was guessed."""
+        self.variant, self.why_portable = choose(
+            self._folder, self.manifest, self._ort.__version__, own_threads=self._caller.own_threads
+        )
+        self._specializer = self._find_specializer(stored) if specialize is not None else None
+        if self.variant is not guess:
+            self._files.read(self.variant)
+        if self.why_portable is not None and self._folder not in _told:
+            _told.add(self._folder)
+            warnings.warn(self.why_portable, PortableWarning, stacklevel=3)
+        stages = self.variant.stages
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._is_model = (
             len(stages) == 1
@@ -203,13 +167,6 @@ class ParallelLoader(DropIn):
             and set(stages[0].inputs) == {spec.name for spec in self.manifest.inputs}
             and {spec.name for spec in stages[0].outputs} == set(self._outputs)
         )
-        self._upgrade = upgrade and self._caller.prepacks and any(stage.upgrade for stage in stages)
-        self._on_progress = on_progress
-        self._otherwise: set[str] = set()
-        self._wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
-        self._reset()
-        _alive.add(self)
-        self._begin()
 
     def _find_specializer(self, manifest: Manifest) -> Specializer | None:
         """Take the native variant that an earlier run has made, or return what makes one where it is wanted."""
@@ -218,55 +175,34 @@ class ParallelLoader(DropIn):
         if self.variant.kind == "native":
             return None
         if found := cached(manifest, self._ort.__version__):
-            (self._stages_folder, self.variant), self.why_portable = found, None
+            (self._files.folder, self.variant), self.why_portable = found, None
             return None
         last = None if self.tail is None else self.tail.graph
-        return Specializer(self._folder, manifest, last, self._caller, self._inside)
+        return Specializer(self._folder, manifest, last, self._caller, lambda: self._loading.inside())
 
-    @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
-        """Run a block of the specializer's inside the runtime, for whose end `close` waits."""
-        lane = -2
-        with self._lock:
-            if self._is_over():
-                raise StageError(f"'{self._folder}' was closed")
-            self._busy[lane] = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._leave(lane)
+    def _given_up(self) -> list[Callable[[], None]]:
+        """Return what has to know that nothing more will be loaded."""
+        return [self._files.stop, *([] if self._specializer is None else [self._specializer.cancel])]
 
-    def _reset(self) -> None:
-        """Forget every stage, as before the first is loaded."""
-        stages = self.variant.stages
-        self._sessions: list[Any] = [None] * len(stages)
-        self._events = [Latch() for _ in stages]
-        self._all_loaded, self._upgraded, self._asked_for, self._left = Latch(), Latch(), Latch(), Latch()
-        self._lock = threading.Lock()
-        self._next = 0
+    def _forget(self) -> None:
+        """Know of no answer yet, as before the first stage is loaded."""
+        self._upgrade = Upgrade(self._loading, self.variant.stages, self._opener.faster, is_wanted=self._is_upgraded)
         self._answered = False
-        self._loads: dict[int, Done] = {}
         self._first_runs: dict[int, Done] = {}
-        self._busy: dict[int, int] = {}  # identifier of the thread inside the runtime, by lane
-        self._upgrade_begun = False
-        self._is_inherited = False  # by a forked child, which has not used it yet
         self.threads = 0
+        self._is_inherited = False  # by a forked child, which has not used it yet
 
     def _begin(self) -> None:
-        """Have the pool load the stages."""
-        load = self._load_next if len(self._sessions) > 1 else self._load_soon
-        try:
-            for lane in range(self._wanted):
-                if _pool.submit(functools.partial(load, lane), self._wanted):
-                    self.threads += 1
-        except BaseException:  # an interrupt: nobody will ask for what was begun
-            self.close()
-            raise
-        if not self.threads:
-            error = StageError(f"cannot load '{self._folder}': the system has no thread left to load it with")
-            with self._lock:
-                self._give_up(error)
-            raise error
+        self._loading.start(self._wanted, self._load, self._after_load, self._start)
+        self.threads = self._loading.threads
+
+    def _load(self, index: int, lane: int) -> Any:
+        return self._opener.first(self.variant.stages[index])
+
+    def _after_load(self, index: int, loaded: int) -> None:
+        if self._answered:
+            self._upgrade.begin()
+        self._report(loaded)
 
     def _compute(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False
@@ -324,7 +260,7 @@ class ParallelLoader(DropIn):
         """Begin what had to wait for the first answer."""
         self._answered = True
         remember()
-        self._start_upgrade()
+        self._upgrade.begin()
 
     def wait(self, until: str | float = "loaded", timeout: float | None = None) -> bool:
         """Wait until all stages are loaded ("loaded"), made anew for speed ("upgraded") or natively ("specialized").
@@ -348,79 +284,45 @@ class ParallelLoader(DropIn):
             raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
         if until == "specialized":
             made = self._specializer is None or self._specializer.done.wait(timeout)
-            self._raise_if_failed()
+            self._loading.check()
             return made
         start = time.perf_counter()
-        if not self._all_loaded.wait(timeout):
+        if not self._loading.all_loaded.wait(timeout):
             return False
-        self._raise_if_failed()
+        self._loading.check()
         if until == "loaded":
             return True
-        self._start_upgrade()
-        if not self._upgrade:
+        self._upgrade.begin()
+        if not self._upgrade.is_wanted:
             return True
-        in_time = self._upgraded.wait(None if timeout is None else timeout - (time.perf_counter() - start))
-        self._raise_if_failed()
+        in_time = self._upgrade.done.wait(None if timeout is None else timeout - (time.perf_counter() - start))
+        self._loading.check()
         return in_time
 
     @property
     def ready(self) -> bool:
         """Whether every stage is loaded."""
-        return len(self._loads) == len(self._sessions) and not self._closed
+        return self._loading.is_ready
 
     @property
     def timeline(self) -> Schedule:
         """The loads so far and each stage's first inference, in seconds from the load call, as measured."""
         from splitload.plan.schedule import Schedule, Task
 
-        with self._lock:
-            tasks = [Task(*done) for done in (*self._loads.values(), *self._first_runs.copy().values())]
-        return Schedule(tuple(sorted(tasks, key=lambda task: (task.start_s, task.end_s))), "measured")
+        with self._loading.lock:
+            loads = [Task(index, "load", *load) for index, load in self._loading.loads.items()]
+            runs = [Task(*done) for done in self._first_runs.copy().values()]
+        return Schedule(tuple(sorted([*loads, *runs], key=lambda task: (task.start_s, task.end_s))), "measured")
 
     def close(self) -> None:
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
         remember()
         self._let_go()
-        if len(self._sessions) > 1:
+        if len(self.variant.stages) > 1:
             empty_arena(self._ort, own_threads=self._caller.own_threads)
 
     def _let_go(self) -> None:
-        try:
-            with self._lock:
-                self._give_up()
-                # on_progress may close: two threads that load would wait for each other
-                wait = self._busy and threading.get_ident() not in self._busy.values()
-            if wait:
-                self._left.wait()
-            with self._lock:
-                self._sessions = [None] * len(self._sessions)
-        except BaseException:  # an interrupt: those who wait for a stage must know
-            with self._lock:
-                self._give_up()
-            raise
-
-    def _give_up(self, error: Exception | None = None) -> None:
-        """Hand out no more stages, as the loader is closed or a stage failed, and wake everyone who waits for one.
-
-        The caller holds the lock.
-        """
-        num_stages = len(self._sessions)
-        if error is None:
-            self._next, self._closed = num_stages, True
-        else:
-            self._next, self._error = num_stages, error
-        for latch in (*self._events, self._all_loaded, self._upgraded):
-            latch.set()
-        if self._specializer is not None:
-            self._specializer.cancel()
-
-    def _leave(self, lane: int) -> None:
-        """Note that this thread is no longer inside the runtime, where no process may end."""
-        with self._lock:
-            if self._busy.get(lane) == threading.get_ident():
-                del self._busy[lane]
-            if self._closed and not self._busy:
-                self._left.set()
+        self._loading.close()
 
     def _inherit(self) -> None:
         """Become, in a forked child, a loader that loads anew once it is used; closed or failed ones stay so.
@@ -428,12 +330,11 @@ class ParallelLoader(DropIn):
         Threads that load, and locks they hold, stayed with the parent. So did the threads of the sessions, for which
         the runtime would wait when it frees them: they are kept for good, and never run.
         """
-        inherited = [*self._sessions, self._caller.stand_in_made]
-        self._reset()
+        inherited = [*self._loading.values, self._caller.stand_in_made]
         self._specializer = None  # the parent makes that variant
+        self._loading = self._loading.heir(self._given_up())
+        self._forget()
         self._is_inherited = True
-        if self._is_over():
-            self._give_up(self._error)
         with contextlib.suppress(ImportError, AttributeError):
             import ctypes
 
@@ -442,13 +343,13 @@ class ParallelLoader(DropIn):
     def _enter(self) -> None:
         """Raise if the loader failed or is closed; begin to load if it is a forked child's, and this its first use."""
         if self._is_inherited:
-            with self._lock:
+            with self._loading.lock:
                 first, self._is_inherited = self._is_inherited, False
-            if first and not self._is_over():
+            if first and not self._loading.is_over():
                 self._start = time.perf_counter()
-                self._fetches = self._read_early(self.variant)
+                self._files.read(self.variant)
                 self._begin()
-        self._raise_if_failed()
+        self._loading.check()
 
     def __enter__(self) -> ParallelLoader:
         return self
@@ -458,190 +359,36 @@ class ParallelLoader(DropIn):
     ) -> None:
         self.close()
 
-    def _load_soon(self, lane: int) -> None:
-        """Load the only stage, unless `run` is called within a moment and does so itself, which saves a thread's start.
-
-        On the thread that goes on to run it a session is made faster than on another one: by 3 ms of 18, on a machine
-        of two processors.
-        """
-        self._asked_for.wait(HAND_OVER_S)
-        self._load_next(lane)
-
-    def _load_here(self) -> None:
-        """Load the only stage on this thread, if no other has begun to."""
-        self._asked_for.set()
-        try:
-            self._load_next(0)
-        except BaseException:  # an interrupt, anywhere: what was begun is finished, here or by someone else
-            self._leave(0)
-            with self._lock:
-                again = not (self._loads or self._busy or self._is_over())
-                if again:
-                    self._next = 0
-                elif self._loads:
-                    self._tell(0)
-                elif self._is_over():
-                    self._give_up(self._error)
-            if again and not _pool.submit(functools.partial(self._load_next, 0)):
-                self._fail(0, StageError("it was interrupted, and the system has no thread left to load it with"))
-            raise
-
-    def _load_next(self, lane: int) -> None:
-        """Load the next stage, then make room for other models; one turn on a thread of the pool."""
-        here = threading.get_ident()
-        with self._lock:
-            index = self._next
-            if index >= len(self._sessions):
-                return
-            self._busy[lane] = here
-            self._next = index + 1
-        try:
-            self._load(index, lane)
-        finally:
-            self._leave(lane)
-        if self._next < len(self._sessions):
-            _pool.submit(functools.partial(self._load_next, lane), self.threads)
-
-    def _load(self, index: int, lane: int) -> None:
-        """Load a stage, and tell those who wait for it."""
-        stage = self.variant.stages[index]
-        start = time.perf_counter()
-        try:
-            session = self._open(stage, prepack=stage.prepack)
-        except Exception as error:  # onnxruntime has no common root for its errors
-            self._fail(index, error)
-            return
-        end = time.perf_counter()
-        with self._lock:
-            if self._closed:
-                return
-            self._sessions[index] = session
-            self._loads[index] = (index, "load", lane, start - self._start, end - self._start)
-            loaded = len(self._loads)
-            self._tell(index)
-        if self._answered:
-            self._start_upgrade()
-        self._report(loaded)
-
-    def _tell(self, index: int) -> None:
-        """Wake who waits for a stage that is loaded; the caller holds the lock."""
-        if len(self._loads) == len(self._sessions):
-            self._all_loaded.set()
-        self._events[index].set()
-
-    def _read_early(self, variant: Variant) -> bool:
-        """Begin to read a variant, perhaps before onnxruntime is imported; what was fetched of another one stops.
-
-        Returns:
-            Whether storage has to be read: then one thread fetches all stages that have a `read_order`.
-        """
-        self._early = variant
-        files = [(self._path(stage), stage.read_order) for stage in variant.stages if stage.read_order]
-        if not all(is_cached(*file) for file in files):
-
-            def stopped() -> bool:
-                return self._is_over() or self._early is not variant
-
-            return started(threading.Thread(target=fetch, args=(files, stopped), daemon=True))
-        if "onnxruntime" not in sys.modules:
-            for stage in variant.stages:
-                if stage.prefetch:
-                    started(threading.Thread(target=read_ahead, args=(self._path(stage),), daemon=True))
-        return False
-
-    def _path(self, stage: StageEntry) -> Path:
-        """Return the graph file that is loaded for a stage."""
-        if self.tail is not None and stage.trainable:
-            return self.tail.graph
-        return self._stages_folder / stage.graph.name
-
-    def _open(self, stage: StageEntry, *, prepack: bool, background: bool = False) -> Any:
-        """Return a session on a stage, in the way its entry says."""
-        path = self._path(stage)
-        if stage.prefetch and not background and not (self._fetches and stage.read_order):
-            started(threading.Thread(target=read_ahead, args=(path,), daemon=True))
-        return open_session(
-            path,
-            prepack=prepack,
-            mapped=stage.mapped,
-            optimize=not stage.optimized or (prepack and stage.reoptimize),
-            background=background,
-            options=self._caller.copy(),
-            share_memory=len(self._sessions) > 1,
-        )
-
     def _report(self, loaded: int) -> None:
         """Call `on_progress`; it must not be able to stop the loading."""
         if self._on_progress is None:
             return
         try:
-            self._on_progress(loaded, len(self._sessions))
+            self._on_progress(loaded, len(self.variant.stages))
         except BaseException as error:  # not even SystemExit: others wait for this thread
             self._on_progress = None
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise  # it is the user's: the stage is loaded, and `run` was waiting for it here
             report(error)
 
-    def _fail(self, index: int, error: Exception) -> None:
-        """Keep the first error, hand out no more stages, and wake everyone who waits."""
-        with self._lock:
-            text = " ".join(str(error).split())[:300]
-            failure = StageError(f"stage {index + 1} of '{self._folder}' cannot be loaded: {text}")
-            failure.__cause__ = error
-            self._give_up(self._error or failure)
-
-    def _is_over(self) -> bool:
-        """Return whether nothing more will be loaded, as the loader is closed or a stage failed."""
-        return self._closed or self._error is not None
-
-    def _raise_if_failed(self) -> None:
-        if self._error is not None:
-            raise StageError(str(self._error)) from self._error.__cause__
-        if self._closed:
-            raise StageError(f"'{self._folder}' was closed")
-
     def _session(self, index: int) -> Any:
         """Return the session of a stage, waiting for it."""
-        if len(self._sessions) == 1 and self._next == 0:
-            self._load_here()
-        self._events[index].wait()
-        session = self._sessions[index]
-        if session is None or self._error is not None:
-            self._raise_if_failed()
+        loading = self._loading
+        if not self._answered:
+            loading.load_here(self._load, self._after_load)
+        session = loading.take(index)
+        if session is None or loading.error is not None:
+            loading.check()
         return session
 
-    def _start_upgrade(self) -> None:
-        """Begin to make stages anew for speed, once, when all are loaded; a thread too many ends at once."""
-        if self._upgrade and not self._upgrade_begun and self._all_loaded.is_set() and not self._is_over():
-            upgrader = threading.Thread(target=self._make_faster, name="splitload-upgrade", daemon=True)
-            if not started(upgrader) and not self._upgrade_begun:
-                self._upgrade = False
 
-    def _make_faster(self) -> None:
-        """Replace sessions by such with prepacked weights; a stage that fails keeps the one it has."""
-        lane = -1
-        with self._lock:
-            if self._upgrade_begun or self._is_over():
-                return
-            self._upgrade_begun = True
-            self._busy[lane] = threading.get_ident()
-        try:
-            for index, stage in enumerate(self.variant.stages):
-                if self._closed:
-                    break
-                if stage.upgrade:
-                    # a thread for each: the priority it lowers for its work cannot be raised again
-                    worker = threading.Thread(target=self._upgrade_stage, args=(index, stage), daemon=True)
-                    if started(worker):
-                        worker.join()
-            return_memory()
-        finally:
-            self._upgraded.set()
-            self._leave(lane)
-
-    def _upgrade_stage(self, index: int, stage: StageEntry) -> None:
-        with contextlib.suppress(Exception):  # the stage answers as before
-            session = self._open(stage, prepack=True, background=True)
-            with self._lock:
-                if not self._closed:
-                    self._sessions[index] = session
+def _check_arguments(bundle: object, threads: object, specialize: object) -> None:
+    if not isinstance(bundle, str | os.PathLike):
+        raise UsageError(
+            f"a bundle is the path of a folder, not {type(bundle).__name__}; splitload.InferenceSession takes the "
+            "bytes of a model"
+        )
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
+    if specialize not in (None, "background"):
+        raise UsageError(f"specialize takes 'background' or None, not {specialize!r}")

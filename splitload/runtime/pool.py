@@ -9,10 +9,14 @@ interrupted may be lost, and is not counted on.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
+
+from splitload.base.machine import available_threads
 
 IDLE_S = 5.0
 SIGNAL_S = 0.5
@@ -60,14 +64,23 @@ class Latch:
 class LoadingPool:
     """Runs jobs in the order they come, on daemon threads that end when there is nothing to do.
 
-    Loaders hand in one stage at a time, so that models that load at once take turns.
+    Loaders hand in one stage at a time, so that models that load at once take turns. In a forked child it is as new:
+    the parent's threads stayed there, and with them what they load.
 
     Args:
-        size: The most threads, unless a job asks for more.
+        size: The most threads, unless a job asks for more; None for as many as the process has processors.
+        idle_s: How long a thread waits for the next job before it ends.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int | None = None, idle_s: float = IDLE_S) -> None:
+        self._given_size = size
+        self._idle_s = idle_s
+        self._reset()
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        """Have no jobs and no threads."""
+        self._size = self._given_size or available_threads()
         self._lock = threading.Lock()
         self._jobs: deque[Callable[[], None]] = deque()
         self._bells: list[Latch] = []  # of threads with nothing to do
@@ -122,13 +135,27 @@ class LoadingPool:
                 except BaseException as error:  # the pool outlives its jobs
                     report(error)
                 del job  # what it holds must not live until the next one comes
-            elif bell is not None and not bell.wait(IDLE_S):
+            elif bell is not None and not bell.wait(self._idle_s):
                 with self._lock:
                     if bell in self._bells:
                         self._bells.remove(bell)
                         if not self._jobs:
                             self._threads.discard(here)
                             return
+
+
+_pools: weakref.WeakSet[LoadingPool] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for pool in list(_pools):
+        pool._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_all)
+
+SHARED = LoadingPool()  # of all models of the process
 
 
 def report(error: BaseException) -> None:

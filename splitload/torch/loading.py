@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from splitload.base.errors import ModelError, StageError, UsageError
 from splitload.base.machine import available_threads
+from splitload.base.record import Record
 from splitload.bundle.read import Verify
-from splitload.runtime.loader import submit
-from splitload.runtime.pool import Latch, started
-from splitload.runtime.session import fetch, is_cached
+from splitload.runtime import session
+from splitload.runtime.ordered import OrderedLoading, enlist
+from splitload.runtime.pool import SHARED, started
 from splitload.torch.format import TensorEntry, TorchManifest, read_manifest
 from splitload.torch.reads import Watch
-from splitload.torch.sources import Copied, Lane, Mapped, Source
+from splitload.torch.sources import Arrival, Copied, Mapped, Source
+from splitload.torch.staging import Backend
 from splitload.torch.tensors import Place, check_loadable, named, places
+
+if TYPE_CHECKING:
+    from splitload.runtime.ordered import Pool
 
 GPU_THREADS = 4  # one fills pinned memory with 5 GB/s or more
 _loadings: weakref.WeakKeyDictionary[nn.Module, Loading] = weakref.WeakKeyDictionary()
-_alive: set[Loading] = set()  # those with stages to come
+
+
+def cuda(device: torch.device) -> Backend:
+    """Return a GPU, see `splitload.torch.cuda`."""
+    from splitload.torch.cuda import Cuda
+
+    return Cuda(device)
+
+
+class TorchParts(Record):
+    """What a loading of a module does not do itself; whoever wants to see or replace it hands in something else.
+
+    Attributes:
+        pool: Runs the loads, see `LoadingPool`.
+        is_cached: Tells whether a file is in memory, see `session.is_cached`.
+        fetch: Reads files in the order of their use, see `session.fetch`.
+        mapped: Gives the tensors of stages on the processor, see `Mapped`.
+        backend: Returns what copies tensors to a device.
+    """
+
+    pool: Pool = SHARED
+    is_cached: Callable[..., bool] = session.is_cached
+    fetch: Callable[..., object] = session.fetch
+    mapped: Callable[..., Source] = Mapped
+    backend: Callable[[torch.device], Backend] = cuda
 
 
 def load(
@@ -68,6 +95,19 @@ def load(
             type; named.
         UsageError: If `threads` or `device` cannot be meant, or the module is being loaded already.
     """
+    return load_with(TorchParts(), module, bundle, device=device, threads=threads, verify=verify)
+
+
+def load_with(
+    parts: TorchParts,
+    module: nn.Module,
+    bundle: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    verify: Verify = "sizes",
+) -> nn.Module:
+    """Do what `load` does, with other parts."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
     try:
@@ -83,7 +123,7 @@ def load(
     check_loadable(module)
     slots = _fitting(module, manifest)
     most = threads or (available_threads() if place.type == "cpu" else min(available_threads(), GPU_THREADS))
-    loading = Loading(folder, manifest, slots, place, most)
+    loading = Loading(folder, manifest, slots, place, most, parts)
     _loadings[module] = loading
     loading.start()
     return module
@@ -185,6 +225,7 @@ class Loading:
         slots: Where the tensors of each stage go.
         device: Where they will be.
         threads: How many stages load at a time.
+        parts: What else is needed.
     """
 
     def __init__(
@@ -194,35 +235,31 @@ class Loading:
         slots: list[list[Slot]],
         device: torch.device,
         threads: int,
+        parts: TorchParts,
     ) -> None:
         self._folder = folder
         self._slots = slots
         self._threads = min(threads, len(slots))
-        self._lock = threading.Lock()
-        self._latches = [Latch() for _ in slots]
-        self._settled, self._left = Latch(), Latch()
-        self._before_use: list[Callable[[], None]] = [lambda: None] * len(slots)
-        self._arrived = [False] * len(slots)
-        self._next = self._num_settled = 0
-        self._error: StageError | None = None
-        self._busy: set[int] = set()  # threads that load
-        source: Source
+        self._fetch = parts.fetch
+        self._loading: OrderedLoading[Arrival] = OrderedLoading(folder, len(slots), parts.pool, given_up=[self._forget])
+        self._settled = self._loading.latch()
+        self._num_unsettled = len(slots)
+        self._watched: list[tuple[Watch, set[int]]] = []
+        self._to_fetch: list[tuple[Path, session.ReadOrder]] = []
         if device.type == "cpu":
-            files = [(folder / file.name, (1, file.bytes)) for file in manifest.files()]
-            cached = all(is_cached(*file) for file in files)
-            source = Mapped(folder, manifest.stages, cached=cached)
+            files: list[tuple[Path, session.ReadOrder]] = [
+                (folder / file.name, (1, file.bytes)) for file in manifest.files()
+            ]
+            cached = all(parts.is_cached(*file) for file in files)
+            source = parts.mapped(folder, manifest.stages, cached=cached)
             self._to_fetch = [] if cached else files
         else:
-            from splitload.torch.cuda import Cuda
-
-            source = Copied(folder, manifest.stages, Cuda(device), self.is_over)
-            self._to_fetch = []
+            source = Copied(folder, manifest.stages, parts.backend(device), self.is_over)
         self._lanes = [source.lane() for _ in range(self._threads)]
-        self._watched = self._watch()
 
     def is_over(self) -> bool:
         """Whether nothing more will be loaded, as all is there or a stage failed."""
-        return self._error is not None or self._settled.is_set()
+        return self._loading.is_over() or self._settled.is_set()
 
     def _watch(self) -> list[tuple[Watch, set[int]]]:
         """Watch each module that holds tensors; return its watch and the stages that it waits for."""
@@ -239,13 +276,14 @@ class Loading:
 
     def _before_read(self, stage_of: Mapping[str, int], name: str) -> None:
         """Wait until a tensor is there; called by whoever reads it."""
-        index = stage_of.get(name)
-        if index is None or threading.get_ident() in self._busy:  # who puts it there may look at it
+        index, loading = stage_of.get(name), self._loading
+        if index is None or loading.is_inside():  # who puts it there may look at it
             return
-        self._latches[index].wait()
-        if not self._arrived[index]:
-            self._raise_if_failed()
-        self._before_use[index]()
+        arrival = loading.take(index)
+        if arrival is None:
+            loading.check()
+        else:
+            arrival.before_use()
 
     def start(self) -> None:
         """Begin to load.
@@ -253,120 +291,64 @@ class Loading:
         Raises:
             StageError: If the system has no thread left.
         """
-        _alive.add(self)
-        if self._to_fetch:
-            started(threading.Thread(target=fetch, args=(self._to_fetch, self.is_over), daemon=True))
-        begun = [submit(partial(self._load_next, lane), self._threads) for lane in self._lanes]
-        if not any(begun):
-            self._give_up(StageError(f"cannot load '{self._folder}': the system has no thread left to load it with"))
-            self._raise_if_failed()
+        enlist(self)
+        try:
+            self._watched = self._watch()
+            if self._to_fetch:
+                started(threading.Thread(target=self._fetch, args=(self._to_fetch, self.is_over), daemon=True))
+            self._loading.start(self._threads, self._load, self._settle)
+        except BaseException:  # an interrupt: nobody will load what the module waits for
+            self._loading.close()
+            raise
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until all is there; return whether it is."""
         done = self._settled.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-        self._raise_if_failed()
+        self._loading.check()
         return done
 
-    def stop(self) -> None:
-        """Load no more, and return when no thread is inside torch for it."""
-        self._give_up(StageError(f"'{self._folder}' was not loaded to the end: the interpreter exits"))
-        with self._lock:
-            wait = bool(self._busy)
-        if wait:
-            self._left.wait()
+    def _let_go(self) -> None:
+        """Load no more, and return when no thread is inside torch for it: that may abort a process that exits."""
+        if not self._settled.is_set():
+            exits = StageError(f"'{self._folder}' was not loaded to the end: the interpreter exits")
+            self._loading.stop(exits)
 
-    def orphan(self) -> None:
-        """Give up, in a forked child: the threads that load stayed with the parent, perhaps with locks."""
-        self._lock = threading.Lock()
-        self._latches = [Latch() for _ in self._latches]
-        self._settled = Latch()
-        self._busy = set()
-        self._give_up(StageError(f"the process was forked while '{self._folder}' was loaded; load it in the child"))
+    def _inherit(self) -> None:
+        """Give up, in a forked child: the threads that load stayed with the parent."""
+        if self._settled.is_set():
+            return
+        loaded, self._loading = self._loading.values, self._loading.heir()
+        self._loading.values, self._settled = loaded, self._loading.latch()
+        self._loading.give_up(
+            StageError(f"the process was forked while '{self._folder}' was loaded; load it in the child")
+        )
 
-    def _load_next(self, lane: Lane) -> None:
-        """Load the next stage, then make room for other models; one turn on a thread of the pool."""
-        with self._lock:
-            index = self._next
-            if self.is_over() or index >= len(self._slots):
-                return
-            self._next = index + 1
-            self._busy.add(threading.get_ident())
-        try:
-            self._load(index, lane)
-        except BaseException as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
-            failure = StageError(f"stage {index + 1} of '{self._folder}' cannot be loaded: {text}")
-            failure.__cause__ = error
-            self._give_up(failure)
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            with self._lock:
-                self._busy.discard(threading.get_ident())
-                if self.is_over() and not self._busy:
-                    self._left.set()
-        if not self.is_over():
-            submit(partial(self._load_next, lane), self._threads)
-
-    def _load(self, index: int, lane: Lane) -> None:
-        """Load a stage, wake those who wait for it, and leave no trace of it in the module."""
-        arrival = lane(index)
-        for slot, tensor in zip(self._slots[index], arrival.tensors, strict=True):
+    def _load(self, index: int, lane: int) -> Arrival:
+        """Load a stage, and put its tensors into the module."""
+        arrival = self._lanes[lane](index)
+        for slot, tensor in zip(self._slots[index], arrival.tensors, strict=False):  # no slots, if it was given up
             slot.put(tensor)
-        with self._lock:
-            if self._error is not None:
-                return
-            self._before_use[index] = arrival.before_use
-            self._arrived[index] = True
-            self._latches[index].set()
-        arrival.settle()
-        with self._lock:
+        return arrival._replace(tensors=())  # they are the module's
+
+    def _settle(self, index: int, loaded: int) -> None:
+        """Leave no trace of a stage that is loaded in the module, once its tensors may be used like any other."""
+        arrival = self._loading.take(index)
+        if arrival is not None:
+            arrival.settle()
+        with self._loading.lock:
             for watch, waits_for in self._watched:
                 if index in waits_for:
                     waits_for.remove(index)
                     if not waits_for:
                         watch.end()
             self._slots[index] = []
-            self._num_settled += 1
-            if self._num_settled == len(self._slots):
-                self._let_go()
+            self._num_unsettled -= 1
+            if not self._num_unsettled:
+                self._forget()
                 self._settled.set()
 
-    def _give_up(self, error: StageError) -> None:
-        """Keep the first error, and wake everyone who waits."""
-        with self._lock:
-            if self.is_over():
-                return
-            self._error = error
-            self._slots = [[] for _ in self._slots]
-            self._let_go()
-            for latch in (*self._latches, self._settled):
-                latch.set()
-
-    def _let_go(self) -> None:
-        """Hold nothing of the module or the files any more; the caller holds the lock."""
-        _alive.discard(self)
+    def _forget(self) -> None:
+        """Hold nothing of the module or the files any more; the loading's lock is held."""
+        self._slots = [[] for _ in self._slots]
         self._watched = []
         self._lanes = []
-
-    def _raise_if_failed(self) -> None:
-        if self._error is not None:
-            raise StageError(str(self._error)) from self._error.__cause__
-
-
-@atexit.register
-def _stop_all() -> None:
-    """Let no thread be inside torch when the interpreter goes away: that may abort the process."""
-    for loading in list(_alive):
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the process ends as it is
-            loading.stop()
-
-
-def _orphan_all() -> None:
-    """Have no forked child wait for threads that it has not."""
-    for loading in list(_alive):
-        loading.orphan()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_orphan_all)

@@ -14,8 +14,8 @@ import onnxruntime as ort
 import pytest
 from models import floats
 from onnx import numpy_helper
+from runtime_models import loader_with
 
-import splitload.runtime.loader
 import splitload.runtime.variants
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError
@@ -28,6 +28,7 @@ from splitload.graphs import layout, stages
 from splitload.graphs.layout import channel_block
 from splitload.graphs.proto import all_tensors, is_external
 from splitload.plan.partition import Partition
+from splitload.runtime.session import open_session
 
 WAIT_S = 60
 
@@ -376,18 +377,14 @@ def test_native_stages_do_not_lean_on_others(bundle: Path) -> None:
 
 @needs_blocks
 @pytest.mark.usefixtures("elsewhere")
-def test_weights_are_restored_once_by_the_load_and_not_by_each_run(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_restored_once_by_the_load_and_not_by_each_run(bundle: Path) -> None:
     seen: dict[str, set[bool]] = {}
 
     def watched(graph: Path, *, optimize: bool = False, **options: Any) -> Any:
         seen.setdefault(graph.name, set()).add(optimize)
-        return real(graph, optimize=optimize, **options)
+        return open_session(graph, optimize=optimize, **options)
 
-    real = splitload.runtime.loader.open_session
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", watched)
-    with ParallelLoader(bundle) as loader:
+    with loader_with(open_session=watched)(bundle) as loader:
         assert loader.wait("upgraded", WAIT_S)
     portable = variants(bundle)[1]
     # what restores nothing is optimised too, but only by the session that takes over

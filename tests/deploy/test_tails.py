@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runtime_models import loader_with
 
-import splitload.runtime.loader
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError, UsageError
 from splitload.bundle.read import read_manifest
@@ -57,17 +57,15 @@ def test_a_tail_is_learned_versioned_and_gone_back_from(bundle: Path, tmp_path: 
     assert personalize(bundle, train, settings=QUICK).version == 3, "what was gone back from stays"
 
 
-def test_a_tail_is_read_ahead_and_the_stage_it_replaces_is_not(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tail_is_read_ahead_and_the_stage_it_replaces_is_not(bundle: Path, tmp_path: Path) -> None:
     personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
     read: list[Path] = []
-    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: False)
-    monkeypatch.setattr(splitload.runtime.loader, "fetch", lambda files, _: read.extend(path for path, _ in files))
-    with ParallelLoader(bundle, upgrade=False) as model:
+    loader = loader_with(is_cached=lambda *_: False, fetch=lambda files, _: read.extend(path for path, _ in files))
+    with loader(bundle, upgrade=False) as model:
         *frozen_stages, last = (stage._replace(read_order=(1, 9)) for stage in model.variant.stages)
         read.clear()
-        assert model._read_early(model.variant._replace(stages=(*frozen_stages, last)))
+        model._files.read(model.variant._replace(stages=(*frozen_stages, last)))
+        assert model._files.are_fetched
         model.wait()
     assert model.tail is not None
     expected = [*(bundle / stage.graph.name for stage in frozen_stages), model.tail.graph]

@@ -23,7 +23,7 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.stages import StageWriter
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.runtime.answers import identical
-from splitload.runtime.loader import open_session
+from splitload.runtime.session import open_session
 
 KINDS: list[GraphKind] = ["native", "portable"]
 

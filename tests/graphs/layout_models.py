@@ -18,7 +18,7 @@ from splitload.base.entries import RECORD
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs import layout
 from splitload.graphs.layout import DOMAIN, MIN_ROWS, channel_block
-from splitload.runtime.loader import open_session
+from splitload.runtime.session import open_session
 
 BLOCK = channel_block()
 

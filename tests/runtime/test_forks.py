@@ -23,22 +23,32 @@ warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads: t
 import numpy as np
 import onnxruntime as ort
 import runtime_models
-import splitload.runtime.loader as loader
 from splitload.base.errors import StageError
+from splitload.runtime.session import open_session
 
 bundle, when = sys.argv[2:]
-real, gate, inside = loader.open_session, threading.Event(), threading.Event()
+gate, inside = threading.Event(), threading.Event()
 
 
 def slow(graph, *, prepack=False, **options):
     if prepack == (when == "upgrading"):
         inside.set()
         assert gate.wait(60)
-    return real(graph, prepack=prepack, **options)
+    return open_session(graph, prepack=prepack, **options)
 
 
 def failing(graph, **options):
     raise OSError("no such luck")
+
+
+opened = open_session
+
+
+def opens(graph, **options):
+    return opened(graph, **options)
+
+
+Loader = runtime_models.loader_with(open_session=opens)
 
 
 def used(model):
@@ -48,12 +58,13 @@ def used(model):
 
 
 def in_child(work):
+    global opened
     child = os.fork()
     if child == 0:
         status = 1
         try:
             signal.alarm(60)  # ends the child if it hangs
-            loader.open_session = real
+            opened = open_session
             work()
             status = 0
         finally:
@@ -90,13 +101,13 @@ def refused(text):
 
 options = ort.SessionOptions()
 options.intra_op_num_threads = 2
-with loader.ParallelLoader(bundle, options) as first:
+with Loader(bundle, options) as first:
     expected = used(first)
 if when in ("loading", "upgrading"):
-    loader.open_session = slow
+    opened = slow
 if when == "failed":
-    loader.open_session = failing
-model = loader.ParallelLoader(bundle, options, threads=4)
+    opened = failing
+model = Loader(bundle, options, threads=4)
 if when == "upgrading":
     model.run(None, runtime_models.feeds())
 if when in ("loading", "upgrading"):

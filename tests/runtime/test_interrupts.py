@@ -19,9 +19,11 @@ from splitload.bundle.write import write_manifest
 EVERYWHERE = """
 import contextlib, faulthandler, sys, threading, time
 import numpy as np, onnxruntime
-import splitload.runtime.loader, splitload.runtime.pool
+import splitload.runtime.opening
 from splitload import ParallelLoader
 from splitload.base.errors import StageError
+from splitload.runtime.opening import LoadingParts
+from splitload.runtime.pool import LoadingPool
 
 bundle, feeds = sys.argv[1], {"x": np.ones((1, 16), np.float32), "z": np.ones(16, np.float32)}
 places = 0
@@ -43,7 +45,7 @@ def elsewhere(over):
 def main():
     global model
     sys.setprofile(prof)
-    model = ParallelLoader(bundle)
+    model = Loader(bundle)
     model.run(None, feeds)
     model.wait("upgraded")
     model.close()
@@ -51,13 +53,13 @@ def main():
 
 with ParallelLoader(bundle) as first:
     expected = first.run(None, feeds)
-manifest = splitload.runtime.loader.read_manifest(first._folder)
-splitload.runtime.loader.read_manifest = lambda *_: manifest  # has a thousand such places, and no threads
-splitload.runtime.pool.IDLE_S = 0.05
+manifest = splitload.runtime.opening.read_manifest(first._folder)
+splitload.runtime.opening.read_manifest = lambda *_: manifest  # has a thousand such places, and no threads
 number, ended, answered = 0, 0, 0
 while ended < 3:  # how many places there are depends on the other threads
     faulthandler.dump_traceback_later(60, exit=True)
-    splitload.runtime.loader._pool = pool = splitload.runtime.pool.LoadingPool(2)
+    pool = LoadingPool(2, idle_s=0.05)
+    Loader = type("Loader", (ParallelLoader,), {"_parts": LoadingParts(pool=pool)})
     model, places, over = None, number, threading.Event()
     if number % 2:
         other = threading.Thread(target=elsewhere, args=(over,))
@@ -77,8 +79,8 @@ while ended < 3:  # how many places there are depends on the other threads
         except StageError as error:
             assert "closed" in str(error), error
         model.close()
-        assert not model._busy
-    with ParallelLoader(bundle) as other:
+        assert not model._loading._inside
+    with Loader(bundle) as other:
         other.run(None, feeds)
     assert pool._threads <= set(threading.enumerate())
     number += 1
@@ -118,22 +120,25 @@ def test_an_interrupt_while_the_upgrade_is_waited_for_does_not_abort(bundles: di
 import os, signal, sys, threading, time
 import numpy as np, onnxruntime
 from splitload import ParallelLoader
-from splitload.runtime import loader
+from splitload.runtime.opening import LoadingParts
+from splitload.runtime.session import open_session
 
 signal.signal(signal.SIGALRM, signal.default_int_handler)  # stands for Ctrl-C
-real, inside = loader.open_session, threading.Event()
+inside = threading.Event()
 
 def slow(*arguments, background=False, **options):
     if background:
         inside.set()
         time.sleep(0.3)
-    session = real(*arguments, background=background, **options)
+    session = open_session(*arguments, background=background, **options)
     if background:
         os.write(1, b"upgraded")
     return session
 
-loader.open_session = slow
-model = ParallelLoader(sys.argv[1])
+class Loader(ParallelLoader):
+    _parts = LoadingParts(open_session=slow)
+
+model = Loader(sys.argv[1])
 model.run(None, {{"x": np.ones((1, 16), np.float32), "z": np.ones(16, np.float32)}})
 inside.wait()
 signal.setitimer(signal.ITIMER_REAL, 0.1)

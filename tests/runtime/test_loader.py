@@ -16,9 +16,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import runtime_models
-from runtime_models import Script, feeds
+from runtime_models import Script, feeds, loader_with
 
-import splitload.runtime.loader
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError, StageError, UsageError
 from splitload.runtime.pool import LoadingPool
@@ -27,17 +26,13 @@ WAIT_S = 60
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    made = Script()
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", made)
-    return made
+def script() -> Script:
+    return Script()
 
 
 @pytest.fixture
-def open_script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    made = Script(opened=True)
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", made)
-    return made
+def open_script() -> Script:
+    return Script(opened=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +52,14 @@ def test_answers_like_the_model(chain_bundle: Path, session: Any) -> None:
 
 
 def test_returns_before_anything_is_loaded(chain_bundle: Path, script: Script) -> None:
-    with ParallelLoader(chain_bundle) as model:
+    with script.loader(chain_bundle) as model:
         assert not model.ready
         assert model.timeline.tasks == ()
         release(script)
 
 
 def test_runs_the_first_stage_as_soon_as_it_is_there(chain_bundle: Path, script: Script) -> None:
-    with ParallelLoader(chain_bundle, threads=1) as model, ThreadPoolExecutor(1) as pool:
+    with script.loader(chain_bundle, threads=1) as model, ThreadPoolExecutor(1) as pool:
         script.gates[0].set()
         script.gates[1].set()
         assert script.started[2].wait(WAIT_S)
@@ -78,7 +73,7 @@ def test_runs_the_first_stage_as_soon_as_it_is_there(chain_bundle: Path, script:
 
 
 def test_without_overlap_waits_for_all_stages(chain_bundle: Path, script: Script) -> None:
-    with ParallelLoader(chain_bundle, overlap=False, upgrade=False) as model, ThreadPoolExecutor(1) as pool:
+    with script.loader(chain_bundle, overlap=False, upgrade=False) as model, ThreadPoolExecutor(1) as pool:
         script.gates[0].set()
         script.gates[1].set()
         running = pool.submit(model.run, ["early"], feeds())
@@ -92,7 +87,7 @@ def test_without_overlap_waits_for_all_stages(chain_bundle: Path, script: Script
 
 @pytest.mark.parametrize("threads", [4, 9])
 def test_case_1_all_stages_load_at_once(chain_bundle: Path, script: Script, threads: int) -> None:
-    with ParallelLoader(chain_bundle, threads=threads) as model:
+    with script.loader(chain_bundle, threads=threads) as model:
         assert model.threads == 4
         assert all(started.wait(WAIT_S) for started in script.started)  # although none has ended
         release(script)
@@ -101,7 +96,7 @@ def test_case_1_all_stages_load_at_once(chain_bundle: Path, script: Script, thre
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_case_2_further_stages_wait_for_a_thread(chain_bundle: Path, script: Script, threads: int) -> None:
-    with ParallelLoader(chain_bundle, threads=threads) as model:
+    with script.loader(chain_bundle, threads=threads) as model:
         assert all(started.wait(WAIT_S) for started in script.started[:threads])
         assert not script.started[threads].is_set()
         script.gates[0].set()
@@ -125,7 +120,7 @@ def test_called_from_many_threads_while_loading(chain_bundle: Path, script: Scri
         barrier.wait(WAIT_S)
         return model.run(None, feeds(rows=seed + 1, seed=seed))
 
-    with ParallelLoader(chain_bundle, threads=2) as model, ThreadPoolExecutor(callers) as pool:
+    with script.loader(chain_bundle, threads=2) as model, ThreadPoolExecutor(callers) as pool:
         calls = [pool.submit(call, seed) for seed in range(callers)]
         barrier.wait(WAIT_S)
         for gate in script.gates:
@@ -142,7 +137,7 @@ def test_called_from_many_threads_while_loading(chain_bundle: Path, script: Scri
 
 
 def test_close_during_load_ends_calls_and_loads_no_more(chain_bundle: Path, script: Script) -> None:
-    model = ParallelLoader(chain_bundle, threads=1)
+    model = script.loader(chain_bundle, threads=1)
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(model.run, None, feeds())
         assert script.started[0].wait(WAIT_S)
@@ -181,7 +176,7 @@ def test_after_close_every_call_raises(chain_bundle: Path) -> None:
 def test_first_failure_cancels_the_rest_and_every_call_raises_it(chain_bundle: Path, script: Script) -> None:
     script.failures[1] = RuntimeError("no such\nluck")
     script.gates[0].set()
-    model = ParallelLoader(chain_bundle, threads=1)
+    model = script.loader(chain_bundle, threads=1)
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(model.run, None, feeds()), pool.submit(model.run, ["early"], feeds())]
         waits = [pool.submit(model.wait)]
@@ -209,7 +204,7 @@ def test_a_bundle_replaced_meanwhile_is_never_mixed_in(chain_model: Path, own_bu
     for tensor in other.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
     onnx.save(other, own_bundle.with_name("other.onnx"))
-    with ParallelLoader(own_bundle, threads=1) as model:
+    with script.loader(own_bundle, threads=1) as model:
         script.gates[0].set()
         assert script.started[1].wait(WAIT_S)  # the first stage is open, the others are not
         runtime_models.bundle(own_bundle.with_name("other.onnx"), own_bundle)
@@ -233,7 +228,7 @@ def test_an_upgrade_never_takes_stages_of_another_bundle(chain_model: Path, own_
 
 def test_the_caller_may_change_folder(own_bundle: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own_bundle.parent)
-    with ParallelLoader(own_bundle.name) as model:
+    with script.loader(own_bundle.name) as model:
         monkeypatch.chdir("/")
         release(script)
         assert model.wait("loaded", WAIT_S)
@@ -244,13 +239,13 @@ def test_a_progress_callback_that_exits_stops_nothing(
 ) -> None:
     seen: list[type[BaseException]] = []
     monkeypatch.setattr(threading, "excepthook", lambda report: seen.append(report.exc_type))
-    with ParallelLoader(chain_bundle, threads=1, on_progress=lambda *_: sys.exit(3)) as model:
+    with open_script.loader(chain_bundle, threads=1, on_progress=lambda *_: sys.exit(3)) as model:
         assert model.wait("loaded", WAIT_S)
     assert seen == [SystemExit]
 
 
 def test_wait(chain_bundle: Path, script: Script) -> None:
-    with ParallelLoader(chain_bundle) as model:
+    with script.loader(chain_bundle) as model:
         assert not model.wait(0)
         assert not model.wait(timeout=0)
         assert not model.wait("upgraded", 0)
@@ -296,9 +291,9 @@ def test_upgrade_swaps_sessions_between_runs(chain_bundle: Path, script: Script)
             answers.append(model.run(None, feeds()))
         return [*answers, model.run(None, feeds())]
 
-    with ParallelLoader(chain_bundle) as model, ThreadPoolExecutor(4) as pool:
+    with script.loader(chain_bundle) as model, ThreadPoolExecutor(4) as pool:
         expected = model.run(None, feeds())
-        before = list(model._sessions)
+        before = list(model._loading.values)
         calls = [pool.submit(call) for _ in range(4)]
         script.upgrade_gate.set()
         assert model.wait("upgraded", WAIT_S)
@@ -306,11 +301,11 @@ def test_upgrade_swaps_sessions_between_runs(chain_bundle: Path, script: Script)
         for done in calls:
             for answer in done.result(WAIT_S):
                 assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(answer, expected, strict=True))
-        assert all(new is not old for new, old in zip(model._sessions, before, strict=True))
+        assert all(new is not old for new, old in zip(model._loading.values, before, strict=True))
 
 
 def test_no_upgrade_on_request(chain_bundle: Path, open_script: Script) -> None:
-    with ParallelLoader(chain_bundle, upgrade=False) as model:
+    with open_script.loader(chain_bundle, upgrade=False) as model:
         model.run(None, feeds())
         assert model.wait("upgraded", WAIT_S)
     assert open_script.upgrades == []
@@ -319,20 +314,25 @@ def test_no_upgrade_on_request(chain_bundle: Path, open_script: Script) -> None:
 def test_a_failing_upgrade_keeps_the_stage(chain_bundle: Path, script: Script) -> None:
     for gate in script.gates:
         gate.set()
-    with ParallelLoader(chain_bundle) as model:
+    with script.loader(chain_bundle) as model:
         model.wait()
-        before = list(model._sessions)
+        before = list(model._loading.values)
         script.failures[2] = RuntimeError("no memory")
         script.upgrade_gate.set()
         assert model.wait("upgraded", WAIT_S)
-        assert [new is old for new, old in zip(model._sessions, before, strict=True)] == [False, False, True, False]
+        assert [new is old for new, old in zip(model._loading.values, before, strict=True)] == [
+            False,
+            False,
+            True,
+            False,
+        ]
         model.run(None, feeds())
 
 
 def test_close_during_upgrade(chain_bundle: Path, script: Script) -> None:
     for gate in script.gates:
         gate.set()
-    model = ParallelLoader(chain_bundle)
+    model = script.loader(chain_bundle)
     model.run(None, feeds())
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(model.wait, "upgraded")
@@ -348,7 +348,7 @@ def test_close_during_upgrade(chain_bundle: Path, script: Script) -> None:
 @pytest.mark.parametrize("left", [0, 1, 3])
 def test_system_with_few_threads_left(chain_bundle: Path, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     real, starts = threading.Thread.start, []
-    monkeypatch.setattr(splitload.runtime.loader, "_pool", LoadingPool(2))
+    loader = loader_with(pool=LoadingPool(2))
 
     def start(thread: threading.Thread) -> None:
         starts.append(thread)
@@ -359,9 +359,9 @@ def test_system_with_few_threads_left(chain_bundle: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(threading.Thread, "start", start)
     if left == 0:
         with pytest.raises(StageError, match="no thread left"):
-            ParallelLoader(chain_bundle, threads=3)
+            loader(chain_bundle, threads=3)
         return
-    with ParallelLoader(chain_bundle, threads=3) as model:
+    with loader(chain_bundle, threads=3) as model:
         assert len(model.run(None, feeds())) == 2  # although the upgrade finds no thread
         assert model.wait("upgraded", WAIT_S)
 
@@ -400,7 +400,7 @@ def test_progress_may_close(chain_bundle: Path) -> None:
     model = ParallelLoader(chain_bundle, threads=2, on_progress=progress)
     started.set()
     model.close()
-    assert not model._busy
+    assert not model._loading._inside
     with pytest.raises(StageError, match="closed"):
         model.run(None, feeds())
 
@@ -408,16 +408,18 @@ def test_progress_may_close(chain_bundle: Path) -> None:
 RUN = "model.run(None, {'x': np.ones((1, 16), 'f'), 'z': np.ones(16, 'f')})"
 EXIT = """
 import sys, threading, numpy as np
-import splitload.runtime.loader as loader
-real = loader.open_session
+from splitload import ParallelLoader
+from splitload.runtime.opening import LoadingParts
+from splitload.runtime.session import open_session as real
 def slow(graph, **options):  # is inside onnxruntime for as long as the interpreter takes to exit
     print("loading", flush=True)
     session = None
     for _ in range(50):
         session = real(graph, **options)
     return session
-loader.open_session = slow
-model = loader.ParallelLoader(sys.argv[1], threads=4)
+class Loader(ParallelLoader):
+    _parts = LoadingParts(open_session=slow)
+model = Loader(sys.argv[1], threads=4)
 """
 
 
@@ -434,16 +436,18 @@ def test_exit_with_an_open_loader_is_clean(chain_bundle: Path, last: str) -> Non
 def test_interrupt_while_waiting_does_not_hang_at_exit(chain_bundle: Path, call: str, blocked: str) -> None:
     code = f"""
 import faulthandler, signal, sys, threading, numpy as np
-import splitload.runtime.loader as loader
+from splitload import ParallelLoader
+from splitload.runtime.opening import LoadingParts
 faulthandler.dump_traceback_later({WAIT_S}, exit=True)
 loading, gate = threading.Event(), threading.Event()
 def stuck(graph, **options):
     loading.set()
     gate.wait()
     raise RuntimeError("woken")
-loader.open_session = stuck
+class Loader(ParallelLoader):
+    _parts = LoadingParts(open_session=stuck)
 try:
-    model = loader.ParallelLoader(sys.argv[1], threads=1)
+    model = Loader(sys.argv[1], threads=1)
     loading.wait()
     {blocked}
     print("waiting", flush=True)

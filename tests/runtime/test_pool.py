@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import splitload.runtime.loader
 import splitload.runtime.pool
 from splitload.runtime.pool import Latch, LoadingPool
 
@@ -74,14 +73,12 @@ def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture(autouse=True)
 def nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is not woken waits for longer than any test."""
-    for name in ("IDLE_S", "SIGNAL_S"):
-        monkeypatch.setattr(splitload.runtime.pool, name, 10 * WAIT_S)
+    monkeypatch.setattr(splitload.runtime.pool, "SIGNAL_S", 10 * WAIT_S)
 
 
-@pytest.fixture
-def soon_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads end as soon as there is nothing to do."""
-    monkeypatch.setattr(splitload.runtime.pool, "IDLE_S", 0.001)
+def pool_of(size: int, idle_s: float = 10 * WAIT_S) -> LoadingPool:
+    """A pool whose threads do not end during a test, unless it says so."""
+    return LoadingPool(size, idle_s)
 
 
 def test_a_latch_wakes_everyone() -> None:
@@ -106,7 +103,7 @@ def test_a_latch_that_nobody_sets(timeout: float) -> None:
 
 
 def test_a_thread_whose_start_is_interrupted_may_come_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, jobs = LoadingPool(1), Jobs(4, opened=True)
+    pool, jobs = pool_of(1), Jobs(4, opened=True)
     real = threading.Thread.start
 
     def interrupted(thread: threading.Thread) -> None:
@@ -124,7 +121,7 @@ def test_a_thread_whose_start_is_interrupted_may_come_to_work(monkeypatch: pytes
 
 
 def test_a_thread_whose_start_is_interrupted_may_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, jobs = LoadingPool(1), Jobs(2, opened=True)
+    pool, jobs = pool_of(1), Jobs(2, opened=True)
 
     def interrupted(_: threading.Thread) -> None:
         raise KeyboardInterrupt
@@ -138,7 +135,6 @@ def test_a_thread_whose_start_is_interrupted_may_be_lost(monkeypatch: pytest.Mon
     jobs.wait(1)
 
 
-@pytest.mark.usefixtures("soon_idle")
 def test_a_job_whose_error_cannot_be_reported_costs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise RuntimeError("the hook is broken")
@@ -147,7 +143,7 @@ def test_a_job_whose_error_cannot_be_reported_costs_no_thread(monkeypatch: pytes
         raise ValueError
 
     monkeypatch.setattr(threading, "excepthook", broken)
-    pool, jobs = LoadingPool(1), Jobs(1, opened=True)
+    pool, jobs = pool_of(1, idle_s=0.001), Jobs(1, opened=True)
     assert pool.submit(fails)
     jobs.submit(pool, 0)
     jobs.wait(0)
@@ -155,7 +151,7 @@ def test_a_job_whose_error_cannot_be_reported_costs_no_thread(monkeypatch: pytes
 
 
 def test_jobs_run_in_the_order_they_came() -> None:
-    pool, jobs = LoadingPool(1), Jobs(20)
+    pool, jobs = pool_of(1), Jobs(20)
     jobs.submit(pool, *range(20))
     jobs.release()
     jobs.wait()
@@ -164,7 +160,7 @@ def test_jobs_run_in_the_order_they_came() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_no_more_threads_than_the_size(size: int) -> None:
-    pool, jobs = LoadingPool(size), Jobs(7)
+    pool, jobs = pool_of(size), Jobs(7)
     jobs.submit(pool, *range(7))
     for number in range(7):
         assert all(begun.wait(WAIT_S) for begun in jobs.begun[: number + size])
@@ -178,7 +174,7 @@ def test_no_more_threads_than_the_size(size: int) -> None:
 
 
 def test_it_grows_for_a_job_that_asks_for_more() -> None:
-    pool, jobs = LoadingPool(1), Jobs(5)
+    pool, jobs = pool_of(1), Jobs(5)
     jobs.submit(pool, 0, 1, 2, at_least=3)
     assert all(begun.wait(WAIT_S) for begun in jobs.begun[:3])  # although none has ended
     jobs.submit(pool, 3)
@@ -190,7 +186,7 @@ def test_it_grows_for_a_job_that_asks_for_more() -> None:
 
 
 def test_a_size_above_what_a_job_asks_for_stays() -> None:
-    pool, jobs = LoadingPool(3), Jobs(3)
+    pool, jobs = pool_of(3), Jobs(3)
     jobs.submit(pool, 0, 1, 2, at_least=1)
     assert all(begun.wait(WAIT_S) for begun in jobs.begun)
     jobs.release()
@@ -198,7 +194,7 @@ def test_a_size_above_what_a_job_asks_for_stays() -> None:
 
 
 def test_an_idle_thread_is_taken_before_a_new_one() -> None:
-    pool, jobs = LoadingPool(4), Jobs(5, opened=True)
+    pool, jobs = pool_of(4), Jobs(5, opened=True)
     for number in range(5):
         jobs.submit(pool, number)
         jobs.wait(number)
@@ -207,7 +203,7 @@ def test_an_idle_thread_is_taken_before_a_new_one() -> None:
 
 
 def test_two_jobs_at_once_are_not_given_to_one_idle_thread() -> None:
-    pool, jobs = LoadingPool(2), Jobs(3)
+    pool, jobs = pool_of(2), Jobs(3)
     jobs.gates[0].set()
     jobs.submit(pool, 0)
     jobs.wait(0)
@@ -219,9 +215,8 @@ def test_two_jobs_at_once_are_not_given_to_one_idle_thread() -> None:
     jobs.wait()
 
 
-@pytest.mark.usefixtures("soon_idle")
 def test_threads_end_when_idle_and_come_back() -> None:
-    pool, jobs = LoadingPool(3), Jobs(6)
+    pool, jobs = pool_of(3, idle_s=0.001), Jobs(6)
     jobs.submit(pool, 0, 1, 2)
     assert all(begun.wait(WAIT_S) for begun in jobs.begun[:3])
     assert all(thread.is_alive() for thread in jobs.threads)
@@ -236,9 +231,8 @@ def test_threads_end_when_idle_and_come_back() -> None:
 
 
 @pytest.mark.parametrize("idle_s", [0, 0.0001])
-def test_no_job_is_lost_to_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch, idle_s: float) -> None:
-    monkeypatch.setattr(splitload.runtime.pool, "IDLE_S", idle_s)
-    pool, jobs = LoadingPool(2), Jobs(400, opened=True)
+def test_no_job_is_lost_to_a_thread_that_ends(idle_s: float) -> None:
+    pool, jobs = pool_of(2, idle_s), Jobs(400, opened=True)
     for number in range(400):
         jobs.submit(pool, number)
         if number % 3:
@@ -250,7 +244,7 @@ def test_no_job_is_lost_to_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch, i
 
 
 def test_jobs_from_many_threads() -> None:
-    pool, jobs = LoadingPool(3), Jobs(200, opened=True)
+    pool, jobs = pool_of(3), Jobs(200, opened=True)
     barrier = threading.Barrier(8)
 
     def hand_in(start: int) -> None:
@@ -272,7 +266,7 @@ def test_an_idle_thread_holds_nothing_of_its_last_job() -> None:
         def work(self) -> None:
             done.set()
 
-    pool, done, big = LoadingPool(1), threading.Event(), Big()
+    pool, done, big = pool_of(1), threading.Event(), Big()
     gone = weakref.ref(big)
     assert pool.submit(big.work)
     assert done.wait(WAIT_S)
@@ -298,7 +292,7 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_without_any_thread_a_job_is_refused_and_never_run(shortage: threading.Event) -> None:
-    pool, jobs = LoadingPool(2), Jobs(4, opened=True)
+    pool, jobs = pool_of(2), Jobs(4, opened=True)
     shortage.set()
     assert not pool.submit(jobs.job(0))
     assert not pool.submit(jobs.job(1), 5)
@@ -309,7 +303,7 @@ def test_without_any_thread_a_job_is_refused_and_never_run(shortage: threading.E
 
 
 def test_with_few_threads_left_those_that_there_are_do_it(shortage: threading.Event) -> None:
-    pool, jobs = LoadingPool(4), Jobs(5)
+    pool, jobs = pool_of(4), Jobs(5)
     jobs.submit(pool, 0)
     assert jobs.begun[0].wait(WAIT_S)
     shortage.set()

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 import pytest
 import runtime_models
 from models import floats
+from runtime_models import loader_with
 
 import splitload.runtime.background
-import splitload.runtime.loader
-from splitload import ParallelLoader, PortableWarning
+from splitload import PortableWarning
 from splitload.base.errors import StageError
 from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import MANIFEST, Variant
@@ -84,7 +85,7 @@ def test_tables_stand_behind_what_is_read_ahead(tmp_path: Path) -> None:
     assert stage.graph.bytes == table + 5000 * 64 * 4
 
 
-def test_a_cold_bundle_is_fetched_and_a_warm_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cold_bundle_is_fetched_and_a_warm_one_is_not(tmp_path: Path) -> None:
     bundle = lookup_bundle(tmp_path)
     (stage,) = read_manifest(bundle).variants[0].stages
     fetched: list[Any] = []
@@ -95,29 +96,22 @@ def test_a_cold_bundle_is_fetched_and_a_warm_one_is_not(tmp_path: Path, monkeypa
         assert not stopped()
         done.set()
 
-    monkeypatch.setattr(splitload.runtime.loader, "fetch", record)
-    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: False)
     feeds = {"i": np.array([3, 4999])}
-    with ParallelLoader(bundle) as model:
+    with loader_with(fetch=record, is_cached=lambda *_: False)(bundle) as model:
         expected = model.run(None, feeds)
         assert done.wait(WAIT_S)
     assert fetched == [(bundle / stage.graph.name, stage.read_order)]
-    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: True)
-    monkeypatch.setattr(splitload.runtime.loader, "fetch", lambda *_: pytest.fail("it is cached"))
-    with ParallelLoader(bundle) as model:
+    with loader_with(fetch=lambda *_: pytest.fail("it is cached"), is_cached=lambda *_: True)(bundle) as model:
         np.testing.assert_array_equal(model.run(None, feeds), expected)
 
 
-def test_bundles_without_an_order_are_left_to_the_system(
-    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundles_without_an_order_are_left_to_the_system(chain_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(chain_bundle, tmp_path / "m.splitload", copy_function=shutil.copyfile))
-    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: pytest.fail("no order is known"))
-    with ParallelLoader(bundle) as model:
+    with loader_with(is_cached=lambda *_: pytest.fail("no order is known"))(bundle) as model:
         assert model.run(None, runtime_models.feeds())
 
 
-def test_stages_without_an_order_are_read_ahead_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_without_an_order_are_read_ahead_by_themselves(tmp_path: Path) -> None:
     bundle = lookup_bundle(tmp_path, 2)
     manifest = bundle / MANIFEST
     written = json.loads(manifest.read_text())
@@ -128,24 +122,26 @@ def test_stages_without_an_order_are_read_ahead_by_themselves(tmp_path: Path, mo
     fetched: list[str] = []
     read: list[str] = []
     done = threading.Event()
-    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: False)
-    monkeypatch.setattr(
-        splitload.runtime.loader, "fetch", lambda files, _: fetched.extend(path.name for path, _ in files)
+    loader = loader_with(
+        is_cached=lambda *_: False,
+        fetch=lambda files, _: fetched.extend(path.name for path, _ in files),
+        read_ahead=lambda path: (read.append(path.name), done.set()),
     )
-    monkeypatch.setattr(splitload.runtime.loader, "read_ahead", lambda path: (read.append(path.name), done.set()))
-    with ParallelLoader(bundle) as model:
+    with loader(bundle) as model:
         model.wait()
         assert done.wait(WAIT_S)
         assert [stage.graph.name for stage in model.variant.stages] == [*fetched, *read]
 
 
-def test_a_load_that_failed_is_fetched_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_that_failed_is_fetched_no_further(tmp_path: Path) -> None:
     stops: list[Any] = []
     done = threading.Event()
-    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: False)
-    monkeypatch.setattr(splitload.runtime.loader, "fetch", lambda _, stopped: (stops.append(stopped), done.set()))
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", lambda *_, **__: [][0])
-    with ParallelLoader(lookup_bundle(tmp_path)) as model:
+    loader = loader_with(
+        is_cached=lambda *_: False,
+        fetch=lambda _, stopped: (stops.append(stopped), done.set()),
+        open_session=lambda *_, **__: [][0],
+    )
+    with loader(lookup_bundle(tmp_path)) as model:
         with pytest.raises(StageError, match="cannot be loaded"):
             model.wait()
         assert done.wait(WAIT_S)
@@ -157,23 +153,38 @@ def ordered(variant: Variant) -> Variant:
     return variant._replace(stages=tuple(stage._replace(read_order=(1, 9)) for stage in variant.stages))
 
 
+def at_once(thread: threading.Thread) -> bool:
+    """Do what a thread would."""
+    thread.run()
+    return True
+
+
+class Fetches:
+    """Files that are fetched, of which none is cached.
+
+    Attributes:
+        paths: Those that were fetched.
+        stops: What each fetch was given to ask whether it is still wanted.
+        loader: A `ParallelLoader` that fetches by this.
+    """
+
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+        self.stops: list[Callable[[], bool]] = []
+        self.loader = loader_with(start=at_once, is_cached=lambda *_: False, fetch=self._fetch)
+
+    def _fetch(self, files: Sequence[tuple[Path, Any]], stopped: Callable[[], bool]) -> None:
+        self.paths.extend(path for path, _ in files)
+        self.stops.append(stopped)
+
+
 @pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that are fetched, of which none is cached."""
-    made: list[Path] = []
-
-    def started(thread: threading.Thread) -> bool:  # at once
-        thread.run()
-        return True
-
-    monkeypatch.setattr(splitload.runtime.loader, "started", started)
-    monkeypatch.setattr(splitload.runtime.loader, "is_cached", lambda *_: False)
-    monkeypatch.setattr(splitload.runtime.loader, "fetch", lambda files, _: made.extend(path for path, _ in files))
-    return made
+def fetches() -> Fetches:
+    return Fetches()
 
 
 def test_a_native_part_in_the_cache_is_fetched_and_the_portable_one_is_not(
-    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[Path]
+    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetches: Fetches
 ) -> None:
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(splitload.runtime.background, "_writable", lambda _: None)  # the bundle stays as it is
@@ -183,13 +194,13 @@ def test_a_native_part_in_the_cache_is_fetched_and_the_portable_one_is_not(
     manifest = read_manifest(own_bundle)
     write_manifest(own_bundle, manifest._replace(variants=tuple(map(ordered, manifest.variants))))
     for kind in ("portable", "native"):
-        fetched.clear()
-        with ParallelLoader(own_bundle, upgrade=False, specialize="background") as model:
+        fetches.paths.clear()
+        with fetches.loader(own_bundle, upgrade=False, specialize="background") as model:
             model.run(None, runtime_models.feeds())
             assert model.wait("specialized", WAIT_S)
             assert model.variant.kind == kind
             folder = own_bundle if kind == "portable" else next((tmp_path / "cache" / "natives").iterdir())
-            assert fetched == [folder / stage.graph.name for stage in model.variant.stages]
+            assert fetches.paths == [folder / stage.graph.name for stage in model.variant.stages]
 
 
 def ordered_native(real: Any) -> Any:
@@ -199,7 +210,7 @@ def ordered_native(real: Any) -> Any:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_reads_the_variant_that_its_parent_chose(
-    native_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[Path]
+    native_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetches: Fetches
 ) -> None:
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     bundle = Path(shutil.copytree(native_bundle, tmp_path / "own.splitload", copy_function=shutil.copyfile))
@@ -210,27 +221,23 @@ def test_a_forked_child_reads_the_variant_that_its_parent_chose(
     assert native.needs is not None and native.needs.canary is not None
     np.full(native.needs.canary.answers.bytes // 4, np.nan, "<f4").tofile(bundle / native.needs.canary.answers.name)
     with pytest.warns(PortableWarning):
-        model = ParallelLoader(bundle, upgrade=False)
+        model = fetches.loader(bundle, upgrade=False)
     with model:
         model.wait()
         expected = [bundle / stage.graph.name for stage in portable.stages]
-        assert fetched[-len(expected) :] == expected  # the canary has died, whatever was fetched before
-        fetched.clear()
+        assert fetches.paths[-len(expected) :] == expected  # the canary has died, whatever was fetched before
+        fetches.paths.clear()
         child = os.fork()
         if not child:
             model.run(None, runtime_models.feeds())
-            os._exit(0 if fetched == expected else 1)
+            os._exit(0 if fetches.paths == expected else 1)
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_what_was_fetched_of_another_variant_stops(
-    native_bundle: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[Path]
-) -> None:
-    stops: list[Any] = []
-    monkeypatch.setattr(splitload.runtime.loader, "fetch", lambda _, stopped: stops.append(stopped))
-    with ParallelLoader(native_bundle, upgrade=False) as model:
-        stops.clear()
+def test_what_was_fetched_of_another_variant_stops(native_bundle: Path, fetches: Fetches) -> None:
+    with fetches.loader(native_bundle, upgrade=False) as model:
+        fetches.stops.clear()
         for variant in map(ordered, model.manifest.variants):
-            model._read_early(variant)
-        assert [stopped() for stopped in stops] == [True, False]
-    assert [stopped() for stopped in stops] == [True, True]
+            model._files.read(variant)
+        assert [stopped() for stopped in fetches.stops] == [True, False]
+    assert [stopped() for stopped in fetches.stops] == [True, True]

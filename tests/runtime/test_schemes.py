@@ -12,17 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runtime_models import feeds
+from runtime_models import feeds, loader_with
 
-import splitload.runtime.loader
-from splitload import ParallelLoader
 from splitload.base import machine
 from splitload.base.machine import inference_threads
 from splitload.bundle.manifest import MANIFEST
 from splitload.envs.costs import cost_matrices
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.runtime.loader import open_session
+from splitload.runtime.session import open_session
 
 WAIT_S = 60
 
@@ -40,9 +38,7 @@ def with_scheme(bundle: Path, target: Path, **scheme: Any) -> Path:
 @pytest.mark.parametrize(
     "scheme", [{"mapped": False}, {"prefetch": True}, {"prepack": True}, {"upgrade": False}], ids=str
 )
-def test_the_loader_does_what_the_manifest_says(
-    native_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: dict[str, bool]
-) -> None:
+def test_the_loader_does_what_the_manifest_says(native_bundle: Path, tmp_path: Path, scheme: dict[str, bool]) -> None:
     opened: list[dict[str, bool]] = []
     read: list[str] = []
 
@@ -50,13 +46,12 @@ def test_the_loader_does_what_the_manifest_says(
         opened.append(options)
         return open_session(graph, **options)
 
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", record)
-    monkeypatch.setattr(splitload.runtime.loader, "read_ahead", lambda path: read.append(path.name))
-    with ParallelLoader(native_bundle, upgrade=False) as model:
+    loader = loader_with(open_session=record, read_ahead=lambda path: read.append(path.name))
+    with loader(native_bundle, upgrade=False) as model:
         expected = model.run(None, feeds())
     opened.clear()
     bundle = with_scheme(native_bundle, tmp_path / "m.splitload", **scheme)
-    with ParallelLoader(bundle) as model:
+    with loader(bundle) as model:
         got = model.run(None, feeds())
         assert model.wait("upgraded", WAIT_S)
         stages = len(model.variant.stages)
@@ -128,41 +123,32 @@ def test_a_single_stage_is_loaded_by_whoever_asks_for_it(chain_model: Path, tmp_
 
     bundle = runtime_models.bundle(chain_model, tmp_path / "one.splitload", num_stages=1)
     threads: list[int] = []
-    real = splitload.runtime.loader.open_session
 
     def record(graph: Path, **options: bool) -> Any:
         threads.append(threading.get_ident())
-        return real(graph, **options)
+        return open_session(graph, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splitload.runtime.loader, "open_session", record)
-        patch.setattr(splitload.runtime.loader, "HAND_OVER_S", WAIT_S)
-        with ParallelLoader(bundle, upgrade=False) as model:
-            assert len(model.run(None, feeds())) == 2
-        assert threads == [threading.get_ident()]
-        patch.setattr(splitload.runtime.loader, "HAND_OVER_S", 0)
-        with ParallelLoader(bundle, upgrade=False) as model:
-            assert model.wait("loaded", WAIT_S)
-        assert threads[1] != threading.get_ident()
+    with loader_with(open_session=record, hand_over_s=WAIT_S)(bundle, upgrade=False) as model:
+        assert len(model.run(None, feeds())) == 2
+    assert threads == [threading.get_ident()]
+    with loader_with(open_session=record, hand_over_s=0)(bundle, upgrade=False) as model:
+        assert model.wait("loaded", WAIT_S)
+    assert threads[1] != threading.get_ident()
 
 
-def test_an_interrupted_load_is_left_to_another_thread(
-    chain_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_load_is_left_to_another_thread(chain_model: Path, tmp_path: Path) -> None:
     import runtime_models
 
     bundle = runtime_models.bundle(chain_model, tmp_path / "one.splitload", num_stages=1)
-    real, calls = splitload.runtime.loader.open_session, []
+    calls: list[Path] = []
 
     def interrupted(graph: Path, **options: bool) -> Any:
         calls.append(graph)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return real(graph, **options)
+        return open_session(graph, **options)
 
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", interrupted)
-    monkeypatch.setattr(splitload.runtime.loader, "HAND_OVER_S", WAIT_S)
-    with ParallelLoader(bundle, upgrade=False) as model:
+    with loader_with(open_session=interrupted, hand_over_s=WAIT_S)(bundle, upgrade=False) as model:
         with pytest.raises(KeyboardInterrupt):
             model.run(None, feeds())
         assert model.wait("loaded", WAIT_S)

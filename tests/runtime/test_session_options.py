@@ -14,10 +14,10 @@ import pytest
 import runtime_models
 from runtime_models import feeds
 
-import splitload.runtime.loader
 from splitload import ParallelLoader
 from splitload.base.errors import UsageError
 from splitload.runtime.options import CallerOptions
+from splitload.runtime.session import open_session
 
 WAIT_S = 60
 CPU = "CPUExecutionProvider"
@@ -30,17 +30,16 @@ def options(**values: Any) -> ort.SessionOptions:
     return made
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every session that a loader opens, upgrades included."""
-    sessions: list[Any] = []
+class Opened:
+    """Keeps every session that a loader opens, upgrades included."""
 
-    def watched(graph: Path, **named: Any) -> Any:
-        sessions.append(runtime_models.REAL_OPEN_SESSION(graph, **named))
-        return sessions[-1]
+    def __init__(self) -> None:
+        self.sessions: list[Any] = []
+        self.loader = runtime_models.loader_with(open_session=self)
 
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", watched)
-    return sessions
+    def __call__(self, graph: Path, **named: Any) -> Any:
+        self.sessions.append(open_session(graph, **named))
+        return self.sessions[-1]
 
 
 SETTINGS: dict[str, Any] = {
@@ -57,18 +56,19 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_setting_holds_for_every_stage_and_the_upgrade(native_bundle: Path, opened: list[Any], name: str) -> None:
+def test_a_setting_holds_for_every_stage_and_the_upgrade(native_bundle: Path, name: str) -> None:
+    opened = Opened()
     given = options(**{name: SETTINGS[name]})
     given.add_session_config_entry("session.intra_op.allow_spinning", "0")
     given.add_session_config_entry("session.intra_op.spin_duration_us", "7")
-    with ParallelLoader(native_bundle, given) as model:
+    with opened.loader(native_bundle, given) as model:
         model.run(None, feeds())
         assert model.wait("upgraded", WAIT_S)
         told = model.get_session_options()
     upgrades = sum(stage.upgrade for stage in model.variant.stages)
-    assert len(opened) == len(model.variant.stages) + upgrades
+    assert len(opened.sessions) == len(model.variant.stages) + upgrades
     assert upgrades
-    for each in (*(session.get_session_options() for session in opened), told):
+    for each in (*(session.get_session_options() for session in opened.sessions), told):
         assert getattr(each, name) == SETTINGS[name]
         assert each.get_session_config_entry("session.intra_op.allow_spinning") == "0"
         assert each.get_session_config_entry("session.intra_op.spin_duration_us") == "7"
@@ -90,10 +90,9 @@ from pathlib import Path
 import onnxruntime as ort
 sys.path.insert(0, sys.argv[1])
 import runtime_models
-import splitload.runtime.pool
-from splitload import ParallelLoader
+from splitload.runtime.pool import LoadingPool
 
-splitload.runtime.pool.IDLE_S = 0.01
+ParallelLoader = runtime_models.loader_with(pool=LoadingPool(idle_s=0.01))
 before = len(list(Path("/proc/self/task").iterdir())) - threading.active_count()
 options = ort.SessionOptions()
 options.intra_op_num_threads = int(sys.argv[3])
@@ -124,15 +123,17 @@ def test_threads_are_as_few_as_the_caller_says(native_bundle: Path) -> None:
     assert counts["1"] <= 1  # the runtime may have a thread of its own, whatever the sessions have
 
 
-def test_prepacking_that_is_switched_off_stays_off(native_bundle: Path, opened: list[Any]) -> None:
+def test_prepacking_that_is_switched_off_stays_off(native_bundle: Path) -> None:
+    opened = Opened()
     given = options()
     given.add_session_config_entry("session.disable_prepacking", "1")
-    with ParallelLoader(native_bundle, given) as model:
+    with opened.loader(native_bundle, given) as model:
         model.run(None, feeds())
         assert model.wait("upgraded", WAIT_S)
-    assert len(opened) == len(model.variant.stages)
+    assert len(opened.sessions) == len(model.variant.stages)
     assert all(
-        each.get_session_options().get_session_config_entry("session.disable_prepacking") == "1" for each in opened
+        each.get_session_options().get_session_config_entry("session.disable_prepacking") == "1"
+        for each in opened.sessions
     )
 
 

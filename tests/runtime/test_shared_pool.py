@@ -13,24 +13,21 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import runtime_models
-from runtime_models import REAL_OPEN_SESSION, feeds
+from runtime_models import feeds, loader_with
 from test_pool import until
 
-import splitload.runtime.loader
-import splitload.runtime.pool
 from splitload import ParallelLoader
 from splitload.base.errors import StageError
 from splitload.runtime.pool import LoadingPool
+from splitload.runtime.session import open_session
 
 WAIT_S = 60
 
 
 @pytest.fixture
-def own_pool(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> LoadingPool:
-    """The loaders' pool is a new one, of one thread or of as many as the test's parameter says."""
-    pool = LoadingPool(getattr(request, "param", 1))
-    monkeypatch.setattr(splitload.runtime.loader, "_pool", pool)
-    return pool
+def own_pool(request: pytest.FixtureRequest) -> LoadingPool:
+    """A new pool, of one thread or of as many as the test's parameter says."""
+    return LoadingPool(getattr(request, "param", 1))
 
 
 class Loads:
@@ -42,9 +39,11 @@ class Loads:
         begun: Set when the first load of a bundle begins.
         most: The most loads at a time.
         threads: Those that loaded.
+        loader: A `ParallelLoader` that opens its sessions by this, on a pool.
     """
 
-    def __init__(self, *bundles: Path) -> None:
+    def __init__(self, pool: LoadingPool, *bundles: Path) -> None:
+        self.loader = loader_with(open_session=self, pool=pool)
         self.order: list[tuple[str, int]] = []
         self.gates = {bundle.stem: threading.Event() for bundle in bundles}
         self.begun = {bundle.stem: threading.Event() for bundle in bundles}
@@ -66,24 +65,22 @@ class Loads:
             assert self.gates[bundle].wait(WAIT_S)
             if bundle in self.failing:
                 raise RuntimeError("no luck")
-            return REAL_OPEN_SESSION(graph, **options)
+            return open_session(graph, **options)
         finally:
             with self._lock:
                 self._running -= 1
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch, chain_bundle: Path, own_bundle: Path) -> Loads:
-    made = Loads(chain_bundle, own_bundle)
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", made)
-    return made
+def loads(own_pool: LoadingPool, chain_bundle: Path, own_bundle: Path) -> Loads:
+    return Loads(own_pool, chain_bundle, own_bundle)
 
 
 def open_both(loads: Loads, chain_bundle: Path, own_bundle: Path, **options: Any) -> list[ParallelLoader]:
     """Open both bundles; nothing is loaded before the first one's gate is set."""
-    first = ParallelLoader(chain_bundle, upgrade=False, **options)
+    first = loads.loader(chain_bundle, upgrade=False, **options)
     assert loads.begun["chain"].wait(WAIT_S)
-    return [first, ParallelLoader(own_bundle, upgrade=False, **options)]
+    return [first, loads.loader(own_bundle, upgrade=False, **options)]
 
 
 def test_two_loaders_take_turns(own_pool: LoadingPool, loads: Loads, chain_bundle: Path, own_bundle: Path) -> None:
@@ -145,12 +142,9 @@ def test_a_loader_closed_before_its_turn_loads_nothing(
 
 
 @pytest.mark.parametrize("own_pool", [2], indirect=True)
-def test_many_models_load_on_the_threads_there_are(
-    own_pool: LoadingPool, monkeypatch: pytest.MonkeyPatch, chain_bundle: Path
-) -> None:
-    loads = Loads(chain_bundle)
-    monkeypatch.setattr(splitload.runtime.loader, "open_session", loads)
-    models = [ParallelLoader(chain_bundle, threads=2, upgrade=False) for _ in range(6)]
+def test_many_models_load_on_the_threads_there_are(own_pool: LoadingPool, chain_bundle: Path) -> None:
+    loads = Loads(own_pool, chain_bundle)
+    models = [loads.loader(chain_bundle, threads=2, upgrade=False) for _ in range(6)]
     until(lambda: len(loads.order) == 2)
     assert all(model.threads == 2 for model in models)
     assert len(own_pool._threads) == 2
@@ -182,35 +176,41 @@ sys.path.insert(0, sys.argv[1])
 warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads: that is the point here
 import numpy as np
 import runtime_models
-import splitload.runtime.loader as loader
+from splitload import ParallelLoader
+from splitload.runtime.opening import LoadingParts
+from splitload.runtime.pool import SHARED
+from splitload.runtime.session import open_session
 
-real, gate, started = loader.open_session, threading.Event(), threading.Event()
+gate, started = threading.Event(), threading.Event()
 
 
 def slow(graph, **options):
     started.set()
     gate.wait()
-    return real(graph, **options)
+    return open_session(graph, **options)
+
+
+class Slow(ParallelLoader):
+    _parts = LoadingParts(open_session=slow)
 
 
 def answer():
-    with loader.ParallelLoader(sys.argv[2]) as model:
+    with ParallelLoader(sys.argv[2]) as model:
         return model.run(None, runtime_models.feeds()) if model.wait("upgraded", 30) else []
 
 
 expected = answer()
 if sys.argv[3] == "while loading":
-    loader.open_session = slow
-    parent = loader.ParallelLoader(sys.argv[2], threads=4)
+    parent = Slow(sys.argv[2], threads=4)
     assert started.wait(30)
-before = loader._pool
+threads = set(SHARED._threads)
+assert threads
 child = os.fork()
 if child == 0:
     status = 1
     try:
         signal.alarm(60)  # ends the child if it hangs
-        loader.open_session = real
-        assert loader._pool is not before
+        assert not SHARED._threads and not SHARED._jobs
         for _ in range(2):
             for got, same in zip(answer(), expected, strict=True):
                 np.testing.assert_array_equal(got, same)
@@ -223,7 +223,7 @@ if child == 0:
     finally:
         sys.stderr.flush()
         os._exit(status)
-assert loader._pool is before
+assert SHARED._threads == threads
 print("child", os.waitpid(child, 0)[1], flush=True)
 gate.set()
 if sys.argv[3] == "while loading":
@@ -248,7 +248,7 @@ def test_a_forked_child_loads_on_a_pool_of_its_own(chain_bundle: Path, when: str
 def test_a_stock_session_is_not_in_the_way(own_pool: LoadingPool, chain_model: Path, chain_bundle: Path) -> None:
     """Sessions of the caller and of the loaders live beside each other, made in any order."""
     before = ort.InferenceSession(chain_model, providers=["CPUExecutionProvider"])
-    with ParallelLoader(chain_bundle) as model:
+    with loader_with(pool=own_pool)(chain_bundle) as model:
         assert model.wait("upgraded", WAIT_S)
         after = ort.InferenceSession(chain_model, providers=["CPUExecutionProvider"])
         expected = model.run(None, feeds())

@@ -15,12 +15,9 @@ import models
 import numpy as np
 import onnxruntime as ort
 import pytest
-from runtime_models import feeds
+from runtime_models import feeds, loader_with
 
-import splitload.runtime.loader
-import splitload.runtime.pool
 from splitload import ParallelLoader
-from splitload.base.machine import available_threads
 from splitload.runtime.pool import LoadingPool
 
 WAIT_S = 60
@@ -32,13 +29,6 @@ needs_proc = pytest.mark.skipif(
 )
 
 _log = logging.getLogger(__name__)
-
-
-@pytest.fixture(autouse=True)
-def own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool of its own, whose threads end soon."""
-    monkeypatch.setattr(splitload.runtime.pool, "IDLE_S", 0.02)
-    monkeypatch.setattr(splitload.runtime.loader, "_pool", LoadingPool(available_threads()))
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +47,7 @@ def status(key: str) -> int:
 
 def loop(bundle: Path, expected: list[list[Any]], loops: int) -> None:
     """Load, infer and close `loops` times, spread over threads; every fourth stays until it is made anew."""
+    loader = loader_with(pool=LoadingPool(idle_s=0.02))  # whose threads end soon
     numbers = iter(range(loops))
     lock = threading.Lock()
 
@@ -67,7 +58,7 @@ def loop(bundle: Path, expected: list[list[Any]], loops: int) -> None:
                 number = next(numbers, None)
             if number is None:
                 return done
-            with ParallelLoader(bundle) as model:
+            with loader(bundle) as model:
                 assert_right(model, seed)
                 if number % 4 == 3:
                     assert model.wait("upgraded", WAIT_S)

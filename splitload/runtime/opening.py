@@ -1,0 +1,158 @@
+"""What a loader opens: a bundle, the files of its stages, read ahead or not, and sessions on them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitload.base.errors import UsageError
+from splitload.base.record import Record
+from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
+from splitload.bundle.read import Verify, read_manifest
+from splitload.runtime import session
+from splitload.runtime.ordered import HAND_OVER_S
+from splitload.runtime.pool import SHARED, started
+
+if TYPE_CHECKING:
+    from splitload.bundle.tails import Tail
+    from splitload.runtime.options import CallerOptions
+    from splitload.runtime.ordered import Pool
+
+
+class LoadingParts(Record):
+    """What a loader does not do itself; whoever wants to see or replace it hands in something else.
+
+    Attributes:
+        pool: Runs the loads, see `LoadingPool`.
+        open_session: Makes a session on a file, see `session.open_session`.
+        is_cached: Tells whether a file is in memory, see `session.is_cached`.
+        fetch: Reads files in the order of their use, see `session.fetch`.
+        read_ahead: Reads a whole file, see `session.read_ahead`.
+        start: Starts a thread that reads, and returns whether the system had one left, see `pool.started`.
+        hand_over_s: How long the pool leaves the only stage of a model to who asks for it.
+    """
+
+    pool: Pool = SHARED
+    open_session: Callable[..., Any] = session.open_session
+    is_cached: Callable[..., bool] = session.is_cached
+    fetch: Callable[..., object] = session.fetch
+    read_ahead: Callable[..., object] = session.read_ahead
+    start: Callable[[threading.Thread], bool] = started
+    hand_over_s: float = HAND_OVER_S
+
+
+def contents(
+    bundle: str | os.PathLike[str], verify: Verify, tail: str | None, *, frozen_only: bool
+) -> tuple[Manifest, Tail | None]:
+    """Return what a bundle says, and its personalized last stage where one is asked for; see `ParallelLoader`.
+
+    Raises:
+        BundleError: If the bundle is incomplete or damaged.
+        UsageError: If it has no such tail, or `frozen_only` is asked of one without trainable layers.
+    """
+    folder = Path(bundle).resolve()
+    manifest = read_manifest(folder, verify)
+    if frozen_only:
+        return without_tail(manifest), None
+    if tail is not None and manifest.training is not None:
+        from splitload.bundle.tails import check_known, open_tail  # for the bundles that have one
+
+        check_known(folder, tail)
+        return manifest, open_tail(folder, tail, manifest.variants[-1].stages[-1], verify=verify)
+    if tail not in (None, DEFAULT_TAIL):
+        raise UsageError(f"'{bundle}' has no trainable stage, and so no tail '{tail}'")
+    return manifest, None
+
+
+class StageFiles:
+    """The files of a bundle's stages, and what is read of them before a session needs it.
+
+    Attributes:
+        folder: Where they lie, but for a personalized last stage.
+        are_fetched: Whether one thread reads all that have a `read_order`.
+
+    Args:
+        folder: The bundle.
+        tail: Its personalized last stage, or None.
+        parts: What reads.
+    """
+
+    def __init__(self, folder: Path, tail: Tail | None, parts: LoadingParts) -> None:
+        self.folder = folder
+        self.are_fetched = False
+        self._tail, self._parts = tail, parts
+        self._read: Variant | None = None
+
+    def path(self, stage: StageEntry) -> Path:
+        """Return the graph file that is loaded for a stage."""
+        if self._tail is not None and stage.trainable:
+            return self._tail.graph
+        return self.folder / stage.graph.name
+
+    def read(self, variant: Variant) -> None:
+        """Begin to read a variant, perhaps before onnxruntime is imported; what was fetched of another one stops."""
+        self._read = variant
+        self.are_fetched = False
+        files = [(self.path(stage), stage.read_order) for stage in variant.stages if stage.read_order]
+        if not all(self._parts.is_cached(*file) for file in files):
+
+            def stopped() -> bool:
+                return self._read is not variant
+
+            fetcher = threading.Thread(target=self._parts.fetch, args=(files, stopped), daemon=True)
+            self.are_fetched = self._parts.start(fetcher)
+        elif "onnxruntime" not in sys.modules:
+            for stage in variant.stages:
+                if stage.prefetch:
+                    self._read_ahead(self.path(stage))
+
+    def stop(self) -> None:
+        """Fetch no more: nobody will ask for it."""
+        self._read = None
+
+    def about_to_load(self, stage: StageEntry) -> Path:
+        """Return the file of a stage that is loaded now, and read it ahead where its entry says so and nobody has."""
+        path = self.path(stage)
+        if stage.prefetch and not (self.are_fetched and stage.read_order):
+            self._read_ahead(path)
+        return path
+
+    def _read_ahead(self, path: Path) -> None:
+        self._parts.start(threading.Thread(target=self._parts.read_ahead, args=(path,), daemon=True))
+
+
+class StageOpener:
+    """Makes sessions on stages, in the way that their entries say.
+
+    Args:
+        files: Where the stages lie.
+        caller: What the caller wants of sessions.
+        parts: What makes them.
+        share_memory: Whether working memory comes from the arena of all stages.
+    """
+
+    def __init__(self, files: StageFiles, caller: CallerOptions, parts: LoadingParts, *, share_memory: bool) -> None:
+        self._files, self._caller, self._parts, self._share_memory = files, caller, parts, share_memory
+
+    def first(self, stage: StageEntry) -> Any:
+        """Return the session on a stage that answers first."""
+        return self._open(self._files.about_to_load(stage), stage, prepack=stage.prepack, background=False)
+
+    def faster(self, stage: StageEntry) -> Any:
+        """Return one with weights rearranged for speed, made at low priority, which the calling thread keeps."""
+        return self._open(self._files.path(stage), stage, prepack=True, background=True)
+
+    def _open(self, path: Path, stage: StageEntry, *, prepack: bool, background: bool) -> Any:
+        return self._parts.open_session(
+            path,
+            prepack=prepack,
+            mapped=stage.mapped,
+            optimize=not stage.optimized or (prepack and stage.reoptimize),
+            background=background,
+            options=self._caller.copy(),
+            share_memory=self._share_memory,
+        )

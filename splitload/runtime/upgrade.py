@@ -1,0 +1,76 @@
+"""Makes stages anew in the background after the first answer, with weights rearranged for speed, and swaps them in."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from splitload.base.errors import StageError
+from splitload.base.machine import return_memory
+from splitload.bundle.manifest import StageEntry
+from splitload.runtime.ordered import OrderedLoading
+from splitload.runtime.pool import started
+
+
+class Upgrade:
+    """The stages of one loading, made anew once.
+
+    Attributes:
+        done: Set when all are made, or the loading was given up.
+        is_wanted: Whether there is anything to wait for.
+
+    Args:
+        loading: What holds the sessions.
+        stages: Their entries, which say which ones it pays for.
+        make: Makes a session on a stage, at low priority, which the calling thread keeps.
+        is_wanted: Whether it is to be done, where it pays for any stage.
+    """
+
+    def __init__(
+        self,
+        loading: OrderedLoading[Any],
+        stages: Sequence[StageEntry],
+        make: Callable[[StageEntry], Any],
+        *,
+        is_wanted: bool,
+    ) -> None:
+        self.done = loading.latch()
+        self.is_wanted = is_wanted and any(stage.upgrade for stage in stages)
+        self._loading, self._stages, self._make = loading, stages, make
+        self._is_begun = False
+
+    def begin(self) -> None:
+        """Begin, once, when all stages are loaded; a thread too many ends at once."""
+        loading = self._loading
+        if self.is_wanted and not self._is_begun and loading.all_loaded.is_set() and not loading.is_over():
+            thread = threading.Thread(target=self._work, name="splitload-upgrade", daemon=True)
+            if not started(thread) and not self._is_begun:
+                self.is_wanted = False
+
+    def _work(self) -> None:
+        """Replace sessions by such with prepacked weights; a stage that fails keeps the one it has."""
+        with contextlib.suppress(StageError), self._loading.inside():
+            with self._loading.lock:
+                first, self._is_begun = not self._is_begun, True
+            if first:
+                self._replace_all()
+
+    def _replace_all(self) -> None:
+        try:
+            for index, stage in enumerate(self._stages):
+                if self._loading.is_closed:
+                    break
+                if stage.upgrade:
+                    # a thread for each: the priority it lowers for its work cannot be raised again
+                    worker = threading.Thread(target=self._replace, args=(index, stage), daemon=True)
+                    if started(worker):
+                        worker.join()
+            return_memory()
+        finally:
+            self.done.set()
+
+    def _replace(self, index: int, stage: StageEntry) -> None:
+        with contextlib.suppress(Exception):  # the stage answers as before
+            self._loading.replace(index, self._make(stage))
