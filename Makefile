@@ -39,8 +39,8 @@ clean:
 	rm -rf $(VENV) demo build *.egg-info
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "splitload needs Python 3.10 or newer: make PYTHON=python3.x ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "splitload needs Python 3.11 or newer: make PYTHON=python3.x ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/runtime: pyproject.toml | $(VENV)/bin/python

@@ -1,9 +1,8 @@
 """The search for a partition as a Gymnasium environment, `splitload/Split-v0`.
 
-With any Gymnasium, naming this package in the id registers it:
+Naming this package in the id registers it:
 `gymnasium.make("splitload.envs:splitload/Split-v0", profile=profile)`. So does importing this package, after which
-the plain id will do. Gymnasium before 1.0 finds the plain id with neither, by the entry point of the installed
-package; 1.0 dropped the loader of those.
+the plain id will do.
 """
 
 from splitload.envs.costs import CostMatrices, cost_matrices

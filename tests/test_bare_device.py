@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_bundle import build, data
 
 import splitload
 from splitload.bundle.read import read_manifest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
-from small_bundle import build, data
 
 ROOT = Path(splitload.__file__).parents[1]
 # The packages that onnxruntime itself brings, protobuf and flatbuffers, are taken away too: others may drop them.
@@ -25,7 +23,7 @@ import sys
 class Absent:
     def find_spec(self, name, *_):
         if name.partition(".")[0] in (
-            "onnx", "flatbuffers", "google", "gymnasium", "joblib", "rich", "tomli", "torch", "torchvision",
+            "onnx", "flatbuffers", "google", "gymnasium", "joblib", "rich", "torch", "torchvision",
         ):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 sys.meta_path.insert(0, Absent())
@@ -107,7 +105,7 @@ def test_an_environment_of_its_own(place: Path, tmp_path: Path) -> None:
     names = {row["name"] for row in json.loads(listed.stdout)}
     assert not {"onnx", "gymnasium", "joblib", "rich", "torch"} & names
     own = Path(shutil.copytree(place, tmp_path / "place"))
-    for command in (*WORKS, *(["devices"] if sys.version_info >= (3, 11) else [])):  # before, devices need tomli
+    for command in (*WORKS, "devices"):
         done = run([str(python), "-m", "splitload"], own, [*words_of(command), "--json"])
         assert (done.returncode, done.stderr) == (0, ""), command
         assert isinstance(json.loads(done.stdout), dict)

@@ -16,7 +16,6 @@ _PACKAGES = {  # by the name that is imported
     "joblib": "joblib",
     "onnx": "onnx",
     "rich": "rich",
-    "tomli": "tomli",
 }
 
 

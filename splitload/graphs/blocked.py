@@ -191,7 +191,7 @@ def _run_standard(made: Instance, values: Sequence[Array | None], opset: int) ->
     if len(names) > 3:
         nodes.append(helper.make_node("Add", ["y", names[3]], ["sum"]))
     if activation == "Clip":
-        given |= {name: np.float32(bound) for name, bound in zip(("least", "most"), parameters, strict=True)}
+        given |= {name: np.array(bound, np.float32) for name, bound in zip(("least", "most"), parameters, strict=True)}
         nodes.append(helper.make_node("Clip", [nodes[-1].output[0], "least", "most"], ["a"]))
     elif activation:
         settings = dict(zip(_ACTIVATIONS[activation], parameters, strict=True))

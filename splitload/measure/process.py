@@ -1,10 +1,9 @@
 """How every child process starts: it runs this very splitload, and nothing that lies in the current folder.
 
 `python -m` and `python -c` put the current folder first on the import path, where a file named like a standard module
-would be run in its place. A child takes that entry away before it imports anything, on every version of Python; what
-the user's environment adds (PYTHONPATH, site packages) stays. splitload itself is loaded from the file of the parent,
-however the parent found it. What users start as `python -m splitload` is theirs: Python has searched the current folder
-by then.
+would be run in its place. A child takes that entry away before it imports anything; what the user's environment adds
+(PYTHONPATH, site packages) stays. splitload itself is loaded from the file of the parent, however the parent found it.
+What users start as `python -m splitload` is theirs: Python has searched the current folder by then.
 """
 
 from __future__ import annotations
@@ -13,15 +12,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from importlib.machinery import all_suffixes
 from pathlib import Path
 
-from splitload.base.errors import UsageError
-
-_SAFE_PATH = "PYTHONSAFEPATH"  # known to Python from 3.11 on
+_SAFE_PATH = "PYTHONSAFEPATH"
 _START = """\
 import sys
-if not getattr(sys.flags, "safe_path", False):
+if not sys.flags.safe_path:
     del sys.path[0]
 from importlib import import_module, util
 spec = util.spec_from_file_location("splitload", sys.argv[1])
@@ -52,13 +48,7 @@ def python(program: str | Path, *words: str) -> list[str]:
 
 @contextlib.contextmanager
 def isolated_workers() -> Iterator[None]:
-    """Have processes that libraries start meanwhile (joblib's workers) search no current folder either.
-
-    Raises:
-        UsageError: On Python 3.10, which cannot be told so, if something in the current folder would be run.
-    """
-    if sys.version_info < (3, 11):
-        _refuse_shadows(Path.cwd())
+    """Have processes that libraries start meanwhile (joblib's workers) search no current folder either."""
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
     try:
@@ -68,23 +58,3 @@ def isolated_workers() -> Iterator[None]:
             del os.environ[_SAFE_PATH]
         else:
             os.environ[_SAFE_PATH] = before
-
-
-def _refuse_shadows(folder: Path) -> None:
-    """Raise if a file or package in a folder has the name of a standard module, or of one that is imported here."""
-    known = sys.stdlib_module_names | {name.partition(".")[0] for name in sys.modules}
-    for entry in sorted(folder.iterdir()):
-        end = next((each for each in all_suffixes() if entry.name.endswith(each)), "")
-        module = entry.name.removesuffix(end)
-        runs = entry.is_file() if end else any((entry / f"__init__{each}").is_file() for each in all_suffixes())
-        if runs and module in known and not _is_here(module, folder):
-            raise UsageError(
-                f"'{entry}' would be run in place of Python's module '{module}' by the processes that search in "
-                "parallel; rename it, go to another folder, give --jobs 1, or use Python 3.11 or newer"
-            )
-
-
-def _is_here(module: str, folder: Path) -> bool:
-    """Return whether this process imported that module from that folder: then the name is the user's own."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and Path(file).resolve().is_relative_to(folder.resolve())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,6 @@ from splitload.measure import worker
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 TOML = """
 schema_version = 2

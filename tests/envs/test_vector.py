@@ -9,7 +9,6 @@ from splitload.plan.profile import Cost
 
 # A new process is given everything: one that is forked would find it in its memory.
 VECTOR_KWARGS = {"sync": {}, "async": {"context": "spawn"}}
-RESETS_NEXT_STEP = int(gymnasium.__version__.split(".")[0]) >= 1
 
 
 @pytest.fixture(params=[("sync", "balance"), ("sync", "ttfo"), ("async", "ttfo")], scope="module")
@@ -46,15 +45,13 @@ def test_each_environment_plays_its_own_episode(made):
     assert not truncated.any()
 
     _, rewards, terminated, _, infos = envs.step(np.array([6 + 5, 6 + 5]))
-    ends = infos if RESETS_NEXT_STEP else {key: [end[key] for end in infos["final_info"]] for key in ("value_s",)}
     for row, env in enumerate(alone):
         _, reward, _, _, info = env.step(6 + 5)
         assert rewards[row] == reward
-        assert ends["value_s"][row] == info["value_s"]
+        assert infos["value_s"][row] == info["value_s"]
     assert terminated.all()
 
 
-@pytest.mark.skipif(not RESETS_NEXT_STEP, reason="Gymnasium before 1.0 resets in the step that ends the episode")
 def test_the_step_after_the_end_resets_whatever_the_action(made):
     envs, kwargs = made
     opening = SplitEnv(**kwargs).reset()[1]["action_mask"]

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import splitload
-from splitload.base.errors import UsageError
 from splitload.measure import process as child
 
 WAIT_S = 300
@@ -150,20 +149,3 @@ def test_workers_of_libraries_are_isolated_only_meanwhile(monkeypatch: pytest.Mo
         with child.isolated_workers():
             assert os.environ["PYTHONSAFEPATH"] == "1"
         assert os.environ.get("PYTHONSAFEPATH") == before
-
-
-@pytest.mark.parametrize("name", ["json.py", "numpy/__init__.py"])
-def test_a_python_that_cannot_isolate_workers_refuses_what_they_would_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import numpy  # noqa: F401 - so that it is a name that is known
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "version_info", (3, 10, 14))
-    (tmp_path / "model.py").write_text("")
-    (tmp_path / "numpy").mkdir()  # without __init__.py Python goes on searching
-    with child.isolated_workers():
-        pass
-    (tmp_path / name).write_text("")
-    with pytest.raises(UsageError, match=r"'(json|numpy)'.*--jobs 1"), child.isolated_workers():
-        pass
