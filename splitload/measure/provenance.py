@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
     return {
         "command": shlex.join(command),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "git_commit": commit,
         "git_dirty": None if commit is None else bool(changes),
         "python": platform.python_version(),

@@ -105,7 +105,7 @@ def check_cluster(address: str) -> None:
     try:
         # A client itself would wait without end for something that listens but is no scheduler.
         asyncio.run(asyncio.wait_for(answered(), CONNECT_S))
-    except (OSError, asyncio.TimeoutError) as error:
+    except OSError as error:  # a timeout is one
         raise ClusterError(
             f"no Dask scheduler answered at {address} within {CONNECT_S:.0f} s; start one with 'dask scheduler', and "
             f"workers with 'dask worker {address}'"
