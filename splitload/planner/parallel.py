@@ -165,37 +165,30 @@ def _on_cluster(
     jobs: Sequence[tuple[Any, ...]],
     on_done: Callable[[Result], None] | None,
 ) -> list[Result]:
-    """Run the jobs on a cluster."""
+    """Run the jobs on a cluster; when the client is closed, what has not begun is withdrawn."""
     from distributed import CancelledError, KilledWorker
-    from joblib._dask import DaskDistributedBackend
 
-    class Backend(DaskDistributedBackend):  # type: ignore[misc, unused-ignore]
-        """joblib's backend, except where it would not do what is asked.
-
-        It waits without end for a job that Dask gives up, as where a worker was killed; and where the cluster has a
-        single thread, it would run the jobs in this process.
-        """
-
-        def effective_n_jobs(self, n_jobs: Any) -> Any:
-            return max(2, super().effective_n_jobs(n_jobs))
-
-        def submit(self, func: Any, callback: Any = None) -> Any:
-            submitted = super().submit(func, callback)
-            submitted.add_done_callback(lambda done: done.exception() and callback(done.exception()))
-            return submitted
-
-        def retrieve_result_callback(self, out: Any) -> Any:
-            if isinstance(out, BaseException):
-                raise out
-            return super().retrieve_result_callback(out)
-
+    futures = [client.submit(function, *job, pure=False) for job in jobs]  # equal jobs are run each
     try:
-        with joblib.parallel_config(Backend(client=client)):
-            return _run(function, jobs, on_done)
+        return list(_told(_in_order(client, futures), on_done))
     except (KilledWorker, CancelledError) as error:
         raise ClusterError(
             "the cluster gave up a job, or was lost; its scheduler and workers log the reason"
         ) from error
+
+
+def _in_order(client: Any, futures: Sequence[Any]) -> Iterator[Any]:
+    """Yield the results of Dask's futures in their order, but raise an error as soon as there is one."""
+    from distributed import as_completed
+
+    results = {}
+    rest = iter(futures)
+    awaited = next(rest, None)
+    for done in as_completed(futures, loop=client.loop):
+        results[done] = done.result()
+        while awaited in results:
+            yield results.pop(awaited)
+            awaited = next(rest, None)
 
 
 def _run(

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,14 @@ def test_a_failing_job_is_raised_as_it_was(where: dict[str, Any]) -> None:
     assert told in ([], [0.5])
 
 
+@pytest.mark.parametrize("where", ["processes", "cluster"], indirect=True)
+def test_a_failing_job_is_not_kept_back_by_one_before_it(where: dict[str, Any]) -> None:
+    told: list[None] = []
+    with pytest.raises(ValueError, match="non-negative"):
+        run_all(time.sleep, [(2,), (-1,)], on_done=told.append, **where)
+    assert told == []
+
+
 def test_one_worker_is_this_process() -> None:
     assert run_all(os.getpid, [(), ()], workers=1) == [os.getpid()] * 2
     assert os.getpid() not in run_all(os.getpid, [(), ()], workers=2)
@@ -147,6 +156,20 @@ def test_giving_up_a_job_that_waits_says_nothing(monkeypatch: pytest.MonkeyPatch
 def test_a_process_that_dies_is_said_to_have() -> None:
     with pytest.raises(StageError, match="ended from outside"):
         run_all(os._exit, [(3,), (3,)], workers=2)
+
+
+def test_an_interrupt_withdraws_from_a_cluster_what_has_not_begun(cluster: str, tmp_path: Path) -> None:
+    made = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
+    paths = [tmp_path / str(number) for number in range(60)]
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jobs = [([sys.executable, "-c", made, str(path)],) for path in paths]
+        run_all(subprocess.check_call, jobs, cluster=cluster, on_done=interrupt)
+    run_all(os.getpid, [()] * 4, cluster=cluster)  # behind all that is there still
+    assert len(list(tmp_path.iterdir())) < len(paths) / 2
 
 
 def test_a_cluster_whose_workers_die_is_not_waited_for(cluster: str) -> None:
