@@ -255,9 +255,6 @@ def _has(kind: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda record: any(row["of"] == kind for row in record["rows"])
 
 
-# By the word in a document: the kind of its records, which of them it takes, and how the table is made.
-
-
 def gradients_table(records: Iterable[Named]) -> str:
     """Return by how much gradients of training steps differ from autograd's, the worst of all weights."""
     rows = [
@@ -276,6 +273,7 @@ def gradients_table(records: Iterable[Named]) -> str:
     return _table(head, rows)
 
 
+# By the word in a document: the kind of its records, which of them it takes, and how the table is made.
 _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Iterable[Named]], str]]] = {
     "bench": ("bench", _warm, bench_table),
     "ttfo": ("bench", _warm, ttfo_table),
