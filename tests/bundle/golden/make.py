@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
 import runtime_models  # noqa: E402
 
