@@ -7,10 +7,12 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from runtime_models import feeds, loader_with
 
@@ -23,6 +25,9 @@ from splitload.plan.schedule import Contention
 from splitload.runtime.session import open_session
 
 WAIT_S = 60
+needs_linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="a thread has a niceness of its own on Linux only"
+)
 
 
 def with_scheme(bundle: Path, target: Path, **scheme: Any) -> Path:
@@ -68,9 +73,32 @@ def test_the_loader_does_what_the_manifest_says(native_bundle: Path, tmp_path: P
     assert len(read) == (stages if scheme.get("prefetch") else 0)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a thread has a niceness of its own on Linux only")
+@needs_linux
+def test_onnxruntime_asks_what_to_disable_between_starting_threads_and_optimising(
+    chain_model: Path, tmp_path: Path
+) -> None:
+    """This order is onnxruntime's contract that `session._nothing_at_low_priority` leans on."""
+    saved = tmp_path / "optimised.onnx"
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 3
+    options.optimized_model_filepath = str(saved)
+    before, asked = tasks(), []
+
+    def disabled() -> Iterator[str]:
+        asked.append((threading.get_native_id(), len(tasks() - before), saved.exists()))
+        yield from ()
+
+    session = ort.InferenceSession(
+        str(chain_model), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled()
+    )
+    assert asked == [(threading.get_native_id(), 2, False)], "the caller is the third thread"
+    assert saved.exists()
+    assert len(tasks() - before) == 2, "no thread is started later, which would be of low priority"
+    del session
+
+
+@needs_linux
 def test_a_background_session_lowers_its_maker_and_not_the_threads_that_will_run_it(native_bundle: Path) -> None:
-    """It rests on the order in which onnxruntime's wrapper makes threads and asks for optimisers to disable."""
     graph = next(native_bundle.glob("native-00*.ort"))
     found: dict[int, int] = {}
     before = tasks()
