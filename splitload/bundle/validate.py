@@ -36,7 +36,7 @@ from splitload.bundle.manifest import (
 
 MAX_STAGES = 1024
 MAX_CANARY_BYTES = 1 << 20
-MAX_ORT_BYTES = (1 << 31) - 1  # what flatbuffers' own check takes
+MAX_ORT_BYTES = (1 << 31) - 1  # of an .ort file: flatbuffers' own check takes no larger one
 _MAX_NAME = 128  # characters
 
 

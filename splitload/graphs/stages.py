@@ -14,6 +14,7 @@ import numpy as np
 from splitload.base.errors import OutputError
 from splitload.base.regular import sha256_of
 from splitload.bundle.manifest import File, StageEntry, TensorSpec
+from splitload.bundle.validate import MAX_ORT_BYTES
 from splitload.graphs.folding import is_maker
 from splitload.graphs.held import Held, HeldWeights
 from splitload.graphs.kernels import needs_fusions, needs_packing
@@ -36,7 +37,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.runtime.stock import path_option, session_beside
 
 PAGE_BYTES = 4096
-MAX_ORT_BYTES = 2_000_000_000  # a flatbuffer ends at 2 GiB
+_GRAPH_BYTES = 128 << 20  # room in an .ort file for all that is no weight
 _CHUNK_BYTES = 8 << 20
 _LOOKUPS = {"Gather", "GatherND", "GatherElements"}
 
@@ -187,7 +188,7 @@ class StageWriter:
         is_native = self._copy_weights and native and not is_tail
         if is_native:
             shares = held.share(again, always=makes)
-            if not (shares or makes) and sum(map(tensor_bytes, stage.initializer)) < MAX_ORT_BYTES:
+            if not (shares or makes) and sum(map(tensor_bytes, stage.initializer)) <= MAX_ORT_BYTES - _GRAPH_BYTES:
                 written, read_order = self._convert(model, folder, stem)
         if written is not None:
             held.add_ort(folder / written.name, names)
