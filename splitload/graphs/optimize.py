@@ -17,6 +17,7 @@ from splitload.graphs.integers import faster_integers
 from splitload.graphs.layout import block_products_of
 from splitload.graphs.names import NAME_CLASH, rename_weights
 from splitload.graphs.observe import one_line, plain_options
+from splitload.graphs.proto import bodies
 from splitload.graphs.read import read_model, read_whole
 from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES
 from splitload.graphs.tidy import join_concats
@@ -135,7 +136,7 @@ def optimize(path: Path, folder: Path, level: Any) -> None:
         model = read_model(path)
         rename_weights(model.graph)
         session = session_beside(path.parent, model.SerializeToString(), options)
-    _drop_inputs_of_weights(folder / "model.onnx", {value.name for value in session.get_inputs()})
+    _mend(folder / "model.onnx", {value.name for value in session.get_inputs()})
     del session
     stock_session(str(folder / "model.onnx"), plain_options())
 
@@ -147,11 +148,29 @@ def _join_concats_of_file(path: Path) -> None:
         path.write_bytes(model.SerializeToString())
 
 
-def _drop_inputs_of_weights(path: Path, inputs: set[str]) -> None:
-    """Take out declarations of inputs that were defaults for weights: folding leaves them behind without a value."""
+def _mend(path: Path, inputs: set[str]) -> None:
+    """Take out of a file that onnxruntime wrote what keeps it from being loaded.
+
+    Declarations of inputs that were defaults for weights: folding leaves them behind without a value. Weights of bodies
+    that stand there a second time: 1.26 to 1.28 write them so.
+    """
     model = read_model(path)
     kept = [value for value in model.graph.input if value.name in inputs]
-    if len(kept) < len(model.graph.input):
+    repeated = _weights_once(model.graph)
+    if repeated or len(kept) < len(model.graph.input):
         del model.graph.input[:]
         model.graph.input.extend(kept)
         path.write_bytes(model.SerializeToString())
+
+
+def _weights_once(graph: Any) -> bool:
+    """Keep one of the weights of the same name in each body of a graph; return whether any was taken out."""
+    repeated = False
+    for body in (body for node in graph.node for body in bodies(node)):
+        once = {tensor.name: tensor for tensor in body.initializer}
+        if len(once) < len(body.initializer):
+            del body.initializer[:]
+            body.initializer.extend(once.values())
+            repeated = True
+        repeated |= _weights_once(body)
+    return repeated
