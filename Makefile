@@ -7,7 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TORCH := torch==2.13.0
 TORCHVISION := torchvision==0.28.0
 
-.PHONY: demo test test-all lint format check-cuts clean
+# The floors of pyproject.toml, as they are tested, and the rooms that touch what they are floors of.
+FLOORS = $(shell $(PYTHON) -c 'import tomllib; \
+	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	needed = project["dependencies"] + project["optional-dependencies"]["desk"]; \
+	print(*(package.replace(">=", "==") for package in needed))')
+ROOMS := $(addprefix tests/,agents build bundle devices envs frontends graphs runtime training)
+
+.PHONY: demo test test-all test-versions test-lowest test-newest lint format check-cuts clean
 
 demo: $(VENV)/runtime  ## train for two devices, run the bundle, compare with a stock session
 	@mkdir -p demo
@@ -21,6 +28,18 @@ test: $(VENV)/dev  ## the tests that continuous integration runs, a file at a ti
 
 test-all: $(VENV)/dev  ## those that need minutes, gigabytes or root as well
 	$(BIN)/python -m pytest -m ""
+
+test-versions: test-lowest test-newest  ## the lowest and the newest versions of onnxruntime, numpy, Gymnasium and onnx
+
+test-lowest: PINS = $(FLOORS)
+test-lowest test-newest: | $(VENV)/bin/python  ## each in an environment that is thrown away
+	rm -rf build/$@
+	$(PYTHON) -m venv build/$@
+	build/$@/bin/python -m pip --disable-pip-version-check install -qq $(TORCH) $(PINS) --editable '.[dev]'
+	build/$@/bin/python -m pip --disable-pip-version-check install -qq --no-deps $(TORCHVISION) pillow
+	build/$@/bin/python -m pip --disable-pip-version-check list | grep -E '^(numpy|onnxruntime|gymnasium|onnx) '
+	build/$@/bin/python -m pytest -n logical --dist loadfile $(ROOMS)
+	rm -rf build/$@
 
 lint: $(VENV)/dev  ## ruff, mypy and the import rules
 	$(BIN)/ruff check
