@@ -21,7 +21,8 @@ from splitload.plan.profile import Profile
 from splitload.planner.measured import measure_plans
 from splitload.planner.search import BASELINES, Search
 from splitload.planner.trial import Trial, choose_measured
-from splitload.studies.records import TARGETED, write_record
+from splitload.studies.bench_tables import TARGETED
+from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 RUNS = 15
