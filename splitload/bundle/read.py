@@ -1,4 +1,7 @@
-"""The folder `NAME.splitload/` that ships, read and checked: its manifest, its files, and the files that they name."""
+"""The folder `NAME.splitload/` that ships, read and checked: its manifest, its files, and the files that they name.
+
+FORMAT.md beside this file tells the format; `validate` checks the whole of it.
+"""
 
 from __future__ import annotations
 
