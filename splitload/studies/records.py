@@ -23,6 +23,7 @@ from splitload.studies import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/measuring.md", "results/README.md"))  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Named = tuple[str, Any]  # a record and the name of its file
 
@@ -171,6 +172,8 @@ def gradients_table(records: Iterable[Named]) -> str:
 _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Iterable[Named]], str]]] = {
     "bench": ("bench", _warm, lambda found: _table(*bench_tables.bench(found))),
     "ttfo": ("bench", _warm, lambda found: _table(*bench_tables.ttfo(found))),
+    "headline": ("bench", _warm, lambda found: _table(*bench_tables.headline(found))),
+    "timeline": ("timeline", _every, lambda found: _table(*bench_tables.timeline(found))),
     "targets": ("bench", _warm, lambda found: _table(*bench_tables.targets(found))),
     "cold": ("bench", lambda record: not _warm(record), lambda found: _table(*bench_tables.cold(found))),
     "search": ("search", _every, lambda found: _table(*plan_tables.search(found))),
@@ -200,7 +203,7 @@ def fill(text: str, records: Mapping[str, Sequence[Named]]) -> str:
     def replace(match: re.Match[str]) -> str:
         kind, takes, make = _TABLES[match[2]]
         found = [named for named in records.get(kind, []) if takes(named[1])]
-        listed = found if match[2] != "targets" else []  # the other tables list them
+        listed = found if match[2] not in ("headline", "targets") else []  # the other tables list them
         commands = "".join(f"- `{name}`: `{_today(data['provenance']['command'])}`\n" for name, data in listed)
         table = make(found) if found else "No record yet.\n"
         return "\n".join(part for part in (match[1], table, commands, match[3]) if part)
@@ -215,7 +218,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     records = read_records(ROOT / "results")
     stale = []
-    for path in (ROOT / "README.md", ROOT / "results" / "README.md"):
+    for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         filled = fill(text, records)
         if filled != text:

@@ -42,7 +42,7 @@ def test_a_profile_may_be_the_path_of_its_file(profile, tmp_path, kind):
     path.write_text(json.dumps(profile.to_json()))
     env = gymnasium.make(f"splitload.envs:{ENV_ID}", profile=kind(path), objective="ttfo", max_stages=8)
     assert env.unwrapped.profile == profile
-    assert env.unwrapped.max_stages == profile.num_blocks < 8, "the README's call takes what there is"
+    assert env.unwrapped.max_stages == profile.num_blocks < 8, "the call in docs/environment.md takes what there is"
     with pytest.raises(ProfileError, match="cannot read profile"):
         gymnasium.make(f"splitload.envs:{ENV_ID}", profile=kind(tmp_path / "none.json"))
 

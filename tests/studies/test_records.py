@@ -1,10 +1,20 @@
-"""The tables in README.md and results/README.md are those of the records."""
+"""The tables in README.md, docs/ and results/README.md are those of the records."""
 
 from splitload.studies import records
 
 
 def test_tables_match_the_records():
     assert records.main(["--check"]) == 0, "run: python -m splitload.studies.records"
+
+
+def test_documents_with_tables_are_those_that_are_filled():
+    marked = [
+        path
+        for pattern in ("*.md", "docs/**/*.md", "results/*.md", "splitload/**/*.md")
+        for path in records.ROOT.glob(pattern)
+        if "<!-- results:" in path.read_text(encoding="utf-8")
+    ]
+    assert sorted(marked) == sorted(records.DOCUMENTS)
 
 
 def search_row(model, device, learned_s, proved=True):
@@ -102,6 +112,10 @@ def test_bench_tables_take_old_and_new_records():
     ttfo = records.fill("<!-- results:ttfo -->\n<!-- end -->", every)
     assert "| model | stock | tuned | torch | splitload | k | n |" in ttfo
     assert "| resnet152 (10 MB) | 400 (200–800) | – | – | 200 (100–400) | 2 | 9 |" in ttfo
+
+    headline = records.fill("<!-- results:headline -->\n<!-- end -->", every)
+    assert "| model | TTFO stock | TTFO tuned | TTFO splitload | stock ÷ splitload |" in headline
+    assert "resnet152" not in headline, "it has no tuned arm"
 
     targets = records.fill("<!-- results:targets -->\n<!-- end -->", every)
     assert "| TTFO, stock ÷ splitload | 4.00 | 2.00 | resnet152 (10 MB) | 2 |" in targets

@@ -75,11 +75,11 @@ def test_what_cannot_be_measured(words: list[str]) -> None:
         torch_load.main(words)
 
 
-def test_the_example_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (records.ROOT / "README.md").read_text(encoding="utf-8")
-    code = text.partition("### Stay in PyTorch")[2].partition("```python\n")[2].partition("```")[0]
+def test_the_example_in_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (records.ROOT / "docs" / "torch.md").read_text(encoding="utf-8")
+    code = text.partition("## Stay in PyTorch")[2].partition("```python\n")[2].partition("```")[0]
     assert "splitload.torch.load" in code
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 - the README's own code
+    exec(code, names)  # noqa: S102 - the document's own code
     assert torch.equal(names["y"], names["original"](names["x"]))
