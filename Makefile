@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TORCH := torch==2.13.0
 TORCHVISION := torchvision==0.28.0
 
+<<<<<<< HEAD
 # The floors of pyproject.toml, as they are tested, and the rooms that touch what they are floors of.
 FLOORS = $(shell $(PYTHON) -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -15,6 +16,9 @@ FLOORS = $(shell $(PYTHON) -c 'import tomllib; \
 ROOMS := $(addprefix tests/,agents build bundle devices envs frontends graphs runtime training)
 
 .PHONY: demo test test-all test-versions test-lowest test-newest lint format check-cuts clean
+=======
+.PHONY: demo test test-all lint format docs check-cuts clean
+>>>>>>> 0c02459 (Build the documentation and an API reference as a site, strictly)
 
 demo: $(VENV)/runtime  ## train for two devices, run the bundle, compare with a stock session
 	@mkdir -p demo
@@ -51,6 +55,9 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/docs  ## the documentation with the API reference, into build/docs; broken links and docstrings fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+
 check-cuts: $(VENV)/dev  ## every cut point of every zoo model and every light model of onnx; about an hour
 	$(BIN)/python -m splitload.studies.cuts
 
@@ -71,3 +78,7 @@ $(VENV)/dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps $(TORCHVISION) pillow
 	@touch $@ $(VENV)/runtime
+
+$(VENV)/docs: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[docs]'
+	@touch $@
