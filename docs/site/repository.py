@@ -47,6 +47,6 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
             return f"{sign}[{text}]({os.path.relpath(name, here)}{anchor or ''})"
         if not (ROOT / place).exists():
             _LOG.warning("'%s' links to '%s', which is not there", source, target)
-        return text if text.startswith("`") else f"{text} (`{place}`)" if text != place else f"`{place}`"
+        return f"`{place}`" if text.strip("`/") == place else f"{text} (`{place}`)"
 
     return _LINK.sub(follow, markdown)
