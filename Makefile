@@ -56,7 +56,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff format
 
 docs: $(VENV)/docs  ## the documentation with the API reference, into build/docs; broken links and docstrings fail
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 check-cuts: $(VENV)/dev  ## every cut point of every zoo model and every light model of onnx; about an hour
 	$(BIN)/python -m splitload.studies.cuts
