@@ -1,7 +1,4 @@
-"""The folder `NAME.splitload/` that ships, read and checked: its manifest, its files, and the files that they name.
-
-FORMAT.md beside this file tells the format; `validate` checks the whole of it.
-"""
+"""The folder `NAME.splitload/` that ships, read and checked: its manifest, its files, and the files that they name."""
 
 from __future__ import annotations
 
