@@ -7,7 +7,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TORCH := torch==2.13.0
 TORCHVISION := torchvision==0.28.0
 
-<<<<<<< HEAD
 # The floors of pyproject.toml, as they are tested, and the rooms that touch what they are floors of.
 FLOORS = $(shell $(PYTHON) -c 'import tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
@@ -15,10 +14,7 @@ FLOORS = $(shell $(PYTHON) -c 'import tomllib; \
 	print(*(package.replace(">=", "==") for package in needed))')
 ROOMS := $(addprefix tests/,agents build bundle devices envs frontends graphs runtime training)
 
-.PHONY: demo test test-all test-versions test-lowest test-newest lint format check-cuts clean
-=======
-.PHONY: demo test test-all lint format docs check-cuts clean
->>>>>>> 0c02459 (Build the documentation and an API reference as a site, strictly)
+.PHONY: demo test test-all test-versions test-lowest test-newest lint format docs check-cuts clean
 
 demo: $(VENV)/runtime  ## train for two devices, run the bundle, compare with a stock session
 	@mkdir -p demo
