@@ -15,14 +15,15 @@ from splitload.devices import Device
 from splitload.devices.host import HostDevice
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
+from splitload.planner.agents import BASELINES, LEARNERS
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.curve import curve_csv
 from splitload.planner.read_model import profile_on
 from splitload.planner.refine import Refined, refine_on_host
 from splitload.planner.report import Report
-from splitload.planner.request import LEARNERS, TrainRequest
+from splitload.planner.request import TrainRequest
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.search import BASELINES, FoundPlan, Search, fixed_plan
+from splitload.planner.search import FoundPlan, Search, fixed_plan
 from splitload.planner.seeds import SeedRun, best_of, search_seeds
 
 

@@ -12,10 +12,7 @@ from splitload.base import words
 from splitload.base.errors import UsageError
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
 from splitload.plan.objectives import OBJECTIVES
-
-AGENTS = ("q-learning", "sarsa", "exact", "annealing", "uniform", "random")
-LEARNERS = ("q-learning", "sarsa")
-SEEDED = (*LEARNERS, "annealing", "random")
+from splitload.planner.agents import AGENTS, LEARNERS, SEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ class TrainRequest:
         text=f"who searches: {', '.join(AGENTS)} (default: %(default)s)",
         default="q-learning",
         metavar="AGENT",
-        read=words.one_of("agent", AGENTS),
+        read=words.one_of("agent", tuple(AGENTS)),
     )
     objective: str = _setting(
         "--objective",

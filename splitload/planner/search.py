@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from splitload.agents import baselines, exact
-from splitload.agents.annealing import anneal
 from splitload.agents.exact_ttfo import Optimum
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Progress, SearchResult
@@ -21,16 +19,14 @@ from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
+from splitload.planner.agents import AGENTS, BASELINES, QUICK, Question, Rule
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.optimum import optimum
-from splitload.planner.request import LEARNERS
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
 EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
-_RULES = ("even_loads", "uniform_bytes", "uniform_blocks")
-BASELINES = ("exact", "annealing", "uniform_bytes", "uniform_blocks", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,7 @@ class Search:
 
     Args:
         profile: Costs of the model on the device.
-        agent: One of `splitload.planner.request.AGENTS`.
+        agent: One of `splitload.planner.agents.AGENTS`.
         objective: One of `splitload.plan.objectives.OBJECTIVES`.
         max_stages: The most stages, at least 1; the model may have fewer. None: 8, or 16 where as many, cut
             by rule, promise a twentieth; or all where there are fewer.
@@ -133,7 +129,8 @@ class Search:
         self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
     ) -> Partition:
         """Search, and return the plan alone; see `run`."""
-        if self._agent in LEARNERS:
+        rule = AGENTS[self._agent].rule
+        if rule is None:
             env = SplitEnv(
                 self._profile,
                 objective=self._objective.name,
@@ -145,7 +142,7 @@ class Search:
             train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
             partition = self.best
         else:
-            self._plans = {count: self._by_rule(self._agent, count) for count in self._counts}
+            self._plans = {count: self._by_rule(rule, count) for count in self._counts}
             partition = self._pick(self._plans.values())
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
@@ -153,7 +150,7 @@ class Search:
 
     def even(self, num_stages: int) -> Partition:
         """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
-        return self._by_rule("even_loads", min(num_stages, self._counts[-1]))
+        return self._by_rule(QUICK["even_loads"], min(num_stages, self._counts[-1]))
 
     def pick(self, partitions: Sequence[Partition]) -> Partition:
         """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
@@ -172,11 +169,13 @@ class Search:
             search_s: Seconds it took to find it.
             episodes: Episodes of a learning agent.
         """
-        values: dict[str, float | None] = {"learned": self.value_s(partition) if self._agent in LEARNERS else None}
+        values: dict[str, float | None] = {
+            "learned": self.value_s(partition) if AGENTS[self._agent].rule is None else None
+        }
         optimum = self._optimum(partition.num_stages, partition.split_points)
-        for name in BASELINES:
-            values[name] = self.value_s(self._by_rule(name, partition.num_stages))
-        two = self._by_rule("exact", 2) if partition.num_stages == 1 and 2 in self._counts else None
+        for name, rule in BASELINES.items():
+            values[name] = self.value_s(self._by_rule(rule, partition.num_stages))
+        two = self._by_rule(BASELINES["exact"], 2) if partition.num_stages == 1 and 2 in self._counts else None
         two_stages_s = None if two is None else self.seconds(two)
         bound_s = values["exact"] if optimum.proved else optimum.bound_s
         return FoundPlan(partition, values, episodes, search_s, two_stages_s, bound_s)
@@ -189,11 +188,13 @@ class Search:
     def apart(self, found: FoundPlan, block: int) -> FoundPlan:
         """Return what was found, and what stands beside it, with a cut before `block` besides; nothing proved of it."""
         count = found.partition.num_stages
-        values = {
-            name: None
-            if value is None
-            else self.value_s(_with_cut(found.partition if name == "learned" else self._by_rule(name, count), block))
+        plans = {
+            name: found.partition if name == "learned" else self._by_rule(BASELINES[name], count)
             for name, value in found.values_s.items()
+            if value is not None
+        }
+        values = {
+            name: self.value_s(_with_cut(plans[name], block)) if name in plans else None for name in found.values_s
         }
         return replace(found, partition=_with_cut(found.partition, block), values_s=values, exact_bound_s=0.0)
 
@@ -249,7 +250,8 @@ class Search:
         if limit < MANY_STAGES:
             return MAX_STAGES
         usual, many = (
-            min(self.seconds(self._by_rule(name, count)) for name in _RULES) for count in (MAX_STAGES, MANY_STAGES)
+            min(self.seconds(self._by_rule(rule, count)) for rule in QUICK.values())
+            for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
@@ -273,27 +275,21 @@ class Search:
         """
         return self._objective.deciding_s(self._profile.schedule(self.written(partition)))
 
-    def _by_rule(self, name: str, count: int) -> Partition:
-        """Return the partition a rule gives for `count` stages.
+    def _by_rule(self, rule: Rule, count: int) -> Partition:
+        """Return the partition a rule gives for `count` stages."""
+        return Partition.of(self._profile.num_blocks, rule(self._question(count)))
 
-        Rules are the baselines and "even_loads", the exact cut into equal loads.
-        """
-        blocks = [block.weights_bytes for block in self._profile.blocks]
-        last = self._trainable_from
-        points: Sequence[int]
-        if name == "even_loads":
-            points, _ = exact.balance(self._matrices.load_s, count, last)
-        elif name == "exact":
-            points = self._optimum(count).split_points
-        elif name == "annealing":
-            points = self._annealed(count)
-        elif name in ("uniform", "uniform_bytes"):
-            points = baselines.uniform_bytes(blocks, count, last)
-        elif name == "uniform_blocks":
-            points = baselines.uniform_blocks(len(blocks), count, last)
-        else:
-            points = baselines.random_partition(len(blocks), count, last, seed=self._seed)
-        return Partition.of(len(blocks), points)
+    def _question(self, count: int) -> Question:
+        value = self._objective.valuer(self._rows, count)
+        return Question(
+            self._profile,
+            self._matrices,
+            count,
+            self._trainable_from,
+            self._seed,
+            value,
+            lambda: self._optimum(count),
+        )
 
     def _optimum(self, count: int, start: tuple[int, ...] | None = None) -> Optimum:
         """Return the best plan of `count` stages for the objective; the first call for a count begins with `start`."""
@@ -303,17 +299,13 @@ class Search:
                 self._profile, self._objective.name, count, EXACT_LIMIT_S, self._trainable_from, starts, self._matrices
             )
             if not best.proved:  # then annealing may know a better plan
-                annealed = self._annealed(count)
-                value_s = self._objective.valuer(self._rows, count)(annealed)
+                asked = self._question(count)
+                annealed = tuple(BASELINES["annealing"](asked))
+                value_s = asked.value(annealed)
                 if value_s < best.value_s:
                     best = Optimum(annealed, value_s, best.bound_s)
             self._optima[count] = best
         return self._optima[count]
-
-    def _annealed(self, count: int) -> tuple[int, ...]:
-        """Return the split points that annealing finds for `count` stages."""
-        valuer = self._objective.valuer(self._rows, count)
-        return anneal(valuer, self._profile.num_blocks, count, self._trainable_from, seed=self._seed)
 
 
 def _with_cut(plan: Partition, block: int) -> Partition:

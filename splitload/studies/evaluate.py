@@ -16,9 +16,9 @@ from splitload.devices import names
 from splitload.frontends import zoo
 from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.profile import Profile
+from splitload.planner.agents import LEARNERS
 from splitload.planner.optimum import optimum
 from splitload.planner.parallel import run_all
-from splitload.planner.request import LEARNERS
 from splitload.studies.optimality import Learned, Setting, call, figures, learn
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, check_workers, profile_of, study_parser, take_workers

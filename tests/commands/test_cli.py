@@ -27,7 +27,7 @@ from splitload.cli import main
 from splitload.commands.console import shortened
 from splitload.commands.parser import parser
 from splitload.plan.objectives import OBJECTIVES
-from splitload.planner.request import AGENTS
+from splitload.planner.agents import AGENTS
 
 WAIT_S = 120
 Run = Callable[..., tuple[int, str, str]]

@@ -10,6 +10,7 @@ from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
+from splitload.planner.agents import BASELINES
 from splitload.planner.search import MANY_STAGES, MAX_STAGES, WORTHWHILE, Search
 
 BLOCKS = 32
@@ -45,7 +46,8 @@ def test_more_stages_pay(objective: str) -> None:
     assert taken.num_stages > 1
 
     def seconds(count: int) -> float:
-        plan = Search(made, objective=objective, agent="uniform", max_stages=count)._by_rule("uniform", count)
+        search = Search(made, objective=objective, agent="uniform", max_stages=count)
+        plan = search._by_rule(BASELINES["uniform_bytes"], count)
         assert plan is not None
         schedule = made.schedule(plan)
         return OBJECTIVES[objective].deciding_s(schedule)

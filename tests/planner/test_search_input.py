@@ -13,7 +13,7 @@ from splitload.base.errors import PartitionError, UsageError
 from splitload.cli import main
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.request import AGENTS
+from splitload.planner.agents import AGENTS
 from splitload.planner.search import Search
 
 Fails = Callable[..., str]

@@ -15,7 +15,7 @@ from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
 from splitload.planner import seeds
-from splitload.planner.request import SEEDED
+from splitload.planner.agents import SEEDED
 from splitload.planner.search import Search
 from splitload.planner.seeds import SeedRun, best_of, run_seed
 
