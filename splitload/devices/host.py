@@ -370,7 +370,7 @@ def run_worker(job: dict[str, Any]) -> dict[str, Any]:
         ModelError: If it fails.
     """
     done = subprocess.run(
-        python("splitload.measure.worker"),
+        python("splitload.measure.stages"),
         input=json.dumps(job),
         capture_output=True,
         encoding="utf-8",

@@ -24,7 +24,7 @@ from splitload.measure.sampling import summarize
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
-ARMS = ("splitload", "safetensors", "torch.load-mmap", "torch.load")  # of `bench/torch_child.py`
+ARMS = ("splitload", "safetensors", "torch.load-mmap", "torch.load")  # of `measure/modules.py`
 _TOLERANCE = 2e-2  # of the largest magnitude; half precision on a GPU is the widest
 
 
@@ -34,7 +34,7 @@ def measured(job: dict[str, Any], arm: str) -> dict[str, Any]:
     Raises:
         StageError: If it fails.
     """
-    command = python("splitload.measure.torch_child", json.dumps({**job, "arm": arm}))
+    command = python("splitload.measure.modules", json.dumps({**job, "arm": arm}))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StageError(f"arm '{arm}' failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")

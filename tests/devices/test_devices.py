@@ -21,7 +21,7 @@ from splitload.devices.host import HostDevice, write_profile
 from splitload.devices.simulated import DeviceModel, SimulatedDevice
 from splitload.devices.stored import StoredDevice
 from splitload.frontends.onnx import Source, load_graph
-from splitload.measure import worker
+from splitload.measure import stages
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention
@@ -354,8 +354,8 @@ def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         with lock:
             clock[0] += float(graph.name)
 
-    monkeypatch.setattr(worker, "open_session", load)
-    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock[0])
-    pair = [worker.Segment(0, 1, Path("0.5"), (), (), {}), worker.Segment(1, 2, Path("8.0"), (), (), {})]
-    assert worker._serial_share(pair) == pytest.approx(1.0)
-    assert worker._serial_share([]) is None
+    monkeypatch.setattr(stages, "open_session", load)
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: clock[0])
+    pair = [stages.Segment(0, 1, Path("0.5"), (), (), {}), stages.Segment(1, 2, Path("8.0"), (), (), {})]
+    assert stages._serial_share(pair) == pytest.approx(1.0)
+    assert stages._serial_share([]) is None

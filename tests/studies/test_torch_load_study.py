@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from splitload.measure import torch_child
+from splitload.measure import modules
 from splitload.studies import records, torch_load
 
 
 def test_every_arm_computes_the_same(tmp_path: Path) -> None:
     job = {"device": "cpu", "dtype": "bfloat16", "layers": 2, "width": 64, "tokens": 3, "folder": str(tmp_path)}
-    prepared = torch_child.answer({**job, "arm": "prepare"})
-    assert prepared["model_bytes"] == 2 * sum(each.numel() for each in torch_child.Transformer(2, 64).parameters())
+    prepared = modules.answer({**job, "arm": "prepare"})
+    assert prepared["model_bytes"] == 2 * sum(each.numel() for each in modules.Transformer(2, 64).parameters())
     assert prepared["num_stages"] == 1
-    found = [torch_child.answer({**job, "arm": arm}) for arm in torch_load.ARMS]
-    assert set(torch_load.ARMS) == set(torch_child.ARMS)
+    found = [modules.answer({**job, "arm": arm}) for arm in torch_load.ARMS]
+    assert set(torch_load.ARMS) == set(modules.ARMS)
     assert all(each["output"] == found[0]["output"] for each in found)
     assert all(each["ttfo_s"] == pytest.approx(each["load_s"] + each["first_inference_s"]) for each in found)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitload.measure.worker import _alike
+from splitload.measure.stages import _alike
 
 ONE = np.ones(3, np.float32)
 TEXTS = np.array(["a", "b"], object)
