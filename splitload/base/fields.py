@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,13 @@ class Reader:
                 f"{self.where}.{key} must be a count of at least {at_least} and below 2**63, it is {value!r:.40}"
             )
         return int(value)
+
+    def number(self, key: str) -> float:
+        """Return a finite number."""
+        value = self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise BundleError(f"{self.where}.{key} must be a finite number, it is {value!r:.40}")
+        return float(value)
 
     def sha256(self, key: str) -> str:
         """Return a SHA-256 in hexadecimal."""

@@ -19,8 +19,9 @@ from splitload.bundle.replace import check_output_file
 from splitload.bundle.verification import verify
 from splitload.commands.console import Console, shortened
 from splitload.commands.gain_sentence import gain_sentence
-from splitload.devices import open_device
-from splitload.devices.host import write_profile
+from splitload.devices import Measuring, open_device
+from splitload.devices.host import HostDevice
+from splitload.devices.stored import write_profile
 from splitload.frontends import deep, open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.measure import pagecache
@@ -202,11 +203,11 @@ def _subject(
     word = options.model if options.deep is None else str(deep.path(options.deep, cache))
     bundle, plan = None, None
     if "splitload" in names:
-        host = open_device("host", cache)
+        host = HostDevice(cache)
         source, graph, measured = read_and_profile(word, host, console, cache, feeds, max_blocks=options.max_blocks)
         feeds = {**source.examples, **feeds}
         if options.bundle is None:
-            bundle = _bundle(console, cache, source, graph, measured, feeds)
+            bundle = _bundle(host, console, cache, source, graph, measured, feeds)
         else:
             bundle = Path(options.bundle)
         manifest = read_manifest(bundle)
@@ -265,7 +266,13 @@ def _arms(
 
 
 def _bundle(
-    console: Console, cache: Path, source: Source, graph: ModelGraph, measured: Profile, feeds: Mapping[str, Any]
+    device: Measuring,
+    console: Console,
+    cache: Path,
+    source: Source,
+    graph: ModelGraph,
+    measured: Profile,
+    feeds: Mapping[str, Any],
 ) -> Path:
     """Make the bundle that `train --device host --objective ttfo` makes, in the cache, unless it is there."""
     with console.status("searching a plan"):
@@ -289,11 +296,11 @@ def _bundle(
         except BundleError as error:
             discard(target, str(error))
     threads = measured.contention.threads
-    found, trial = choose_measured(search, found, source, graph, threads, console, cache, feeds=feeds)
+    found, trial = choose_measured(device, search, found, source, graph, threads, console, cache, feeds=feeds)
     notes["trial"] = None if trial is None else trial.to_json()
     notes["split_points"] = list(found.partition.split_points)
     plan = VariantPlan(graph, found.partition, threads)
-    write_bundle(target, source, plan, console, cache, device="host", notes=notes, feeds=feeds)
+    write_bundle(target, source, plan, console, cache, device="host", tuner=device, notes=notes, feeds=feeds)
     return target
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from splitload.base.errors import UsageError, unknown_name
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import Profile
+
+if TYPE_CHECKING:
+    from splitload.bundle.manifest import TensorSpec, Variant
+    from splitload.devices.ledger import Segment
+    from splitload.devices.runs import Runs
+    from splitload.measure.sampling import Arm, Sample
+    from splitload.runtime.inputs import InputSpec
 
 Progress = Callable[[int, int], None]
 _FOLDER = Path(__file__).parent
@@ -19,7 +27,7 @@ class Device(Protocol):
 
     Attributes:
         name: As given on the command line.
-        source: "measured" or "simulated".
+        source: "measured" or "simulated": where its profiles come from.
         graph_kind: Which graph of a model it runs.
         description: One line, for people.
     """
@@ -28,6 +36,11 @@ class Device(Protocol):
     source: Literal["measured", "simulated"]
     graph_kind: GraphKind
     description: str
+
+    @property
+    def measuring(self) -> Measuring | None:
+        """What it can measure now; None where times are computed, or were stored."""
+        ...
 
     def profile(
         self,
@@ -42,6 +55,74 @@ class Device(Protocol):
             graph: The model, of this device's graph kind.
             feeds: Inputs of the inferences; made up where missing.
             on_progress: Called as `on_progress(done, total)`.
+        """
+        ...
+
+
+class Measuring(Protocol):
+    """What a device can do that is there, and loads and runs what it is given: every figure is measured."""
+
+    def guess(self, graph: ModelGraph) -> Profile:
+        """Return what blocks may cost, from nodes, bytes and operations alone: simulated, to begin a search with."""
+        ...
+
+    def measure(
+        self,
+        graph: ModelGraph,
+        segments: Iterable[Segment],
+        *,
+        feeds: Mapping[str, Any] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Profile:
+        """Return the profile of `graph` with these segments measured as well; those it has are not measured again.
+
+        Args:
+            graph: The model.
+            segments: Half-open ranges of blocks.
+            feeds: Inputs; made up where missing.
+            on_progress: Called as `on_progress(done, total)`.
+
+        Raises:
+            ModelError: If the model does not run on the feeds.
+        """
+        ...
+
+    def runs(self, graph: ModelGraph, feeds: Mapping[str, Any] | None = None) -> AbstractContextManager[Runs]:
+        """Give what measures stages and plans of `graph`, sample by sample.
+
+        Raises:
+            OutputError: If their files cannot be written.
+        """
+        ...
+
+    def first_output(self, arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Sample:
+        """Load a model or a bundle once, in a fresh process with a warm page cache, and run it.
+
+        Args:
+            arm: What is loaded, and how.
+            inputs: The model's inputs.
+            feeds: Values of inputs; made up where they are missing.
+
+        Returns:
+            Seconds by name, `ttfo_s`, `load_s`, `first_inference_s` and `process_s` among them; see `run_arms`.
+
+        Raises:
+            StageError: If it does not run.
+        """
+        ...
+
+    def tune(
+        self,
+        folder: Path,
+        variant: Variant,
+        inputs: Sequence[TensorSpec],
+        feeds: Mapping[str, Any],
+        on_progress: Progress | None = None,
+    ) -> Variant:
+        """Return a variant whose stages are loaded in the ways that were measured to be best; see `tuning.tune`.
+
+        Raises:
+            ModelError: If a stage does not run on the feeds.
         """
         ...
 

@@ -1,11 +1,13 @@
-"""A profile file in place of a device: searches run on what was measured or simulated before."""
+"""Profile files: how one is written, and one in place of a device, which a search then runs on."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from splitload.base.atomic import write_text
 from splitload.base.errors import ProfileError
 from splitload.devices import Progress
 from splitload.plan.graph import GraphKind, ModelGraph
@@ -29,6 +31,11 @@ class StoredDevice:
         self.source: Literal["measured", "simulated"] = self._profile.source
         self.graph_kind: GraphKind = self._profile.graph
         self.description = f"profile of {self._profile.model} stored in {path.name}"
+
+    @property
+    def measuring(self) -> None:
+        """None: what was measured or computed is stored."""
+        return None
 
     def profile(
         self,
@@ -54,3 +61,12 @@ class StoredDevice:
                 "it was made with another --max-blocks or runtime version; make it again with 'splitload profile'"
             )
         return stored
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Write a profile file; an older one stays until the new one is whole.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    write_text(path, json.dumps(profile.to_json(), indent=1), "profile")

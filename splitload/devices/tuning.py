@@ -1,17 +1,20 @@
-"""Chooses how each stage is loaded, by measuring the stage files of a new bundle on this machine."""
+"""Chooses how each stage is loaded, by measuring the stage files of a new bundle."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from splitload.base.errors import ModelError
 from splitload.base.scratch import scratch_folder
-from splitload.bundle.manifest import StageEntry, TensorSpec, Variant, to_json
-from splitload.devices.host import run_worker
-from splitload.runtime.inputs import save_feeds
+from splitload.bundle.manifest import StageEntry, TensorSpec, Variant
+from splitload.devices.machine import Machine
+from splitload.measure.fresh import save_inputs
+from splitload.measure.job import ComparePacked, StageFile, TryScheme
+from splitload.runtime.inputs import cure, made_up
 
 REPEATS = 5
 WORTHWHILE = 0.15  # what another way than the plain one must gain; measurements are not better than that
@@ -34,6 +37,7 @@ MAPPED = tuple(scheme for scheme in SCHEMES if scheme.mapped and not scheme.prep
 
 
 def tune(
+    machine: Machine,
     folder: Path,
     variant: Variant,
     inputs: Sequence[TensorSpec],
@@ -50,6 +54,7 @@ def tune(
     its answers never change.
 
     Args:
+        machine: Where the processes run.
         folder: Where the stage files lie.
         variant: Their entries.
         inputs: The model's inputs.
@@ -62,28 +67,31 @@ def tune(
     if sum(stage.weights_bytes for stage in variant.stages) < MIN_WEIGHTS_BYTES:
         return variant._replace(stages=tuple(stage._replace(upgrade=False) for stage in variant.stages))
     samples: dict[tuple[int, Scheme], list[dict[str, float]]] = {}
+    files = tuple(
+        StageFile(
+            stage.blocks,
+            stage.graph.name,
+            stage.inputs,
+            stage.outputs,
+            optimized=stage.optimized,
+            reoptimize=stage.reoptimize,
+        )
+        for stage in variant.stages
+    )
+
+    def failed(line: str) -> ModelError:
+        return ModelError(f"the model cannot be measured on {machine.words}{cure(made_up(inputs, feeds))}: {line}")
+
     with scratch_folder(folder, ".tune-") as made:
-        job = {
-            "folder": str(folder.resolve()),
-            "inputs": [to_json(spec) for spec in inputs],
-            "feeds": save_feeds(feeds, made),
-            "stages": [
-                {
-                    "graph": stage.graph.name,
-                    "inputs": stage.inputs,
-                    "outputs": [to_json(spec) for spec in stage.outputs],
-                    "optimized": stage.optimized,
-                    "reoptimize": stage.reoptimize,
-                }
-                for stage in variant.stages
-            ],
-        }
-        differ = run_worker(job | {"compare": True})["differ"]
+        saved = save_inputs(inputs, feeds, made)
+        given = tuple(each if each.file is None else replace(each, file=f"{made.name}/{each.file}") for each in saved)
+        differ = machine.run(ComparePacked(given, files), folder, failed)["differ"]
         packed = [stage.prepack or changes for stage, changes in zip(variant.stages, differ, strict=True)]
         for turn in range(0 if all(packed) else REPEATS):
             for place in range(len(SCHEMES)):
                 scheme = SCHEMES[(turn + place) % len(SCHEMES)]
-                for number, row in enumerate(run_worker(job | {"scheme": asdict(scheme)})["rows"]):
+                answer = machine.run(TryScheme(given, files, **asdict(scheme)), folder, failed)
+                for number, row in enumerate(answer["rows"]):
                     samples.setdefault((number, scheme), []).append(row)
                 if on_progress is not None:
                     on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))

@@ -1,6 +1,7 @@
 """How things are measured: fresh processes, interleaved arms, every sample kept.
 
-`process` builds the command line of every child process. `sampling` starts one process for each sample; `__main__` is
-that process, and `stages` the one that measures stages. `arms` says what is compared and has the files made that other
-engines read (`convert`). `pagecache` and `storage` make reads cold and slow. `provenance` says where a figure is from.
+- `job` says what a fresh process is told, `fresh` runs it here, `process` builds the command line of every child.
+- `__main__` is the program of a fresh process and loads models; `stages`, `epoch`, `convert` and `modules` do the rest.
+- `arms` says what is compared, `sampling` takes the samples.
+- `pagecache` and `storage` make reads cold and slow; `provenance` says where a figure is from.
 """

@@ -1,8 +1,8 @@
-"""The fresh process of the benchmark: loads and runs one model once, in one arm's way.
+"""The program of every fresh process: does one job, in a folder, and answers with a line of JSON.
 
-It reads a job, a JSON file, and answers with one line of JSON. At the first output it prints a line and waits for one,
-so that whoever started it may look at the page cache. It is run by its path and imports what the user of that engine
-would import and nothing of splitload, except in the splitload arm: the time of the process is that of a user's script.
+The message is that of `job`, which is not imported where the time of the whole process counts: such a process is run by
+its path and imports what the user of an engine would import and nothing of splitload, except in the splitload arm. At
+the moment that is measured it prints a line and waits for one, so that whoever started it may look at the page cache.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+VERSION = 1  # of the message
+LOAD_KEYS = {
+    "version", "kind", "arm", "path", "inputs", "threads", "steady", "outputs", "module", "cache", "weights", "batch",
+}  # fmt: skip
 UNMEASURED_RUNS = 3
 STEADY_RUNS = 10
 STEADY_S = 1.0
@@ -21,27 +25,70 @@ STEADY_S = 1.0
 # background and returns the figures that the engine knows better than a clock around the calls.
 _Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
 _Open = Callable[[], _Opened]
+_MODULES = {"stages": "stages", "scheme": "stages", "packed": "stages", "convert": "convert", "module": "modules"}
 
 
 def main() -> None:
-    """Answer one job; where that fails, say why in the last line on stderr."""
+    """Do the job of the file that is the first argument; where that fails, say why in the last line on stderr."""
     if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is slow to import
         del sys.path[0]
-    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
+    message, folder = sys.argv[1:]
+    with open(message, encoding="utf-8") as file:  # noqa: PTH123
         job = json.load(file)
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what engines print is no answer
+
+    def done() -> None:
+        print("first", file=answer, flush=True)
+        sys.stdin.readline()
+
     try:
-        figures = measure(job, answer)
+        if job["kind"] == "load":
+            figures = measure(job, folder, done)
+        elif job["kind"] == "epoch":
+            figures = _epoch(job, folder, done)
+        else:
+            figures = _answer(job, folder)
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
     answer.write(json.dumps(figures) + "\n")
     answer.close()
 
 
-def measure(job: dict[str, Any], answer: Any) -> dict[str, Any]:
+def check(job: dict[str, Any], keys: set[str]) -> None:
+    """Raise unless a message is of this version and has these keys, where the typed reader costs too much."""
+    if job.get("version") != VERSION or job.keys() != keys:
+        raise ValueError(f"the job must be of version {VERSION} and have the keys {sorted(keys)}, it is {job!r:.300}")
+
+
+def _epoch(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[str, Any]:
+    """Have the file beside this one, compiled or not, do a job that trains."""
+    import runpy
+
+    base, end = os.path.splitext(os.path.abspath(__file__))  # noqa: PTH100, PTH122
+    program = runpy.run_path(os.path.join(os.path.dirname(base), f"epoch{end}"))  # noqa: PTH118, PTH120
+    return dict(program["train"](job, folder, done, sys.modules[__name__]))
+
+
+def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Have the module of its kind do a job."""
+    import importlib
+    from pathlib import Path
+
+    from splitload.measure.job import read_job
+
+    job = read_job(message)
+    figures: dict[str, Any] = importlib.import_module(f"splitload.measure.{_MODULES[job.kind]}").answer(
+        job, Path(folder)
+    )
+    return figures
+
+
+def measure(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[str, Any]:
     """Load and run the model; return the figures, and the moment of the first output on the system's clock."""
-    feeds = {row["name"]: _feed(row) for row in job["feeds"]}
+    check(job, LOAD_KEYS)
+    job["path"] = os.path.join(folder, job["path"])  # noqa: PTH118
+    feeds = {row["name"]: _feed(row, folder) for row in job["inputs"]}
     open_model = ARMS[job["arm"]](job, feeds)
     faults = _major_faults()
     start = time.perf_counter()
@@ -50,20 +97,12 @@ def measure(job: dict[str, Any], answer: Any) -> dict[str, Any]:
     outputs = run()
     first, first_at = time.perf_counter(), time.monotonic()
     faults = _major_faults() - faults
-    print("first", file=answer, flush=True)
-    sys.stdin.readline()
+    done()
     known = settle()
     if job["outputs"]:
-        known["outputs"] = [_saved(value, f"{job['outputs']}-{number}.npy") for number, value in enumerate(outputs)]
+        known["outputs"] = [_saved(value, folder, f"output-{number}.npy") for number, value in enumerate(outputs)]
     del outputs
-    for _ in range(UNMEASURED_RUNS):
-        run()
-    steady: list[float] = []
-    began = time.perf_counter()
-    while len(steady) < STEADY_RUNS and time.perf_counter() - began < STEADY_S:
-        before = time.perf_counter()
-        run()
-        steady.append(time.perf_counter() - before)
+    steady = _steady_runs(run) if job["steady"] else []
     peak, settled = memory_bytes()
     return {
         "ttfo_s": first - start,
@@ -76,6 +115,19 @@ def measure(job: dict[str, Any], answer: Any) -> dict[str, Any]:
         "major_faults": faults,
         **known,
     }
+
+
+def _steady_runs(run: Callable[[], Any]) -> list[float]:
+    """Return the seconds of later inferences."""
+    for _ in range(UNMEASURED_RUNS):
+        run()
+    taken_s: list[float] = []
+    began = time.perf_counter()
+    while len(taken_s) < STEADY_RUNS and time.perf_counter() - began < STEADY_S:
+        before = time.perf_counter()
+        run()
+        taken_s.append(time.perf_counter() - before)
+    return taken_s
 
 
 def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
@@ -294,7 +346,7 @@ def _forward(module: Any, feeds: dict[str, Any]) -> Callable[[], list[Any]]:
     return run
 
 
-def _feed(row: dict[str, Any]) -> Any:
+def _feed(row: dict[str, Any], folder: str) -> Any:
     """Return one input, read from its file, or made up where it is of a type that no file holds."""
     if row["file"] is None:
         from splitload.bundle.manifest import TensorSpec
@@ -304,17 +356,18 @@ def _feed(row: dict[str, Any]) -> Any:
         return example_inputs([spec])[spec.name]
     import numpy as np
 
-    array = np.load(row["file"], allow_pickle=False)
+    array = np.load(os.path.join(folder, row["file"]), allow_pickle=False)  # noqa: PTH118
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def _saved(value: Any, file: str) -> str | None:
+def _saved(value: Any, folder: str, file: str) -> str | None:
     """Save an output for the comparison; return its file, or None if it is no array."""
     import numpy as np
 
     if not isinstance(value, np.ndarray):
         return None
-    np.save(file, value.astype(str) if value.dtype == object else value, allow_pickle=False)
+    array = value.astype(str) if value.dtype == object else value
+    np.save(os.path.join(folder, file), array, allow_pickle=False)  # noqa: PTH118
     return file
 
 

@@ -7,8 +7,6 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,9 @@ from splitload.base.machine import available_threads, cpu_architecture
 from splitload.frontends.onnx import Source, model_files
 from splitload.frontends.torch_packages import INSTALL as INSTALL_TORCH
 from splitload.measure.convert import BATCH
-from splitload.measure.process import python
-from splitload.measure.sampling import Arm, saved_feeds
+from splitload.measure.fresh import run_job
+from splitload.measure.job import ConvertModel
+from splitload.measure.sampling import Arm, saved_inputs
 from splitload.plan.graph import ModelGraph
 
 INSTALL = "pip install 'splitload[bench]'"
@@ -193,28 +192,11 @@ def _converted(arm: str, subject: Subject, *parts: Any, graph: Path | None = Non
         return folder
     with (
         making(folder, f"the files of arm '{arm}'") as made,
-        saved_feeds(subject.graph.input_tensors(), subject.feeds) as rows,
-        tempfile.TemporaryDirectory(prefix="splitload-bench-") as work,
+        saved_inputs(subject.graph.input_tensors(), subject.feeds) as (given, inputs),
     ):
-        job = {
-            "arm": arm,
-            "model": subject.model,
-            "graph": str((graph or subject.source.path).resolve()),
-            "feeds": rows,
-            "folder": str(made.resolve()),
-        }
-        (Path(work) / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run(
-            python("splitload.measure.convert", str(Path(work) / "job.json")),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-        )
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
-            raise ModelError(f"the model cannot be converted: {lines[-1][:300]}")
+        source = str((graph or subject.source.path).resolve())
+        job = ConvertModel(arm, subject.model, source, str(made.resolve()), inputs)
+        run_job(job, given, lambda line: ModelError(f"the model cannot be converted: {line}"))
     return folder
 
 

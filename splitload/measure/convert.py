@@ -1,7 +1,6 @@
-"""Writes the files that other engines read, in a process of its own, which is given the file of a job.
+"""Writes the files that other engines read, in a fresh process.
 
-The job names the arm, the MODEL word, the .onnx file, the inputs and the folder to write into. Packages are
-imported by the arm that needs them; where something fails, the last line on stderr says why.
+Packages are imported by the arm that needs them.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ import importlib
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from splitload.frontends.torch import current_folder_importable
 from splitload.frontends.torch_packages import declare_torchvision_ops, quiet
 from splitload.graphs.observe import plain_options
 from splitload.graphs.optimize import optimize
+from splitload.measure.job import ConvertModel
 from splitload.runtime.stock import path_option, stock_session
 
 if TYPE_CHECKING:
@@ -32,24 +32,21 @@ BATCH = "batch.json"  # which dimension is the batch in each input and output of
 _PNNX_TYPES = {"float32": "f32", "float16": "f16", "int64": "i64", "int32": "i32", "int8": "i8", "uint8": "u8"}
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Answer one job."""
-    (file,) = sys.argv[1:] if words is None else words
-    job = json.loads(Path(file).read_text(encoding="utf-8"))
-    try:
-        CONVERSIONS[job["arm"]](job, Path(job["folder"]))
-    except Exception as error:  # whatever engines raise
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+def answer(job: ConvertModel, folder: Path) -> dict[str, Any]:
+    """Write the files of one arm."""
+    inputs = (each if each.file is None else replace(each, file=str(folder / each.file)) for each in job.inputs)
+    CONVERSIONS[job.arm](replace(job, inputs=tuple(inputs)), Path(job.target))
+    return {}
 
 
-def _tuned(job: dict[str, Any], folder: Path) -> None:
+def _tuned(job: ConvertModel, folder: Path) -> None:
     """Save the model as onnxruntime optimises it, weights in a file of their own."""
     import onnxruntime as ort
 
     levels = ort.GraphOptimizationLevel
     for level in (levels.ORT_ENABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL):
         try:
-            optimize(Path(job["graph"]), folder, level)
+            optimize(Path(job.graph), folder, level)
         except Exception:  # a model that was optimised before cannot be optimised again
             if level == levels.ORT_DISABLE_ALL:
                 raise
@@ -57,39 +54,39 @@ def _tuned(job: dict[str, Any], folder: Path) -> None:
             return
 
 
-def _ort_format(job: dict[str, Any], folder: Path) -> None:
+def _ort_format(job: ConvertModel, folder: Path) -> None:
     """Save the optimised graph, as it is, in onnxruntime's own format, weights inside."""
     options = plain_options()
     options.optimized_model_filepath = path_option(folder / "model.ort")
     options.add_session_config_entry("session.save_model_format", "ORT")
-    stock_session(job["graph"], options)
+    stock_session(job.graph, options)
 
 
-def _state_dict(job: dict[str, Any], folder: Path) -> None:
+def _state_dict(job: ConvertModel, folder: Path) -> None:
     import torch
 
-    torch.save(_module(job["model"]).state_dict(), folder / "model.pt")
+    torch.save(_module(job.model).state_dict(), folder / "model.pt")
 
 
-def _safetensors(job: dict[str, Any], folder: Path) -> None:
+def _safetensors(job: ConvertModel, folder: Path) -> None:
     """Save the state dict, and the buffers that are not in it, which a module built without memory lacks."""
     from safetensors.torch import save_file
 
-    module = _module(job["model"])
+    module = _module(job.model)
     tensors = dict(module.named_buffers()) | module.state_dict()
     # safetensors refuses tensors that share memory
     save_file({name: value.clone().contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
 
 
-def _ncnn(job: dict[str, Any], folder: Path) -> None:
+def _ncnn(job: ConvertModel, folder: Path) -> None:
     """Trace the module and have pnnx convert it, with its defaults: weights are stored in half precision."""
     import pnnx
     import torch
 
-    values = [np.load(row["file"], allow_pickle=False) for row in job["feeds"]]
+    values = [np.load(each.file, allow_pickle=False) for each in job.inputs if each.file is not None]
     traced = folder / "model.pt"
     with quiet(), torch.inference_mode():
-        module = _by_position(_module(job["model"]), [row["name"] for row in job["feeds"]])
+        module = _by_position(_module(job.model), [each.name for each in job.inputs])
         trace: Any = torch.jit.trace
         trace(module, tuple(map(torch.from_numpy, values)), check_trace=False).save(str(traced))
     shapes = ",".join(f"{list(value.shape)}{_PNNX_TYPES[str(value.dtype)]}".replace(" ", "") for value in values)
@@ -110,7 +107,7 @@ def _ncnn(job: dict[str, Any], folder: Path) -> None:
     (folder / BATCH).write_text(json.dumps(batch), encoding="utf-8")
 
 
-CONVERSIONS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+CONVERSIONS: dict[str, Callable[[ConvertModel, Path], None]] = {
     "tuned": _tuned,
     "ort-format": _ort_format,
     "torch": _state_dict,
@@ -151,7 +148,3 @@ def _by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Modu
             return tuple(leaf for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf))
 
     return Positional().eval()
-
-
-if __name__ == "__main__":
-    main()

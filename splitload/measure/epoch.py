@@ -1,19 +1,20 @@
-"""The fresh process of the study of personalization: trains last layers for an epoch, in one arm's way.
+"""Trains last layers for an epoch, in one arm's way: what the program of a fresh process runs for that.
 
-It reads a job, a JSON file, and answers as the benchmark's process does. It is run by its path and imports what the
-user of that arm would, and nothing of splitload except in the splitload arm.
+It is run by its path, as the program is, and imports what the user of that arm would, and nothing of splitload except
+in the splitload arm.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import runpy
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+KEYS = {
+    "version", "kind", "arm", "path", "data", "trainable", "batch_size", "learning_rate", "threads", "module",
+}  # fmt: skip
 
 
 class _Over(Exception):
@@ -24,15 +25,13 @@ class Stopwatch:
     """Takes the figures of a run.
 
     Args:
-        job: What is to be done.
-        answer: The file to say in that the first step is over.
+        done: Called when the first step is over.
         memory_bytes: Returns the largest resident size of this process so far, in bytes, and the present one.
     """
 
-    def __init__(self, job: dict[str, Any], answer: Any, memory_bytes: Callable[[], tuple[int | None, ...]]) -> None:
-        self.job = job
+    def __init__(self, done: Callable[[], None], memory_bytes: Callable[[], tuple[int | None, ...]]) -> None:
         self.figures: dict[str, Any] = {"losses": []}
-        self._answer = answer
+        self._done = done
         self._memory_bytes = memory_bytes
         self._start = 0.0
 
@@ -46,8 +45,7 @@ class Stopwatch:
             self.figures["first_step_s"] = time.perf_counter() - self._start
             self.figures["first_at_s"] = time.monotonic()
             self.figures["first_step_peak_bytes"] = self._memory_bytes()[0]
-            print("first", file=self._answer, flush=True)
-            sys.stdin.readline()
+            self._done()
         self.figures["losses"].append(loss)
 
     def end(self) -> None:
@@ -55,25 +53,24 @@ class Stopwatch:
         self.figures["epoch_peak_bytes"] = self._memory_bytes()[0]
 
 
-def main() -> None:
-    """Answer one job; where that fails, say why in the last line on stderr."""
-    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is slow to import
-        del sys.path[0]
-    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
-        job = json.load(file)
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what is printed is no answer
-    try:
-        engines = runpy.run_path(job["engines"])
-        clock = Stopwatch(job, answer, engines["memory_bytes"])
-        if job["arm"] == "splitload":
-            _splitload(job, clock)
-        else:
-            _torch(job, clock, engines["torch_module" if job["arm"] == "torch" else "mapped_module"](job))
-    except Exception as error:
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
-    answer.write(json.dumps(clock.figures) + "\n")
-    answer.close()
+def train(job: dict[str, Any], folder: str, done: Callable[[], None], program: Any) -> dict[str, Any]:
+    """Do a job of the kind "epoch"; return its figures.
+
+    Args:
+        job: The message.
+        folder: Its folder.
+        done: Called when the first step is over.
+        program: The program of the fresh process, as a module.
+    """
+    program.check(job, KEYS)
+    for key in ("path", "data"):
+        job[key] = os.path.join(folder, job[key])  # noqa: PTH118
+    clock = Stopwatch(done, program.memory_bytes)
+    if job["arm"] == "splitload":
+        _splitload(job, clock)
+    else:
+        _torch(job, clock, (program.torch_module if job["arm"] == "torch" else program.mapped_module)(job))
+    return clock.figures
 
 
 def _splitload(job: dict[str, Any], clock: Stopwatch) -> None:
@@ -127,7 +124,3 @@ def _torch(job: dict[str, Any], clock: Stopwatch, load_module: Callable[[], Any]
         optimizer.step()
         clock.step(loss.item())
     clock.end()
-
-
-if __name__ == "__main__":
-    main()

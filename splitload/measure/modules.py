@@ -1,4 +1,4 @@
-"""A fresh process that loads and runs one torch module; it is given a job as JSON and answers as JSON.
+"""Loads and runs one torch module, in a fresh process.
 
 The module is a plain transformer of any size. Before the clock starts all imports are done, the device is awake, a tiny
 module of the same kind has run, and the module stands without memory, as in every arm; then it is loaded and called.
@@ -6,9 +6,7 @@ module of the same kind has run, and the module stands without memory, as in eve
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from splitload.measure.job import LoadModule
 
 VOCABULARY = 8192
 COPY_BYTES = 256 << 20
@@ -44,19 +44,18 @@ class Transformer(nn.Module):
         return logits
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
+def answer(job: LoadModule, folder: Path) -> dict[str, Any]:
     """Do what a job says: write the files of all arms, measure the copy bandwidth, or load and run."""
-    folder = Path(job["folder"])
-    if job["arm"] == "prepare":
+    if job.arm == "prepare":
         return _prepare(job, folder)
-    device = torch.device(job["device"])
-    if job["arm"] == "copy":
+    device = torch.device(job.device)
+    if job.arm == "copy":
         return _copy(device)
-    module = _empty(job["layers"], job["width"], job["dtype"])
-    tokens = torch.arange(job["tokens"], device=device)[None]
-    load = ARMS[job["arm"]](folder, device)
+    module = _empty(job.layers, job.width, job.dtype)
+    tokens = torch.arange(job.tokens, device=device)[None]
+    load = ARMS[job.arm](folder, device)
     with torch.device(device), torch.inference_mode():
-        Transformer(1, 64).to(getattr(torch, job["dtype"])).eval()(tokens).cpu()
+        Transformer(1, 64).to(getattr(torch, job.dtype)).eval()(tokens).cpu()
     start = time.perf_counter()
     load(module)
     opened = time.perf_counter()
@@ -82,21 +81,21 @@ def _empty(layers: int, width: int, dtype: str) -> nn.Module:
         return Transformer(layers, width).to(getattr(torch, dtype)).eval()
 
 
-def _prepare(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _prepare(job: LoadModule, folder: Path) -> dict[str, Any]:
     """Write the same random weights for every arm; return their bytes, and what the device is called."""
     from safetensors.torch import save_model
 
     import splitload.torch
 
     torch.manual_seed(0)
-    module = Transformer(job["layers"], job["width"]).to(getattr(torch, job["dtype"])).eval()
+    module = Transformer(job.layers, job.width).to(getattr(torch, job.dtype)).eval()
     torch.save(module.state_dict(), folder / "model.pt")
     save_model(module, str(folder / "model.safetensors"))
-    splitload.torch.save(module, torch.arange(job["tokens"])[None], folder / "model.splitload")
+    splitload.torch.save(module, torch.arange(job.tokens)[None], folder / "model.splitload")
     return {
         "model_bytes": sum(each.nbytes for each in module.parameters()),
         "num_stages": len(list((folder / "model.splitload").glob("*.safetensors"))),
-        "gpu": torch.cuda.get_device_name(job["device"]) if job["device"] != "cpu" else None,
+        "gpu": torch.cuda.get_device_name(job.device) if job.device != "cpu" else None,
     }
 
 
@@ -151,12 +150,3 @@ ARMS: dict[str, Callable[[Path, torch.device], Callable[[nn.Module], None]]] = {
     "torch.load-mmap": _torch(mmap=True),
     "safetensors": _safetensors,
 }
-
-
-def main() -> None:
-    """Answer one job."""
-    print(json.dumps(answer(json.loads(sys.argv[1]))))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()

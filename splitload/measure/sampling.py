@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import py_compile
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +13,9 @@ from typing import Any
 
 from splitload.base.errors import StageError
 from splitload.measure import pagecache
-from splitload.measure.process import python
-from splitload.runtime.inputs import InputSpec, example_inputs, save_feeds
+from splitload.measure.fresh import Runner, run_job, save_inputs
+from splitload.measure.job import Input, LoadModel
+from splitload.runtime.inputs import InputSpec
 
 FIGURES = (
     "ttfo_s",
@@ -31,7 +29,6 @@ FIGURES = (
     "major_faults",
 )
 PAUSE_S = 0.2  # for the system to clear away the process before, which would run beside the next one
-CHILD = Path(__file__).with_name("__main__.py")
 _TOLERANCE = 1e-3  # of the largest magnitude in an output; arms that compute in float32 stay far below
 _HALF_TOLERANCE = 5e-3  # where stock's is of half precision, and rounds what others may keep
 _ENGINE_TOLERANCE = {"openvino": 5e-2, "ncnn": 5e-2}  # which may take half precision on their own account
@@ -48,7 +45,7 @@ class Arm:
         threads: Threads it is told to use: loading threads of the splitload arm, inference threads of ncnn; None for
             the engine's own rule.
         files: Files and folders it reads, everything in them included; empty for `path` alone.
-        job: What else the fresh process must know.
+        job: What else the fresh process must know, by the names that `LoadModel` has for it.
     """
 
     name: str
@@ -105,15 +102,36 @@ def run_arms(
         StageError: If an arm fails, or its files cannot be evicted.
     """
     samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms}
-    with saved_feeds(inputs, feeds) as rows:
+    with saved_inputs(inputs, feeds) as (folder, given):
         for turn in range(runs):
             for place in range(len(arms)):
                 arm = arms[(turn + place) % len(arms)]
                 time.sleep(PAUSE_S)
-                samples[arm.name].append(_sample(arm, rows, cold, storage_s))
+                samples[arm.name].append(_sample(arm, folder, given, cold, storage_s))
                 if on_progress is not None:
                     on_progress(turn * len(arms) + place + 1, runs * len(arms))
     return samples
+
+
+def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner = run_job) -> Sample:
+    """Take one sample of an arm, with a warm page cache, and end with its first output.
+
+    Args:
+        arm: What is loaded.
+        inputs: The model's inputs.
+        feeds: Values of inputs; made up where they are missing.
+        run: Runs the fresh process.
+
+    Returns:
+        A sample as `run_arms` has it, without what is known only later.
+
+    Raises:
+        StageError: If the arm fails.
+    """
+    with saved_inputs(inputs, feeds) as (folder, given):
+        time.sleep(PAUSE_S)
+        answer = run(load_job(arm, given, steady=False), folder, _failed(arm))
+    return {key: answer[key] for key in FIGURES if answer.get(key) is not None}
 
 
 def first_outputs(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> list[Any]:
@@ -127,9 +145,15 @@ def first_outputs(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any
     """
     import numpy as np
 
-    with saved_feeds(inputs, feeds) as rows, tempfile.TemporaryDirectory(prefix="splitload-bench-") as made:
-        files = _process(arm, rows, outputs=str(Path(made) / "output"))["outputs"]
-        return [None if file is None else np.load(file, allow_pickle=False) for file in files]
+    with saved_inputs(inputs, feeds) as (folder, given):
+        files = run_job(load_job(arm, given, outputs=True), folder, _failed(arm))["outputs"]
+        return [None if file is None else np.load(folder / file, allow_pickle=False) for file in files]
+
+
+def load_job(arm: Arm, inputs: tuple[Input, ...], *, steady: bool = True, outputs: bool = False) -> LoadModel:
+    """Return the job that loads and runs an arm; see `LoadModel`."""
+    path = str(arm.path.resolve())
+    return LoadModel(arm.name, path, inputs, arm.threads, steady=steady, outputs=outputs, **arm.job)
 
 
 def compare(name: str, expected: Sequence[Any], outputs: Sequence[Any]) -> float:
@@ -185,31 +209,21 @@ def summarize(samples: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 @contextmanager
-def saved_feeds(inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Yield one row for each input, for another process: its name, and the .npy file that holds its value.
-
-    `file` is None where numpy has no such type; the other process makes that value up, by `type` and `shape`.
-    """
-    import numpy as np
-
-    specs = list(inputs)
-    values = example_inputs(specs, feeds)
+def saved_inputs(inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Iterator[tuple[Path, tuple[Input, ...]]]:
+    """Yield a folder for jobs, and the inputs whose values lie there; see `save_inputs`."""
     with tempfile.TemporaryDirectory(prefix="splitload-bench-") as made:
-        files = save_feeds({name: value for name, value in values.items() if isinstance(value, np.ndarray)}, Path(made))
-        yield [
-            {"name": spec.name, "type": spec.type, "shape": spec.shape, "file": files.get(spec.name)}
-            for spec in specs
-            if spec.name in values
-        ]
+        yield Path(made), save_inputs(inputs, feeds, Path(made))
 
 
 def _sample(
-    arm: Arm, rows: Sequence[Mapping[str, Any]], cold: bool, storage_s: Callable[[int], float] | None
+    arm: Arm, folder: Path, inputs: tuple[Input, ...], cold: bool, storage_s: Callable[[int], float] | None
 ) -> Sample:
     """Measure one arm in a fresh process."""
     files = arm.all_files() if cold else []
     pagecache.evict(files)
-    answer = _process(arm, rows, at_first=lambda: pagecache.resident_bytes(files))
+    job = load_job(arm, inputs)
+    answer = run_job(job, folder, _failed(arm), at_first=lambda: pagecache.resident_bytes(files))
+    answer["steady_inference_s"] = statistics.median(answer.pop("steady_runs_s"))
     sample: Sample = {key: answer[key] for key in FIGURES if answer.get(key) is not None}
     if cold:
         sample["touched_bytes"] = answer["touched_bytes"]
@@ -219,60 +233,6 @@ def _sample(
     return sample
 
 
-def _process(
-    arm: Arm,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    outputs: str | None = None,
-    at_first: Callable[[], int] = lambda: 0,
-) -> dict[str, Any]:
-    """Run the fresh process; return its figures and what `at_first` returned when the first output was there."""
-    job = {"arm": arm.name, "path": str(arm.path.resolve()), "threads": arm.threads, "feeds": rows, "outputs": outputs}
-    figures = fresh_process(CHILD, {**arm.job, **job}, at_first=at_first)
-    figures["steady_inference_s"] = statistics.median(figures.pop("steady_runs_s"))
-    return figures
-
-
-def fresh_process(script: Path, job: Mapping[str, Any], *, at_first: Callable[[], int] = lambda: 0) -> dict[str, Any]:
-    """Have a script answer a job in a process of its own.
-
-    Args:
-        script: What to run; it is given the file of the job, prints a line when what is measured is done, waits for
-            one, and prints its figures as a line of JSON.
-        job: JSON values, the name of the "arm" among them.
-        at_first: Called when it is done.
-
-    Returns:
-        The figures; `first_at_s` among them, a moment, becomes `process_s`, the time since the interpreter was
-        started, and `touched_bytes` is what `at_first` returned.
-
-    Raises:
-        StageError: If it fails.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix="splitload-bench-") as made,
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-    ):
-        file = Path(made) / "job.json"
-        file.write_text(json.dumps(job), encoding="utf-8")
-        compiled = py_compile.compile(str(script), str(Path(made) / "child.pyc"))  # no sample is to pay for it
-        command = python(Path(str(compiled)), str(file))
-        start = time.monotonic()
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace"
-        ) as child:
-            try:
-                assert child.stdout is not None  # noqa: S101
-                touched_bytes = at_first() if child.stdout.readline() else 0
-                answer, _ = child.communicate("\n")
-            except BaseException:
-                child.kill()
-                raise
-        if child.returncode != 0:
-            errors.seek(0)
-            lines = errors.read().strip().splitlines() or [f"the process ended with {child.returncode}"]
-            raise StageError(f"benchmark arm '{job['arm']}' failed: {lines[-1][:300]}")
-    figures: dict[str, Any] = json.loads(answer)
-    figures["process_s"] = figures.pop("first_at_s") - start
-    figures["touched_bytes"] = touched_bytes
-    return figures
+def _failed(arm: Arm) -> Callable[[str], StageError]:
+    """Return what makes an error of the last line of a process."""
+    return lambda line: StageError(f"benchmark arm '{arm.name}' failed: {line}")

@@ -1,23 +1,18 @@
-"""Measures stages in a fresh process, which reads a job as JSON and answers as JSON.
+"""Measures stages in a fresh process: what each costs in turn, what a way to load makes of it, and what two compute.
 
-The job names a folder, the model's inputs and those that are given. A profile's job names also the chain of block
-stages, further segments to measure, and a pair of segments to load in parallel; a scheme's job the stages of a bundle
-and the way to load them. All are opened by the same call that the loader uses. A plan's job has the loader itself load
-the folder, which is a bundle then, on so many threads.
+All are opened by the same call that the loader uses.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle.manifest import TensorSpec
+from splitload.measure.job import ComparePacked, Input, Job, SampleStages, StageFile, TryScheme
 from splitload.runtime.answers import identical, relative_error
 from splitload.runtime.boundaries import Boundaries
 from splitload.runtime.inputs import example_inputs, load_feeds
@@ -32,41 +27,40 @@ ROUNDING = {
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A stage file to measure: its block range, and what it reads and gives."""
+class Opener:
+    """A stage file, and how a session on it is made.
 
-    start: int
-    end: int
-    graph: Path
-    inputs: tuple[str, ...]
-    outputs: tuple[TensorSpec, ...]
-    options: dict[str, bool]  # of `open_session`
+    Attributes:
+        stage: The file.
+        folder: Where it lies.
+        options: Of `open_session`.
+    """
+
+    stage: StageFile
+    folder: Path
+    options: dict[str, bool] = field(default_factory=dict)
 
     def open(self) -> Any:
         """Return a session as the loader makes it."""
-        return open_session(self.graph, **self.options)
+        return open_session(self.folder / self.stage.graph, **self.options)
 
 
-def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+def sample(job: SampleStages, folder: Path) -> dict[str, Any]:
     """Load and run each segment twice; return the seconds of each part."""
     import onnxruntime as ort
 
-    def segment(row: dict[str, Any]) -> Segment:
-        outputs = tuple(TensorSpec(name, kind, None) for name, kind in row["outputs"])
-        return Segment(row["start"], row["end"], folder / row["graph"], tuple(row["inputs"]), outputs, row["options"])
+    def opener(stage: StageFile) -> Opener:
+        prepack = stage.prepack
+        return Opener(stage, folder, {"prepack": prepack, "optimize": stage.optimize(prepack)})
 
-    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
-    values = example_inputs(specs, load_feeds(job["feeds"]))
-    chain = [segment(row) for row in job["chain"]]
-    others = [segment(row) for row in job["segments"]]
-    pair = [segment(row) for row in job["pair"]]
-    chain[0].open()  # the runtime's own start is not a stage's
+    values = _values(job.inputs, folder)
+    opener(job.chain[0]).open()  # the runtime's own start is not a stage's
     rows = []
-    for number, block in enumerate(chain, start=1):
-        for each in [other for other in others if other.start == block.start] + [block]:
-            names = [spec.name for spec in each.outputs]
+    for number, block in enumerate(job.chain, start=1):
+        for each in [other for other in job.segments if other.blocks[0] == block.blocks[0]] + [block]:
+            names, opened = [spec.name for spec in each.outputs], opener(each)
             start = time.perf_counter()
-            session = each.open()
+            session = opened.open()
             loaded = time.perf_counter()
             results = run_stage(ort, session, each, names, values, None, boundaries=Boundaries())
             first = time.perf_counter()
@@ -74,38 +68,35 @@ def measure(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             second = time.perf_counter()
             rows.append(
                 {
-                    "start": each.start,
-                    "end": each.end,
+                    "start": each.blocks[0],
+                    "end": each.blocks[1],
                     "load_s": loaded - start,
                     "first_inference_s": first - loaded,
                     "inference_s": second - first,
                 }
             )
         values.update(zip(names, results, strict=True))
-        values = still_read(values, chain[number:])
-    return {"rows": rows, "serial_share": _serial_share(pair)}
+        values = still_read(values, job.chain[number:])
+    return {"rows": rows, "serial_share": serial_share([opener(stage) for stage in job.pair])}
 
 
-def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+def try_scheme(job: TryScheme, folder: Path) -> dict[str, Any]:
     """Load and run stage after stage in one way; return seconds to the first result, and of a run in the long run."""
     import onnxruntime as ort
 
-    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
-    values = example_inputs(specs, load_feeds(job["feeds"]))
-    scheme = job["scheme"]
+    values = _values(job.inputs, folder)
     rows = []
-    for row in job["stages"]:
-        outputs = tuple(TensorSpec(each["name"], each["type"], each["shape"]) for each in row["outputs"])
-        stage = _staged(folder, row, outputs, scheme, share_memory=len(job["stages"]) > 1)
-        names = [spec.name for spec in outputs]
+    for stage in job.stages:
+        opener = _staged(stage, folder, mapped=job.mapped, prepack=job.prepack, share_memory=len(job.stages) > 1)
+        names = [spec.name for spec in stage.outputs]
         start = time.perf_counter()
-        reading = threading.Thread(target=read_ahead, args=(stage.graph,))
-        if scheme["prefetch"]:
+        reading = threading.Thread(target=read_ahead, args=(folder / stage.graph,))
+        if job.prefetch:
             reading.start()
-        session = stage.open()
+        session = opener.open()
         results = run_stage(ort, session, stage, names, values, None, boundaries=Boundaries())
         first_s = time.perf_counter() - start
-        if scheme["prefetch"]:
+        if job.prefetch:
             reading.join()
         steady = []
         for _ in range(STEADY_RUNS):
@@ -117,36 +108,46 @@ def measure_scheme(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def compare_packed(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+def compare_packed(job: ComparePacked, folder: Path) -> dict[str, Any]:
     """Run stage after stage as it is and with rearranged weights; return which answer otherwise beyond rounding."""
     import onnxruntime as ort
 
-    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
-    values = example_inputs(specs, load_feeds(job["feeds"]))
+    values = _values(job.inputs, folder)
     differ = []
-    for row in job["stages"]:
-        outputs = tuple(TensorSpec(each["name"], each["type"], each["shape"]) for each in row["outputs"])
-        names = [spec.name for spec in outputs]
+    for stage in job.stages:
+        names = [spec.name for spec in stage.outputs]
         answers = []
         for prepack in (False, True):
-            stage = _staged(folder, row, outputs, {"prepack": prepack, "mapped": True})
-            answers.append(run_stage(ort, stage.open(), stage, names, values, None))
+            session = _staged(stage, folder, mapped=True, prepack=prepack).open()
+            answers.append(run_stage(ort, session, stage, names, values, None))
         pairs = [[to_python(ort, value) for value in pair] for pair in zip(*answers, strict=True)]
         differ.append(not all(_alike(*pair) for pair in pairs))
         values.update(zip(names, answers[1], strict=True))
     return {"differ": differ}
 
 
-def _staged(
-    folder: Path, row: dict[str, Any], outputs: tuple[TensorSpec, ...], scheme: dict[str, bool], **options: bool
-) -> Segment:
+_MEASUREMENTS: dict[type[Job], Callable[[Any, Path], dict[str, Any]]] = {
+    SampleStages: sample,
+    TryScheme: try_scheme,
+    ComparePacked: compare_packed,
+}
+
+
+def answer(job: Job, folder: Path) -> dict[str, Any]:
+    """Do one of the jobs on stages; return its answer."""
+    return _MEASUREMENTS[type(job)](job, folder)
+
+
+def _values(inputs: Sequence[Input], folder: Path) -> dict[str, Any]:
+    """Return a value for each input, from its file where it has one."""
+    files = {each.name: str(folder / each.file) for each in inputs if each.file is not None}
+    return example_inputs(inputs, load_feeds(files))
+
+
+def _staged(stage: StageFile, folder: Path, *, mapped: bool, prepack: bool, **others: bool) -> Opener:
     """Return a stage of a bundle, to be opened in one way."""
-    options |= {
-        "prepack": scheme["prepack"],
-        "mapped": scheme["mapped"],
-        "optimize": not row["optimized"] or (scheme["prepack"] and row["reoptimize"]),
-    }
-    return Segment(0, 0, folder / row["graph"], tuple(row["inputs"]), outputs, options)
+    optimize = stage.optimize(prepack)
+    return Opener(stage, folder, {"mapped": mapped, "prepack": prepack, "optimize": optimize, **others})
 
 
 def _alike(left: Any, right: Any) -> bool:
@@ -162,24 +163,7 @@ def _alike(left: Any, right: Any) -> bool:
     return left.dtype == right.dtype and relative_error(left, right) <= ROUNDING[left.dtype.itemsize]
 
 
-def measure_plan(folder: Path, job: dict[str, Any]) -> dict[str, float]:
-    """Load a bundle and run it once; return seconds from the load call until all is loaded, and to the output."""
-    import onnxruntime  # noqa: F401 - its import is not the load's
-
-    from splitload.runtime.loader import ParallelLoader
-    from splitload.runtime.warmup import warm_up
-
-    warm_up()  # as the import of splitload does where onnxruntime is there before
-    specs = [TensorSpec(row["name"], row["type"], row["shape"]) for row in job["inputs"]]
-    values = example_inputs(specs, load_feeds(job["feeds"]))
-    start = time.perf_counter()
-    with ParallelLoader(folder, threads=job["threads"], upgrade=False) as loader:
-        loader.run(None, values)
-        ttfo_s = time.perf_counter() - start
-        return {"load_s": loader.timeline.load_makespan_s, "ttfo_s": ttfo_s}
-
-
-def _serial_share(pair: list[Segment]) -> float | None:
+def serial_share(pair: Sequence[Opener]) -> float | None:
     """Return the share of the shorter of two loads that the longer one waits for when they run in parallel.
 
     With σ of `Contention`, loads of a ≥ b seconds take `a + σ b` together.
@@ -200,19 +184,3 @@ def _serial_share(pair: list[Segment]) -> float | None:
     for thread in threads:
         thread.join()
     return (time.perf_counter() - start - max(alone)) / min(alone)
-
-
-def main() -> None:
-    """Answer one job."""
-    job = json.load(sys.stdin)
-    kinds: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
-        "scheme": measure_scheme,
-        "compare": compare_packed,
-        "threads": measure_plan,
-    }
-    answer = next((kind for word, kind in kinds.items() if word in job), measure)
-    json.dump(answer(Path(job["folder"]), job), sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

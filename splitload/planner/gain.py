@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
-from splitload.measure.sampling import Arm, run_arms
+from splitload.measure.sampling import Arm, Sample
 from splitload.plan.graph import ModelGraph
 
 RUNS = 3  # fresh processes of each arm, at the end of `splitload train`
@@ -66,15 +67,24 @@ class Gain:
 
 
 def measure_gain(
-    source: Source, graph: ModelGraph, bundle: Path, num_stages: int, feeds: Mapping[str, Any], cut_ratio: float | None
+    device: Measuring,
+    source: Source,
+    graph: ModelGraph,
+    bundle: Path,
+    num_stages: int,
+    feeds: Mapping[str, Any],
+    cut_ratio: float | None,
 ) -> Gain:
-    """Measure a bundle beside a stock session on this machine, `RUNS` times each, with a warm page cache.
+    """Measure a bundle beside a stock session on a device, `RUNS` times each, in turns, with a warm page cache.
 
     Raises:
         StageError: If one of the two fails.
     """
     arms = [Arm("stock", source.path), Arm("splitload", bundle)]
-    samples = run_arms(arms, graph.input_tensors(), feeds, RUNS)
+    samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms}
+    for turn in range(RUNS):
+        for arm in arms if turn % 2 == 0 else reversed(arms):
+            samples[arm.name].append(device.first_output(arm, graph.input_tensors(), feeds))
     stock, here = (
         {key: statistics.median(sample[key] for sample in samples[arm.name]) for key in ("ttfo_s", "process_s")}
         for arm in arms

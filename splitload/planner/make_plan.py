@@ -12,14 +12,13 @@ from splitload.base.atomic import write_text
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of, milliseconds
 from splitload.devices import Device
-from splitload.devices.host import HostDevice
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, LEARNERS
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.curve import curve_csv
 from splitload.planner.read_model import profile_on
-from splitload.planner.refine import Refined, refine_on_host
+from splitload.planner.refine import Refined, refine_on
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
 from splitload.planner.resume_hint import resume_hint
@@ -83,9 +82,9 @@ def make_plan(
         "trainable_from": first_trainable,
     }
     seed = request.seed
-    if request.budget is not None and isinstance(device, HostDevice):
-        refined, loads = refine_on_host(
-            device,
+    if request.budget is not None and device.measuring is not None:
+        refined, loads = refine_on(
+            device.measuring,
             graph,
             request.budget,
             lambda profile: Search(profile, seed=seed, **settings),

@@ -1,4 +1,4 @@
-"""Plans measured beside each other on this machine: built as bundles, then loaded in turns in fresh processes."""
+"""Plans measured beside each other on a device: built as bundles, then loaded in turns in fresh processes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import Variant
+from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
-from splitload.measure.sampling import Arm, Sample, run_arms
+from splitload.measure.sampling import Arm, Sample
 from splitload.plan.partition import Partition
 from splitload.planner.report import Report
 from splitload.planner.write_bundle import with_portable
 
 
 def measure_plans(
-    source: Source, plans: Sequence[VariantPlan], runs: int, report: Report, cache: Path, *, feeds: Mapping[str, Any]
+    device: Measuring,
+    source: Source,
+    plans: Sequence[VariantPlan],
+    runs: int,
+    report: Report,
+    cache: Path,
+    *,
+    feeds: Mapping[str, Any],
 ) -> list[list[Sample]]:
     """Measure plans of one graph in rounds, so that a machine that slows down does so for all of them.
 
@@ -26,6 +34,7 @@ def measure_plans(
     the first output. Plans that differ in their threads alone share a bundle.
 
     Args:
+        device: What measures.
         source: The model.
         plans: What to measure, at least one.
         runs: Rounds; each takes one sample of every plan, of a fresh process with a warm page cache.
@@ -34,7 +43,7 @@ def measure_plans(
         feeds: Inputs to measure with; made up where they are missing.
 
     Returns:
-        The samples of each plan, as `run_arms` gives them, in order.
+        The samples of each plan, as `Measuring.first_output` gives them, in order.
 
     Raises:
         SplitloadError: If a plan cannot be built or run.
@@ -56,7 +65,7 @@ def measure_plans(
             for done in range(runs):
                 show(done, runs)
                 for arm, taken in zip(arms, samples, strict=True):
-                    taken += run_arms([arm], inputs, feeds, 1)["splitload"]
+                    taken.append(device.first_output(arm, inputs, feeds))
     return samples
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from splitload.base.errors import UsageError
-from splitload.base.machine import available_threads
 from splitload.base.phrases import count_of
-from splitload.devices.estimate import FirstOutput, estimate, guess, with_first_outputs
-from splitload.devices.host import CUT_STAGES, HostDevice
+from splitload.devices import Measuring
+from splitload.devices.estimate import FirstOutput, estimate, with_first_outputs
 from splitload.devices.ledger import FEWEST, Ledger, Segment
+from splitload.devices.measuring import CUT_STAGES
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Profile
@@ -135,8 +135,8 @@ def _neighbours(plan: Partition, trainable_from: int | None) -> Iterator[Partiti
                 yield Partition(plan.num_blocks, points)
 
 
-def refine_on_host(
-    device: HostDevice,
+def refine_on(
+    device: Measuring,
     graph: ModelGraph,
     budget: int,
     make_search: Callable[[Profile], Search],
@@ -145,7 +145,7 @@ def refine_on_host(
     trainable_from: int | None = None,
     feeds: Mapping[str, Any] | None = None,
 ) -> tuple[Refined, int]:
-    """Search on this machine with at most `budget` stage loads; return what it came to, and the loads it took.
+    """Search on a device with at most `budget` stage loads; return what it came to, and the loads it took.
 
     Five loads are one sample of how parallel loads slow each other down: the whole model, and its halves alone and
     together. Five more are one of what a call and a cut cost besides: the whole model and an even cut, as of a bundle.
@@ -156,7 +156,7 @@ def refine_on_host(
         ModelError: If the model does not run on the feeds.
         UsageError: If the budget does not allow to measure the whole model once.
     """
-    prior = guess(graph, device.name, available_threads(), device.environment("until stable"))
+    prior = device.guess(graph)
     with device.runs(graph, feeds) as runs, report.progress("measuring within the budget", unit="loads") as show:
 
         def sample(stages: Sequence[Segment]) -> list[Cost]:

@@ -104,6 +104,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             report,
             cache,
             device=device.name if left_out else manifest.device,
+            tuner=device,
             notes=notes,
             feeds=feeds,
             trainable=trained,
@@ -160,7 +161,7 @@ def _planned(
         search = Search(profile, objective=objective, trainable_from=first_trainable)
         found = search.run()
     threads = profile.contention.threads
-    found, trial = choose_measured(search, found, source, graph, threads, report, cache, feeds=feeds)
+    found, trial = choose_measured(device, search, found, source, graph, threads, report, cache, feeds=feeds)
     if first_trainable is not None:
         found = search.apart(found, first_trainable)
     notes = notes_of(

@@ -99,7 +99,7 @@ def _check_places(request: TrainRequest, device: Device) -> None:
     """
     if request.cluster is not None:
         check_cluster(request.cluster)
-    if request.budget is not None and not isinstance(device, HostDevice):
+    if request.budget is not None and device.measuring is None:
         raise UsageError(f"--budget counts stage loads that are measured, and on '{request.device}' none are")
     for what, file in (("checkpoint", request.checkpoint), ("curve", request.curve)):
         if file is not None:
@@ -133,11 +133,19 @@ def _tried(
 ) -> tuple[FoundPlan, Trial | None]:
     """Return the plan to build, and how it was measured beside the whole model, where that chose it."""
     found, trial = planned.found, None
-    if isinstance(device, HostDevice) and request.split_points is None:
+    if device.measuring is not None and request.split_points is None:
         threads = planned.profile.contention.threads
         try:
             found, trial = choose_measured(
-                planned.search, found, model.source, model.graph, threads, report, request.cache, feeds=model.feeds
+                device.measuring,
+                planned.search,
+                found,
+                model.source,
+                model.graph,
+                threads,
+                report,
+                request.cache,
+                feeds=model.feeds,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(request, found.partition)) from None
@@ -179,6 +187,7 @@ def _written(
             report,
             request.cache,
             device=device.name,
+            tuner=device.measuring or HostDevice(request.cache),  # a native graph is laid out for this processor
             notes=notes,
             feeds=model.feeds,
             trainable=request.trained,
@@ -204,8 +213,8 @@ def _measured(
     stages, gain = planned.profile, None
     try:
         with report.status("measuring the stages and the time to first output in fresh processes"):
-            if isinstance(device, HostDevice) and planned.measured_loads is None:  # else they are in the profile
-                stages = device.measure(model.graph, plan.partition.stages(), feeds=model.feeds)
+            if device.measuring is not None and planned.measured_loads is None:  # else they are in the profile
+                stages = device.measuring.measure(model.graph, plan.partition.stages(), feeds=model.feeds)
         gain = _gain(request, report, device, model, planned.profile, plan, trial)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted while measuring; the bundle '{request.target}' is complete") from None
@@ -223,18 +232,18 @@ def _gain(
     plan: VariantPlan,
     trial: Trial | None,
 ) -> Gain:
-    """Return what the bundle gains: measured on this machine, otherwise by the profile.
+    """Return what the bundle gains: measured where the device can, otherwise by the profile.
 
     A trial that chose the plan says what the cut makes of it; a plan that was given, or is cut where training begins
     besides, is tried for that alone.
     """
     num_stages = plan.partition.num_stages
-    if not isinstance(device, HostDevice):
+    if device.measuring is None:
         here, one = (profile.schedule(each) for each in (plan.partition, Partition(profile.num_blocks)))
         ratio = one.ttfo_s / here.ttfo_s if num_stages > 1 and here.ttfo_s > 0 else None
         return Gain(here.source, num_stages, {"ttfo_s": here.ttfo_s}, {"ttfo_s": one.ttfo_s}, cut_ratio=ratio)
     if num_stages > 1 and (trial is None or plan.trainable_from is not None):
         alone = replace(plan, trainable_from=None)
-        trial = try_cut(model.source, alone, report, request.cache, feeds=model.feeds, runs=RUNS)
+        trial = try_cut(device.measuring, model.source, alone, report, request.cache, feeds=model.feeds, runs=RUNS)
     cut_ratio = None if num_stages == 1 or trial is None else trial.ratio
-    return measure_gain(model.source, plan.graph, request.target, num_stages, model.feeds, cut_ratio)
+    return measure_gain(device.measuring, model.source, plan.graph, request.target, num_stages, model.feeds, cut_ratio)

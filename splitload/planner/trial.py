@@ -1,4 +1,4 @@
-"""Before a cut is taken on this machine: whether it answers sooner than the whole model, measured, not predicted."""
+"""Before a cut is taken on a device: whether it answers sooner than the whole model, measured, not predicted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from splitload.base.errors import SplitloadError
 from splitload.build.assemble import VariantPlan
+from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
@@ -56,6 +57,7 @@ class Trial:
 
 
 def try_cut(
+    device: Measuring,
     source: Source,
     plan: VariantPlan,
     report: Report,
@@ -76,7 +78,7 @@ def try_cut(
     one = beside or Partition(plan.partition.num_blocks)
     whole = VariantPlan(plan.graph, one, plan.threads)
     try:
-        measured = measure_plans(source, [plan, whole], runs or RUNS, report, cache, feeds=feeds)
+        measured = measure_plans(device, source, [plan, whole], runs or RUNS, report, cache, feeds=feeds)
     except (SplitloadError, OSError) as error:
         so = ", so its prediction counts" if runs is None else ""
         report.note(f"the cut could not be measured beside the whole model (in '{cache}'){so}: {error}")
@@ -86,6 +88,7 @@ def try_cut(
 
 
 def choose_measured(
+    device: Measuring,
     search: Search,
     found: FoundPlan,
     source: Source,
@@ -99,10 +102,11 @@ def choose_measured(
     """Return what was found if it pays when it is measured, or else the whole model; and the trial, if there was one.
 
     Args:
+        device: What measures.
         search: What found it.
         found: What was found.
         source: The model.
-        graph: Its graph for this machine.
+        graph: Its graph for the device.
         threads: Loads that can run at the same time.
         report: Where to tell what is done.
         cache: The user's cache folder.
@@ -113,5 +117,5 @@ def choose_measured(
     one, cut = (search.written(plan) for plan in (Partition(found.partition.num_blocks), found.partition))
     if cut == one:
         return search.whole(found), None
-    trial = try_cut(source, VariantPlan(graph, cut, threads), report, cache, feeds=feeds, beside=one)
+    trial = try_cut(device, source, VariantPlan(graph, cut, threads), report, cache, feeds=feeds, beside=one)
     return (found if trial is None or trial.pays else search.whole(found)), trial

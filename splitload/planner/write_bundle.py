@@ -14,7 +14,7 @@ from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
 from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
-from splitload.devices.tuning import tune
+from splitload.devices import Measuring
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
@@ -112,6 +112,7 @@ def write_bundle(
     cache: Path,
     *,
     device: str,
+    tuner: Measuring,
     notes: Mapping[str, Any],
     feeds: Mapping[str, Any] | None = None,
     trainable: str | Collection[str] | None = None,
@@ -121,7 +122,7 @@ def write_bundle(
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
-    A native plan runs on this machine, so how its stages are loaded is chosen by measuring them on `feeds`.
+    How the stages of a native plan are loaded is chosen by `tuner`, which measures them on `feeds`.
     With `trainable` its last stage can be trained: what does that on a device is checked and written too.
     With `specialized_from` the source is that bundle at `target`: the new one names the same model, ends with the same
     last stage, is trained by the same steps, keeps personalized tails, and its portable graph is cut as before; with
@@ -158,7 +159,7 @@ def write_bundle(
             metadata=metadata,
             model_data=model_data,
             on_progress=show,
-            choose=partial(_tuned, plan, feeds or {}, show) if plan.graph.kind == "native" else None,
+            choose=partial(_tuned, tuner, plan, feeds or {}, show) if plan.graph.kind == "native" else None,
             add_training=add_training,
             check=None if on_compared is None else partial(_compared, source, feeds or {}, show, on_compared),
             on_note=report.note,
@@ -167,10 +168,14 @@ def write_bundle(
         )
 
 
-def _tuned(plan: VariantPlan, feeds: Mapping[str, Any], show: Show, folder: Path, variant: Variant) -> Variant:
+def _tuned(
+    tuner: Measuring, plan: VariantPlan, feeds: Mapping[str, Any], show: Show, folder: Path, variant: Variant
+) -> Variant:
     """Return the native variant with the ways to load its stages that were the fastest."""
     inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
-    return tune(folder, variant, inputs, feeds, lambda done, total: show(done, total, "measuring how to load them"))
+    return tuner.tune(
+        folder, variant, inputs, feeds, lambda done, total: show(done, total, "measuring how to load them")
+    )
 
 
 def _compared(

@@ -13,12 +13,13 @@ from splitload.base.errors import UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import VariantPlan
 from splitload.commands.console import Console
-from splitload.devices.host import HostDevice, profile_loads
+from splitload.devices.host import HostDevice
+from splitload.devices.measuring import profile_loads
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.objectives import OBJECTIVES
 from splitload.planner.measured import measure_plans
-from splitload.planner.refine import refine_on_host
+from splitload.planner.refine import refine_on
 from splitload.planner.search import Search
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
@@ -55,7 +56,7 @@ def row(
         device = HostDevice(folder)
         profile = device.profile(graph)
         full = Search(profile, objective=objective, num_stages=num_stages).plan()
-        refined, loads = refine_on_host(
+        refined, loads = refine_on(
             device, graph, budget, lambda made: Search(made, objective=objective, num_stages=num_stages), console
         )
     partitions = {"full": full, "budget": refined.found.partition}
@@ -63,9 +64,8 @@ def row(
         raise UsageError(f"{budget} loads do not come to a plan of {num_stages} stages; give a larger --budget")
     distinct = list(dict.fromkeys(partitions.values()))
     threads = profile.contention.threads
-    measured = measure_plans(
-        source, [VariantPlan(graph, each, threads) for each in distinct], runs, console, cache, feeds={}
-    )
+    plans = [VariantPlan(graph, each, threads) for each in distinct]
+    measured = measure_plans(device, source, plans, runs, console, cache, feeds={})
     key = OBJECTIVES[objective].deciding_key
     samples_s = {
         name: [sample[key] for sample in measured[distinct.index(partition)]] for name, partition in partitions.items()

@@ -8,12 +8,11 @@ Adam; that the losses agree is checked.
 
 from __future__ import annotations
 
-import py_compile
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,12 @@ from splitload.base.machine import available_threads
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import VariantPlan
 from splitload.commands.console import Console
+from splitload.devices.host import HostDevice
 from splitload.frontends import open_source
 from splitload.measure.arms import Subject, make_arm
-from splitload.measure.sampling import CHILD, PAUSE_S, fresh_process
+from splitload.measure.fresh import run_job
+from splitload.measure.job import TrainEpoch
+from splitload.measure.sampling import PAUSE_S, Arm
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.write_bundle import write_bundle
@@ -42,7 +44,6 @@ BATCH_SIZE, BATCHES = 16, 2
 LEARNING_RATE = 1e-3
 UNMEASURED_RUNS = 1  # compile bytecode, and fill the page cache
 FIGURES = ("process_s", "first_step_s", "first_step_peak_bytes", "epoch_peak_bytes")
-_CHILD = CHILD.with_name("epoch.py")
 _TOLERANCE = 1e-3  # relative, of the first step's loss
 
 
@@ -100,19 +101,21 @@ def row(case: Case, runs: int, console: Console, cache: Path) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="splitload-bench-") as made,
     ):
         bundle = folder / "model.splitload"
-        write_bundle(bundle, source, plan, console, cache, device="host", notes={}, trainable=case.trainable)
+        write_bundle(
+            bundle,
+            source,
+            plan,
+            console,
+            cache,
+            device="host",
+            tuner=HostDevice(cache),
+            notes={},
+            trainable=case.trainable,
+        )
         subject = Subject(case.model, source, graph, bundle, {}, cache)
         arms = [make_arm(name, subject) for name in ARMS]
         data = Path(made) / "train.npz"
         np.savez(data, **made_up_samples(graph, case, BATCH_SIZE * BATCHES))  # type: ignore[arg-type]
-        shared = {
-            "data": str(data),
-            "engines": py_compile.compile(str(CHILD), str(Path(made) / "engines.pyc")),
-            "trainable": case.trainable,
-            "batch_size": BATCH_SIZE,
-            "learning_rate": LEARNING_RATE,
-            "threads": threads,
-        }
         samples: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
         with console.progress(f"measuring {source.name}", unit="rounds") as show:
             for turn in range(-UNMEASURED_RUNS, runs):
@@ -120,8 +123,7 @@ def row(case: Case, runs: int, console: Console, cache: Path) -> dict[str, Any]:
                 for place in range(len(arms)):
                     arm = arms[(turn + place) % len(arms)]
                     time.sleep(PAUSE_S)
-                    job = {**arm.job, **shared, "arm": arm.name, "path": str(arm.path.resolve())}
-                    taken = fresh_process(_CHILD, job)
+                    taken = run_job(_epoch(arm, data.name, case), data.parent, _failed(arm))
                     if turn >= 0:
                         samples[arm.name].append({key: taken[key] for key in (*FIGURES, "losses")})
     check_losses(samples)
@@ -138,6 +140,24 @@ def row(case: Case, runs: int, console: Console, cache: Path) -> dict[str, Any]:
         "samples": samples,
         "medians": medians(samples),
     }
+
+
+def _epoch(arm: Arm, data: str, case: Case) -> TrainEpoch:
+    """Return the job of one sample."""
+    return TrainEpoch(
+        arm.name,
+        str(arm.path.resolve()),
+        data,
+        case.trainable,
+        BATCH_SIZE,
+        LEARNING_RATE,
+        available_threads(),
+        arm.job.get("module"),
+    )
+
+
+def _failed(arm: Arm) -> Callable[[str], StageError]:
+    return lambda line: StageError(f"benchmark arm '{arm.name}' failed: {line}")
 
 
 def medians(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:

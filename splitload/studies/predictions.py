@@ -103,9 +103,10 @@ def compare(model: str, runs: int, console: Console, cache: Path) -> dict[str, A
     graph = load_graph(source, "native", cache)
     cache.mkdir(parents=True, exist_ok=True)
     with scratch_folder(cache, ".predictions-") as folder:
-        profile = HostDevice(folder).profile(graph)
+        device = HostDevice(folder)
+        profile = device.profile(graph)
         plans = plans_of(graph, profile)
-        measured = measure_plans(source, plans, runs, console, cache, feeds={})
+        measured = measure_plans(device, source, plans, runs, console, cache, feeds={})
         again = HostDevice(folder, refresh=True).profile(graph)
     return {
         "model": source.name,

@@ -12,6 +12,7 @@ from splitload.base.cache import user_cache
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import VariantPlan
 from splitload.commands.console import Console
+from splitload.devices import Measuring
 from splitload.devices.host import HostDevice
 from splitload.frontends import open_source, zoo
 from splitload.frontends.onnx import Source, load_graph
@@ -38,6 +39,7 @@ class Contest:
         source: The model.
         graph: Its native graph.
         profile: Its profile on this machine.
+        device: What measures the plans.
         seed: Of the agent, and of baselines that draw.
         runs: Samples of every plan.
         console: Where to tell what is done.
@@ -50,6 +52,7 @@ class Contest:
         graph: ModelGraph,
         profile: Profile,
         *,
+        device: Measuring,
         seed: int,
         runs: int,
         console: Console,
@@ -58,6 +61,7 @@ class Contest:
         self._source = source
         self._graph = graph
         self._profile = profile
+        self._device = device
         self._seed = seed
         self._runs = runs
         self._console = console
@@ -82,7 +86,7 @@ class Contest:
             named.setdefault(partition, []).append(name)
         threads = self._profile.contention.threads
         plans = [VariantPlan(self._graph, partition, threads) for partition in named]
-        measured = measure_plans(self._source, plans, self._runs, self._console, self._cache, feeds={})
+        measured = measure_plans(self._device, self._source, plans, self._runs, self._console, self._cache, feeds={})
         taken_s = {
             partition: [sample["ttfo_s"] for sample in samples]
             for partition, samples in zip(named, measured, strict=True)
@@ -113,7 +117,7 @@ class Contest:
             return found.partition, None
         threads = self._profile.contention.threads
         found, trial = choose_measured(
-            search, found, self._source, self._graph, threads, self._console, self._cache, feeds={}
+            self._device, search, found, self._source, self._graph, threads, self._console, self._cache, feeds={}
         )
         return found.partition, trial
 
@@ -148,8 +152,18 @@ def main(words: Sequence[str] | None = None) -> int:
         source = open_source(model, cache)
         graph = load_graph(source, "native", cache)
         with scratch_folder(cache, ".rivals-") as folder:  # a profile of now, beside what is measured now
-            profile = HostDevice(folder).profile(graph)
-        contest = Contest(source, graph, profile, seed=options.seed, runs=options.runs, console=console, cache=cache)
+            device = HostDevice(folder)
+            profile = device.profile(graph)
+        contest = Contest(
+            source,
+            graph,
+            profile,
+            device=device,
+            seed=options.seed,
+            runs=options.runs,
+            console=console,
+            cache=cache,
+        )
         for count in COUNTS:
             if count is not None and count > profile.num_blocks:
                 continue

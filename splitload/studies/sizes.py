@@ -14,6 +14,7 @@ from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import VariantPlan
 from splitload.build.equality import even_splits
 from splitload.commands.console import Console
+from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import load_graph, model_files
 from splitload.frontends.zoo import names
 from splitload.measure.sampling import Arm, compare, first_outputs, run_arms, summarize
@@ -45,7 +46,9 @@ def row(model: str, form: str, num_stages: int, runs: int, console: Console, cac
     plan = VariantPlan(graph, Partition(count, cuts), available_threads())
     with scratch_folder(cache, ".sizes-") as folder:
         bundle = folder / "model.splitload"
-        write_bundle(bundle, source, plan, console, cache, device="host", notes={}, feeds=feeds)
+        write_bundle(
+            bundle, source, plan, console, cache, device="host", tuner=HostDevice(cache), notes={}, feeds=feeds
+        )
         arms = [Arm("stock", source.path, files=model_files(source.path)), Arm("splitload", bundle)]
         inputs = graph.input_tensors()
         expected, outputs = (first_outputs(arm, inputs, feeds) for arm in arms)

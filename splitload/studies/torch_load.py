@@ -6,8 +6,6 @@ told in what time the bytes alone could be moved: on a GPU from pinned memory, o
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,27 +17,31 @@ from splitload.base.phrases import milliseconds
 from splitload.base.scratch import scratch_folder
 from splitload.commands.console import Console
 from splitload.measure import pagecache
-from splitload.measure.process import python
+from splitload.measure.fresh import run_job
+from splitload.measure.job import LoadModule
 from splitload.measure.sampling import summarize
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 ARMS = ("splitload", "safetensors", "torch.load-mmap", "torch.load")  # of `measure/modules.py`
+FIGURES = ("device", "dtype", "layers", "width", "tokens")
 _TOLERANCE = 2e-2  # of the largest magnitude; half precision on a GPU is the widest
 
 
 def measured(job: dict[str, Any], arm: str) -> dict[str, Any]:
     """Return what a fresh process answers.
 
+    Args:
+        job: The figures of `LoadModule`, and the "folder" with the files of every arm.
+        arm: What it does.
+
     Raises:
         StageError: If it fails.
     """
-    command = python("splitload.measure.modules", json.dumps({**job, "arm": arm}))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StageError(f"arm '{arm}' failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures = {key: job[key] for key in FIGURES}
+    return run_job(
+        LoadModule(arm=arm, **figures), Path(job["folder"]), lambda line: StageError(f"arm '{arm}' failed: {line}")
+    )
 
 
 def samples_of(job: dict[str, Any], runs: int, cold: bool, console: Console) -> dict[str, list[dict[str, Any]]]:
@@ -90,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.cold:
         pagecache.check()
     console = Console(json=False)
-    model = {key: getattr(options, key) for key in ("device", "dtype", "layers", "width", "tokens")}
+    model = {key: getattr(options, key) for key in FIGURES}
     cache = user_cache()
     cache.mkdir(parents=True, exist_ok=True)
     with scratch_folder(cache, ".torch-") as folder:

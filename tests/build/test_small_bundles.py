@@ -19,8 +19,8 @@ from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.devices import tuning
+from splitload.devices.host import HostDevice
 from splitload.devices.simulated import SimulatedDevice
-from splitload.devices.tuning import tune
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.folding import is_maker, unfold
 from splitload.graphs.kernels import needs_packing
@@ -102,7 +102,9 @@ def test_what_packing_changes_is_seen_by_measuring(tmp_path: Path, monkeypatch: 
 
     def choose(folder: Path, variant: Any) -> Any:
         stages = tuple(stage._replace(prepack=False, upgrade=True) for stage in variant.stages)
-        return tune(folder, variant._replace(stages=stages), [TensorSpec("x", "tensor(float)", ("rows", 256))], {})
+        return HostDevice(tmp_path).tune(
+            folder, variant._replace(stages=stages), [TensorSpec("x", "tensor(float)", ("rows", 256))], {}
+        )
 
     _, _, manifest = write("int4 product", "native", tmp_path, choose=choose)
     assert [(stage.prepack, stage.upgrade) for stage in manifest.variants[0].stages] == [(True, False)]

@@ -17,11 +17,14 @@ import pytest
 
 from splitload import devices
 from splitload.base.errors import CacheWarning, ModelError, OutputError, ProfileError, UsageError
-from splitload.devices.host import HostDevice, write_profile
+from splitload.devices.host import HostDevice
+from splitload.devices.measuring import profile_loads
 from splitload.devices.simulated import DeviceModel, SimulatedDevice
-from splitload.devices.stored import StoredDevice
+from splitload.devices.stored import StoredDevice, write_profile
 from splitload.frontends.onnx import Source, load_graph
 from splitload.measure import stages
+from splitload.measure.fresh import run_job
+from splitload.measure.job import Job, LoadModel, StageFile
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention
@@ -222,18 +225,17 @@ def vars_of(graph: ModelGraph) -> dict[str, Any]:
     return {name: getattr(graph, name) for name in ModelGraph.__dataclass_fields__}
 
 
-def test_host_measures_once_and_again_only_when_asked(
-    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from splitload.devices import host
-
+def test_host_measures_once_and_again_only_when_asked(host_cache: Path, graphs: dict[str, ModelGraph]) -> None:
     first = HostDevice(host_cache, repeats=1).profile(graphs["native"])
-    runs = []
-    run = host.run_worker
-    monkeypatch.setattr(host, "run_worker", lambda job: runs.append(job) or run(job))
-    assert HostDevice(host_cache, repeats=1).profile(graphs["native"]) == first
+    runs = list[Job]()
+
+    def run(job: Job, *rest: Any, **options: Any) -> dict[str, Any]:
+        runs.append(job)
+        return run_job(job, *rest, **options)
+
+    assert HostDevice(host_cache, repeats=1, run=run).profile(graphs["native"]) == first
     assert runs == []
-    refreshing = HostDevice(host_cache, repeats=1, refresh=True)
+    refreshing = HostDevice(host_cache, repeats=1, refresh=True, run=run)
     second = refreshing.profile(graphs["native"])
     assert len(runs) == 5  # the blocks, and twice each of two plans
     assert refreshing.profile(graphs["native"]) == second
@@ -241,52 +243,39 @@ def test_host_measures_once_and_again_only_when_asked(
     (stored,) = (host_cache / "profiles").glob("*.json")
     stored.write_text(json.dumps({"schema_version": 0}))
     with pytest.warns(CacheWarning, match="it is made anew"):  # it has no hash of its own: measured again
-        HostDevice(host_cache, repeats=1).profile(graphs["native"])
+        HostDevice(host_cache, repeats=1, run=run).profile(graphs["native"])
     assert len(runs) == 10
     assert not list(graphs["native"].path.parent.glob(".measure-*"))
 
 
-def test_host_loads_two_plans_as_those_of_a_bundle(
-    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_host_loads_two_plans_as_those_of_a_bundle(host_cache: Path, graphs: dict[str, ModelGraph]) -> None:
     from splitload.bundle.read import read_manifest
-    from splitload.devices import host
 
-    run, stages = host.run_worker, []
+    stages = list[int]()
 
-    def count(job: dict[str, Any]) -> dict[str, Any]:
-        answer = run(job)  # as it is: the loader of a fresh process takes the folder for a bundle
-        if "threads" in job:
+    def count(job: Job, folder: Path, *rest: Any, **options: Any) -> dict[str, Any]:
+        answer = run_job(job, folder, *rest, **options)  # the loader of a fresh process takes the folder for a bundle
+        if isinstance(job, LoadModel):
             assert 0 < answer["load_s"] < answer["ttfo_s"]
-            stages.append(len(read_manifest(Path(job["folder"]), "hashes").variants[0].stages))
+            stages.append(len(read_manifest(folder, "hashes").variants[0].stages))
             answer = {"load_s": 100.0, "ttfo_s": 200.0 * len(stages)}
         return answer
 
-    monkeypatch.setattr(host, "run_worker", count)
-    profile = HostDevice(host_cache, repeats=1, refresh=True).profile(graphs["native"])
+    profile = HostDevice(host_cache, repeats=1, refresh=True, run=count).profile(graphs["native"])
     assert stages == [1, profile.num_blocks, 1, profile.num_blocks], "three blocks: a cut cannot be of four stages"
     assert profile.contention.start_s == pytest.approx(100.0, rel=0.01)
     later_s = (400 + 800) / 2 - 100  # of the cut, whose loads and inferences take next to nothing
     assert profile.contention.cut_infer_s == pytest.approx(later_s / profile.num_blocks, rel=0.01)
-    assert host.profile_loads(graphs["native"], 1) == profile.num_blocks + 5 + len(stages) // 2 * (
-        1 + profile.num_blocks
-    )
+    assert profile_loads(graphs["native"], 1) == profile.num_blocks + 5 + len(stages) // 2 * (1 + profile.num_blocks)
 
 
-def test_a_profile_does_without_a_cut_that_cannot_be_loaded(
-    host_cache: Path, graphs: dict[str, ModelGraph], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from splitload.devices import host
-
-    run = host.run_worker
-
-    def fail(job: dict[str, Any]) -> dict[str, Any]:
-        if "threads" in job:
+def test_a_profile_does_without_a_cut_that_cannot_be_loaded(host_cache: Path, graphs: dict[str, ModelGraph]) -> None:
+    def fail(job: Job, *rest: Any, **options: Any) -> dict[str, Any]:
+        if isinstance(job, LoadModel):
             raise ModelError("it failed")
-        return run(job)
+        return run_job(job, *rest, **options)
 
-    monkeypatch.setattr(host, "run_worker", fail)
-    profile = HostDevice(host_cache, repeats=2, refresh=True).profile(graphs["native"])
+    profile = HostDevice(host_cache, repeats=2, refresh=True, run=fail).profile(graphs["native"])
     assert (profile.contention.start_s, profile.contention.cut_infer_s) == (0.0, 0.0)
 
 
@@ -356,6 +345,6 @@ def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stages, "open_session", load)
     monkeypatch.setattr(stages.time, "perf_counter", lambda: clock[0])
-    pair = [stages.Segment(0, 1, Path("0.5"), (), (), {}), stages.Segment(1, 2, Path("8.0"), (), (), {})]
-    assert stages._serial_share(pair) == pytest.approx(1.0)
-    assert stages._serial_share([]) is None
+    pair = [stages.Opener(StageFile((0, 1), seconds, (), ()), Path()) for seconds in ("0.5", "8.0")]
+    assert stages.serial_share(pair) == pytest.approx(1.0)
+    assert stages.serial_share([]) is None

@@ -14,8 +14,11 @@ from splitload.base.errors import ModelError
 from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import File, StageEntry, TensorSpec, Variant
 from splitload.devices import tuning as module
-from splitload.devices.tuning import PLAIN, SCHEMES, Scheme, tune
+from splitload.devices.host import HostDevice
+from splitload.devices.tuning import PLAIN, SCHEMES, Scheme
 from splitload.frontends.onnx import Source, load_graph
+from splitload.measure.fresh import run_job
+from splitload.measure.job import ComparePacked, Job, TryScheme
 from splitload.plan.partition import Partition
 
 WIDTH = 640  # 1.6 MB of weights
@@ -82,24 +85,24 @@ def test_real_stages_are_measured_in_turns(
     plans: list[VariantPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Any] = []
-    real = module.run_worker
 
-    def run_worker(job: dict[str, Any]) -> dict[str, Any]:
-        answer = real(job)
-        if "compare" in job:
+    def run(job: Job, *rest: Any, **options: Any) -> dict[str, Any]:
+        answer = run_job(job, *rest, **options)
+        if isinstance(job, ComparePacked):
             assert answer == {"differ": [False, False]}
             return answer
-        jobs.append((job["scheme"], len(answer["rows"])))
+        assert isinstance(job, TryScheme)
+        jobs.append(((job.mapped, job.prefetch, job.prepack), len(answer["rows"])))
         assert all(row["first_s"] >= row["steady_s"] > 0 for row in answer["rows"])
         return answer
 
-    monkeypatch.setattr(module, "run_worker", run_worker)
+    device = HostDevice(tmp_path / "cache", run=run)
     monkeypatch.setattr(module, "REPEATS", 2)
     seen: list[tuple[int, int]] = []
     inputs = [TensorSpec(each.name, each.type, each.shape) for each in plans[0].graph.input_tensors()]
 
     def choose(folder: Path, variant: Any) -> Any:
-        chosen = tune(folder, variant, inputs, {"x": np.ones((3, WIDTH), "f")}, lambda *step: seen.append(step))
+        chosen = device.tune(folder, variant, inputs, {"x": np.ones((3, WIDTH), "f")}, lambda *step: seen.append(step))
         assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
         return chosen
 
@@ -119,12 +122,16 @@ def test_stages_that_do_not_run_are_one_clear_error(plans: list[VariantPlan], tm
             tmp_path / "m.splitload",
             plans,
             device="host",
-            choose=lambda folder, variant: tune(folder, variant, inputs, {"x": np.ones((3, 5), "f")}),
+            choose=lambda folder, variant: HostDevice(tmp_path).tune(
+                folder, variant, inputs, {"x": np.ones((3, 5), "f")}
+            ),
         )
     assert not (tmp_path / "m.splitload").exists()
 
 
-def test_without_a_megabyte_of_weights_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "run_worker", None)
-    chosen = tune(tmp_path, Variant("native", None, None, 1, True, (ENTRY,)), [], {})
+def test_without_a_megabyte_of_weights_nothing_is_measured(tmp_path: Path) -> None:
+    def never(*_: Any, **__: Any) -> dict[str, Any]:
+        raise AssertionError("nothing is to be measured")
+
+    chosen = HostDevice(tmp_path, run=never).tune(tmp_path, Variant("native", None, None, 1, True, (ENTRY,)), [], {})
     assert chosen.stages == (ENTRY._replace(upgrade=False),)

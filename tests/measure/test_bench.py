@@ -16,8 +16,9 @@ from runtime_models import INPUTS, feeds
 from splitload.base.errors import StageError
 from splitload.bundle.manifest import TensorSpec
 from splitload.measure import __main__ as child
-from splitload.measure import sampling
+from splitload.measure import fresh, sampling
 from splitload.measure.arms import ARMS
+from splitload.measure.job import Input, LoadModel
 from splitload.measure.sampling import FIGURES, Arm, compare, first_outputs, run_arms, summarize
 
 
@@ -41,13 +42,13 @@ def test_every_sample_is_a_fresh_process(
     chain_model: Path, chain_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = []
-    real = sampling.subprocess.Popen
+    real = fresh.subprocess.Popen
 
     def start(command: list[str], **options: Any) -> Any:
         commands.append(command)
         return real(command, **options)
 
-    monkeypatch.setattr(sampling.subprocess, "Popen", start)
+    monkeypatch.setattr(fresh.subprocess, "Popen", start)
     arms = [Arm("stock", chain_model), Arm("splitload", chain_bundle, threads=2)]
     samples = run_arms(arms, INPUTS, feeds(), 1)
     assert len(commands) == 2
@@ -100,13 +101,11 @@ def test_an_error_of_several_lines_becomes_one(tmp_path: Path) -> None:
 def test_the_child_answers_by_its_path_and_as_a_module(chain_model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", feeds()["x"])
     np.save(tmp_path / "z.npy", feeds()["z"])
-    rows = [{"name": name, "type": "", "shape": [], "file": str(tmp_path / f"{name}.npy")} for name in "xz"]
-    job = {"arm": "stock", "path": str(chain_model), "feeds": rows, "outputs": None}
-    (tmp_path / "job.json").write_text(json.dumps(job))
+    job = LoadModel("stock", str(chain_model), tuple(Input(name, "", (), f"{name}.npy") for name in "xz"))
+    (tmp_path / "job.json").write_text(json.dumps(job.to_json()))
     for start in ([str(child.__file__)], ["-m", "splitload.measure"]):
-        done = subprocess.run(
-            [sys.executable, *start, str(tmp_path / "job.json")], input="\n", capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, *start, str(tmp_path / "job.json"), str(tmp_path)]
+        done = subprocess.run(command, input="\n", capture_output=True, text=True, check=True)
         first, answer = done.stdout.splitlines()
         assert first == "first"
         assert json.loads(answer)["steady_runs_s"]
@@ -133,9 +132,10 @@ def test_first_outputs_are_those_of_the_model(chain_model: Path, chain_bundle: P
 
 def test_inputs_that_no_file_holds_are_made_up() -> None:
     specs = [TensorSpec("x", "tensor(bfloat16)", (2,)), TensorSpec("s", "tensor(string)", (1,))]
-    with sampling.saved_feeds(specs, {}) as rows:
-        assert [(row["name"], row["file"] is None) for row in rows] == [("x", True), ("s", False)]
-        values = [child._feed(json.loads(json.dumps(row))) for row in rows]
+    with sampling.saved_inputs(specs, {}) as (folder, inputs):
+        assert [(each.name, each.file is None) for each in inputs] == [("x", True), ("s", False)]
+        rows = json.loads(json.dumps(LoadModel("stock", "m", inputs).to_json()))["inputs"]
+        values = [child._feed(row, str(folder)) for row in rows]
         assert values[0].data_type() == "tensor(bfloat16)"
         assert values[1].tolist() == ["a"]
         assert values[1].dtype == object

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import pytest
 from splitload.base.errors import OutputError
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
-from splitload.measure.sampling import Arm, run_arms
+from splitload.devices.host import HostDevice
+from splitload.measure.sampling import Arm
 from splitload.planner import gain as gains
 from splitload.planner import measured, search, train, trial
 from splitload.planner.trial import RUNS, Trial
@@ -45,17 +46,18 @@ class Script:
 def script(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Script]:
     """Have every cut searched for taken to the trial; what is measured there, of real bundles, is scripted."""
     monkeypatch.setattr(search, "WORTHWHILE", -10.0)
-    script = Script()
+    script, real = Script(), HostDevice.first_output
 
-    def scripted(arms: Sequence[Arm], *_: Any) -> dict[str, list[dict[str, float]]]:
-        (arm,) = arms
+    def scripted(device: HostDevice, arm: Arm, *rest: Any) -> dict[str, float]:
+        if not arm.path.parent.name.startswith(".trial-"):  # the gain of the bundle that was made
+            return real(device, arm, *rest)
         assert {variant.kind for variant in read_manifest(arm.path, "hashes").variants} == {"native", "portable"}
         stages = len(read_manifest(arm.path).variants[0].stages)
         split = stages > script.whole_stages
         script.measured.append("split" if split else "whole")
-        return {"splitload": [{"ttfo_s": script.split_s if split else 1.0}]}
+        return {"ttfo_s": script.split_s if split else 1.0}
 
-    monkeypatch.setattr(measured, "run_arms", scripted)
+    monkeypatch.setattr(HostDevice, "first_output", scripted)
     yield script
     assert not list(cache.glob(".trial-*"))
 
@@ -170,13 +172,15 @@ def test_samples_are_of_fresh_processes(
     monkeypatch.setattr(search, "WORTHWHILE", -10.0)
     monkeypatch.setattr(trial, "RUNS", 2)
     samples: list[float] = []
+    real = HostDevice.first_output
 
-    def seen(arms: Sequence[Arm], *rest: Any) -> dict[str, list[dict[str, float]]]:
-        found = run_arms(arms, *rest)
-        samples.extend(sample["ttfo_s"] for sample in found["splitload"])
+    def seen(device: HostDevice, arm: Arm, *rest: Any) -> dict[str, float]:
+        found = real(device, arm, *rest)
+        if arm.path.parent.name.startswith(".trial-"):
+            samples.append(found["ttfo_s"])
         return found
 
-    monkeypatch.setattr(measured, "run_arms", seen)
+    monkeypatch.setattr(HostDevice, "first_output", seen)
     tried = trained(capsys, chain_model, 2)["trial"]
     assert len(set(samples)) == 4
     assert tried["split_ttfo_s"] == pytest.approx((samples[0] + samples[2]) / 2)

@@ -22,7 +22,6 @@ from splitload.measure.sampling import Arm
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner import measured
 from splitload.studies import plan_tables, predictions, records
 
 
@@ -93,14 +92,13 @@ def test_the_record_holds_every_sample(
 ) -> None:
     opened: list[tuple[Path, int | None, int]] = []
 
-    def scripted(arms: Sequence[Arm], *_: Any) -> dict[str, list[dict[str, float]]]:
-        (arm,) = arms
+    def scripted(_: HostDevice, arm: Arm, *rest: Any) -> dict[str, float]:
         stages = read_manifest(arm.path, "hashes").variants[0].stages
         assert not any(stage.upgrade for stage in stages)
         opened.append((arm.path, arm.threads, len(stages)))
-        return {"splitload": [sample(1.0 + len(opened))]}
+        return sample(1.0 + len(opened))
 
-    monkeypatch.setattr(measured, "run_arms", scripted)
+    monkeypatch.setattr(HostDevice, "first_output", scripted)
     monkeypatch.setattr(predictions, "HostDevice", functools.partial(HostDevice, repeats=1))
     out = tmp_path / "found.json"
     assert predictions.main([model, "--runs", "2", "-o", str(out)]) == 0

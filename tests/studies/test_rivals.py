@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from splitload.devices.host import HostDevice
 from splitload.measure.sampling import Arm
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner import measured
 from splitload.planner.search import Search
 from splitload.studies import plan_tables, records, rivals
 
@@ -44,12 +42,11 @@ def test_the_same_plan_is_measured_once(
     monkeypatch.setattr(rivals, "COUNTS", (None, 2, 3, 4))
     opened: list[int] = []
 
-    def scripted(arms: Sequence[Arm], *_: Any) -> dict[str, list[dict[str, float]]]:
-        (arm,) = arms
+    def scripted(_: HostDevice, arm: Arm, *rest: Any) -> dict[str, float]:
         opened.append(len(read_manifest(arm.path).variants[0].stages))
-        return {"splitload": [{"ttfo_s": float(len(opened))}]}
+        return {"ttfo_s": float(len(opened))}
 
-    monkeypatch.setattr(measured, "run_arms", scripted)
+    monkeypatch.setattr(HostDevice, "first_output", scripted)
     monkeypatch.setattr(rivals, "HostDevice", functools.partial(HostDevice, repeats=1))
     out = tmp_path / "found.json"
     assert rivals.main([model, "--runs", "3", "-o", str(out)]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import pytest
 import torch
 
 from splitload.measure import modules
+from splitload.measure.job import LoadModule
 from splitload.studies import records, torch_load
 
 
 def test_every_arm_computes_the_same(tmp_path: Path) -> None:
-    job = {"device": "cpu", "dtype": "bfloat16", "layers": 2, "width": 64, "tokens": 3, "folder": str(tmp_path)}
-    prepared = modules.answer({**job, "arm": "prepare"})
+    job = LoadModule(arm="prepare", device="cpu", dtype="bfloat16", layers=2, width=64, tokens=3)
+    prepared = modules.answer(job, tmp_path)
     assert prepared["model_bytes"] == 2 * sum(each.numel() for each in modules.Transformer(2, 64).parameters())
     assert prepared["num_stages"] == 1
-    found = [modules.answer({**job, "arm": arm}) for arm in torch_load.ARMS]
+    found = [modules.answer(replace(job, arm=arm), tmp_path) for arm in torch_load.ARMS]
     assert set(torch_load.ARMS) == set(modules.ARMS)
     assert all(each["output"] == found[0]["output"] for each in found)
     assert all(each["ttfo_s"] == pytest.approx(each["load_s"] + each["first_inference_s"]) for each in found)
@@ -66,7 +68,8 @@ def test_an_arm_that_computes_something_else(
 
 def test_a_process_that_fails_says_why() -> None:
     with pytest.raises(Exception, match=r"arm 'copy' failed: .*nowhere"):
-        torch_load.measured({"device": "nowhere", "folder": "."}, "copy")
+        job = {"device": "nowhere", "dtype": "float32", "layers": 1, "width": 64, "tokens": 1, "folder": "."}
+        torch_load.measured(job, "copy")
 
 
 @pytest.mark.parametrize("words", [["--width", "65"], ["--layers", "0"], ["--dtype", "int8"]])

@@ -1,0 +1,30 @@
+"""Machines that jobs run on: what a device must know of one to measure there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitload.measure.fresh import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine that runs jobs: this one, or a board on the network.
+
+    Attributes:
+        name: Name of the device, as on the command line.
+        words: What messages call it, for example "this host".
+        threads: Loads that can run at a time.
+        cpu: Its kind of processor, see `base.machine.cpu_architecture`.
+        cpu_model: Its processor, for people.
+        onnxruntime: The version that runs there.
+        run: Does a job there in a fresh process.
+    """
+
+    name: str
+    words: str
+    threads: int
+    cpu: str
+    cpu_model: str
+    onnxruntime: str
+    run: Runner

@@ -1,0 +1,135 @@
+"""Stages and plans of one graph, written once and measured in fresh processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from splitload.base.errors import ModelError
+from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
+from splitload.devices.estimate import FirstOutput
+from splitload.devices.ledger import Segment
+from splitload.devices.machine import Machine
+from splitload.graphs.stages import StageFiles, StageWriter
+from splitload.measure.fresh import save_inputs
+from splitload.measure.job import LoadModel, SampleStages, StageFile
+from splitload.plan.graph import ModelGraph
+from splitload.plan.partition import Partition
+from splitload.plan.profile import Cost
+from splitload.runtime.inputs import cure, made_up
+
+
+class Runs:
+    """Measures stages of one graph, each sample in a fresh process.
+
+    Args:
+        graph: The model.
+        feeds: Inputs; made up where missing.
+        folder: Where the stages' files are written, once each.
+        machine: Where the processes run.
+    """
+
+    def __init__(self, graph: ModelGraph, feeds: Mapping[str, Any], folder: Path, machine: Machine) -> None:
+        self._graph = graph
+        self._folder = folder
+        self._machine = machine
+        self._writer = StageWriter(graph)
+        self._written: dict[Segment, StageFiles] = {}
+        specs = graph.input_tensors()
+        self._inputs = save_inputs(specs, feeds, folder)
+        self._made_up = made_up(specs, feeds)
+
+    def sample(
+        self, chain: Sequence[Segment], others: Sequence[Segment] = (), *, pair: bool = False
+    ) -> tuple[list[tuple[Segment, Cost]], float | None]:
+        """Load and run once the stages of a partition, in order, and other segments where their inputs are there.
+
+        Args:
+            chain: The stages.
+            others: Further segments; each begins where one of the stages does.
+            pair: Whether to load two halves of the model as well, alone and together: four loads.
+
+        Returns:
+            What each took, and of a pair the share of the shorter load that the longer one waits for.
+
+        Raises:
+            ModelError: If the model does not run.
+        """
+        halves = list(even_cut(self._graph, 2).stages()) if pair and len(self._graph.blocks) > 1 else []
+        files = (tuple(map(self._file, each)) for each in (chain, others, halves))
+        answer = self._machine.run(SampleStages(self._inputs, *files), self._folder, self._failed)
+        costs = [
+            ((row["start"], row["end"]), Cost(row["load_s"], row["first_inference_s"], row["inference_s"]))
+            for row in answer["rows"]
+        ]
+        return costs, answer["serial_share"]
+
+    def first_output(self, plan: Partition, threads: int) -> FirstOutput:
+        """Load a plan once as that of a bundle, in a fresh process, and return when it was loaded and when it answered.
+
+        Args:
+            plan: Its stages are loaded in the plain way, and not made anew afterwards.
+            threads: Loading threads.
+
+        Raises:
+            ModelError: If the model does not run.
+        """
+        manifest = self._manifest(plan, threads)
+        (self._folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+        job = LoadModel("splitload", ".", self._inputs, threads, steady=False)
+        answer = self._machine.run(job, self._folder, self._failed)
+        return FirstOutput(answer["load_s"], answer["ttfo_s"])
+
+    def _manifest(self, plan: Partition, threads: int) -> Manifest:
+        """Return what makes a bundle of the folder."""
+        graph = self._graph
+        stages = tuple(
+            # a weight may lie in the file of a stage of another plan, which this manifest does not name
+            self._stage(segment).entry(str(segment), segment, upgrade=False)._replace(shares=())
+            for segment in plan.stages()
+        )
+        inputs, outputs = (
+            tuple(TensorSpec(name, graph.tensors[name].type, graph.tensors[name].shape) for name in names)
+            for names in (graph.inputs, graph.outputs)
+        )
+        return Manifest(
+            model=graph.name,
+            model_sha256=graph.source_sha256,
+            model_bytes=graph.source_bytes,
+            created_with={},
+            cpu=self._machine.cpu,
+            device=self._machine.name,
+            plan={},
+            inputs=inputs,
+            outputs=outputs,
+            variants=(Variant(graph.kind, None, None, threads, True, stages),),
+        )
+
+    def _file(self, segment: Segment) -> StageFile:
+        """Return a segment's stage file as a job has it."""
+        stage = self._stage(segment)
+        outputs = tuple(TensorSpec(spec.name, spec.type, None) for spec in stage.outputs)
+        return StageFile(
+            segment, stage.graph.name, stage.inputs, outputs, stage.prepack, stage.optimized, stage.reoptimize
+        )
+
+    def _stage(self, segment: Segment) -> StageFiles:
+        """Return a segment's stage file, and write it the first time."""
+        if segment not in self._written:
+            nodes = self._graph.node_range(*segment)
+            self._written[segment] = self._writer.write(*nodes, self._folder, "blocks-{}-{}".format(*segment))
+        return self._written[segment]
+
+    def _failed(self, line: str) -> ModelError:
+        return ModelError(f"the model cannot be measured on {self._machine.words}{cure(self._made_up)}: {line}")
+
+
+def even_cut(graph: ModelGraph, num_stages: int) -> Partition:
+    """Return a cut into about equal loading work; of fewer stages where blocks are few or one does most of it."""
+    cost, num_blocks = graph.cumulative_cost(), len(graph.blocks)
+    shares = [cost[-1] * number / num_stages for number in range(1, num_stages)] if num_blocks > 1 else []
+    starts = {number: cost[graph.blocks[number].start] for number in range(1, num_blocks)}
+    points = {min(starts, key=lambda number: abs(starts[number] - share)) for share in shares}
+    return Partition(num_blocks, tuple(sorted(points)))

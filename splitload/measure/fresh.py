@@ -1,0 +1,125 @@
+"""Runs jobs, each in a process of its own, on this machine."""
+
+from __future__ import annotations
+
+import json
+import py_compile
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from splitload.base.errors import ModelError, SplitloadError
+from splitload.measure.job import Input, Job
+from splitload.measure.process import python
+from splitload.runtime.inputs import InputSpec, example_inputs, save_feeds
+
+PROGRAM = Path(__file__).with_name("__main__.py")
+_MODULE = "splitload.measure.__main__"
+
+
+class Runner(Protocol):
+    """Runs a job somewhere: `run_job` on this machine."""
+
+    def __call__(
+        self,
+        job: Job,
+        folder: Path,
+        failed: Callable[[str], SplitloadError],
+        *,
+        at_first: Callable[[], int] | None = None,
+    ) -> dict[str, Any]:
+        """Return the answer; see `run_job`."""
+        ...
+
+
+def run_job(
+    job: Job,
+    folder: Path,
+    failed: Callable[[str], SplitloadError],
+    *,
+    at_first: Callable[[], int] | None = None,
+) -> dict[str, Any]:
+    """Return what a fresh process answers to a job.
+
+    Args:
+        job: What it does.
+        folder: Where the files of the job lie.
+        failed: Returns the error to raise where it fails, of the last line that it wrote.
+        at_first: Called at the moment that is measured, where the time of the whole process counts; the process waits.
+
+    Returns:
+        The answer, as the class of the job says it. `first_at_s`, a moment, becomes `process_s`, the seconds since the
+        interpreter was started; and `touched_bytes` is what `at_first` returned.
+
+    Raises:
+        SplitloadError: If it fails: what `failed` returned.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="splitload-job-") as made,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+    ):
+        message = Path(made) / "job.json"
+        message.write_text(json.dumps(job.to_json()), encoding="utf-8")
+        program = _compiled(Path(made)) if job.whole_process else _MODULE
+        command = python(program, str(message), str(folder.resolve()))
+        start = time.monotonic()
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace"
+        ) as child:
+            try:
+                assert child.stdout is not None  # noqa: S101
+                told = child.stdout.readline() if job.whole_process else ""
+                touched_bytes = at_first() if told and at_first is not None else 0
+                answer, _ = child.communicate("\n")
+            except BaseException:
+                child.kill()
+                raise
+        if child.returncode != 0:
+            errors.seek(0)
+            lines = errors.read().strip().splitlines() or [f"the process ended with {child.returncode}"]
+            raise failed(lines[-1][:300])
+    figures: dict[str, Any] = json.loads(answer)
+    if job.whole_process:
+        figures["process_s"] = figures.pop("first_at_s") - start
+        figures["touched_bytes"] = touched_bytes
+    return figures
+
+
+def save_inputs(specs: Iterable[InputSpec], feeds: Mapping[str, Any], folder: Path) -> tuple[Input, ...]:
+    """Return the inputs of a model as a job has them, with their values in files, the same for every process.
+
+    What is of a type that numpy lacks has no file, and is made up by the process.
+
+    Args:
+        specs: The model's inputs.
+        feeds: Their values; made up where they are missing.
+        folder: Where the .npy files are written; a job in that folder names them.
+
+    Raises:
+        ModelError: If a value that is given is no array, or one cannot be made up.
+        UsageError: If `feeds` names no input.
+    """
+    inputs = list(specs)
+    for name, value in feeds.items():
+        if not isinstance(value, np.ndarray):
+            raise ModelError(f"input '{name}' is no array; only models on arrays can be measured on this host")
+    values = example_inputs(inputs, feeds)
+    paths = save_feeds({name: value for name, value in values.items() if isinstance(value, np.ndarray)}, folder)
+    files = {name: Path(path).name for name, path in paths.items()}
+    return tuple(
+        Input(spec.name, spec.type, None if spec.shape is None else tuple(spec.shape), files.get(spec.name))
+        for spec in inputs
+        if spec.name in values
+    )
+
+
+def _compiled(folder: Path) -> Path:
+    """Compile the program into a folder, with what lies beside it there, and return it: no sample is to pay for it."""
+    for name in ("__main__", "epoch"):
+        py_compile.compile(str(PROGRAM.with_name(f"{name}.py")), str(folder / f"{name}.pyc"))
+    return folder / "__main__.pyc"

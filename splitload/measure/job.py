@@ -1,0 +1,380 @@
+"""What a fresh process is told to do, on this machine or on a device on the network: typed messages with a version.
+
+A job is sent with a folder. Files are named inside that folder; only jobs of the benchmark and of studies, which stay
+on this machine, also name files elsewhere, by absolute paths. `to_json` gives the message, `read_job` checks one that
+has arrived: unknown kinds, keys and versions are errors. Answers are objects of JSON, and every kind says which keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar
+
+from splitload.base.errors import BundleError, UsageError
+from splitload.base.fields import Reader
+from splitload.bundle.manifest import TensorSpec
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input of the model.
+
+    Attributes:
+        name: Its name.
+        type: onnxruntime's word, for example "tensor(float)".
+        shape: As in `TensorSpec`.
+        file: The .npy file with its value; None where the process makes the value up.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...] | None
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageFile:
+    """A stage to load and run.
+
+    Attributes:
+        blocks: Its half-open range of blocks.
+        graph: Name of its .ort or .onnx file; weights lie where that says.
+        inputs: Names of what it reads: inputs of the model and outputs of earlier stages.
+        outputs: What it gives.
+        prepack: Whether its first session has to rearrange weights.
+        optimized: Whether the graph is taken as it is.
+        reoptimize: Whether a session that rearranges weights is optimised as well.
+    """
+
+    blocks: tuple[int, int]
+    graph: str
+    inputs: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+    prepack: bool = False
+    optimized: bool = True
+    reoptimize: bool = False
+
+    def optimize(self, prepack: bool) -> bool:
+        """Return whether onnxruntime optimises the graph of a session, which rearranges weights or does not."""
+        return not self.optimized or (prepack and self.reoptimize)
+
+
+class Job:
+    """What jobs have in common.
+
+    Attributes:
+        kind: The word of the message that tells the class.
+        whole_process: Whether the time from the start of the interpreter counts: the process then imports nothing that
+            it does not need, and stops after what is measured until it is told to go on.
+    """
+
+    __slots__ = ()
+    kind: ClassVar[str]
+    whole_process: ClassVar[bool] = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the message, as plain JSON values."""
+        values: dict[str, Any] = _plain(self)
+        return {"version": VERSION, "kind": self.kind, **values}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel(Job):
+    """Load a model in one way, an arm, and run it; the only measurement of a time to first output.
+
+    The answer has `ttfo_s`, its parts `load_s` and `first_inference_s`, `first_at_s` on the system's clock,
+    `steady_runs_s`, `peak_memory_bytes`, `settled_memory_bytes` and `major_faults`; `import_s` of the splitload arm;
+    and with `outputs` the names of .npy files of the first outputs, None for one that is no array.
+
+    Attributes:
+        arm: One of `splitload.measure.arms.ARMS`.
+        path: The file or bundle.
+        inputs: The model's inputs.
+        threads: Threads it is told to use; None for the engine's own rule.
+        steady: Whether it is run again after the first output.
+        outputs: Whether the first outputs are saved.
+        module: How a torch module is built: "package", "name" and, where it is imported from there, "folder".
+        cache: OpenVINO's model cache.
+        weights: The weights of a model of ncnn.
+        batch: Which dimension is the batch in each of ncnn's "inputs" and "outputs".
+    """
+
+    kind: ClassVar[str] = "load"
+    whole_process: ClassVar[bool] = True
+    arm: str
+    path: str
+    inputs: tuple[Input, ...]
+    threads: int | None = None
+    steady: bool = True
+    outputs: bool = False
+    module: Mapping[str, str] | None = None
+    cache: str | None = None
+    weights: str | None = None
+    batch: Mapping[str, list[int]] | None = None
+
+    @classmethod
+    def read(cls, row: Reader) -> LoadModel:
+        """Return what a message says."""
+        return cls(
+            row.text("arm"),
+            row.text("path"),
+            _inputs(row),
+            None if row.get("threads") is None else row.count("threads", 1),
+            row.flag("steady"),
+            row.flag("outputs"),
+            None if row.get("module") is None else row.mapping("module"),
+            row.optional_text("cache"),
+            row.optional_text("weights"),
+            None if row.get("batch") is None else row.mapping("batch"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStages(Job):
+    """Load and run stages once, in order, each twice.
+
+    The answer has `rows` of `start`, `end`, `load_s`, `first_inference_s` and `inference_s`, and `serial_share`: the
+    share of the shorter load of the pair that the longer one waits for, None without a pair.
+
+    Attributes:
+        inputs: The model's inputs.
+        chain: The stages of a partition; each reads what those before give.
+        segments: Further stages, loaded where one of the chain begins at the same block.
+        pair: Two stages to load alone and together, or none.
+    """
+
+    kind: ClassVar[str] = "stages"
+    inputs: tuple[Input, ...]
+    chain: tuple[StageFile, ...]
+    segments: tuple[StageFile, ...] = ()
+    pair: tuple[StageFile, ...] = ()
+
+    @classmethod
+    def read(cls, row: Reader) -> SampleStages:
+        """Return what a message says."""
+        return cls(_inputs(row), *(_stages(row, key) for key in ("chain", "segments", "pair")))
+
+
+@dataclass(frozen=True, slots=True)
+class TryScheme(Job):
+    """Load and run stage after stage in one way.
+
+    The answer has `rows` of `first_s`, until the first result, and `steady_s`, of a later run.
+
+    Attributes:
+        inputs: The model's inputs.
+        stages: All stages of a variant.
+        mapped: Whether weights stay mapped.
+        prefetch: Whether a thread of its own reads the file ahead.
+        prepack: Whether weights are rearranged.
+    """
+
+    kind: ClassVar[str] = "scheme"
+    inputs: tuple[Input, ...]
+    stages: tuple[StageFile, ...]
+    mapped: bool
+    prefetch: bool
+    prepack: bool
+
+    @classmethod
+    def read(cls, row: Reader) -> TryScheme:
+        """Return what a message says."""
+        return cls(_inputs(row), _stages(row, "stages"), row.flag("mapped"), row.flag("prefetch"), row.flag("prepack"))
+
+
+@dataclass(frozen=True, slots=True)
+class ComparePacked(Job):
+    """Run stage after stage as it is and with rearranged weights.
+
+    The answer has `differ`: for each stage whether the two answer otherwise, beyond rounding.
+
+    Attributes:
+        inputs: The model's inputs.
+        stages: All stages of a variant.
+    """
+
+    kind: ClassVar[str] = "packed"
+    inputs: tuple[Input, ...]
+    stages: tuple[StageFile, ...]
+
+    @classmethod
+    def read(cls, row: Reader) -> ComparePacked:
+        """Return what a message says."""
+        return cls(_inputs(row), _stages(row, "stages"))
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertModel(Job):
+    """Write the files that another engine reads; the answer is empty.
+
+    Attributes:
+        arm: The arm that reads them.
+        model: The MODEL word.
+        graph: The .onnx file.
+        target: The folder to write into.
+        inputs: The model's inputs.
+    """
+
+    kind: ClassVar[str] = "convert"
+    arm: str
+    model: str
+    graph: str
+    target: str
+    inputs: tuple[Input, ...]
+
+    @classmethod
+    def read(cls, row: Reader) -> ConvertModel:
+        """Return what a message says."""
+        return cls(row.text("arm"), row.text("model"), row.text("graph"), row.text("target"), _inputs(row))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainEpoch(Job):
+    """Train the last layers of a model for an epoch, in one arm's way.
+
+    The answer has `losses`, `first_step_s` from the moment everything is imported, `first_at_s` on the system's clock,
+    `first_step_peak_bytes` and `epoch_peak_bytes`.
+
+    Attributes:
+        arm: "splitload", "torch" or "torch-mmap".
+        path: The bundle or the weights.
+        data: The .npz file with samples by input, and their classes as "y".
+        trainable: Pattern of the names of the weights that are trained; a bundle knows its own.
+        batch_size: Samples of a step.
+        learning_rate: Of Adam.
+        threads: Torch's threads.
+        module: How a torch module is built, see `LoadModel`; None of a bundle.
+    """
+
+    kind: ClassVar[str] = "epoch"
+    whole_process: ClassVar[bool] = True
+    arm: str
+    path: str
+    data: str
+    trainable: str
+    batch_size: int
+    learning_rate: float
+    threads: int
+    module: Mapping[str, str] | None = None
+
+    @classmethod
+    def read(cls, row: Reader) -> TrainEpoch:
+        """Return what a message says."""
+        return cls(
+            row.text("arm"),
+            row.text("path"),
+            row.text("data"),
+            row.text("trainable"),
+            row.count("batch_size", 1),
+            row.number("learning_rate"),
+            row.count("threads", 1),
+            None if row.get("module") is None else row.mapping("module"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModule(Job):
+    """Load a torch module of any size and run it; or write the files of all arms, or copy memory.
+
+    The answer of an arm has `ttfo_s`, `load_s`, `first_inference_s`, `steady_inference_s` and `output`; that of
+    "prepare" `model_bytes`, `num_stages` and `gpu`; that of "copy" `bytes_per_s`.
+
+    Attributes:
+        arm: One of `splitload.measure.modules.ARMS`, "prepare" or "copy".
+        device: Torch's word.
+        dtype: Torch's word, for example "float32".
+        layers: Layers of the module.
+        width: Its width.
+        tokens: Of an input.
+    """
+
+    kind: ClassVar[str] = "module"
+    arm: str
+    device: str
+    dtype: str
+    layers: int
+    width: int
+    tokens: int
+
+    @classmethod
+    def read(cls, row: Reader) -> LoadModule:
+        """Return what a message says."""
+        words = (row.text(key) for key in ("arm", "device", "dtype"))
+        arm, device, dtype = words
+        return cls(arm, device, dtype, *(row.count(key, 1) for key in ("layers", "width", "tokens")))
+
+
+KINDS: Mapping[str, Any] = {
+    each.kind: each
+    for each in (LoadModel, SampleStages, TryScheme, ComparePacked, ConvertModel, TrainEpoch, LoadModule)
+}
+
+
+def read_job(data: Any) -> Job:
+    """Return the job of a message.
+
+    Args:
+        data: Parsed JSON.
+
+    Raises:
+        UsageError: If anything is missing, unknown or of the wrong type.
+    """
+    try:
+        top = Reader(data, "job")
+        if top.get("version") != VERSION:
+            raise BundleError(f"job.version must be {VERSION}, it is {top.get('version')!r:.40}")
+        kind = KINDS[top.choice("kind", *KINDS)]
+        top.only("version", "kind", *(field.name for field in fields(kind)))
+        job: Job = kind.read(top)
+    except BundleError as error:
+        raise UsageError(f"a process is given a job that it cannot do: {error}") from error
+    return job
+
+
+def _plain(value: Any) -> Any:
+    """Return a value, and whatever it holds, as plain JSON values."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, TensorSpec):
+        return {key: _plain(each) for key, each in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _inputs(row: Reader) -> tuple[Input, ...]:
+    return tuple(
+        Input(*_tensor(each, "file"), None if each.get("file") is None else each.text("file"))
+        for each in row.items("inputs")
+    )
+
+
+def _stages(row: Reader, key: str) -> tuple[StageFile, ...]:
+    return tuple(map(_stage, row.items(key)))
+
+
+def _stage(row: Reader) -> StageFile:
+    row.only(*(field.name for field in fields(StageFile)))
+    graph, blocks, inputs = row.text("graph"), row.sequence("blocks"), row.sequence("inputs")
+    if graph in (".", "..") or "/" in graph or "\\" in graph:
+        raise BundleError(f"{row.where}.graph must be the name of a file in the folder, it is {graph!r}")
+    if len(blocks) != 2 or not all(isinstance(each, int) for each in blocks):
+        raise BundleError(f"{row.where}.blocks must be two whole numbers, they are {blocks!r:.40}")
+    if not all(isinstance(each, str) for each in inputs):
+        raise BundleError(f"{row.where}.inputs must be strings")
+    outputs = tuple(_tensor(each) for each in row.items("outputs"))
+    start, end = blocks
+    flags = (row.flag(name) for name in ("prepack", "optimized", "reoptimize"))
+    return StageFile((start, end), graph, tuple(inputs), outputs, *flags)
+
+
+def _tensor(row: Reader, *others: str) -> TensorSpec:
+    """Return the tensor of a row that has no more keys than it and `others`."""
+    row.only(*TensorSpec._fields, *others)
+    shape = None if row.get("shape") is None else tuple(row.sequence("shape"))
+    if not all(size is None or isinstance(size, int | str) for size in shape or ()):
+        raise BundleError(f"{row.where}.shape must hold sizes, names and null, it is {shape!r:.80}")
+    return TensorSpec(row.text("name"), row.text("type"), shape)
