@@ -1,4 +1,4 @@
-"""Devices: one contract for all of them, then what each must refuse and compute."""
+"""Devices: what each must refuse and compute, besides the contract of `test_contract.py`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import models
 import numpy as np
-import onnx
 import pytest
+from device_graphs import make_graph
 
 from splitload import devices
 from splitload.base.errors import CacheWarning, ModelError, OutputError, ProfileError, UsageError
@@ -21,11 +21,10 @@ from splitload.devices.host import HostDevice
 from splitload.devices.measuring import profile_loads
 from splitload.devices.simulated import DeviceModel, SimulatedDevice
 from splitload.devices.stored import StoredDevice, write_profile
-from splitload.frontends.onnx import Source, load_graph
 from splitload.measure import stages
 from splitload.measure.fresh import run_job
 from splitload.measure.job import Job, LoadModel, StageFile
-from splitload.plan.graph import GraphKind, ModelGraph
+from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention
 
@@ -46,72 +45,8 @@ threads = "made up"
 """
 
 
-def make_graph(folder: Path, kind: GraphKind, model: onnx.ModelProto | None = None, max_blocks: int = 3) -> ModelGraph:
-    source = Source.open(models.save(model or models.chain(6, width=16), folder), "toy-model")
-    return load_graph(source, kind, folder / "cache", max_blocks=max_blocks)
-
-
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelGraph]:
-    folder = tmp_path_factory.mktemp("graphs")
-    return {kind: make_graph(folder, kind) for kind in ("native", "portable")}  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("host")
-
-
 FILES = {name: path for name, path in devices.names().items() if path is not None}
 SIMULATED = list(FILES)
-
-
-@pytest.fixture
-def opened(
-    request: pytest.FixtureRequest, graphs: dict[str, ModelGraph], host_cache: Path, tmp_path: Path
-) -> devices.Device:
-    if request.param == "host":
-        return HostDevice(host_cache, repeats=1)
-    if request.param in SIMULATED:
-        return devices.open_device(request.param, tmp_path)
-    simulated = devices.open_device("s20", tmp_path)
-    write_profile(tmp_path / "stored.json", simulated.profile(graphs["portable"]))
-    return devices.open_device(str(tmp_path / "stored.json"), tmp_path)
-
-
-@pytest.mark.parametrize("opened", ["host", *SIMULATED, "stored"], indirect=True)
-class TestEveryDevice:
-    """What a search relies on, whatever the device."""
-
-    def test_says_what_it_is(self, opened: devices.Device) -> None:
-        assert opened.name
-        assert opened.source in ("measured", "simulated")
-        assert opened.graph_kind in ("native", "portable")
-        assert opened.description
-        assert "\n" not in opened.description
-
-    def test_profiles_every_block_of_the_graph(self, opened: devices.Device, graphs: dict[str, ModelGraph]) -> None:
-        graph = graphs[opened.graph_kind]
-        calls: list[tuple[int, int]] = []
-        profile = opened.profile(graph, on_progress=lambda done, total: calls.append((done, total)))
-        assert [block.name for block in profile.blocks] == [block.name for block in graph.blocks]
-        assert [block.weights_bytes for block in profile.blocks] == [block.weights_bytes for block in graph.blocks]
-        assert (profile.model, profile.model_sha256) == (graph.name, graph.source_sha256)
-        assert (profile.device, profile.source, profile.graph) == (opened.name, opened.source, opened.graph_kind)
-        assert all(block.cost.load_s > 0 and block.cost.inference_s >= 0 for block in profile.blocks)
-        assert profile.contention.threads >= 1
-        assert all(done <= total for done, total in calls)
-
-    def test_answers_the_same_again(self, opened: devices.Device, graphs: dict[str, ModelGraph]) -> None:
-        graph = graphs[opened.graph_kind]
-        assert opened.profile(graph) == opened.profile(graph)
-
-    def test_its_profile_survives_a_file(
-        self, opened: devices.Device, graphs: dict[str, ModelGraph], tmp_path: Path
-    ) -> None:
-        profile = opened.profile(graphs[opened.graph_kind])
-        write_profile(tmp_path / "again.json", profile)
-        assert Profile.read(tmp_path / "again.json") == profile
 
 
 def test_names_and_unknown_devices(tmp_path: Path) -> None:
