@@ -18,9 +18,7 @@ VERSION = 1  # of the message
 LOAD_KEYS = {
     "version", "kind", "arm", "path", "inputs", "threads", "steady", "outputs", "module", "cache", "weights", "batch",
 }  # fmt: skip
-UNMEASURED_RUNS = 3
-STEADY_RUNS = 10
-STEADY_S = 1.0
+UNMEASURED_RUNS, STEADY_RUNS, STEADY_S = 3, 10, 1.0
 # What loading returns: how to run the model, and what to call after the first output, which waits for work in the
 # background and returns the figures that the engine knows better than a clock around the calls.
 _Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
@@ -28,8 +26,11 @@ _Open = Callable[[], _Opened]
 _MODULES = {"stages": "stages", "scheme": "stages", "packed": "stages", "convert": "convert", "module": "modules"}
 
 
-def main() -> None:
-    """Do the job of the file that is the first argument; where that fails, say why in the last line on stderr."""
+def main(answer_with: Callable[[dict[str, Any], str], dict[str, Any]] | None = None) -> None:
+    """Do the job of the file that is the first argument; where that fails, say why in the last line on stderr.
+
+    A study does its own jobs: `answer_with` is called with the message and the folder.
+    """
     if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is slow to import
         del sys.path[0]
     message, folder = sys.argv[1:]
@@ -43,7 +44,9 @@ def main() -> None:
         sys.stdin.readline()
 
     try:
-        if job["kind"] == "load":
+        if answer_with is not None:
+            figures = answer_with(job, folder)
+        elif job["kind"] == "load":
             figures = measure(job, folder, done)
         elif job["kind"] == "epoch":
             figures = _epoch(job, folder, done)
@@ -78,10 +81,7 @@ def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     from splitload.measure.job import read_job
 
     job = read_job(message)
-    figures: dict[str, Any] = importlib.import_module(f"splitload.measure.{_MODULES[job.kind]}").answer(
-        job, Path(folder)
-    )
-    return figures
+    return dict(importlib.import_module(f"splitload.measure.{_MODULES[job.kind]}").answer(job, Path(folder)))
 
 
 def measure(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[str, Any]:
@@ -169,10 +169,10 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
         model = ParallelLoader(job["path"], threads=job["threads"])
 
         def settle() -> dict[str, Any]:
-            done = model.timeline
+            done, kind = model.timeline, model.variant.kind
             infer_s = sum(task.end_s - task.start_s for task in done.tasks if task.kind == "infer")
             model.wait("upgraded")
-            return {"load_s": done.load_makespan_s, "first_inference_s": infer_s, "import_s": import_s}
+            return {"load_s": done.load_makespan_s, "first_inference_s": infer_s, "import_s": import_s, "variant": kind}
 
         return lambda: model.run(None, feeds), settle
 

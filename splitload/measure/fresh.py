@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import py_compile
 import subprocess
 import tempfile
@@ -19,7 +20,6 @@ from splitload.measure.process import python
 from splitload.runtime.inputs import InputSpec, example_inputs, save_feeds
 
 PROGRAM = Path(__file__).with_name("__main__.py")
-_MODULE = "splitload.measure.__main__"
 
 
 class Runner(Protocol):
@@ -43,6 +43,7 @@ def run_job(
     failed: Callable[[str], SplitloadError],
     *,
     at_first: Callable[[], int] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return what a fresh process answers to a job.
 
@@ -51,6 +52,7 @@ def run_job(
         folder: Where the files of the job lie.
         failed: Returns the error to raise where it fails, of the last line that it wrote.
         at_first: Called at the moment that is measured, where the time of the whole process counts; the process waits.
+        environment: Variables of its environment, besides those of this process.
 
     Returns:
         The answer, as the class of the job says it. `first_at_s`, a moment, becomes `process_s`, the seconds since the
@@ -59,22 +61,38 @@ def run_job(
     Raises:
         SplitloadError: If it fails: what `failed` returned.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="splitload-job-") as made,
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-    ):
+    with tempfile.TemporaryDirectory(prefix="splitload-job-") as made:
         message = Path(made) / "job.json"
         message.write_text(json.dumps(job.to_json()), encoding="utf-8")
-        program = _compiled(Path(made)) if job.whole_process else _MODULE
+        program = _compiled(Path(made)) if job.whole_process else job.program
         command = python(program, str(message), str(folder.resolve()))
+        wait = (at_first or int) if job.whole_process else None
+        return _answer(command, wait, failed, None if environment is None else os.environ | environment)
+
+
+def _answer(
+    command: list[str],
+    at_first: Callable[[], int] | None,
+    failed: Callable[[str], SplitloadError],
+    environment: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """Start a process and return what it answers; with `at_first` it tells when that is to be called, and waits."""
+    touched_bytes = 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         start = time.monotonic()
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
         ) as child:
             try:
                 assert child.stdout is not None  # noqa: S101
-                told = child.stdout.readline() if job.whole_process else ""
-                touched_bytes = at_first() if told and at_first is not None else 0
+                if at_first is not None and child.stdout.readline():
+                    touched_bytes = at_first()
                 answer, _ = child.communicate("\n")
             except BaseException:
                 child.kill()
@@ -84,7 +102,7 @@ def run_job(
             lines = errors.read().strip().splitlines() or [f"the process ended with {child.returncode}"]
             raise failed(lines[-1][:300])
     figures: dict[str, Any] = json.loads(answer)
-    if job.whole_process:
+    if at_first is not None:
         figures["process_s"] = figures.pop("first_at_s") - start
         figures["touched_bytes"] = touched_bytes
     return figures

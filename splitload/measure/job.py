@@ -69,11 +69,13 @@ class Job:
         kind: The word of the message that tells the class.
         whole_process: Whether the time from the start of the interpreter counts: the process then imports nothing that
             it does not need, and stops after what is measured until it is told to go on.
+        program: The module whose `main` does it; a study has jobs and a program of its own.
     """
 
     __slots__ = ()
     kind: ClassVar[str]
     whole_process: ClassVar[bool] = False
+    program: ClassVar[str] = "splitload.measure.__main__"
 
     def to_json(self) -> dict[str, Any]:
         """Return the message, as plain JSON values."""
@@ -86,8 +88,8 @@ class LoadModel(Job):
     """Load a model in one way, an arm, and run it; the only measurement of a time to first output.
 
     The answer has `ttfo_s`, its parts `load_s` and `first_inference_s`, `first_at_s` on the system's clock,
-    `steady_runs_s`, `peak_memory_bytes`, `settled_memory_bytes` and `major_faults`; `import_s` of the splitload arm;
-    and with `outputs` the names of .npy files of the first outputs, None for one that is no array.
+    `steady_runs_s`, `peak_memory_bytes`, `settled_memory_bytes` and `major_faults`; `import_s` and `variant` of the
+    splitload arm; and with `outputs` the names of .npy files of the first outputs, None for one that is no array.
 
     Attributes:
         arm: One of `splitload.measure.arms.ARMS`.
@@ -313,11 +315,12 @@ KINDS: Mapping[str, Any] = {
 }
 
 
-def read_job(data: Any) -> Job:
+def read_job(data: Any, kinds: Mapping[str, Any] = KINDS) -> Job:
     """Return the job of a message.
 
     Args:
         data: Parsed JSON.
+        kinds: The classes it may be of, by their kinds.
 
     Raises:
         UsageError: If anything is missing, unknown or of the wrong type.
@@ -326,7 +329,7 @@ def read_job(data: Any) -> Job:
         top = Reader(data, "job")
         if top.get("version") != VERSION:
             raise BundleError(f"job.version must be {VERSION}, it is {top.get('version')!r:.40}")
-        kind = KINDS[top.choice("kind", *KINDS)]
+        kind = kinds[top.choice("kind", *kinds)]
         top.only("version", "kind", *(field.name for field in fields(kind)))
         job: Job = kind.read(top)
     except BundleError as error:

@@ -10,7 +10,6 @@ plain session.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import statistics
@@ -28,12 +27,16 @@ from splitload.bundle.read import read_manifest
 from splitload.bundle.write import write_manifest
 from splitload.commands.console import Console
 from splitload.frontends import open_source
+from splitload.measure.fresh import run_job, save_inputs
+from splitload.measure.job import Job, LoadModel
 from splitload.measure.process import python
+from splitload.studies.matrix_child import MakeBundle, RunBundle
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 VERSIONS = ("1.26.0", "1.28.0", "1.31.1", "1.32.0")
 MODELS = ("zoo:squeezenet1_1", "zoo:mobilenet_v1", "zoo:densenet201", "zoo:convnext_tiny", "zoo:distilbert")
+FILES = ("m.splitload", "answers.npz")  # a bundle, and what it answers
 WITHIN = 1e-5  # of the largest output
 ARMS = ("native", "native, first time", "portable", "stock")
 
@@ -52,22 +55,21 @@ def install(version: str, folder: Path) -> Path:
     return target
 
 
-def child(runtime: Path, cache: Path, step: str, **job: Any) -> dict[str, Any]:
-    """Do one step under a runtime, in a fresh process.
+def child(runtime: Path, cache: Path, job: Job, folder: Path) -> dict[str, Any]:
+    """Do a job under a runtime, in a fresh process.
 
     Raises:
         ModelError: If it fails.
     """
     path = os.pathsep.join(filter(None, (str(runtime), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "SPLITLOAD_CACHE": str(cache)}
-    words = json.dumps({"step": step, "cache": str(cache), **job})
-    done = subprocess.run(
-        python("splitload.studies.matrix_child", words), env=environment, capture_output=True, text=True
+    environment = {"PYTHONPATH": path, "SPLITLOAD_CACHE": str(cache)}
+    answer = run_job(
+        job,
+        folder,
+        lambda line: ModelError(f"'{job.kind}' fails under {runtime.name}: {line}"),
+        environment=environment,
     )
-    if done.returncode:
-        raise ModelError(f"'{step}' fails under {runtime.name}: {done.stderr.strip().splitlines()[-1][:300]}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    if not runtime.name.endswith(f"-{answer['onnxruntime']}"):
+    if "onnxruntime" in answer and not runtime.name.endswith(f"-{answer['onnxruntime']}"):
         raise ModelError(f"{runtime.name} is not what was imported, that is {answer['onnxruntime']}")
     return answer
 
@@ -76,40 +78,42 @@ def pairs_of(model: str, path: Path, runtimes: Mapping[str, Path], folder: Path)
     """Yield a row for each version that makes a bundle of a model and each that runs it."""
     for maker, made_by in runtimes.items():
         with scratch_folder(folder, ".matrix-") as place:
-            bundle, answers = place / "m.splitload", place / "answers.npz"
-            job = {"bundle": str(bundle), "answers": str(answers)}
-            made = child(made_by, place / "cache", "make", model=str(path), name=model, **job)
+            made = child(made_by, place / "cache", MakeBundle(model, str(path), *FILES), place)
             shutil.rmtree(place / "cache", ignore_errors=True)
             for runner, run_by in runtimes.items():
-                found = child(run_by, place / "cache", "run", **job)
+                found = child(run_by, place / "cache", RunBundle(*FILES), place)
                 yield {"model": model, "made_by": maker, "run_by": runner, **made, **found}
 
 
 def first_outputs(model: str, path: Path, maker: Path, runner: Path, runs: int, folder: Path) -> dict[str, Any]:
     """Return a row of the times to first output of one version on a bundle that another made."""
     with scratch_folder(folder, ".matrix-") as place:
-        bundle, old, cache = place / "m.splitload", place / "v1.splitload", place / "cache"
-        job = {"bundle": str(bundle), "answers": str(place / "answers.npz")}
-        child(maker, cache, "make", model=str(path), name=model, **job)
+        bundle, old, cache = place / FILES[0], place / "v1.splitload", place / "cache"
+        child(maker, cache, MakeBundle(model, str(path), *FILES), place)
+        child(runner, cache, RunBundle(*FILES), place)  # which sees to the version
         shutil.copytree(bundle, old, copy_function=os.link)
         manifest = read_manifest(bundle)
         (old / MANIFEST).unlink()  # it is linked
         exact = tuple(variant._replace(needs=None) for variant in manifest.variants)
         write_manifest(old, manifest._replace(variants=exact))
+        inputs = save_inputs(manifest.inputs, {}, place)
         samples: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
         for turn in range(runs + 1):  # the first brings the files into the page cache
             for arm, rows in samples.items():
-                where = old if arm == "portable" else bundle
                 memory = place / ("fresh" if arm == "native, first time" else "kept")
                 shutil.rmtree(place / "fresh", ignore_errors=True)
-                row = child(runner, memory, "ttfo", arm=arm, bundle=str(where), model=str(path))
+                if arm == "stock":
+                    job = LoadModel("stock", str(path), inputs, steady=False)
+                else:
+                    job = LoadModel("splitload", (old if arm == "portable" else bundle).name, inputs, steady=False)
+                row = child(runner, memory, job, place)
                 if turn:
                     rows.append(row)
     return {
         "model": model,
         "made_by": maker.name.partition("-")[2],
         "run_by": runner.name.partition("-")[2],
-        "variants": {arm: sorted({str(row["variant"]) for row in rows}) for arm, rows in samples.items()},
+        "variants": {arm: sorted({str(row.get("variant")) for row in rows}) for arm, rows in samples.items()},
         "samples_s": {arm: [row["ttfo_s"] for row in rows] for arm, rows in samples.items()},
     }
 

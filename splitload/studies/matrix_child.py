@@ -1,50 +1,93 @@
-"""Makes, runs or times a bundle under whatever onnxruntime stands first on the path; what `commands.matrix` starts.
-
-The job is a JSON object in the first argument, the answer one on stdout.
-"""
+"""Makes or runs a bundle under whatever onnxruntime stands first on the path: the fresh process of `matrix`."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+
+from splitload.base.fields import Reader
+from splitload.measure import __main__ as program
+from splitload.measure.job import Job, read_job
 
 NUM_STAGES = 2
 
 
-def make(job: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class MakeBundle(Job):
+    """Make a bundle; the answer has `operators`, `canary_bytes`, `notes` and the version of `onnxruntime`.
+
+    Attributes:
+        name: Of the model.
+        model: Its .onnx file.
+        bundle: Name of the bundle, in the folder.
+        answers: Name of the .npz file with what it answers, in the folder.
+    """
+
+    kind: ClassVar[str] = "make"
+    program: ClassVar[str] = "splitload.studies.matrix_child"
+    name: str
+    model: str
+    bundle: str
+    answers: str
+
+    @classmethod
+    def read(cls, row: Reader) -> MakeBundle:
+        """Return what a message says."""
+        return cls(row.text("name"), row.text("model"), row.text("bundle"), row.text("answers"))
+
+
+@dataclass(frozen=True, slots=True)
+class RunBundle(Job):
+    """Run a bundle; the answer has `variant`, `why_portable`, `bit_equal`, `relative_difference` and `onnxruntime`.
+
+    Attributes:
+        bundle: Name of the bundle, in the folder.
+        answers: Name of the .npz file with what it answered where it was made.
+    """
+
+    kind: ClassVar[str] = "run"
+    program: ClassVar[str] = "splitload.studies.matrix_child"
+    bundle: str
+    answers: str
+
+    @classmethod
+    def read(cls, row: Reader) -> RunBundle:
+        """Return what a message says."""
+        return cls(row.text("bundle"), row.text("answers"))
+
+
+def make(job: MakeBundle, folder: Path) -> dict[str, Any]:
     """Write a bundle of two even stages, native and portable, with what it answers beside it."""
     from splitload.build.assemble import VariantPlan, build_bundle
     from splitload.frontends.onnx import Source, load_graph
     from splitload.plan.partition import Partition
 
-    source = Source.open(Path(job["model"]), job["name"])
-    native, portable = (load_graph(source, kind, Path(job["cache"])) for kind in ("native", "portable"))
+    source = Source.open(Path(job.model), job.name)
+    native, portable = (load_graph(source, kind, folder / "cache") for kind in ("native", "portable"))
     count = len(native.blocks)
     plans = [
         VariantPlan(native, Partition.of(count, [count // NUM_STAGES] if count >= NUM_STAGES else []), NUM_STAGES),
         VariantPlan(portable, Partition(len(portable.blocks)), 1),
     ]
     notes: list[str] = []
-    bundle = Path(job["bundle"])
+    bundle = folder / job.bundle
     manifest = build_bundle(bundle, plans, device="host", on_note=notes.append)
     answers = _answers(bundle)
-    np.savez(job["answers"], *answers["outputs"])
+    np.savez(folder / job.answers, *answers["outputs"])
     needs = manifest.variants[0].needs
     canary = needs.canary if needs is not None else None
     canary_bytes = None if canary is None else canary.graph.bytes + canary.answers.bytes
     return {"operators": needs.operators if needs else [], "canary_bytes": canary_bytes, "notes": notes}
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(job: RunBundle, folder: Path) -> dict[str, Any]:
     """Run a bundle and compare with what it answered where it was made."""
-    found = _answers(Path(job["bundle"]))
-    with np.load(job["answers"], allow_pickle=False) as stored:
+    found = _answers(folder / job.bundle)
+    with np.load(folder / job.answers, allow_pickle=False) as stored:
         expected = [stored[name] for name in stored.files]
     pairs = list(zip(found.pop("outputs"), expected, strict=True))
     return found | {
@@ -54,28 +97,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             for got, wanted in pairs
         ),
     }
-
-
-def ttfo(job: dict[str, Any]) -> dict[str, Any]:
-    """Time one load call to the first output, by a loader or by a plain session."""
-    import onnxruntime as ort
-
-    import splitload
-    from splitload.bundle.read import read_manifest
-    from splitload.runtime.inputs import example_inputs
-
-    feeds = example_inputs(read_manifest(Path(job["bundle"])).inputs)
-    if job["arm"] == "stock":
-        start = time.perf_counter()
-        session = ort.InferenceSession(job["model"], providers=["CPUExecutionProvider"])
-        session.run(None, feeds)
-        return {"ttfo_s": time.perf_counter() - start, "variant": None}
-    start = time.perf_counter()
-    model = splitload.ParallelLoader(job["bundle"])
-    model.run(None, feeds)
-    end = time.perf_counter()
-    model.close()
-    return {"ttfo_s": end - start, "variant": model.variant.kind}
 
 
 def _answers(bundle: Path) -> dict[str, Any]:
@@ -88,17 +109,15 @@ def _answers(bundle: Path) -> dict[str, Any]:
         return {"variant": model.variant.kind, "why_portable": model.why_portable, "outputs": outputs}
 
 
-def main() -> int:
-    """Do the job of the first argument."""
+def main() -> None:
+    """Do one job."""
+    program.main(_answer)
+
+
+def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     import onnxruntime as ort
 
     warnings.simplefilter("ignore")
-    job = json.loads(sys.argv[1])
-    steps = {"make": make, "run": run, "ttfo": ttfo}
-    answer = steps[job["step"]](job) | {"onnxruntime": ort.__version__}
-    print(json.dumps(answer))  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    job = read_job(message, {each.kind: each for each in (MakeBundle, RunBundle)})
+    done = make(job, Path(folder)) if isinstance(job, MakeBundle) else run(job, Path(folder))  # type: ignore[arg-type]
+    return {**done, "onnxruntime": ort.__version__}

@@ -8,9 +8,6 @@ it is mapped; proportional memory counts it once in all.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +20,11 @@ from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
-from splitload.measure.process import python
+from splitload.measure.fresh import run_job
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.studies import memory_models, memory_table
+from splitload.studies.memory_child import TakeMemory
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
@@ -49,20 +47,17 @@ def even_cut(graph: ModelGraph, num_stages: int) -> Partition:
     return Partition.of(len(flops), points)
 
 
-def ask(job: dict[str, Any], cache: Path) -> dict[str, int]:
-    """Have a fresh process answer a job of `memory_child.py`; return bytes.
+def ask(job: TakeMemory, cache: Path) -> dict[str, int]:
+    """Have a fresh process do a job; return bytes.
 
     Raises:
         StageError: If it fails.
     """
-    command = python("splitload.studies.memory_child", json.dumps(job))
-    environment = {**os.environ, "SPLITLOAD_CACHE": str(cache)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["without a word"])[-1]
-        raise StageError(f"'{job['what']}' of '{Path(job['path']).name}' failed: {said}")
-    answer: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+
+    def failed(line: str) -> StageError:
+        return StageError(f"'{job.what}' of '{Path(job.path).name}' failed: {line}")
+
+    return run_job(job, Path(job.path).absolute().parent, failed, environment={"SPLITLOAD_CACHE": str(cache)})
 
 
 def study(model: str, source: Source, runs: int, cache: Path, console: Console) -> dict[str, Any]:
@@ -92,12 +87,12 @@ def study(model: str, source: Source, runs: int, cache: Path, console: Console) 
         with console.progress(source.name, unit="rounds") as show:
             for turn in range(runs):
                 show(turn, runs)
-                words = ["--device", "s20", "--json", "-o", str(folder / "made.splitload")]
+                words = ("--device", "s20", "--json", "-o", str(folder / "made.splitload"))
                 with scratch_folder(folder, ".cache-") as empty:
-                    built.append(ask({"what": "train", "path": str(source.path), "words": words}, empty)["peak_bytes"])
-                stock.append(ask({"what": "stock", "path": str(source.path)}, folder))
+                    built.append(ask(TakeMemory("train", str(source.path), words), empty)["peak_bytes"])
+                stock.append(ask(TakeMemory("stock", str(source.path)), folder))
                 for count, bundle in bundles.items():
-                    served[count].append(ask({"what": "splitload", "path": str(bundle)}, folder))
+                    served[count].append(ask(TakeMemory("splitload", str(bundle)), folder))
         sizes = {count: sum(file.stat().st_size for file in bundle.iterdir()) for count, bundle in bundles.items()}
     return {
         "model": Path(model).name if model.endswith(".onnx") else model,

@@ -1,34 +1,58 @@
-"""The fresh process of the study of memory: does one thing, and says what memory that took.
-
-It is given a job as JSON: "stock", a session on `path`; "splitload", a loader on the bundle `path`; both are run and
-measured once the memory has settled. "train" makes a bundle of `path` with the words of a command line.
-"""
+"""The fresh process of the study of memory: does one thing, and says what memory that took."""
 
 from __future__ import annotations
 
 import gc
-import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from splitload.base.fields import Reader
+from splitload.measure import __main__ as program
+from splitload.measure.job import Job, read_job
 
 RUNS = 4
 
 
-def main() -> int:
-    """Answer one job."""
+@dataclass(frozen=True, slots=True)
+class TakeMemory(Job):
+    """Do one thing; the answer has `peak_bytes`, and but for "train" `rss_bytes` and `pss_bytes`.
+
+    Attributes:
+        what: "stock", a session on `path`; "splitload", a loader on the bundle `path`; both are run and measured once
+            the memory has settled. "train" makes a bundle of `path`.
+        path: The model or bundle.
+        words: Further words of the command line of "train".
+    """
+
+    kind: ClassVar[str] = "memory"
+    program: ClassVar[str] = "splitload.studies.memory_child"
+    what: str
+    path: str
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, row: Reader) -> TakeMemory:
+        """Return what a message says."""
+        return cls(row.choice("what", "train", "stock", "splitload"), row.text("path"), tuple(row.sequence("words")))
+
+
+def main() -> None:
+    """Do one job."""
+    program.main(lambda message, _: answer(read_job(message, {TakeMemory.kind: TakeMemory})))
+
+
+def answer(job: Job) -> dict[str, int]:
+    """Return the bytes that a job has taken."""
     import resource
 
-    from splitload.measure.__main__ import memory_bytes
-
-    job = json.loads(sys.argv[1])
-    answer = {"train": _train, "stock": _stock, "splitload": _splitload}[job["what"]](job)
+    assert isinstance(job, TakeMemory)  # noqa: S101
+    found = {"train": _train, "stock": _stock, "splitload": _splitload}[job.what](job)
     # that of children begins with no more than what this process has held, and so can be trusted
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
     # the system counts the largest in batches, and so may be a little behind with it
-    peak = max(memory_bytes()[0] or 0, children, answer.get("rss_bytes", 0))
-    print(json.dumps({**answer, "peak_bytes": peak}))  # noqa: T201
-    return 0
+    peak = max(program.memory_bytes()[0] or 0, children, found.get("rss_bytes", 0))
+    return {**found, "peak_bytes": peak}
 
 
 def settled_bytes() -> dict[str, int]:
@@ -42,24 +66,24 @@ def settled_bytes() -> dict[str, int]:
     return {"rss_bytes": kib["rss"] << 10, "pss_bytes": kib["pss"] << 10}
 
 
-def _train(job: dict[str, Any]) -> dict[str, int]:
+def _train(job: TakeMemory) -> dict[str, int]:
     from splitload.cli import main as splitload
 
-    if splitload(["train", job["path"], *job["words"]]):
+    if splitload(["train", job.path, *job.words]):
         raise SystemExit("the bundle could not be made")
     return {}
 
 
-def _stock(job: dict[str, Any]) -> dict[str, int]:
+def _stock(job: TakeMemory) -> dict[str, int]:
     import onnxruntime as ort
 
-    return _run(ort.InferenceSession(job["path"], providers=["CPUExecutionProvider"]))
+    return _run(ort.InferenceSession(job.path, providers=["CPUExecutionProvider"]))
 
 
-def _splitload(job: dict[str, Any]) -> dict[str, int]:
+def _splitload(job: TakeMemory) -> dict[str, int]:
     from splitload import ParallelLoader
 
-    return _run(ParallelLoader(job["path"]))
+    return _run(ParallelLoader(job.path))
 
 
 def _run(model: Any) -> dict[str, int]:

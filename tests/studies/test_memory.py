@@ -8,6 +8,7 @@ import pytest
 from splitload.base.errors import CacheWarning
 from splitload.frontends.onnx import Source, load_graph
 from splitload.studies import memory, memory_models, records
+from splitload.studies.memory_child import TakeMemory
 
 linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="other systems do not tell")
 
@@ -60,7 +61,7 @@ def test_a_record_has_every_figure_of_every_process(pictures, tmp_path, monkeypa
 def test_what_a_process_cannot_do_is_said_in_one_line(tmp_path):
     (tmp_path / "none.onnx").write_bytes(b"")
     with pytest.raises(memory.StageError, match=r"'stock' of 'none\.onnx' failed: "):
-        memory.ask({"what": "stock", "path": str(tmp_path / "none.onnx")}, tmp_path)
+        memory.ask(TakeMemory("stock", str(tmp_path / "none.onnx")), tmp_path)
 
 
 def test_the_table_is_of_medians():
