@@ -23,9 +23,14 @@ class HostDevice(MeasuringDevice):
     description = "this machine, measured"
 
     def __init__(self, cache: Path, *, repeats: int = REPEATS, refresh: bool = False, run: Runner = run_job) -> None:
-        import onnxruntime as ort
-
         machine = Machine(
-            "host", "this host", available_threads(), cpu_architecture(), cpu_model(), ort.__version__, run
+            "host", "this host", available_threads(), cpu_architecture(), cpu_model(), _onnxruntime_version, run
         )
         super().__init__(machine, cache, repeats=repeats, refresh=refresh)
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime as ort
+
+    version: str = ort.__version__
+    return version

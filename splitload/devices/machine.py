@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from splitload.measure.fresh import Runner
@@ -17,7 +18,7 @@ class Machine:
         threads: Loads that can run at a time.
         cpu: Its kind of processor, see `base.machine.cpu_architecture`.
         cpu_model: Its processor, for people.
-        onnxruntime: The version that runs there.
+        onnxruntime: Tells the version that runs there; asked when it is needed, as the import takes time.
         run: Does a job there in a fresh process.
     """
 
@@ -26,5 +27,5 @@ class Machine:
     threads: int
     cpu: str
     cpu_model: str
-    onnxruntime: str
+    onnxruntime: Callable[[], str]
     run: Runner

@@ -176,7 +176,7 @@ class MeasuringDevice:
     def _environment(self, repeats: int | str) -> dict[str, str]:
         """Return what a profile says about how it was made."""
         return {
-            "onnxruntime": self._machine.onnxruntime,
+            "onnxruntime": self._machine.onnxruntime(),
             "cpu": self._machine.cpu,
             "cpu_model": self._machine.cpu_model,
             "page_cache": "warm",
@@ -225,7 +225,7 @@ class MeasuringDevice:
         }
         bounds = [block.end for block in graph.blocks]
         on = self._machine
-        machine = (on.cpu, on.cpu_model, on.threads, on.onnxruntime)
+        machine = (on.cpu, on.cpu_model, on.threads, on.onnxruntime())
         key = hashlib.sha256(repr((_CACHE_VERSION, bounds, shapes, machine, self._repeats)).encode()).hexdigest()[:16]
         return self._cache / "profiles" / f"{graph.source_sha256[:24]}-{graph.kind}-{key}.json"
 

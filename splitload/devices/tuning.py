@@ -13,7 +13,7 @@ from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import StageEntry, TensorSpec, Variant
 from splitload.devices.machine import Machine
 from splitload.measure.fresh import save_inputs
-from splitload.measure.job import ComparePacked, StageFile, TryScheme
+from splitload.measure.job import ComparePacked, Input, StageFile, TryScheme
 from splitload.runtime.inputs import cure, made_up
 
 REPEATS = 5
@@ -66,7 +66,29 @@ def tune(
     """
     if sum(stage.weights_bytes for stage in variant.stages) < MIN_WEIGHTS_BYTES:
         return variant._replace(stages=tuple(stage._replace(upgrade=False) for stage in variant.stages))
-    samples: dict[tuple[int, Scheme], list[dict[str, float]]] = {}
+    with scratch_folder(folder, ".tune-") as made:
+        saved = save_inputs(inputs, feeds, made)
+        given = tuple(each if each.file is None else replace(each, file=f"{made.name}/{each.file}") for each in saved)
+        packed, samples = _measured(machine, folder, variant, given, cure(made_up(inputs, feeds)), on_progress)
+    sharing = {number for number in variant.sharing() if not variant.stages[number].upgrade}
+    stages = [
+        stage._replace(prepack=True, upgrade=False)
+        if packed[number]
+        else _choose(stage, {scheme: samples[number, scheme] for scheme in (MAPPED if number in sharing else SCHEMES)})
+        for number, stage in enumerate(variant.stages)
+    ]
+    return variant._replace(stages=tuple(stages))
+
+
+def _measured(
+    machine: Machine,
+    folder: Path,
+    variant: Variant,
+    inputs: tuple[Input, ...],
+    advice: str,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[list[bool], dict[tuple[int, Scheme], list[dict[str, float]]]]:
+    """Return which stages have weights rearranged from the start, and the samples of each stage and scheme."""
     files = tuple(
         StageFile(
             stage.blocks,
@@ -80,29 +102,20 @@ def tune(
     )
 
     def failed(line: str) -> ModelError:
-        return ModelError(f"the model cannot be measured on {machine.words}{cure(made_up(inputs, feeds))}: {line}")
+        return ModelError(f"the model cannot be measured on {machine.words}{advice}: {line}")
 
-    with scratch_folder(folder, ".tune-") as made:
-        saved = save_inputs(inputs, feeds, made)
-        given = tuple(each if each.file is None else replace(each, file=f"{made.name}/{each.file}") for each in saved)
-        differ = machine.run(ComparePacked(given, files), folder, failed)["differ"]
-        packed = [stage.prepack or changes for stage, changes in zip(variant.stages, differ, strict=True)]
-        for turn in range(0 if all(packed) else REPEATS):
-            for place in range(len(SCHEMES)):
-                scheme = SCHEMES[(turn + place) % len(SCHEMES)]
-                answer = machine.run(TryScheme(given, files, **asdict(scheme)), folder, failed)
-                for number, row in enumerate(answer["rows"]):
-                    samples.setdefault((number, scheme), []).append(row)
-                if on_progress is not None:
-                    on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
-    sharing = {number for number in variant.sharing() if not variant.stages[number].upgrade}
-    stages = [
-        stage._replace(prepack=True, upgrade=False)
-        if packed[number]
-        else _choose(stage, {scheme: samples[number, scheme] for scheme in (MAPPED if number in sharing else SCHEMES)})
-        for number, stage in enumerate(variant.stages)
-    ]
-    return variant._replace(stages=tuple(stages))
+    differ = machine.run(ComparePacked(inputs, files), folder, failed)["differ"]
+    packed = [stage.prepack or changes for stage, changes in zip(variant.stages, differ, strict=True)]
+    samples: dict[tuple[int, Scheme], list[dict[str, float]]] = {}
+    for turn in range(0 if all(packed) else REPEATS):
+        for place in range(len(SCHEMES)):
+            scheme = SCHEMES[(turn + place) % len(SCHEMES)]
+            answer = machine.run(TryScheme(inputs, files, **asdict(scheme)), folder, failed)
+            for number, row in enumerate(answer["rows"]):
+                samples.setdefault((number, scheme), []).append(row)
+            if on_progress is not None:
+                on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
+    return packed, samples
 
 
 def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, float]]]) -> StageEntry:

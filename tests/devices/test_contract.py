@@ -37,7 +37,7 @@ class FarDevice(MeasuringDevice):
     description = "a board, for tests"
 
     def __init__(self, cache: Path) -> None:
-        super().__init__(Machine("board", "the board", 2, "toy64", "Toy", "1.0", self._run), cache, repeats=1)
+        super().__init__(Machine("board", "the board", 2, "toy64", "Toy", lambda: "1.0", self._run), cache, repeats=1)
 
     @staticmethod
     def _run(
