@@ -45,6 +45,43 @@ class Refined:
     complete: bool
 
 
+class _Measured:
+    """The plans that were measured, and the profile that follows from them.
+
+    Args:
+        prior: What the blocks cost before anything is measured.
+        ledger: Measures, remembers and counts.
+        on_plan: Called as `on_plan(loads, partition)` before a plan is measured.
+    """
+
+    def __init__(self, prior: Profile, ledger: Ledger, on_plan: Callable[[int, Partition], None] | None) -> None:
+        self.prior = prior
+        self.plans: list[Partition] = []
+        self.firsts: tuple[Partition, FirstOutput, FirstOutput] | None = None
+        self._ledger = ledger
+        self._on_plan = on_plan
+
+    def measure(self, plan: Partition) -> bool:
+        """Measure a plan; return whether the budget allowed that. The whole model counts even if sampled too seldom."""
+        if self._on_plan is not None:
+            self._on_plan(self._ledger.loads, plan)
+        enough = self._ledger.measure(plan)
+        if enough or (plan.num_stages == 1 and self._ledger.loads > 0):
+            self.plans.append(plan)
+        return enough
+
+    def estimated(self) -> Profile:
+        """Return what blocks cost, as far as the measured stages tell."""
+        made = estimate(self.prior, self.plans, self._ledger.costs())
+        if self.firsts is None:
+            return made
+        return replace(made, contention=with_first_outputs(self.known(made), *self.firsts))
+
+    def known(self, profile: Profile) -> Profile:
+        """Return a profile with the measured stages as its segments."""
+        return replace(profile, segments={**profile.segments, **self._ledger.costs()})
+
+
 def refine(
     prior: Profile,
     ledger: Ledger,
@@ -75,53 +112,43 @@ def refine(
     """
     start = time.perf_counter()
     whole = Partition(prior.num_blocks)
-    plans: list[Partition] = []
-    firsts: tuple[Partition, FirstOutput, FirstOutput] | None = None
-
-    def measure(plan: Partition) -> bool:
-        if on_plan is not None:
-            on_plan(ledger.loads, plan)
-        enough = ledger.measure(plan)
-        if enough or (plan == whole and ledger.loads > 0):  # the whole model counts even if it was sampled too seldom
-            plans.append(plan)
-        return enough
-
-    def estimated() -> Profile:
-        made = estimate(prior, plans, ledger.costs())
-        return made if firsts is None else replace(made, contention=with_first_outputs(known(made), *firsts))
-
-    def known(profile: Profile) -> Profile:
-        return replace(profile, segments={**profile.segments, **ledger.costs()})
-
-    more = measure(whole)
-    if not plans:
+    measured = _Measured(prior, ledger, on_plan)
+    more = measured.measure(whole)
+    if not measured.plans:
         raise UsageError("the budget does not allow a single load of the whole model; give a larger --budget")
-    finest = make_search(estimated()).even(FIRST_STAGES)
+    finest = make_search(measured.estimated()).even(FIRST_STAGES)
     if more and finest != whole:
-        prior = replace(prior, contention=prior.contention._replace(serial_share=serial_share()))
-        more = measure(finest)
-        cut = make_search(estimated()).even(CUT_STAGES)
+        measured.prior = replace(prior, contention=prior.contention._replace(serial_share=serial_share()))
+        more = measured.measure(finest)
+        cut = make_search(measured.estimated()).even(CUT_STAGES)
         if more and first_outputs is not None:
             pair = first_outputs(cut)
-            firsts = None if pair is None else (cut, *pair)
+            measured.firsts = None if pair is None else (cut, *pair)
             more = pair is not None
-        idle = 0
-        while more and idle < PATIENCE:
-            now = estimated()
-            search = make_search(now)
-            best = make_search(known(now)).pick(plans)
-            plan = search.plan()
-            if plan in plans:
-                near = [each for each in _neighbours(best, trainable_from) if each not in plans]
-                if not near:
-                    break
-                plan = min(near, key=search.value_s)
-            more = measure(plan)
-            idle = idle + 1 if make_search(known(now)).pick(plans) == best else 0
-    profile = known(estimated())
+        more = more and _improved(measured, make_search, trainable_from)
+    profile = measured.known(measured.estimated())
     search = make_search(profile)
-    chosen = search.found(search.pick(plans), search_s=time.perf_counter() - start)
-    return Refined(search, chosen, profile, tuple(plans), more)
+    chosen = search.found(search.pick(measured.plans), search_s=time.perf_counter() - start)
+    return Refined(search, chosen, profile, tuple(measured.plans), more)
+
+
+def _improved(measured: _Measured, make_search: Callable[[Profile], Search], trainable_from: int | None) -> bool:
+    """Measure what promises most until `PATIENCE` plans were no better; return False where the budget ends that."""
+    idle = 0
+    while idle < PATIENCE:
+        now = measured.estimated()
+        search = make_search(now)
+        best = make_search(measured.known(now)).pick(measured.plans)
+        plan = search.plan()
+        if plan in measured.plans:
+            near = [each for each in _neighbours(best, trainable_from) if each not in measured.plans]
+            if not near:
+                break
+            plan = min(near, key=search.value_s)
+        if not measured.measure(plan):
+            return False
+        idle = idle + 1 if make_search(measured.known(now)).pick(measured.plans) == best else 0
+    return True
 
 
 def _neighbours(plan: Partition, trainable_from: int | None) -> Iterator[Partition]:

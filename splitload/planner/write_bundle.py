@@ -122,12 +122,12 @@ def write_bundle(
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
-    How the stages of a native plan are loaded is chosen by `tuner`, which measures them on `feeds`.
-    With `trainable` its last stage can be trained: what does that on a device is checked and written too.
-    With `specialized_from` the source is that bundle at `target`: the new one names the same model, ends with the same
-    last stage, is trained by the same steps, keeps personalized tails, and its portable graph is cut as before; with
-    `keep_natives_of`, which is that bundle, its native variants for other machines stay. With `on_compared` every
-    variant is run once beside a stock session on the model; it is called with what that came to.
+    How the stages of a native plan are loaded is chosen by `tuner`, which measures them on `feeds`. With `trainable`
+    its last stage can be trained: what does that on a device is checked and written too. With `specialized_from` the
+    source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
+    the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_natives_of`, which is
+    that bundle, its native variants for other machines stay. With `on_compared` every variant is run once beside a
+    stock session, and it is called with what that came to.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
