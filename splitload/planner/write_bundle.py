@@ -146,10 +146,8 @@ def write_bundle(
             add_training = partial(keep_training, target, specialized_from.training)
             keep_tail = specialized_from.variants[-1].stages[-1]
         metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
-        sha256, size_bytes = specialized_from.model_sha256, specialized_from.model_bytes
-        plans = [
-            replace(each, graph=replace(each.graph, source_sha256=sha256, source_bytes=size_bytes)) for each in plans
-        ]
+        same: Any = {"source_sha256": specialized_from.model_sha256, "source_bytes": specialized_from.model_bytes}
+        plans = [replace(each, graph=replace(each.graph, **same)) for each in plans]
     with report.progress("writing the bundle", unit="stages") as show:
         return build_bundle(
             target,
