@@ -24,8 +24,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from splitload.base.errors import StageError
 from splitload.runtime.pool import Latch
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from typing import Protocol
+
+    Load = Callable[[int, int], T]
+    After = Callable[[int, int], None]
+    Loaded = tuple[int, float, float]  # lane, start and end of a load, in seconds from the load call
 
     class Pool(Protocol):
         """What runs jobs on threads: a `LoadingPool`, or what stands in for one."""
@@ -43,11 +49,7 @@ if TYPE_CHECKING:
             """Leave to the parent, in a forked child, what its threads load."""
 
 
-T = TypeVar("T")
 HAND_OVER_S = 0.001
-Load = Callable[[int, int], T]
-After = Callable[[int, int], None]
-Loaded = tuple[int, float, float]  # lane, start and end of a load, in seconds from the load call
 
 
 class OrderedLoading(Generic[T]):
