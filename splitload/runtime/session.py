@@ -19,6 +19,7 @@ from splitload.runtime.forks import making_session
 from splitload.runtime.stock import runtime_path, session_class
 
 SPIN_US = 1000
+SPINNING = {"session.intra_op.spin_duration_us": str(SPIN_US), "session.force_spinning_stop": "1"}
 _READ_BYTES = 1 << 20
 _SAMPLES = 16
 LENGTH_BYTES = 4  # before each vector of an .ort file, so before each weight; read when the session is made
@@ -60,26 +61,26 @@ def open_session(
     """
     import onnxruntime as ort
 
+    is_ort = graph.suffix == ".ort"
     if options is None:
         options = ort.SessionOptions()
     else:
-        options.add_session_config_entry("session.load_model_format", "ORT" if graph.suffix == ".ort" else "ONNX")
+        options.add_session_config_entry("session.load_model_format", "ORT" if is_ort else "ONNX")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if options.log_severity_level < 0:  # the caller did not say
         options.log_severity_level = 4
     if not options.intra_op_num_threads and options.use_per_session_threads:
         options.intra_op_num_threads = inference_threads()
-    options.enable_mem_reuse = False
-    options.enable_mem_pattern = False
-    for key, value in (("session.intra_op.spin_duration_us", str(SPIN_US)), ("session.force_spinning_stop", "1")):
+    options.enable_mem_reuse = options.enable_mem_pattern = False
+    for key, value in SPINNING.items():
         if config_entry(options, key) is None:
             options.add_session_config_entry(key, value)
     if share_memory:
         share_arena(ort, options)
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if mapped and graph.suffix == ".ort":
+    if mapped and is_ort:
         options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
         options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
     settings: dict[str, Any] = {"enable_fallback": 0}  # which is to try the same once more, and to print about it

@@ -120,23 +120,32 @@ def ablate(cases: Sequence[Case], seeds: Sequence[int], console: Console, **wher
     for variant in VARIANTS:
         for objective in variant.objectives:
             found = [[next(searches) for _ in seeds] for _ in cases]
-            plans = [
-                _plans(case, place, best, learned)
-                for case, learned, proved in zip(cases, found, optima[objective], strict=True)
-                for place, best in enumerate(proved)
-            ]
-            search_s = [each.search_s for learned in found for each in learned]
-            rows.append(
-                {
-                    "factor": variant.factor,
-                    "value": variant.value,
-                    "objective": objective,
-                    "figures": figures(plans, search_s),
-                    "search_s": search_s,
-                    "plans": plans,
-                }
-            )
+            rows.append(_row(variant, objective, cases, found, optima[objective]))
     return rows
+
+
+def _row(
+    variant: Change,
+    objective: str,
+    cases: Sequence[Case],
+    found: Sequence[Sequence[Learned]],
+    optima: Sequence[Sequence[Optimum]],
+) -> dict[str, Any]:
+    """Return the row of one change: what was learned of each case with each seed, beside the optima."""
+    plans = [
+        _plans(case, place, best, learned)
+        for case, learned, proved in zip(cases, found, optima, strict=True)
+        for place, best in enumerate(proved)
+    ]
+    search_s = [each.search_s for learned in found for each in learned]
+    return {
+        "factor": variant.factor,
+        "value": variant.value,
+        "objective": objective,
+        "figures": figures(plans, search_s),
+        "search_s": search_s,
+        "plans": plans,
+    }
 
 
 def _plans(case: Case, place: int, best: Optimum, learned: Sequence[Learned]) -> dict[str, Any]:

@@ -91,18 +91,19 @@ def training_step(
     kept = [tensor for tensor in graph.initializer if tensor.name not in weights]
     kept += [numpy_helper.from_array(value, name) for name, value in made.initializers.items()]
     step = helper.make_graph(made.nodes, "training_step", inputs, outputs, kept)
-    trained = without_traces(helper.make_model(step, opset_imports=model.opset_import, ir_version=model.ir_version))
-    _check_valid(trained, loss)
-    return trained
+    return _valid(helper.make_model(step, opset_imports=model.opset_import, ir_version=model.ir_version), loss)
 
 
-def _check_valid(step: Any, loss: Loss) -> None:
+def _valid(step: Any, loss: Loss) -> Any:
+    """Return a training step without what the exporter noted in it, checked by onnx."""
     import onnx
 
+    step = without_traces(step)
     try:
         onnx.checker.check_model(step, full_check=True)
     except Exception as error:  # onnx has no common root for its errors
         raise ModelError(f"the training step for {loss} is no valid graph: {one_line(error)}") from error
+    return step
 
 
 def _updates(
