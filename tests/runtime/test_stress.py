@@ -106,8 +106,13 @@ def test_a_thousand_loads_leave_neither_threads_nor_memory(chain_bundle: Path, e
     assert late_bytes <= early_bytes + MAX_GROWTH_BYTES
 
 
+@pytest.mark.xfail(
+    tuple(map(int, ort.__version__.split(".")[:2])) < (1, 31),
+    reason="onnxruntime before 1.31 holds the interpreter's lock while it makes a session",
+    strict=True,
+)
 def test_other_threads_run_while_onnxruntime_makes_a_session() -> None:
-    """Loading in parallel rests on this: onnxruntime lets go of the interpreter while it builds."""
+    """Loading in parallel rests on this: onnxruntime lets go of the interpreter while it builds, from 1.31 on."""
     model = models.chain(16_000).SerializeToString()
     stop, ticking = threading.Event(), threading.Event()
     ticks = 0
