@@ -14,7 +14,7 @@ import pytest
 
 from splitload import devices
 from splitload.base.errors import SplitloadError
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.read import read_manifest
 from splitload.devices import tuning
 from splitload.devices.host import HostDevice
@@ -160,7 +160,7 @@ class TestEveryDeviceThatMeasures:
         monkeypatch.setattr(tuning, "REPEATS", 1)
         native, portable = graphs["native"], graphs["portable"]
         inputs = native.input_tensors()
-        plans = [Plan(native, Partition(3, (1,)), 2), Plan(portable, Partition(len(portable.blocks)), 1)]
+        plans = [VariantPlan(native, Partition(3, (1,)), 2), VariantPlan(portable, Partition(len(portable.blocks)), 1)]
         done: list[tuple[int, int]] = []
 
         def choose(folder: Path, variant: Any) -> Any:
