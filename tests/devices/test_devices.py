@@ -1,4 +1,4 @@
-"""Devices: what each must refuse and compute, besides the contract of `test_contract.py`."""
+"""Devices: what each must refuse and compute, besides the contract of `test_device_contract.py`."""
 
 from __future__ import annotations
 
