@@ -7,8 +7,6 @@ onnxruntime folds away when it loads the graph. So a bundle holds every weight o
 
 from __future__ import annotations
 
-import hashlib
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from splitload.graphs.finding import FoundBytes
 from splitload.graphs.layout import channel_block
 from splitload.graphs.proto import external_entry, is_external
 from splitload.plan.graph import ModelGraph
 
 _LARGE_NODE_BYTES = 4096
+_SAMPLED = 256  # elements that tell most arrays apart, before all are compared
+
+_Key = tuple[str, tuple[int, ...], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,12 @@ class WeightIndex:
     def __init__(self, graph: Any, folder: Path) -> None:
         self._folder = folder
         self._block = channel_block()
-        self._by_digest: dict[tuple[bytes, tuple[int, ...]], Found] = {}
+        self._by_sample: dict[_Key, list[Found]] = {}
         self._filters: dict[tuple[int, ...], list[Any]] = {}
         for tensor in graph.initializer:
             if is_external(tensor):
                 stored = self.read(tensor)
-                self._by_digest.setdefault(_key(stored), Found(tensor, stored.shape, None))
+                self._add(stored, Found(tensor, stored.shape, None))
                 if stored.dtype.kind not in "biuf":
                     continue
                 if stored.ndim == 4:
@@ -85,7 +87,19 @@ class WeightIndex:
                 for dims, order in _orders(stored.shape, self._block):
                     restored = stored.reshape(dims).transpose(order)
                     for shape in _shapes(stored.shape, dims, order):
-                        self._by_digest.setdefault(_key(restored.reshape(shape)), Found(tensor, dims, order))
+                        self._add(restored, Found(tensor, dims, order), shape)
+
+    def _add(self, stored: Any, found: Found, shape: tuple[int, ...] | None = None) -> None:
+        """Note what an array is restored from, with the shape it then has, unless an equal one was noted before."""
+        shape = stored.shape if shape is None else shape
+        equal = self._by_sample.setdefault(_key(stored, shape), [])
+        if not any(_same_bits(self._restored(each, shape), stored.reshape(shape)) for each in equal):
+            equal.append(found)
+
+    def _restored(self, found: Found, shape: tuple[int, ...]) -> Any:
+        """Return what a stored tensor is restored to, but for what fills it."""
+        stored = self.read(found.tensor)
+        return stored if found.order is None else stored.reshape(found.dims).transpose(found.order).reshape(shape)
 
     def read(self, tensor: Any) -> Any:
         """Return a stored tensor, mapped."""
@@ -93,11 +107,15 @@ class WeightIndex:
 
     def find(self, weights: Any) -> Found | None:
         """Return what holds an array of that shape and content, or None."""
-        return self._by_digest.get(_key(weights)) or self._find_padded(weights)
+        for found in self._by_sample.get(_key(weights, weights.shape), ()):
+            if _same_bits(self._restored(found, weights.shape), weights):
+                return found
+        return self._find_padded(weights)
 
     def drop(self, found: Found) -> None:
         """Forget a tensor that leaves the graph."""
-        self._by_digest = {key: each for key, each in self._by_digest.items() if each.tensor is not found.tensor}
+        for key, equal in self._by_sample.items():
+            self._by_sample[key] = [each for each in equal if each.tensor is not found.tensor]
 
     def _find_padded(self, weights: Any) -> Found | None:
         """Return the filter that holds an array in its first channels, the others being there to fill a block."""
@@ -153,6 +171,7 @@ class StoredWeights:
 
         self._folder = folder
         self._files = files
+        self._searched: dict[str, FoundBytes] = {}
         model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
         self._index = WeightIndex(model.graph, graph.path.parent)
         self._next: dict[str, int] = {}
@@ -164,17 +183,16 @@ class StoredWeights:
             return None
         data = self._index.read(found.tensor).tobytes()
         for name in self._files:
-            with (
-                (self._folder / name).open("rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            ):
-                after = self._next.get(name, 0)  # they mostly lie in the order they are asked for
-                offset = content.find(data, after)
-                if offset < 0:
-                    offset = content.find(data, 0, after + len(data))
-                if offset >= 0:
-                    self._next[name] = offset + len(data)
-                    return Place(name, offset, len(data), found.dims, found.order, found.padded)
+            if name not in self._searched:
+                self._searched[name] = FoundBytes(self._folder / name)
+            searched = self._searched[name]
+            after = self._next.get(name, 0)  # they mostly lie in the order they are asked for
+            offset = searched.find(data, after)
+            if offset < 0:
+                offset = searched.find(data, 0, after + len(data))
+            if offset >= 0:
+                self._next[name] = offset + len(data)
+                return Place(name, offset, len(data), found.dims, found.order, found.padded)
         return None
 
 
@@ -206,10 +224,23 @@ def _dtype(tensor: Any) -> Any:
     return dtype if dtype.kind in "biuf" else None
 
 
-def _key(array: Any) -> tuple[bytes, tuple[int, ...]]:
-    """Return what identifies an array: a digest of its type and bytes in its own order, and its shape."""
-    digest = hashlib.blake2b(np.ascontiguousarray(array).data, key=str(array.dtype).encode(), digest_size=16)
-    return digest.digest(), tuple(array.shape)
+def _key(array: Any, shape: tuple[int, ...]) -> _Key:
+    """Return what arrays of the same content share, and few others: type, shape and a sample of the elements.
+
+    Args:
+        array: The elements, whose order is that of `shape`; a view of other axes costs no copy.
+        shape: What the array is to have.
+    """
+    count = min(array.size, _SAMPLED)
+    places = np.arange(count) * (array.size - 1) // max(count - 1, 1)
+    sample = array.reshape(-1)[places] if array.flags.c_contiguous else array[np.unravel_index(places, array.shape)]
+    return str(array.dtype), tuple(shape), sample.tobytes()
+
+
+def _same_bits(left: Any, right: Any) -> bool:
+    """Return whether two arrays of one type and shape hold the same bits; 0.0 is not -0.0, and NaN may be itself."""
+    bits = f"u{left.dtype.itemsize}"
+    return bool(np.array_equal(left.view(bits), right.view(bits)))
 
 
 def _orders(shape: tuple[int, ...], block: int | None) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
