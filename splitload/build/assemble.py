@@ -18,6 +18,7 @@ from splitload.bundle.write import write_manifest, writing
 from splitload.graphs.canaries import needs_of
 from splitload.graphs.observe import one_line
 from splitload.graphs.shared import StoredWeights
+from splitload.graphs.stage_store import StageStore
 from splitload.graphs.stages import StageWriter
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
@@ -58,6 +59,7 @@ def build_bundle(
     on_note: Callable[[str], None] | None = None,
     with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None,
     keep_tail: StageEntry | None = None,
+    store: StageStore | None = None,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all.
 
@@ -77,6 +79,7 @@ def build_bundle(
         with_others: Given the folder and the variants in it, puts the files of others there and returns all.
         keep_tail: Trainable last stage of the bundle at `target`, which the new one ends with byte for byte, so that
             its personalized tails are carried over.
+        store: Where stage files that were made before are taken from, and new ones kept.
 
     Returns:
         The manifest that was written.
@@ -119,7 +122,7 @@ def build_bundle(
             stored = None
             if variants and plans[0].graph.kind == "native":
                 stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
-            writer = StageWriter(plan.graph, stored=stored)
+            writer = StageWriter(plan.graph, stored=stored, store=store)
             stages = []
             makers = set[int]()  # a stage that makes weights would do so in every run, were it not made anew
             for number, (start, end) in enumerate(plan.partition.stages()):

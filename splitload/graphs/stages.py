@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +32,12 @@ from splitload.graphs.proto import (
     without_traces,
 )
 from splitload.graphs.shared import StoredWeights, read_external
+from splitload.graphs.stage_store import StageStore, key_of
+from splitload.graphs.weights_file import Piece, places_of, write_pieces
 from splitload.plan.graph import ModelGraph
 from splitload.runtime.stock import path_option, session_beside
 
-PAGE_BYTES = 4096
 _GRAPH_BYTES = 128 << 20  # room in an .ort file for all that is no weight
-_CHUNK_BYTES = 8 << 20
 _LOOKUPS = {"Gather", "GatherND", "GatherElements"}
 
 
@@ -105,13 +104,22 @@ class StageWriter:
         copy_weights: Whether stages get their own weights. Without, they map the optimised model's file, linked into
             their folder: for stages that are checked and thrown away.
         stored: Weights that the folder already holds, which stages in .onnx files then read from there.
+        store: Where files that were made before are taken from, and new ones kept.
     """
 
-    def __init__(self, graph: ModelGraph, *, copy_weights: bool = True, stored: StoredWeights | None = None) -> None:
+    def __init__(
+        self,
+        graph: ModelGraph,
+        *,
+        copy_weights: bool = True,
+        stored: StoredWeights | None = None,
+        store: StageStore | None = None,
+    ) -> None:
         import onnx
 
         self._copy_weights = copy_weights
         self._stored = stored
+        self._store = store
         self._graph = graph
         self._model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
         without_traces(self._model)
@@ -257,6 +265,9 @@ class StageWriter:
 
     def _convert(self, model: Any, folder: Path, stem: str) -> tuple[File | None, tuple[int, ...]]:
         """Write the stage as an .ort file, and return the order to read it in; None where the format cannot hold it."""
+        key = "" if self._store is None else self._key(_nameless(model))
+        if self._store is not None and (kept := self._store.take(key, folder, stem)) is not None:
+            return kept.file, kept.read_order
         unnamed = folder / f"{stem}.part.ort"
         options = plain_options()
         options.optimized_model_filepath = path_option(unnamed)
@@ -269,8 +280,15 @@ class StageWriter:
             return None, ()
         read_order = lay_out(unnamed, [tensor.name for tensor in model.graph.initializer], _tables(model.graph))
         sha256 = sha256_of(unnamed)
-        file = unnamed.rename(folder / f"{stem}-{sha256[:12]}.ort")
-        return File(file.name, file.stat().st_size, sha256), read_order
+        path = unnamed.rename(folder / f"{stem}-{sha256[:12]}.ort")
+        file = File(path.name, path.stat().st_size, sha256)
+        if self._store is not None:
+            self._store.keep(key, path, file, read_order)
+        return file, read_order
+
+    def _key(self, content: bytes) -> str:
+        """Return the key, in a store, of what is made of `content` and of the weights beside the graph."""
+        return key_of(str(self._graph.path.parent.resolve()).encode(), content)
 
     def _constant_nodes(self, nodes: Iterable[Any]) -> list[Any]:
         """Return the constant nodes that `nodes` need, in topological order."""
@@ -319,39 +337,39 @@ class StageWriter:
                 if not (folder / location).exists():
                     (folder / location).hardlink_to(self._graph.path.parent / location)
             return None
-        digest = hashlib.sha256()
-        sources: dict[str, BinaryIO] = {}
-        places: list[tuple[int, int]] = []
-        position = 0
+        pieces = [self._piece(tensor) for tensor in tensors]
+        file = self._weights_file(pieces, folder, stem)
+        for tensor, piece, place in zip(tensors, pieces, places_of(pieces), strict=True):
+            point(tensor, file.name, place, piece.length)
+        return file
+
+    def _piece(self, tensor: Any) -> Piece:
+        """Return where the bytes of an external tensor lie; without a length they end with their file."""
+        location, offset, length = external_entry(tensor)
+        if length is None:
+            length = (self._graph.path.parent / location).stat().st_size - offset
+        return Piece(location, offset, length)
+
+    def _weights_file(self, pieces: list[Piece], folder: Path, stem: str) -> File:
+        """Write a file of weights, or take it from the store."""
+        key = self._key(repr(pieces).encode())
+        if self._store is not None and (kept := self._store.take(key, folder, stem)) is not None:
+            return kept.file
         unnamed = folder / f"{stem}.part"
-        try:
-            with unnamed.open("wb") as out:
-                for tensor in tensors:
-                    location, offset, length = external_entry(tensor)
-                    if location not in sources:
-                        sources[location] = (self._graph.path.parent / location).open("rb")
-                    source = sources[location]
-                    if length is None:
-                        length = os.fstat(source.fileno()).st_size - offset
-                    padding = b"\0" * (-position % PAGE_BYTES)
-                    out.write(padding)
-                    digest.update(padding)
-                    position += len(padding)
-                    source.seek(offset)
-                    for chunk in _chunks(source, length):
-                        out.write(chunk)
-                        digest.update(chunk)
-                    places.append((position, length))
-                    position += length
-        finally:
-            for source in sources.values():
-                source.close()
-        sha256 = digest.hexdigest()
-        name = f"{stem}-{sha256[:12]}.bin"
-        unnamed.rename(folder / name)
-        for tensor, (offset, length) in zip(tensors, places, strict=True):
-            point(tensor, name, offset, length)
-        return File(name, position, sha256)
+        size_bytes, sha256 = write_pieces(self._graph.path.parent, pieces, unnamed)
+        path = unnamed.rename(folder / f"{stem}-{sha256[:12]}.bin")
+        file = File(path.name, size_bytes, sha256)
+        if self._store is not None:
+            self._store.keep(key, path, file)
+        return file
+
+
+def _nameless(model: Any) -> bytes:
+    """Return a stage's model as bytes, without the name that its file has in one folder and not in another."""
+    name, model.graph.name = model.graph.name, "stage"
+    data: bytes = model.SerializeToString()
+    model.graph.name = name
+    return data
 
 
 def _tables(graph: Any) -> list[str]:
@@ -366,13 +384,3 @@ def _places(file: str, tensors: Iterable[tuple[str, Any]]) -> dict[str, Held]:
     """Return where the tensors lie that are in this file, by the names given beside them."""
     entries = {name: external_entry(tensor) for name, tensor in tensors if is_external(tensor)}
     return {name: Held(file, at, length or 0) for name, (location, at, length) in entries.items() if location == file}
-
-
-def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:
-    """Yield the next `length` bytes of `source`."""
-    while length:
-        chunk = source.read(min(length, _CHUNK_BYTES))
-        if not chunk:
-            raise OSError("the optimised model's weights end too soon; remove it from the cache folder")
-        length -= len(chunk)
-        yield chunk
