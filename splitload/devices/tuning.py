@@ -33,7 +33,9 @@ class Scheme:
 
 PLAIN = Scheme()
 SCHEMES = (PLAIN, Scheme(prefetch=True), Scheme(mapped=False), Scheme(prepack=True))
+PACKED = SCHEMES[3]
 MAPPED = tuple(scheme for scheme in SCHEMES if scheme.mapped and not scheme.prepack)
+Samples = dict[tuple[int, Scheme], list[dict[str, float]]]  # by number of the stage
 
 
 def tune(
@@ -46,10 +48,11 @@ def tune(
 ) -> Variant:
     """Return the variant with the measured choices in its stages.
 
-    Every scheme is measured `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in which
-    the stages load and run one after the other. Without a megabyte of weights nothing is measured. A stage takes the
-    scheme with the earliest first result, and is made anew in the background (`upgrade`) if rearranged weights make it
-    faster in the long run. Stages that share weights stay mapped: rearranged or read, a weight would be in memory once
+    Every scheme is measured up to `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in
+    which the stages load and run one after the other. One that further samples could not make better than the plain one
+    gets none, see `_settled`. Without a megabyte of weights nothing is measured. A stage takes the scheme with the
+    earliest first result, and is made anew in the background (`upgrade`) if rearranged weights make it faster in the
+    long run. Stages that share weights stay mapped: rearranged or read, a weight would be in memory once
     for each. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from the start:
     its answers never change.
 
@@ -87,44 +90,98 @@ def _measured(
     inputs: tuple[Input, ...],
     advice: str,
     on_progress: Callable[[int, int], None] | None,
-) -> tuple[list[bool], dict[tuple[int, Scheme], list[dict[str, float]]]]:
+) -> tuple[list[bool], Samples]:
     """Return which stages have weights rearranged from the start, and the samples of each stage and scheme."""
-    files = tuple(
-        StageFile(
-            stage.blocks,
-            stage.graph.name,
-            stage.inputs,
-            stage.outputs,
-            optimized=stage.optimized,
-            reoptimize=stage.reoptimize,
-        )
-        for stage in variant.stages
-    )
+    files = tuple(map(_file, variant.stages))
 
     def failed(line: str) -> ModelError:
         return ModelError(f"the model cannot be measured on {machine.words}{advice}: {line}")
 
     differ = machine.run(ComparePacked(inputs, files), folder, failed)["differ"]
     packed = [stage.prepack or changes for stage, changes in zip(variant.stages, differ, strict=True)]
-    samples: dict[tuple[int, Scheme], list[dict[str, float]]] = {}
-    for turn in range(0 if all(packed) else REPEATS):
-        for place in range(len(SCHEMES)):
-            scheme = SCHEMES[(turn + place) % len(SCHEMES)]
-            answer = machine.run(TryScheme(inputs, files, **asdict(scheme)), folder, failed)
-            for number, row in enumerate(answer["rows"]):
+
+    def measure(scheme: Scheme) -> list[dict[str, float]]:
+        job = TryScheme(inputs, files, **asdict(scheme), steady=scheme in (PLAIN, PACKED))
+        rows: list[dict[str, float]] = machine.run(job, folder, failed)["rows"]
+        return rows
+
+    stages = [number for number, each in enumerate(packed) if not each]
+    return packed, _in_turns(measure, stages, on_progress) if stages else {}
+
+
+def _file(stage: StageEntry) -> StageFile:
+    """Return a stage as a job has it."""
+    ways = {"optimized": stage.optimized, "reoptimize": stage.reoptimize}
+    return StageFile(stage.blocks, stage.graph.name, stage.inputs, stage.outputs, **ways)
+
+
+def _in_turns(
+    measure: Callable[[Scheme], list[dict[str, float]]],
+    stages: Sequence[int],
+    on_progress: Callable[[int, int], None] | None,
+) -> Samples:
+    """Measure schemes in turns, each until it is settled in all of these stages; return what each stage took."""
+    samples: Samples = {}
+    tried, total = list(SCHEMES), REPEATS * len(SCHEMES)
+    for turn in range(REPEATS):
+        first = turn % len(tried)
+        for place, scheme in enumerate((*tried[first:], *tried[:first])):
+            for number, row in enumerate(measure(scheme)):
                 samples.setdefault((number, scheme), []).append(row)
             if on_progress is not None:
-                on_progress(turn * len(SCHEMES) + place + 1, REPEATS * len(SCHEMES))
-    return packed, samples
+                on_progress(turn * len(SCHEMES) + place + 1, total)
+        tried = [
+            scheme
+            for scheme in SCHEMES
+            if scheme in tried
+            and not (scheme != PLAIN and all(_settled(samples[each, scheme], samples[each, PLAIN]) for each in stages))
+        ]
+        if tried == [PLAIN]:
+            break
+    if on_progress is not None:
+        on_progress(total, total)
+    return samples
+
+
+def _settled(rows: Sequence[Mapping[str, float]], plain: Sequence[Mapping[str, float]]) -> bool:
+    """Return whether more samples of a scheme, up to `REPEATS`, could change nothing.
+
+    - For the first result they could not: were all further ones better than the best, and those of the plain scheme
+      worse than the worst, the median of `REPEATS` would still gain too little.
+    - For later runs most of `REPEATS` pairs of neighbouring samples say the same, whether it is faster or not.
+    """
+    most = REPEATS // 2 + 1
+    if len(rows) < most:
+        return False
+    best = sorted(row["first_s"] for row in rows)[len(rows) - most]
+    worst = sorted(row["first_s"] for row in plain)[most - 1]
+    if _pays(best, worst):
+        return False
+    if "steady_s" not in rows[0]:
+        return True
+    faster = sum(_faster(row["steady_s"], other["steady_s"]) for row, other in zip(rows, plain, strict=True))
+    return faster in (0, len(rows))
+
+
+def _pays(first_s: float, plain_s: float) -> bool:
+    """Return whether a first result comes enough sooner than in the plain way."""
+    return plain_s - first_s >= max(WORTHWHILE * plain_s, WORTHWHILE_S)
+
+
+def _faster(steady_s: float, other_s: float) -> bool:
+    """Return whether a run takes so much less time that it is worth a session made anew."""
+    return steady_s < (1 - WORTHWHILE) * other_s
 
 
 def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, float]]]) -> StageEntry:
-    """Return the stage's entry with the best of the measured schemes."""
+    """Return the stage's entry with the best of the measured schemes.
+
+    Weights that are not rearranged are run alike however they came to memory, so the plain way stands for all of them.
+    """
     first_s = {scheme: statistics.median(row["first_s"] for row in rows) for scheme, rows in samples.items()}
-    steady_s = {scheme: min(row["steady_s"] for row in rows) for scheme, rows in samples.items()}
     best = min(samples, key=first_s.__getitem__)
-    if first_s[PLAIN] - first_s[best] < max(WORTHWHILE * first_s[PLAIN], WORTHWHILE_S):
+    if not _pays(first_s[best], first_s[PLAIN]):
         best = PLAIN
-    packed = Scheme(prepack=True)
-    pays = packed in samples and not best.prepack and steady_s[packed] < (1 - WORTHWHILE) * steady_s[best]
+    steady_s = [min(row["steady_s"] for row in samples[scheme]) for scheme in (PACKED, PLAIN) if scheme in samples]
+    pays = len(steady_s) > 1 and not best.prepack and _faster(*steady_s)
     return stage._replace(**asdict(best), upgrade=pays)

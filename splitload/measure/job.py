@@ -164,7 +164,7 @@ class SampleStages(Job):
 class TryScheme(Job):
     """Load and run stage after stage in one way.
 
-    The answer has `rows` of `first_s`, until the first result, and `steady_s`, of a later run.
+    The answer has `rows` of `first_s`, until the first result, and with `steady` of `steady_s`, of a later run.
 
     Attributes:
         inputs: The model's inputs.
@@ -172,6 +172,7 @@ class TryScheme(Job):
         mapped: Whether weights stay mapped.
         prefetch: Whether a thread of its own reads the file ahead.
         prepack: Whether weights are rearranged.
+        steady: Whether each stage is run again after its first result.
     """
 
     kind: ClassVar[str] = "scheme"
@@ -180,11 +181,13 @@ class TryScheme(Job):
     mapped: bool
     prefetch: bool
     prepack: bool
+    steady: bool = True
 
     @classmethod
     def read(cls, row: Reader) -> TryScheme:
         """Return what a message says."""
-        return cls(_inputs(row), _stages(row, "stages"), row.flag("mapped"), row.flag("prefetch"), row.flag("prepack"))
+        flags = (row.flag(name) for name in ("mapped", "prefetch", "prepack", "steady"))
+        return cls(_inputs(row), _stages(row, "stages"), *flags)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,49 @@ def test_a_gain_of_less_than_a_millisecond_is_none() -> None:
     assert not module._choose(ENTRY, samples).prefetch
 
 
+@pytest.mark.parametrize(
+    ("first_s", "steady_s", "settled"),
+    [
+        ([0.2, 0.3, 0.2], None, True),  # two more of 0.2 beside two more plain ones of 0.11 gain nothing
+        ([0.2, 0.3], None, False),
+        ([0.09, 0.3, 0.2], None, False),
+        ([0.09, 0.3, 0.2, 0.2], None, True),  # one more leaves the median at 0.2
+        ([0.05, 0.05, 0.05], None, False),  # it wins, and others may too
+        ([0.2, 0.3, 0.2], [0.06, 0.05, 0.05], True),
+        ([0.2, 0.3, 0.2], [0.03, 0.03, 0.03], True),
+        ([0.2, 0.3, 0.2], [0.03, 0.05, 0.03], False),
+    ],
+)
+def test_a_scheme_is_settled_when_more_samples_could_change_nothing(
+    first_s: list[float], steady_s: list[float] | None, settled: bool
+) -> None:
+    plain = [{"first_s": each, "steady_s": 0.05} for each in (0.1, 0.11, 0.1, 0.1)][: len(first_s)]
+    taken = [{"first_s": each} for each in first_s]
+    if steady_s is not None:
+        taken = [row | {"steady_s": each} for row, each in zip(taken, steady_s, strict=True)]
+    assert module._settled(taken, plain) is settled
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_chosen_for_first_results_is_what_all_samples_would_choose(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    typical = {scheme: draw.uniform(0.07, 0.13) for scheme in SCHEMES}
+    runs = [
+        {scheme: {"first_s": typical[scheme] * draw.uniform(0.9, 1.1), "steady_s": 0.05} for scheme in SCHEMES}
+        for _ in range(module.REPEATS)
+    ]
+    taken = dict.fromkeys(SCHEMES, 0)
+
+    def measure(scheme: Scheme) -> list[dict[str, float]]:
+        taken[scheme] += 1
+        return [runs[taken[scheme] - 1][scheme]]
+
+    samples = module._in_turns(measure, [0], None)
+    chosen = module._choose(ENTRY, {scheme: samples[0, scheme] for scheme in SCHEMES})
+    assert chosen == module._choose(ENTRY, {scheme: [run[scheme] for run in runs] for scheme in SCHEMES})
+    assert max(taken.values()) == taken[PLAIN]
+
+
 @pytest.fixture
 def plans(tmp_path: Path) -> list[VariantPlan]:
     """Two native stages with more than a megabyte of weights, and a portable one."""
@@ -93,7 +136,9 @@ def test_real_stages_are_measured_in_turns(
             return answer
         assert isinstance(job, TryScheme)
         jobs.append(((job.mapped, job.prefetch, job.prepack), len(answer["rows"])))
-        assert all(row["first_s"] >= row["steady_s"] > 0 for row in answer["rows"])
+        assert job.steady is not (job.prefetch or not job.mapped)  # which later runs do not tell from the plain way
+        assert all(("steady_s" in row) is job.steady for row in answer["rows"])
+        assert all(row["first_s"] >= row.get("steady_s", 1e-9) > 0 for row in answer["rows"])
         return answer
 
     device = HostDevice(tmp_path / "cache", run=run)
