@@ -14,6 +14,7 @@ from splitload.measure.provenance import provenance
 from splitload.studies import (
     architecture_tables,
     bench_tables,
+    build_tables,
     client_tables,
     matrix_tables,
     memory_table,
@@ -186,6 +187,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "steps": ("steps", _every, steps_table),
     "memory": ("memory", _every, lambda found: _table(*memory_table.memory(found))),
     "sizes": ("sizes", _every, lambda found: _table(*size_tables.sizes(found))),
+    "builds": ("builds", _every, lambda found: _table(*build_tables.builds(found))),
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
     "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
