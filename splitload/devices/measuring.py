@@ -202,7 +202,7 @@ class MeasuringDevice:
         with self.runs(graph, feeds) as runs:
             for done in range(self._repeats):
                 others = [segment for segment in segments if segment not in chain]
-                taken, share = runs.sample(chain, others, pair=True)
+                taken, share = runs.sample(chain, others, pair=bool(plans))
                 for segment, cost in taken:
                     samples.setdefault(segment, []).append(cost)
                 if share is not None:

@@ -6,11 +6,13 @@ everything that its bytes follow from, but for the runtime and the processor: a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import File
 
 
@@ -28,22 +30,32 @@ class Kept(NamedTuple):
     read_order: tuple[int, ...]
 
 
-class StageStore:
-    """Keeps stage files for one process, in one thread.
+class StageStore(contextlib.AbstractContextManager["StageStore"]):
+    """Keeps stage files for one process, in one thread, until its block ends.
 
     Args:
-        folder: Where they lie, ours alone, on the file system where stages are written if they are to cost nothing.
-            Who makes it removes it.
+        parent: Where its folder is made with the first file, on the file system where stages are written; without such
+            a folder nothing is kept.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+        self._folder: Path | None = None
         self._kept: dict[str, Kept] = {}
+        self._opened = contextlib.ExitStack()
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what is kept; the same files in other folders stay."""
+        self._kept.clear()
+        self._opened.close()
+        self._folder = None
 
     def keep(self, key: str, path: Path, file: File, read_order: tuple[int, ...] = ()) -> None:
         """Keep a file that nobody writes to any more, unless it lies on another file system."""
-        place = self._folder / f"{key}{path.suffix}"
         try:
+            if self._folder is None:
+                self._folder = self._opened.enter_context(scratch_folder(self._parent, ".stages-"))
+            place = self._folder / f"{key}{path.suffix}"
             place.hardlink_to(path)
         except OSError:  # it is made anew, should it be needed: a copy might be for nothing
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.bundle.manifest import Variant
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
+from splitload.graphs.stage_store import StageStore
 from splitload.measure.sampling import Arm, Sample
 from splitload.plan.partition import Partition
 from splitload.planner.report import Report
@@ -27,6 +28,8 @@ def measure_plans(
     cache: Path,
     *,
     feeds: Mapping[str, Any],
+    enough: Callable[[Sequence[Sequence[Sample]]], bool] = lambda _: False,
+    store: StageStore | None = None,
 ) -> list[list[Sample]]:
     """Measure plans of one graph in rounds, so that a machine that slows down does so for all of them.
 
@@ -37,10 +40,12 @@ def measure_plans(
         device: What measures.
         source: The model.
         plans: What to measure, at least one.
-        runs: Rounds; each takes one sample of every plan, of a fresh process with a warm page cache.
+        runs: The most rounds; each takes one sample of every plan, of a fresh process with a warm page cache.
         report: Where to tell what is done.
         cache: Where the bundles lie meanwhile.
         feeds: Inputs to measure with; made up where they are missing.
+        enough: Given the samples so far, says whether further rounds could change nothing.
+        store: Where stage files that were made before are taken from, and new ones kept.
 
     Returns:
         The samples of each plan, as `Measuring.first_output` gives them, in order.
@@ -58,12 +63,14 @@ def measure_plans(
             if plan.partition not in bundles:
                 bundle = folder / f"{len(bundles)}.splitload"
                 with report.status(f"building {count_of(plan.partition.num_stages, 'stage')} to measure"):
-                    build_bundle(bundle, [plan, *portable], device="host", choose=_plain)
+                    build_bundle(bundle, [plan, *portable], device="host", choose=_plain, store=store)
                 bundles[plan.partition] = bundle
         arms = [Arm("splitload", bundles[plan.partition], threads=plan.threads) for plan in plans]
         with report.progress(f"measuring {count_of(len(plans), 'plan')} of {source.name}", unit="rounds") as show:
             for done in range(runs):
                 show(done, runs)
+                if enough(samples):
+                    break
                 for arm, taken in zip(arms, samples, strict=True):
                     taken.append(device.first_output(arm, inputs, feeds))
     return samples

@@ -16,6 +16,7 @@ from splitload.bundle.write import check_target
 from splitload.devices import Device, open_device
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source
+from splitload.graphs.stage_store import StageStore
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
@@ -43,6 +44,7 @@ class _Model:
         division: Where it is divided for training.
         feeds: Inputs to measure with.
         left_out: Why its bundle gets no native part, if it gets none.
+        store: Files of its stages that were written already.
     """
 
     source: Source
@@ -50,6 +52,7 @@ class _Model:
     division: Division | None
     feeds: Mapping[str, Any]
     left_out: str | None
+    store: StageStore
 
 
 def train(request: TrainRequest, report: Report) -> TrainResult:
@@ -66,14 +69,17 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
     check_target(request.target, "give another place with -o")
     device = open_device(request.device, request.cache)
     _check_places(request, device)
-    model = _read(request, report, device)
-    planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
-    found, trial = _tried(request, report, device, model, planned)
-    notes = _notes(request, model, planned, found, trial)
-    plan = VariantPlan(model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable)
-    replaced = request.target.exists()
-    manifest, agreement = _written(request, report, device, model, plan, notes)
-    stages, gain = _measured(request, report, device, model, planned, plan, trial)
+    with StageStore(request.cache) as store:
+        model = _read(request, report, device, store)
+        planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
+        found, trial = _tried(request, report, device, model, planned)
+        notes = _notes(request, model, planned, found, trial)
+        plan = VariantPlan(
+            model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable
+        )
+        replaced = request.target.exists()
+        manifest, agreement = _written(request, report, device, model, plan, notes)
+        stages, gain = _measured(request, report, device, model, planned, plan, trial)
     return TrainResult(
         request,
         model.graph,
@@ -106,7 +112,7 @@ def _check_places(request: TrainRequest, device: Device) -> None:
             check_output_file(Path(file), what)
 
 
-def _read(request: TrainRequest, report: Report, device: Device) -> _Model:
+def _read(request: TrainRequest, report: Report, device: Device, store: StageStore) -> _Model:
     """Return the model, and tell what it lacks."""
     source, graph, division = read_model(
         request.model,
@@ -125,7 +131,7 @@ def _read(request: TrainRequest, report: Report, device: Device) -> _Model:
         report.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
     elif request.max_stages is not None and request.max_stages > len(graph.blocks):
         report.note(f"{graph.name} has {len(graph.blocks)} blocks, and so at most as many stages")
-    return _Model(source, graph, division, {**source.examples, **request.feeds}, left_out)
+    return _Model(source, graph, division, {**source.examples, **request.feeds}, left_out, store)
 
 
 def _tried(
@@ -146,6 +152,7 @@ def _tried(
                 report,
                 request.cache,
                 feeds=model.feeds,
+                store=model.store,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(request, found.partition)) from None
@@ -192,6 +199,7 @@ def _written(
             feeds=model.feeds,
             trainable=request.trained,
             on_compared=agreements.append,
+            store=model.store,
         )
     except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
         raise KeyboardInterrupt(str(interrupt) or resume_hint(request, plan.partition)) from None
@@ -243,7 +251,9 @@ def _gain(
         ratio = one.ttfo_s / here.ttfo_s if num_stages > 1 and here.ttfo_s > 0 else None
         return Gain(here.source, num_stages, {"ttfo_s": here.ttfo_s}, {"ttfo_s": one.ttfo_s}, cut_ratio=ratio)
     if num_stages > 1 and (trial is None or plan.trainable_from is not None):
-        alone = replace(plan, trainable_from=None)
-        trial = try_cut(device.measuring, model.source, alone, report, request.cache, feeds=model.feeds, runs=RUNS)
+        alone, feeds = replace(plan, trainable_from=None), model.feeds
+        trial = try_cut(
+            device.measuring, model.source, alone, report, request.cache, feeds=feeds, runs=RUNS, store=model.store
+        )
     cut_ratio = None if num_stages == 1 or trial is None else trial.ratio
     return measure_gain(device.measuring, model.source, plan.graph, request.target, num_stages, model.feeds, cut_ratio)

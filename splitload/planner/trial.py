@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from splitload.base.errors import SplitloadError
 from splitload.build.assemble import VariantPlan
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
+from splitload.graphs.stage_store import StageStore
+from splitload.measure.sampling import Sample
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.measured import measure_plans
@@ -66,25 +68,44 @@ def try_cut(
     feeds: Mapping[str, Any],
     runs: int | None = None,
     beside: Partition | None = None,
+    store: StageStore | None = None,
 ) -> Trial | None:
-    """Measure a plan of several stages beside the whole model, `RUNS` times each in fresh processes.
+    """Measure a plan of several stages beside the whole model, up to `RUNS` times each in fresh processes.
 
-    With `runs` so many times, for what it shows alone: nothing is chosen by it. With `beside` that plan stands for the
-    whole model: where the last layers are trained, what is frozen as one stage.
+    It ends when most of `RUNS` samples say the same: `Trial.pays` would be the same after all of them. With `runs` so
+    many times, for what it shows alone: nothing is chosen by it. With `beside` that plan stands for the whole model:
+    where the last layers are trained, what is frozen as one stage. Stage files come from `store`, and are kept there.
 
     Returns:
         None, and a note on the report, if one of the two cannot be built or run.
     """
     one = beside or Partition(plan.partition.num_blocks)
     whole = VariantPlan(plan.graph, one, plan.threads)
+
+    def enough(samples: Sequence[Sequence[Sample]]) -> bool:
+        return runs is None and _decided(*([sample["ttfo_s"] for sample in each] for each in samples))
+
     try:
-        measured = measure_plans(device, source, [plan, whole], runs or RUNS, report, cache, feeds=feeds)
+        measured = measure_plans(
+            device, source, [plan, whole], runs or RUNS, report, cache, feeds=feeds, enough=enough, store=store
+        )
     except (SplitloadError, OSError) as error:
         so = ", so its prediction counts" if runs is None else ""
         report.note(f"the cut could not be measured beside the whole model (in '{cache}'){so}: {error}")
         return None
     split_s, whole_s = (tuple(sample["ttfo_s"] for sample in samples) for samples in measured)
     return Trial(plan.partition.num_stages - one.num_stages + 1, split_s, whole_s)
+
+
+def _decided(split_s: Sequence[float], whole_s: Sequence[float]) -> bool:
+    """Return whether `Trial.pays` of `RUNS` samples is known: more than half of them say the same."""
+    sooner = sum(map(_sooner, split_s, whole_s))
+    return max(sooner, len(split_s) - sooner) > RUNS // 2
+
+
+def _sooner(split_s: float, whole_s: float) -> bool:
+    """Return whether a cut answers sooner by a tenth."""
+    return split_s / whole_s < 1 - WORTHWHILE
 
 
 def choose_measured(
@@ -98,6 +119,7 @@ def choose_measured(
     cache: Path,
     *,
     feeds: Mapping[str, Any],
+    store: StageStore | None = None,
 ) -> tuple[FoundPlan, Trial | None]:
     """Return what was found if it pays when it is measured, or else the whole model; and the trial, if there was one.
 
@@ -111,11 +133,13 @@ def choose_measured(
         report: Where to tell what is done.
         cache: The user's cache folder.
         feeds: Inputs to measure with; made up where they are missing.
+        store: Where stage files are kept for the bundle.
     """
     if found.partition.num_stages == 1:
         return found, None
     one, cut = (search.written(plan) for plan in (Partition(found.partition.num_blocks), found.partition))
     if cut == one:
         return search.whole(found), None
-    trial = try_cut(device, source, VariantPlan(graph, cut, threads), report, cache, feeds=feeds, beside=one)
+    plan = VariantPlan(graph, cut, threads)
+    trial = try_cut(device, source, plan, report, cache, feeds=feeds, beside=one, store=store)
     return (found if trial is None or trial.pays else search.whole(found)), trial

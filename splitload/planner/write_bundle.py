@@ -16,6 +16,7 @@ from splitload.build.fleet import keep_natives, same_cuts
 from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source, load_graph
+from splitload.graphs.stage_store import StageStore
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.report import Report, Show
@@ -119,6 +120,7 @@ def write_bundle(
     specialized_from: Manifest | None = None,
     keep_natives_of: Manifest | None = None,
     on_compared: Callable[[Agreement], None] | None = None,
+    store: StageStore | None = None,
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
@@ -127,7 +129,7 @@ def write_bundle(
     source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
     the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_natives_of`, which is
     that bundle, its native variants for other machines stay. With `on_compared` every variant is run once beside a
-    stock session, and it is called with what that came to.
+    stock session, and it is called with what that came to. Stage files that `store` holds are taken from there.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
@@ -163,6 +165,7 @@ def write_bundle(
             on_note=report.note,
             with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
             keep_tail=keep_tail,
+            store=store,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import models
 import numpy as np
 import pytest
 
-from splitload.build.assemble import Plan, build_bundle
+from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs import stages
 from splitload.graphs.stage_store import StageStore
@@ -24,16 +25,18 @@ def plan(tmp_path: Path) -> Any:
     source = Source.open(models.save(models.chain(8, width=40), tmp_path), "chain")
     graphs = {kind: load_graph(source, kind, tmp_path / "cache") for kind in ("native", "portable")}
 
-    def make(kind: GraphKind, *cuts: int) -> Plan:
-        return Plan(graphs[kind], Partition(len(graphs[kind].blocks), cuts), 1)
+    def make(kind: GraphKind, *cuts: int) -> VariantPlan:
+        return VariantPlan(graphs[kind], Partition(len(graphs[kind].blocks), cuts), 1)
 
     return make
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> StageStore:
+def store(tmp_path: Path) -> Iterator[StageStore]:
     (tmp_path / "store").mkdir()
-    return StageStore(tmp_path / "store")
+    with StageStore(tmp_path / "store") as store:
+        yield store
+    assert not list((tmp_path / "store").iterdir())
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def write(folder: Path, plans: list[Plan], store: StageStore | None = None) -> dict[str, bytes]:
+def write(folder: Path, plans: list[VariantPlan], store: StageStore | None = None) -> dict[str, bytes]:
     build_bundle(folder, plans, device="host", store=store)
     return files(folder)
 
@@ -119,7 +122,6 @@ def test_without_links_files_are_copied_and_none_is_kept(
     made.clear()
     assert write(tmp_path / "second.splitload", plans, store) == plain
     assert made == []
-    (tmp_path / "empty").mkdir()
-    empty = StageStore(tmp_path / "empty")
-    assert write(tmp_path / "third.splitload", plans, empty) == plain
-    assert files(tmp_path / "empty") == {}
+    with StageStore(tmp_path / "missing") as empty:
+        assert write(tmp_path / "third.splitload", plans, empty) == plain
+    assert not (tmp_path / "missing").exists()

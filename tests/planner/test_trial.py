@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from splitload.planner import gain as gains
 from splitload.planner import measured, search, train, trial
 from splitload.planner.trial import RUNS, Trial
 
+CLEAR = RUNS // 2 + 1  # samples that settle it where all say the same
+
 
 @pytest.mark.parametrize(
     ("split_s", "whole_s", "pays"),
@@ -31,6 +34,17 @@ from splitload.planner.trial import RUNS, Trial
 )
 def test_a_tenth_pays(split_s: tuple[float, ...], whole_s: tuple[float, ...], pays: bool) -> None:
     assert Trial(2, split_s, whole_s).pays is pays
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_trial_that_ends_early_chooses_as_all_samples_would(seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311 - of test data
+    split_s = [draw.uniform(0.7, 1.1) for _ in range(RUNS)]
+    whole_s = [1.0] * RUNS
+    taken = next(n for n in range(RUNS + 1) if trial._decided(split_s[:n], whole_s[:n]))
+    assert CLEAR <= taken <= RUNS
+    early, late = (Trial(2, tuple(split_s[:n]), tuple(whole_s[:n])) for n in (taken, RUNS))
+    assert early.pays is late.pays
 
 
 @dataclass
@@ -86,9 +100,9 @@ def test_train_takes_what_answers_first(
 ) -> None:
     script.split_s = split_s
     found = trained(capsys, chain_model, 3)
-    assert script.measured == ["split", "whole"] * RUNS
+    assert script.measured == ["split", "whole"] * CLEAR
     tried = found["trial"]
-    assert tried == {"runs": RUNS, "num_stages": tried["num_stages"], "split_ttfo_s": split_s, "whole_ttfo_s": 1.0}
+    assert tried == {"runs": CLEAR, "num_stages": tried["num_stages"], "split_ttfo_s": split_s, "whole_ttfo_s": 1.0}
     assert tried["num_stages"] > 1
     manifest = read_manifest(Path("b.splitload"))
     assert manifest.plan["trial"] == tried
@@ -114,7 +128,7 @@ def test_bench_tries_once(chain_model: Path, script: Script, capsys: pytest.Capt
     words = ["bench", str(chain_model), "--runs", "1", "--arms", "splitload"]
     for _ in range(2):
         assert json_of(capsys, *words)["plan"] == {"num_stages": 1, "split_points": []}
-        assert len(script.measured) == 2 * RUNS
+        assert len(script.measured) == 2 * CLEAR
     (bundle,) = (cache / "bench").glob("*.splitload")
     assert read_manifest(bundle).plan["trial"]["num_stages"] > 1
 
@@ -125,7 +139,7 @@ def test_specialize_takes_what_answers_first(
 ) -> None:
     script.split_s = split_s
     taken = json_of(capsys, "specialize", str(own_bundle))["num_stages"]
-    assert script.measured == ["split", "whole"] * RUNS
+    assert script.measured == ["split", "whole"] * CLEAR
     manifest = read_manifest(own_bundle)
     tried = manifest.plan["trial"]["num_stages"]
     assert tried > 1
@@ -145,7 +159,7 @@ def test_with_a_trained_tail_what_is_frozen_is_tried(
     monkeypatch.setattr(train, "write_bundle", chosen)
     words = ["train", str(chain_model), "--device", "host", "--agent", "exact", "--max-stages", "3"]
     assert main([*words, "--trainable", "1", "-o", "b.splitload"]) == 1
-    assert script.measured == ["split", "whole"] * RUNS
+    assert script.measured == ["split", "whole"] * CLEAR
     assert told[0]["trial"]["num_stages"] == 2
     assert len(told[0]["split_points"]) == 2
 
