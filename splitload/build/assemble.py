@@ -44,6 +44,28 @@ class VariantPlan:
     trainable_from: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What is done beside writing stages, in this order; what is None is left out.
+
+    Attributes:
+        on_progress: Called as `on_progress(stages_written, num_stages)`.
+        on_note: Called with what the user should know: why a native variant has no canary.
+        choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
+        with_others: Given the folder and the variants in it, puts the files of others there and returns all.
+        add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
+            says what it wrote.
+        check: Called with the folder and the manifest when all is written; what it raises leaves the target as it was.
+    """
+
+    on_progress: Callable[[int, int], None] | None = None
+    on_note: Callable[[str], None] | None = None
+    choose: Callable[[Path, Variant], Variant] | None = None
+    with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None
+    add_training: Callable[[Path, StageEntry], Training | None] | None = None
+    check: Callable[[Path, Manifest], None] | None = None
+
+
 def build_bundle(
     target: Path,
     plans: Sequence[VariantPlan],
@@ -52,16 +74,11 @@ def build_bundle(
     notes: Mapping[str, Any] | None = None,
     metadata: Metadata | None = None,
     model_data: Sequence[str] = (),
-    on_progress: Callable[[int, int], None] | None = None,
-    choose: Callable[[Path, Variant], Variant] | None = None,
-    add_training: Callable[[Path, StageEntry], Training | None] | None = None,
-    check: Callable[[Path, Manifest], None] | None = None,
-    on_note: Callable[[str], None] | None = None,
-    with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None,
+    steps: Steps | None = None,
     keep_tail: StageEntry | None = None,
     store: StageStore | None = None,
 ) -> Manifest:
-    """Write the bundle `target`, whole or not at all.
+    """Write the bundle `target`, whole or not at all, and return its manifest.
 
     Args:
         target: The bundle's folder; a bundle that stands there is replaced.
@@ -70,115 +87,145 @@ def build_bundle(
         notes: How it was found, kept in the manifest's `plan`.
         metadata: What the source model says of itself, where that is known.
         model_data: External data files of the source model, relative to its folder.
-        on_progress: Called as `on_progress(stages_written, num_stages)`.
-        choose: Given the folder and the first variant in it, returns that variant with its execution scheme.
-        add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
-            says what it wrote.
-        check: Called with the folder and the manifest when all is written; what it raises leaves `target` as it was.
-        on_note: Called with what the user should know: why a native variant has no canary.
-        with_others: Given the folder and the variants in it, puts the files of others there and returns all.
+        steps: What is done besides.
         keep_tail: Trainable last stage of the bundle at `target`, which the new one ends with byte for byte, so that
             its personalized tails are carried over.
         store: Where stage files that were made before are taken from, and new ones kept.
-
-    Returns:
-        The manifest that was written.
 
     Raises:
         ModelError: If a stage cannot be loaded, or the metadata is more than a manifest holds.
         OutputError: If it cannot be written.
         PartitionError: If a partition does not fit its graph, or cuts trainable blocks off the last stage.
     """
-    import onnxruntime as ort
-
-    import splitload
-
+    steps = steps or Steps()
     for plan in plans:
         _check(plan)
+    _check_metadata(metadata)
+    tails = None if keep_tail is None else CarriedTails(target, "specialize the bundle")
+    with tails or contextlib.nullcontext(), writing(target, tails) as folder:
+        _check_room(target, _size_bytes(plans[0]), shutil.disk_usage(folder).free)  # others share most of its weights
+        if keep_tail is not None:
+            for file in filter(None, (keep_tail.graph, keep_tail.weights)):
+                copy_checked(target / file.name, folder / file.name, file)
+        variants = _write_variants(plans, folder, keep_tail, store, steps)
+        if steps.choose is not None:
+            variants[0] = steps.choose(folder, variants[0])
+        if steps.with_others is not None:
+            variants = list(steps.with_others(folder, variants))
+        tail = variants[0].stages[-1]
+        training = steps.add_training(folder, tail) if steps.add_training is not None and tail.trainable else None
+        described = _described(plans[0].graph, device, notes, metadata, model_data)
+        manifest = described._replace(variants=tuple(variants), training=training)
+        write_manifest(folder, manifest)
+        if tails is not None:
+            tails.take(folder, tail)
+        if steps.check is not None:
+            steps.check(folder, manifest)
+    return manifest
+
+
+def _check_metadata(metadata: Metadata | None) -> None:
     described_bytes = 0 if metadata is None else len(repr(metadata).encode())
     if described_bytes > MAX_METADATA_BYTES:
         raise ModelError(
             f"the model's metadata has {described_bytes >> 20} MiB, a bundle keeps at most {MAX_METADATA_BYTES >> 20}; "
             "take entries out of its metadata_props and ship them as a file"
         )
-    total = sum(plan.partition.num_stages for plan in plans)
-    graph = plans[0].graph
-    tails = None if keep_tail is None else CarriedTails(target, "specialize the bundle")
-    with tails or contextlib.nullcontext(), writing(target, tails) as folder:
-        needed = _size_bytes(plans[0])  # the others share most of its weights
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise OutputError(
-                f"'{target.name}' needs {needed >> 20} MiB and {free >> 20} MiB are free in '{target.parent}'; "
-                "make room or choose another -o"
-            )
-        variants: list[Variant] = []
-        last = keep_tail
-        if keep_tail is not None:
-            for file in filter(None, (keep_tail.graph, keep_tail.weights)):
-                copy_checked(target / file.name, folder / file.name, file)
-        done = 0
-        for plan in plans:
-            stored = None
-            if variants and plans[0].graph.kind == "native":
-                stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
-            writer = StageWriter(plan.graph, stored=stored, store=store)
-            stages = []
-            makers = set[int]()  # a stage that makes weights would do so in every run, were it not made anew
-            for number, (start, end) in enumerate(plan.partition.stages()):
-                if last is not None and plan.trainable_from == start:  # all variants end with one and the same tail
-                    stages.append(_same_stage(last, plan.graph, start, end))
-                else:
-                    stage, makes = _write_stage(writer, plan, number, start, end, folder)
-                    stages.append(stage)
-                    if makes:
-                        makers.add(number)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, total)
-            if plan.trainable_from is not None:
-                last = stages[-1]
-            native = plan.graph.kind == "native"
-            needs = _needs(plan.graph, folder, on_note) if native else None
-            variant = Variant(
-                kind=plan.graph.kind,
-                cpu=cpu_architecture() if native else None,
-                runtime=ort.__version__ if native else None,
-                threads=plan.threads,
-                overlap=True,
-                stages=tuple(stages),
-                needs=needs,
-            )
-            for number in variant.sharing() - makers:
-                stages[number] = stages[number]._replace(upgrade=False)
-            variants.append(variant._replace(stages=tuple(stages)))
-        if choose is not None:
-            variants[0] = choose(folder, variants[0])
-        if with_others is not None:
-            variants = list(with_others(folder, variants))
-        tail = variants[0].stages[-1]
-        training = add_training(folder, tail) if add_training is not None and tail.trainable else None
-        manifest = Manifest(
-            model=graph.name,
-            model_sha256=graph.source_sha256,
-            model_bytes=graph.source_bytes,
-            created_with={"splitload": splitload.__version__, "onnxruntime": ort.__version__},
-            cpu=cpu_architecture(),
-            device=device,
-            plan=dict(notes or {}),
-            inputs=tuple(_spec(graph, name) for name in graph.inputs),
-            outputs=tuple(_spec(graph, name) for name in graph.outputs),
-            variants=tuple(variants),
-            training=training,
-            metadata=metadata,
-            model_data=tuple(model_data) or None,
+
+
+def _check_room(target: Path, needed_bytes: int, free_bytes: int) -> None:
+    if needed_bytes > free_bytes:
+        raise OutputError(
+            f"'{target.name}' needs {needed_bytes >> 20} MiB and {free_bytes >> 20} MiB are free in '{target.parent}'; "
+            "make room or choose another -o"
         )
-        write_manifest(folder, manifest)
-        if tails is not None:
-            tails.take(folder, tail)
-        if check is not None:
-            check(folder, manifest)
-    return manifest
+
+
+def _described(
+    graph: ModelGraph,
+    device: str,
+    notes: Mapping[str, Any] | None,
+    metadata: Metadata | None,
+    model_data: Sequence[str],
+) -> Manifest:
+    """Return what a manifest says of the model and of what made the bundle, without variants."""
+    import onnxruntime as ort
+
+    import splitload
+
+    return Manifest(
+        model=graph.name,
+        model_sha256=graph.source_sha256,
+        model_bytes=graph.source_bytes,
+        created_with={"splitload": splitload.__version__, "onnxruntime": ort.__version__},
+        cpu=cpu_architecture(),
+        device=device,
+        plan=dict(notes or {}),
+        inputs=tuple(_spec(graph, name) for name in graph.inputs),
+        outputs=tuple(_spec(graph, name) for name in graph.outputs),
+        variants=(),
+        metadata=metadata,
+        model_data=tuple(model_data) or None,
+    )
+
+
+def _write_variants(
+    plans: Sequence[VariantPlan], folder: Path, tail: StageEntry | None, store: StageStore | None, steps: Steps
+) -> list[Variant]:
+    """Write the stages of every plan; return the variants.
+
+    Args:
+        plans: A variant each; those behind a native one read weights out of its files.
+        folder: Where the files go.
+        tail: The last stage of all variants, where it is there already.
+        store: See `build_bundle`.
+        steps: Who is told.
+    """
+    variants: list[Variant] = []
+    done, total = 0, sum(plan.partition.num_stages for plan in plans)
+    for plan in plans:
+        stored = None
+        if variants and plans[0].graph.kind == "native":
+            stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
+        writer = StageWriter(plan.graph, stored=stored, store=store)
+        stages = []
+        makers = set[int]()  # a stage that makes weights would do so in every run, were it not made anew
+        for number, (start, end) in enumerate(plan.partition.stages()):
+            if tail is not None and plan.trainable_from == start:  # all variants end with one and the same tail
+                stages.append(_same_stage(tail, plan.graph, start, end))
+            else:
+                stage, makes = _write_stage(writer, plan, number, start, end, folder)
+                stages.append(stage)
+                if makes:
+                    makers.add(number)
+            done += 1
+            if steps.on_progress is not None:
+                steps.on_progress(done, total)
+        if plan.trainable_from is not None:
+            tail = stages[-1]
+        variants.append(_variant(plan, stages, makers, folder, steps.on_note))
+    return variants
+
+
+def _variant(
+    plan: VariantPlan, stages: list[StageEntry], makers: set[int], folder: Path, on_note: Callable[[str], None] | None
+) -> Variant:
+    """Return the variant of some stages; those that share weights and make none are not made anew when they run."""
+    import onnxruntime as ort
+
+    native = plan.graph.kind == "native"
+    variant = Variant(
+        kind=plan.graph.kind,
+        cpu=cpu_architecture() if native else None,
+        runtime=ort.__version__ if native else None,
+        threads=plan.threads,
+        overlap=True,
+        stages=tuple(stages),
+        needs=_needs(plan.graph, folder, on_note) if native else None,
+    )
+    for number in variant.sharing() - makers:
+        stages[number] = stages[number]._replace(upgrade=False)
+    return variant._replace(stages=tuple(stages))
 
 
 def _needs(graph: ModelGraph, folder: Path, on_note: Callable[[str], None] | None) -> Needs:

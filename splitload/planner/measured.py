@@ -8,7 +8,7 @@ from typing import Any
 
 from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
-from splitload.build.assemble import VariantPlan, build_bundle
+from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.manifest import Variant
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
@@ -63,7 +63,7 @@ def measure_plans(
             if plan.partition not in bundles:
                 bundle = folder / f"{len(bundles)}.splitload"
                 with report.status(f"building {count_of(plan.partition.num_stages, 'stage')} to measure"):
-                    build_bundle(bundle, [plan, *portable], device="host", choose=_plain, store=store)
+                    build_bundle(bundle, [plan, *portable], device="host", steps=Steps(choose=_plain), store=store)
                 bundles[plan.partition] = bundle
         arms = [Arm("splitload", bundles[plan.partition], threads=plan.threads) for plan in plans]
         with report.progress(f"measuring {count_of(len(plans), 'plan')} of {source.name}", unit="rounds") as show:

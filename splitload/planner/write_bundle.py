@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from splitload.base.errors import MissingPackageError, ModelError
 from splitload.base.phrases import count_of
 from splitload.build.agreement import Agreement, compare_with_stock
-from splitload.build.assemble import VariantPlan, build_bundle
+from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
 from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
 from splitload.devices import Measuring
@@ -158,12 +158,14 @@ def write_bundle(
             notes=notes,
             metadata=metadata,
             model_data=model_data,
-            on_progress=show,
-            choose=partial(_tuned, tuner, plan, feeds or {}, show) if plan.graph.kind == "native" else None,
-            add_training=add_training,
-            check=None if on_compared is None else partial(_compared, source, feeds or {}, show, on_compared),
-            on_note=report.note,
-            with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
+            steps=Steps(
+                on_progress=show,
+                on_note=report.note,
+                choose=partial(_tuned, tuner, plan, feeds or {}, show) if plan.graph.kind == "native" else None,
+                with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
+                add_training=add_training,
+                check=None if on_compared is None else partial(_compared, source, feeds or {}, show, on_compared),
+            ),
             keep_tail=keep_tail,
             store=store,
         )

@@ -62,7 +62,7 @@ class RunBundle(Job):
 
 def make(job: MakeBundle, folder: Path) -> dict[str, Any]:
     """Write a bundle of two even stages, native and portable, with what it answers beside it."""
-    from splitload.build.assemble import VariantPlan, build_bundle
+    from splitload.build.assemble import Steps, VariantPlan, build_bundle
     from splitload.frontends.onnx import Source, load_graph
     from splitload.plan.partition import Partition
 
@@ -75,7 +75,7 @@ def make(job: MakeBundle, folder: Path) -> dict[str, Any]:
     ]
     notes: list[str] = []
     bundle = folder / job.bundle
-    manifest = build_bundle(bundle, plans, device="host", on_note=notes.append)
+    manifest = build_bundle(bundle, plans, device="host", steps=Steps(on_note=notes.append))
     answers = _answers(bundle)
     np.savez(folder / job.answers, *answers["outputs"])
     needs = manifest.variants[0].needs

@@ -17,7 +17,7 @@ import pytest
 
 from splitload import ParallelLoader
 from splitload.base.errors import OutputError, PartitionError
-from splitload.build.assemble import VariantPlan, build_bundle
+from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.read import read_manifest
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.graph import GraphKind
@@ -103,7 +103,7 @@ def test_the_manifest_tells_blocks_weights_and_what_is_trainable(tmp_path: Path)
         [made],
         device="toy",
         notes={"agent": "exact"},
-        on_progress=lambda done, total: calls.append((done, total)),
+        steps=Steps(on_progress=lambda done, total: calls.append((done, total))),
     )
     assert read_manifest(target, "hashes") == manifest
     (variant,) = manifest.variants

@@ -14,7 +14,7 @@ import small_models
 
 import splitload.runtime.variants
 from splitload import ParallelLoader
-from splitload.build.assemble import VariantPlan, build_bundle
+from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
@@ -106,7 +106,7 @@ def test_what_packing_changes_is_seen_by_measuring(tmp_path: Path, monkeypatch: 
             folder, variant._replace(stages=stages), [TensorSpec("x", "tensor(float)", ("rows", 256))], {}
         )
 
-    _, _, manifest = write("int4 product", "native", tmp_path, choose=choose)
+    _, _, manifest = write("int4 product", "native", tmp_path, steps=Steps(choose=choose))
     assert [(stage.prepack, stage.upgrade) for stage in manifest.variants[0].stages] == [(True, False)]
 
 

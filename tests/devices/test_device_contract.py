@@ -14,7 +14,7 @@ import pytest
 
 from splitload import devices
 from splitload.base.errors import SplitloadError
-from splitload.build.assemble import VariantPlan, build_bundle
+from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.read import read_manifest
 from splitload.devices import tuning
 from splitload.devices.host import HostDevice
@@ -168,7 +168,7 @@ class TestEveryDeviceThatMeasures:
             assert [stage.graph for stage in chosen.stages] == [stage.graph for stage in variant.stages]
             return chosen
 
-        build_bundle(tmp_path / "m.splitload", plans, device="any", choose=choose)
+        build_bundle(tmp_path / "m.splitload", plans, device="any", steps=Steps(choose=choose))
         assert done[-1] == (len(tuning.SCHEMES), len(tuning.SCHEMES))
         assert len(read_manifest(tmp_path / "m.splitload", "hashes").variants[0].stages) == 2
         sample = measuring.first_output(Arm("splitload", tmp_path / "m.splitload", 2), inputs, {})

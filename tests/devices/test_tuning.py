@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from splitload.base.errors import ModelError
-from splitload.build.assemble import VariantPlan, build_bundle
+from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.manifest import File, StageEntry, TensorSpec, Variant
 from splitload.devices import tuning as module
 from splitload.devices.host import HostDevice
@@ -151,7 +151,7 @@ def test_real_stages_are_measured_in_turns(
         assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
         return chosen
 
-    manifest = build_bundle(tmp_path / "m.splitload", plans, device="host", choose=choose)
+    manifest = build_bundle(tmp_path / "m.splitload", plans, device="host", steps=Steps(choose=choose))
     assert len(manifest.variants[0].stages) == 2
     assert [count for _, count in jobs] == [2] * 2 * len(SCHEMES)
     assert seen[-1] == (2 * len(SCHEMES), 2 * len(SCHEMES))
@@ -167,8 +167,10 @@ def test_stages_that_do_not_run_are_one_clear_error(plans: list[VariantPlan], tm
             tmp_path / "m.splitload",
             plans,
             device="host",
-            choose=lambda folder, variant: HostDevice(tmp_path).tune(
-                folder, variant, inputs, {"x": np.ones((3, 5), "f")}
+            steps=Steps(
+                choose=lambda folder, variant: HostDevice(tmp_path).tune(
+                    folder, variant, inputs, {"x": np.ones((3, 5), "f")}
+                )
             ),
         )
     assert not (tmp_path / "m.splitload").exists()
