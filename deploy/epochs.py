@@ -83,10 +83,10 @@ class Course:
         epochs: Iterator[Epoch],
         learner: AnyLearner,
         begin: Mapping[str, Array],
-        patience: int,
+        settings: Settings,
         on_epoch: Callable[[Epoch], None] | None,
     ) -> None:
-        """Go through the epochs until none was better for `patience` of them, or an interrupt comes."""
+        """Go through the epochs until none was better for `settings.patience` of them, or an interrupt comes."""
         try:
             for epoch in epochs:
                 if self.best is None or epoch.loss_after < self.best[0].loss_after:
@@ -94,15 +94,25 @@ class Course:
                 self.epochs.append(epoch)
                 if on_epoch is not None:
                     on_epoch(epoch)
-                if epoch.number - self.best[0].number >= patience:
+                if epoch.number - self.best[0].number >= settings.patience:
                     break
         except KeyboardInterrupt:
             self.interrupted = True
 
-    def notes(self) -> dict[str, Any]:
-        """Return what a tail's record says of the epochs, as JSON values."""
-        assert self.best is not None  # noqa: S101 - there is nothing to write otherwise
-        return {"before": asdict(self.epochs[0]), "epoch": asdict(self.best[0])}
+    def write(
+        self, write: Callable[[Mapping[str, Array], Mapping[str, Any]], tuple[int | None, bool]], notes: dict[str, Any]
+    ) -> None:
+        """Write the best epoch, where it is better than the tail was.
+
+        Args:
+            write: Given weights and notes, returns the version that was written, and whether an interrupt came.
+            notes: What the tail's record says besides of its training, as JSON values.
+        """
+        if self.best is None or not self.best[0].number:
+            return
+        epochs = {"before": asdict(self.epochs[0]), "epoch": asdict(self.best[0])}
+        self.saved, again = write(self.best[1], {**notes, **epochs})
+        self.interrupted |= again
 
     def outcome(self, tail: str, version: int) -> Personalized:
         """Return what came of it.
@@ -132,7 +142,7 @@ class Course:
 def epochs(
     learner: AnyLearner,
     features: Features,
-    judge: Judge,
+    sets: Sequence[Samples],
     begin: Mapping[str, Array],
     settings: Settings,
     on_step: Callable[[int, float], None] | None,
@@ -141,7 +151,7 @@ def epochs(
 
     Epoch 0 is judged when the first is over, by the weights that training began with: no step waits for that.
     """
-    samples = judge.sets[0]
+    judge, samples = Judge(learner, features, sets, settings.batch_size), sets[0]
     rng = np.random.default_rng(settings.seed)
     steps = 0
     for number in range(1, settings.epochs + 1):

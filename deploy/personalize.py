@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Traini
 from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import current_version, open_tail, read_weights, revert, write_tail
 from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
-from splitload.deploy.epochs import Course, Epoch, Judge, Personalized, epochs
+from splitload.deploy.epochs import Course, Epoch, Personalized, epochs
 from splitload.deploy.features import Features
 from splitload.deploy.learner import AnyLearner, Learner
 from splitload.deploy.samples import Samples, read_samples
@@ -56,31 +57,27 @@ def personalize(
 
     Args:
         bundle: The `NAME.splitload` folder, built with trainable layers.
-        data: An .npz file: an array for each input of the model, by its name (or "x" for the only one), and "y":
-            classes, or wanted outputs.
+        data: An .npz file: an array for each input by its name (or "x" for the only one), and "y", what is wanted.
         valid: The same, of samples that are not trained on.
         settings: How it is trained.
         tail: Whose it is.
         labels: What the array of classes or wanted outputs is called in the files.
         threads: Loading threads, see `ParallelLoader`.
-        on_features: Called as `on_features(samples, total)` while the frozen stages run: before the first step on
-            its batch, before the second on all other samples.
+        on_features: Called as `on_features(samples, total)` while the frozen stages run.
         on_step: Called as `on_step(steps, loss)` after each step, with the mean loss of its samples before it.
         on_epoch: Called after each epoch; before that of epoch 1 with epoch 0.
-        make_learner: What trains the last stage, called as `Learner` is, which is the default.
+        make_learner: What trains the last stage; called as `Learner` is, which is the default.
 
     Raises:
         UsageError: If the bundle has no trainable stage, or data or settings do not fit.
         BundleError: If the bundle is damaged.
         TrainingError: If the loss is no number any more; the bundle is as it was.
         OutputError: If the tail cannot be written; it is as it was.
-        KeyboardInterrupt: After an interrupt; the best epoch so far is written, if it is better than the tail was, and
-            the message says what was saved.
+        KeyboardInterrupt: After an interrupt; an epoch that is better than the tail was is written, see the message.
     """
     settings = settings or Settings()
     folder = Path(bundle).resolve()
-    manifest, training = _trainable(folder, bundle)
-    stage = manifest.variants[-1].stages[-1]
+    manifest, stage, training = _trainable(folder, bundle)
     version = current_version(folder, tail)  # the name, before any work is done
     sets = _samples(manifest, data, valid, settings.loss, labels)
     for file in manifest.files():
@@ -95,20 +92,16 @@ def personalize(
             )  # fmt: skip
             begin = _start(folder, tail, stage, training)
             learner = (make_learner or Learner)(folder, stage, training, sets[0].loss, settings, begin)
-            judge = Judge(learner, features, sets, settings.batch_size)
-            each = epochs(learner, features, judge, begin, settings, on_step)
-            course.run(each, learner, begin, settings.patience, on_epoch)
-            if course.best is not None and course.best[0].number:
-                notes = {"settings": asdict(settings), "loss": sets[0].loss, "samples": sets[0].count, **course.notes()}
-                course.saved, again = _write(folder, tail, stage, training, course.best[1], notes)
-                course.interrupted |= again
+            course.run(epochs(learner, features, sets, begin, settings, on_step), learner, begin, settings, on_epoch)
+            notes = {"settings": asdict(settings), "loss": sets[0].loss, "samples": sets[0].count}
+            course.write(partial(_write, folder, tail, stage, training), notes)
     except KeyboardInterrupt:  # perhaps a second one, while the features are removed
         course.interrupted = True
     return course.outcome(tail, version)
 
 
-def _trainable(folder: Path, bundle: str | Path) -> tuple[Manifest, Training]:
-    """Return what a bundle says, and how it is trained.
+def _trainable(folder: Path, bundle: str | Path) -> tuple[Manifest, StageEntry, Training]:
+    """Return what a bundle says, its last stage, and how that is trained.
 
     Raises:
         BundleError: If it cannot be read.
@@ -119,7 +112,7 @@ def _trainable(folder: Path, bundle: str | Path) -> tuple[Manifest, Training]:
         raise UsageError(
             f"'{bundle}' has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
         )
-    return manifest, manifest.training
+    return manifest, manifest.variants[-1].stages[-1], manifest.training
 
 
 def _samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import splitload.torch
+from splitload.torch.reads import Watched
 
 
 class Chain(nn.Module):
@@ -121,3 +123,24 @@ def loaded(build: Callable[[], nn.Module], bundle: Path, **settings: Any) -> nn.
     module = on_meta(build)
     assert splitload.torch.load(module, bundle, **settings) is module
     return module
+
+
+class Gates:
+    """Holds stages back until they are let through."""
+
+    def __init__(self) -> None:
+        self.events: dict[int, threading.Event] = {}
+
+    def hold(self, *stages: int) -> None:
+        self.events |= {stage: threading.Event() for stage in stages}
+
+    def open(self, *stages: int) -> None:
+        for stage in stages or tuple(self.events):
+            self.events[stage].set()
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether nothing of splitload is left in a module."""
+    held = [vars(each)[kind] for each in module.modules() for kind in ("_parameters", "_buffers")]
+    hooks = [each._forward_pre_hooks for each in module.modules()]
+    return not any(isinstance(each, Watched) for each in held) and not any(hooks)

@@ -151,6 +151,54 @@ class StageWriter:
             raise OutputError(f"cannot write stage '{stem}' to '{folder}': {error.strerror or error}") from error
 
     def _write(self, start: int, end: int, folder: Path, stem: str) -> StageFiles:
+        graph = self._graph
+        model, inputs, outputs = self._stage_model(start, end, stem)
+        stage = model.graph
+        is_tail = graph.tail_start is not None and start >= graph.tail_start  # its weights will be written anew
+        native = graph.kind == "native"
+        makes = any(map(is_maker, stage.node))  # which an .ort file would do in every run for ever
+        held = self._held.setdefault(folder, HeldWeights(sum(graph.weights_bytes.values())))
+        names = [tensor.name for tensor in stage.initializer]
+        again = [tensor for tensor in stage.initializer if graph.first_use.get(tensor.name, start) < start]
+        shares: tuple[str, ...] = ()
+        written = weights = None
+        read_order: tuple[int, ...] = ()
+        restored = False
+        is_native = self._copy_weights and native and not is_tail
+        if is_native:
+            shares = held.share(again, always=makes)
+            if not (shares or makes) and sum(map(tensor_bytes, stage.initializer)) <= MAX_ORT_BYTES - _GRAPH_BYTES:
+                written, read_order = self._convert(model, folder, stem)
+        if written is not None:
+            held.add_ort(folder / written.name, names)
+        else:
+            if self._stored is not None:
+                shares, restored = self._share_weights(model, self._stored)
+            elif self._copy_weights and not is_native and not is_tail:
+                shares = held.share(again, always=True)
+            if not is_tail:  # whose weights are trained by name
+                rename_weights(stage)
+            weights = self._write_weights(model, folder, stem, shares)
+            if weights is not None:
+                held.add(_places(weights.name, zip(names, stage.initializer, strict=False)))
+            written = _write_graph(model, folder, stem)
+        at_load = not native and not is_tail and (restored or needs_fusions(stage))
+        return StageFiles(
+            written,
+            weights,
+            inputs,
+            tuple(self._spec(name) for name in outputs),
+            graph.segment_weights_bytes(start, end),
+            shares,
+            optimized=not at_load,
+            read_order=read_order,
+            prepack=needs_packing(stage),
+            reoptimize=not at_load and not is_tail and (makes or not native),
+            makes=makes,
+        )
+
+    def _stage_model(self, start: int, end: int, stem: str) -> tuple[Any, tuple[str, ...], list[str]]:
+        """Return the nodes `[start, end)` as a model of their own, and the names of its inputs and outputs."""
         import onnx
 
         graph, source = self._graph, self._model
@@ -182,53 +230,7 @@ class StageWriter:
         ordered.update(dict.fromkeys(outputs))
         stage.initializer.extend(self._initializers[name] for name in ordered if name in self._initializers)
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
-
-        is_tail = graph.tail_start is not None and start >= graph.tail_start  # its weights will be written anew
-        native = graph.kind == "native"
-        makes = any(map(is_maker, stage.node))  # which an .ort file would do in every run for ever
-        held = self._held.setdefault(folder, HeldWeights(sum(graph.weights_bytes.values())))
-        names = [tensor.name for tensor in stage.initializer]
-        again = [tensor for tensor in stage.initializer if graph.first_use.get(tensor.name, start) < start]
-        shares: tuple[str, ...] = ()
-        written = weights = None
-        read_order: tuple[int, ...] = ()
-        restored = False
-        is_native = self._copy_weights and native and not is_tail
-        if is_native:
-            shares = held.share(again, always=makes)
-            if not (shares or makes) and sum(map(tensor_bytes, stage.initializer)) <= MAX_ORT_BYTES - _GRAPH_BYTES:
-                written, read_order = self._convert(model, folder, stem)
-        if written is not None:
-            held.add_ort(folder / written.name, names)
-        else:
-            if self._stored is not None:
-                shares, restored = self._share_weights(model, self._stored)
-            elif self._copy_weights and not is_native and not is_tail:
-                shares = held.share(again, always=True)
-            if not is_tail:  # whose weights are trained by name
-                rename_weights(stage)
-            weights = self._write_weights(model, folder, stem, shares)
-            if weights is not None:
-                held.add(_places(weights.name, zip(names, stage.initializer, strict=False)))
-            data = model.SerializeToString()
-            sha256 = hashlib.sha256(data).hexdigest()
-            written = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
-            (folder / written.name).write_bytes(data)
-        specs = tuple(self._spec(name) for name in outputs)
-        at_load = not native and not is_tail and (restored or needs_fusions(stage))
-        return StageFiles(
-            written,
-            weights,
-            inputs,
-            specs,
-            graph.segment_weights_bytes(start, end),
-            shares,
-            optimized=not at_load,
-            read_order=read_order,
-            prepack=needs_packing(stage),
-            reoptimize=not at_load and not is_tail and (makes or not native),
-            makes=makes,
-        )
+        return model, inputs, outputs
 
     def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:
         """Point weights of `model` at their places in other files; return these, and whether any must be restored."""
@@ -370,6 +372,15 @@ def _nameless(model: Any) -> bytes:
     data: bytes = model.SerializeToString()
     model.graph.name = name
     return data
+
+
+def _write_graph(model: Any, folder: Path, stem: str) -> File:
+    """Write an .onnx file named by what it holds."""
+    data = model.SerializeToString()
+    sha256 = hashlib.sha256(data).hexdigest()
+    file = File(f"{stem}-{sha256[:12]}.onnx", len(data), sha256)
+    (folder / file.name).write_bytes(data)
+    return file
 
 
 def _tables(graph: Any) -> list[str]:

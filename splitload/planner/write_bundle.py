@@ -128,16 +128,18 @@ def write_bundle(
     its last stage can be trained: what does that on a device is checked and written too. With `specialized_from` the
     source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
     the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_natives_of`, which is
-    that bundle, its native variants for other machines stay. With `on_compared` every variant is run once beside a
-    stock session, and it is called with what that came to. Stage files that `store` holds are taken from there.
+    that bundle, its native variants for other machines stay. `on_compared` is called with what a run of every variant
+    beside a stock session came to. Stage files that `store` holds are taken from there.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
     keep_tail = None
-    metadata, model_data = source.metadata, source.data_files
-    cut_as = None if specialized_from is None else specialized_from.variants[-1]
+    metadata, model_data, cut_as = source.metadata, source.data_files, None
+    if specialized_from is not None:
+        metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
+        cut_as = specialized_from.variants[-1]
     if trainable is None:
         plans = with_portable(plan, source, report, cache, cut_as)
     else:
@@ -147,9 +149,7 @@ def write_bundle(
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
             keep_tail = specialized_from.variants[-1].stages[-1]
-        metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
-        same: Any = {"source_sha256": specialized_from.model_sha256, "source_bytes": specialized_from.model_bytes}
-        plans = [replace(each, graph=replace(each.graph, **same)) for each in plans]
+        plans = [_of_model(each, specialized_from) for each in plans]
     with report.progress("writing the bundle", unit="stages") as show:
         return build_bundle(
             target,
@@ -169,6 +169,12 @@ def write_bundle(
             keep_tail=keep_tail,
             store=store,
         )
+
+
+def _of_model(plan: VariantPlan, manifest: Manifest) -> VariantPlan:
+    """Return a plan whose graph is said to be of the model that a manifest names."""
+    graph = replace(plan.graph, source_sha256=manifest.model_sha256, source_bytes=manifest.model_bytes)
+    return replace(plan, graph=graph)
 
 
 def _tuned(

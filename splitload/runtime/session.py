@@ -39,12 +39,11 @@ def open_session(
     """Return an onnxruntime session on a stage's graph file, made as quickly as can be.
 
     A graph that was optimised already is taken as it is, and its weights stay mapped from the file. Nothing is planned
-    ahead that the first run finds out by itself: planning which buffers may be reused takes onnxruntime time that grows
-    with the square of the graph (DenseNet-201: 54 ms of 67), and the memory pattern of the first run would cost the
-    second one all its memory again. Inference threads spin for a millisecond: long enough to stay awake from one
-    operator to the next, too short to take the processors from a stage that still loads. They do not spin between runs,
-    when another stage's threads have the processors. They run on any processor: tied to one, as onnxruntime ties them
-    unless it is told their number, a thread waits there for the thread that loads or infers.
+    ahead: planning which buffers may be reused takes time that grows with the square of the graph (DenseNet-201: 54 ms
+    of 67), and the memory pattern of the first run would cost the second one all its memory again. Inference threads
+    spin for a millisecond: from one operator to the next, and no longer than a stage that still loads can wait. They do
+    not spin between runs, when another stage's threads have the processors. They run on any processor: tied to one, as
+    onnxruntime ties them unless it is told their number, a thread waits there for the thread that loads or infers.
 
     There is no process-wide thread pool: once onnxruntime has one it refuses every session that does not use it, those
     of the caller included.
@@ -83,9 +82,8 @@ def open_session(
     if mapped and is_ort:
         options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
         options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-    settings: dict[str, Any] = {"enable_fallback": 0}  # which is to try the same once more, and to print about it
-    if background:
-        settings["disabled_optimizers"] = _nothing_at_low_priority()
+    settings: dict[str, Any] = {"disabled_optimizers": _nothing_at_low_priority()} if background else {}
+    settings["enable_fallback"] = 0  # which is to try the same once more, and to print about it
     with making_session():
         return session_class()(runtime_path(graph), options, providers=["CPUExecutionProvider"], **settings)
 

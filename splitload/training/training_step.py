@@ -86,11 +86,10 @@ def training_step(
         helper.make_tensor_value_info(output, number, list(shapes[output])),
     ]
     made.nodes.append(helper.make_node("Identity", [added.loss], [ours("loss")]))
-    more_inputs, more_outputs = _updates(made, optimizer, gradients, {name: arrays[name].shape for name in weights})
-    inputs, outputs = inputs + more_inputs, outputs + more_outputs
+    more = _updates(made, optimizer, gradients, {name: arrays[name].shape for name in weights})
     kept = [tensor for tensor in graph.initializer if tensor.name not in weights]
     kept += [numpy_helper.from_array(value, name) for name, value in made.initializers.items()]
-    step = helper.make_graph(made.nodes, "training_step", inputs, outputs, kept)
+    step = helper.make_graph(made.nodes, "training_step", inputs + more[0], outputs + more[1], kept)
     return _valid(helper.make_model(step, opset_imports=model.opset_import, ir_version=model.ir_version), loss)
 
 
