@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,7 +291,7 @@ class StageWriter:
 
     def _key(self, content: bytes) -> str:
         """Return the key, in a store, of what is made of `content` and of the weights beside the graph."""
-        return key_of(str(self._graph.path.parent.resolve()).encode(), content)
+        return key_of(os.fsencode(self._graph.path.parent.resolve()), content)
 
     def _constant_nodes(self, nodes: Iterable[Any]) -> list[Any]:
         """Return the constant nodes that `nodes` need, in topological order."""

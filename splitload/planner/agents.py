@@ -112,3 +112,8 @@ QUICK: dict[str, Rule] = {  # that tell how many stages are worth looking at
     "uniform_bytes": _uniform_bytes,
     "uniform_blocks": _uniform_blocks,
 }
+
+
+def rule_of(name: str) -> Rule | None:
+    """Return the rule of an agent or a baseline; None for an agent that learns."""
+    return AGENTS[name].rule if name in AGENTS else BASELINES[name]

@@ -19,7 +19,7 @@ from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.agents import AGENTS, BASELINES, QUICK, Question, Rule
+from splitload.planner.agents import BASELINES, QUICK, Question, Rule, rule_of
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.optimum import optimum
 
@@ -63,7 +63,7 @@ class Search:
 
     Args:
         profile: Costs of the model on the device.
-        agent: One of `splitload.planner.agents.AGENTS`.
+        agent: One of `splitload.planner.agents.AGENTS`, or of its `BASELINES`.
         objective: One of `splitload.plan.objectives.OBJECTIVES`.
         max_stages: The most stages, at least 1; the model may have fewer. None: 8, or 16 where as many, cut
             by rule, promise a twentieth; or all where there are fewer.
@@ -129,7 +129,7 @@ class Search:
         self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
     ) -> Partition:
         """Search, and return the plan alone; see `run`."""
-        rule = AGENTS[self._agent].rule
+        rule = rule_of(self._agent)
         if rule is None:
             env = SplitEnv(
                 self._profile,
@@ -169,9 +169,7 @@ class Search:
             search_s: Seconds it took to find it.
             episodes: Episodes of a learning agent.
         """
-        values: dict[str, float | None] = {
-            "learned": self.value_s(partition) if AGENTS[self._agent].rule is None else None
-        }
+        values: dict[str, float | None] = {"learned": self.value_s(partition) if rule_of(self._agent) is None else None}
         optimum = self._optimum(partition.num_stages, partition.split_points)
         for name, rule in BASELINES.items():
             values[name] = self.value_s(self._by_rule(rule, partition.num_stages))

@@ -1,8 +1,9 @@
-"""The command line as a fixture, with a cache of its own."""
+"""The command line as fixtures: with its exit code and streams, or what it says where all is well."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Run
@@ -27,3 +28,16 @@ def cli(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command that works, in an empty folder; return what it says."""
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def words(*given: str | Path) -> str:
+        assert main([str(word) for word in given]) == 0
+        return capsys.readouterr().out
+
+    return words
