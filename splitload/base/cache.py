@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from splitload.base.errors import UsageError
-from splitload.base.scratch import sweep
 
 
 def cache_folder() -> Path | None:
@@ -29,6 +28,8 @@ def user_cache() -> Path:
     Raises:
         UsageError: If there is no place for one, or it is no folder.
     """
+    from splitload.base.scratch import sweep  # who only loads a bundle need not pay for it
+
     folder = cache_folder()
     if folder is None:
         raise UsageError("there is no home folder to keep a cache in; set SPLITLOAD_CACHE to a folder")
