@@ -1,4 +1,4 @@
-"""The table of builds: head and rows, which `splitload.studies.records` sets."""
+"""The tables of builds and starts beside an earlier checkout, which `splitload.studies.records` sets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,34 @@ def builds(records: Iterable[tuple[str, Any]]) -> Table:
         "same files",
         "n",
     )
-    return (*head, "same files", "n"), body
+    return head, body
+
+
+def starts(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return milliseconds to the first output by the code of before and by that of the record."""
+    body = [
+        (
+            row["model"],
+            *(_spread([1e3 * sample["ttfo_s"] for sample in row["samples"][arm]]) for arm in ("before", "after")),
+            f"{row['ratio']['ttfo_s']:.3f}",
+            *(_spread([1e3 * sample["process_s"] for sample in row["samples"][arm]]) for arm in ("before", "after")),
+            f"{row['ratio']['process_s']:.3f}",
+            str(len(row["samples"]["after"])),
+        )
+        for _, record in records
+        for row in record["rows"]
+    ]
+    head = (
+        "model",
+        "TTFO before ms",
+        "TTFO after ms",
+        "after ÷ before",
+        "whole process before ms",
+        "whole process after ms",
+        "after ÷ before",
+        "n",
+    )
+    return head, body
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -57,7 +57,7 @@ def row(model: str, checkout: Path, runs: int, folder: Path, options: Sequence[s
     return {
         "model": model.removeprefix("zoo:"),
         "options": list(options),
-        "before_commit": _commit(checkout),
+        "before_commit": commit_of(checkout),
         "split_points": points,
         "same_files": files["before"] == files["after"],
         "wall_s": wall_s,
@@ -79,7 +79,18 @@ def _timed(arm: str, command: list[str], folder: Path) -> tuple[dict[str, float]
     return {"wall_s": wall_s, "cpu_s": cpu_s}, result
 
 
-def _commit(checkout: Path) -> str:
+def check_checkout(folder: Path) -> None:
+    """Make sure that a checkout has an environment that runs it.
+
+    Raises:
+        UsageError: If it has none.
+    """
+    if not (folder / ".venv" / "bin" / "python").exists():
+        raise UsageError(f"'{folder}' has no .venv/bin/python with that checkout installed in it")
+
+
+def commit_of(checkout: Path) -> str:
+    """Return the commit that a checkout stands at."""
     command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -94,8 +105,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--split-points", metavar="I,J,…", help="cut there, in place of a search")
     parser.add_argument("--runs", type=at_least(1), default=5, metavar="N", help="samples (default: %(default)s)")
     options = parser.parse_args(words)
-    if not (options.before / ".venv" / "bin" / "python").exists():
-        raise UsageError(f"'{options.before}' has no .venv/bin/python with that checkout installed in it")
+    check_checkout(options.before)
     console, cache = Console(json=False), user_cache()
     given = [] if options.split_points is None else ["--split-points", options.split_points]
     shown = ["FOLDER" if word == str(options.before) else word for word in words]  # a place on this machine

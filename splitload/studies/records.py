@@ -188,6 +188,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "memory": ("memory", _every, lambda found: _table(*memory_table.memory(found))),
     "sizes": ("sizes", _every, lambda found: _table(*size_tables.sizes(found))),
     "builds": ("builds", _every, lambda found: _table(*build_tables.builds(found))),
+    "starts": ("starts", _every, lambda found: _table(*build_tables.starts(found))),
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
     "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),

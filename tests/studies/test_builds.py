@@ -28,9 +28,10 @@ def test_a_checkout_without_an_environment_is_refused(tmp_path: Path, capsys: py
     assert "has no .venv/bin/python" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_both_are_trained_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(builds, "_commit", lambda _: "a" * 40)
+    monkeypatch.setattr(builds, "commit_of", lambda _: "a" * 40)
     checkout = tmp_path / "checkout"
     interpreter = checkout / ".venv" / "bin" / "python"
     interpreter.parent.mkdir(parents=True)
