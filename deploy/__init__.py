@@ -1,1 +1,1 @@
-"""From a partition to a bundle, and what can be checked about it."""
+"""What runs on a device as a program: personalizing the last stage of a bundle."""

@@ -71,7 +71,7 @@ def personalize(
     Raises:
         UsageError: If the bundle has no trainable stage, or data or settings do not fit.
         BundleError: If the bundle is damaged.
-        TrainingError: If the loss is no number any more; the bundle is as it was.
+        TrainingError: If the loss is NaN or infinite; the bundle is as it was.
         OutputError: If the tail cannot be written; it is as it was.
         KeyboardInterrupt: After an interrupt; an epoch that is better than the tail was is written, see the message.
     """

@@ -8,7 +8,7 @@ SplitloadError
 ├── CheckpointError (ValueError)     a kept search that is damaged, or of another search
 ├── BundleError (ValueError)         a bundle that is incomplete, damaged or of another version
 ├── StageError (RuntimeError)        a stage that could not be loaded or run
-├── TrainingError (ArithmeticError)  training that came to no number
+├── TrainingError (ArithmeticError)  training whose loss is NaN or infinite
 ├── OutputError (OSError)            a result that could not be written
 ├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
@@ -54,7 +54,7 @@ class StageError(SplitloadError, RuntimeError):
 
 
 class TrainingError(SplitloadError, ArithmeticError):
-    """Training came to a loss that is no number; nothing was written."""
+    """The loss of a training is NaN or infinite; nothing was written."""
 
 
 class OutputError(SplitloadError, OSError):

@@ -53,7 +53,7 @@ class Agreement:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values; a difference that is no number is null."""
+        """Return it as JSON values; a difference that is NaN or infinite is null."""
         finite = {kind: value if value < float("inf") else None for kind, value in self.difference.items()}
         return {
             "difference": finite, "agrees": self.agrees, "repeats": self.repeats, "made_up": list(self.made_up),

@@ -1,4 +1,4 @@
-"""What the manifest of a bundle says, as values; `bundle.py` reads and checks it."""
+"""What the manifest of a bundle says, as values; `validate.py` checks it."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Weight(Record):
 
 
 class Step(Record):
-    """A graph that makes one training step of the last stage; `frontends/training_step.py` says what it reads.
+    """A graph that makes one training step of the last stage; `training/training_step.py` says what it reads.
 
     Attributes:
         loss: "cross-entropy", "binary-cross-entropy" or "mse".

@@ -1,1 +1,1 @@
-"""What each command of the command line does; with `splitload.cli` the only place that joins all parts."""
+"""What each command does: arguments in, a request to the planner, and its result printed."""

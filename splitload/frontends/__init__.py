@@ -1,4 +1,4 @@
-"""How a model becomes a `ModelGraph`: the only modules that import onnx and torch, and they do so lazily."""
+"""How a model becomes a `ModelGraph`: ONNX files, torch modules, the zoo. Imports onnx and torch lazily."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _Key = tuple[str, tuple[int, ...], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoredPlace:
     """Where the bytes of a weight lie, and how its order is restored.
 
     Attributes:
@@ -176,7 +176,7 @@ class StoredWeights:
         self._index = WeightIndex(model.graph, graph.path.parent)
         self._next: dict[str, int] = {}
 
-    def find(self, weights: Any) -> Place | None:
+    def find(self, weights: Any) -> StoredPlace | None:
         """Return where an array of that shape and content lies in the bundle, or None."""
         found = self._index.find(weights)
         if found is None:
@@ -192,7 +192,7 @@ class StoredWeights:
                 offset = searched.find(data, 0, after + len(data))
             if offset >= 0:
                 self._next[name] = offset + len(data)
-                return Place(name, offset, len(data), found.dims, found.order, found.padded)
+                return StoredPlace(name, offset, len(data), found.dims, found.order, found.padded)
         return None
 
 

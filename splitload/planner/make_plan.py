@@ -34,7 +34,7 @@ class Planned:
         found: The plan.
         search: What found it, or would judge it.
         profile: Costs of the model on the device, as far as they were measured.
-        seed: Of the search.
+        seed: Seed of the search that found it.
         runs: The searches of several seeds, if there were several.
         measured_loads: Stage loads that were measured within a budget; None without one.
         refined: What the search within the budget came to; None without one.

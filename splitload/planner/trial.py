@@ -20,7 +20,7 @@ from splitload.planner.measured import measure_plans
 from splitload.planner.report import Report
 from splitload.planner.search import WORTHWHILE, FoundPlan, Search
 
-RUNS = 9
+TRIAL_RUNS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ def try_cut(
     beside: Partition | None = None,
     store: StageStore | None = None,
 ) -> Trial | None:
-    """Measure a plan of several stages beside the whole model, up to `RUNS` times each in fresh processes.
+    """Measure a plan of several stages beside the whole model, up to `TRIAL_RUNS` times each in fresh processes.
 
-    It ends when most of `RUNS` samples say the same: `Trial.pays` would be the same after all of them. With `runs` so
-    many times, for what it shows alone: nothing is chosen by it. With `beside` that plan stands for the whole model:
+    It ends when most of `TRIAL_RUNS` samples say the same: `Trial.pays` would not change after all of them. With `runs`
+    so many times, for what it shows alone: nothing is chosen by it. With `beside` that plan stands for the whole model:
     where the last layers are trained, what is frozen as one stage. Stage files come from `store`, and are kept there.
 
     Returns:
@@ -87,7 +87,7 @@ def try_cut(
 
     try:
         measured = measure_plans(
-            device, source, [plan, whole], runs or RUNS, report, cache, feeds=feeds, enough=enough, store=store
+            device, source, [plan, whole], runs or TRIAL_RUNS, report, cache, feeds=feeds, enough=enough, store=store
         )
     except (SplitloadError, OSError) as error:
         so = ", so its prediction counts" if runs is None else ""
@@ -98,9 +98,9 @@ def try_cut(
 
 
 def _decided(split_s: Sequence[float], whole_s: Sequence[float]) -> bool:
-    """Return whether `Trial.pays` of `RUNS` samples is known: more than half of them say the same."""
+    """Return whether `Trial.pays` of `TRIAL_RUNS` samples is known: more than half of them say the same."""
     sooner = sum(map(_sooner, split_s, whole_s))
-    return max(sooner, len(split_s) - sooner) > RUNS // 2
+    return max(sooner, len(split_s) - sooner) > TRIAL_RUNS // 2
 
 
 def _sooner(split_s: float, whole_s: float) -> bool:

@@ -50,7 +50,7 @@ class Latch:
         deadline = float("inf") if timeout is None else time.perf_counter() + timeout
         while not self._is_set:
             left_s = deadline - time.perf_counter()
-            if not left_s > 0:  # nor is what is no number
+            if not left_s > 0:  # nor is NaN
                 return False
             if self._wake.acquire(timeout=min(SIGNAL_S, left_s)):
                 self._pass_on()

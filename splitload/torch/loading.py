@@ -21,9 +21,9 @@ from splitload.runtime.ordered import OrderedLoading, enlist
 from splitload.runtime.pool import SHARED, started
 from splitload.torch.format import TensorEntry, TorchManifest, read_manifest
 from splitload.torch.reads import Watch
-from splitload.torch.sources import Arrival, Copied, Mapped, Source
+from splitload.torch.sources import Arrival, Copied, Mapped, TensorSource
 from splitload.torch.staging import Backend
-from splitload.torch.tensors import Place, check_loadable, named, places
+from splitload.torch.tensors import TensorPlace, check_loadable, named, places
 
 if TYPE_CHECKING:
     from splitload.runtime.ordered import Pool
@@ -53,7 +53,7 @@ class TorchParts(Record):
     pool: Pool = SHARED
     is_cached: Callable[..., bool] = session.is_cached
     fetch: Callable[..., object] = session.fetch
-    mapped: Callable[..., Source] = Mapped
+    mapped: Callable[..., TensorSource] = Mapped
     backend: Callable[[torch.device], Backend] = cuda
 
 
@@ -154,7 +154,7 @@ class Slot:
 
     __slots__ = ("entry", "places")
 
-    def __init__(self, entry: TensorEntry, where: Sequence[Place]) -> None:
+    def __init__(self, entry: TensorEntry, where: Sequence[TensorPlace]) -> None:
         self.entry = entry
         self.places = where
 
@@ -202,7 +202,7 @@ def _fitting(module: nn.Module, manifest: TorchManifest) -> list[list[Slot]]:
     return stages
 
 
-def _check_fits(place: Place, entry: TensorEntry) -> None:
+def _check_fits(place: TensorPlace, entry: TensorEntry) -> None:
     is_parameter = place.key in place.module._parameters
     for what, has, holds in (
         ("shape", tuple(place.tensor.shape), entry.shape),

@@ -14,7 +14,7 @@ from splitload.base.errors import ModelError, UsageError
 from splitload.plan.partition import Partition
 from splitload.torch.format import as_bytes
 from splitload.torch.reads import Watch
-from splitload.torch.tensors import Place
+from splitload.torch.tensors import TensorPlace
 
 Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 # Of the default stages. Nothing but the inference of the last stage is left to do when all is loaded, so that many
@@ -24,7 +24,7 @@ STAGE_BYTES = 32 << 20
 MOST_STAGES = 32
 
 
-def read_order(root: nn.Module, example: Example, found: Sequence[Place]) -> list[Place]:
+def read_order(root: nn.Module, example: Example, found: Sequence[TensorPlace]) -> list[TensorPlace]:
     """Run a module once in eval mode, without gradients, and return its places in the order of their first read.
 
     What the run does not read comes last. The module is left as it was: training flags, buffers, hooks.

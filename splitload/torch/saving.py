@@ -14,7 +14,7 @@ from splitload.base.errors import ModelError, UsageError
 from splitload.bundle.replace import replacing
 from splitload.torch.format import TorchManifest, TorchStage, check_target, write_manifest, write_stage
 from splitload.torch.order import Example, cut_at, default_num_stages, equal_cut, read_order
-from splitload.torch.tensors import Place, check_storable, places
+from splitload.torch.tensors import TensorPlace, check_storable, places
 
 NamedTensor = tuple[tuple[str, ...], torch.Tensor, str]  # names, what it is, the module that it belongs to
 
@@ -73,9 +73,9 @@ def save(
         write_manifest(folder, TorchManifest(type(module).__name__, versions, tuple(stages)))
 
 
-def _unique(ordered: Sequence[Place]) -> list[NamedTensor]:
+def _unique(ordered: Sequence[TensorPlace]) -> list[NamedTensor]:
     """Return every tensor once, in the order of its first place."""
-    names: dict[int, list[Place]] = {}
+    names: dict[int, list[TensorPlace]] = {}
     for place in ordered:
         names.setdefault(id(place.tensor), []).append(place)
     return [

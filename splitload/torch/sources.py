@@ -32,7 +32,7 @@ class Arrival(Record):
     settle: Callable[[], None]
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Gives the tensors of stages."""
 
     def lane(self) -> Lane:

@@ -14,7 +14,7 @@ from splitload.torch.reads import mirrors
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorPlace:
     """Where a module holds a tensor.
 
     Attributes:
@@ -35,7 +35,7 @@ class Place:
         return self.name.rpartition(".")[0] or "the module itself"
 
 
-def places(root: nn.Module) -> Iterator[Place]:
+def places(root: nn.Module) -> Iterator[TensorPlace]:
     """Yield every place that holds a tensor; a shared module's once for each of its names.
 
     Raises:
@@ -48,7 +48,7 @@ def places(root: nn.Module) -> Iterator[Place]:
         for held in (module._parameters, module._buffers):
             for key, tensor in list(held.items()):
                 if tensor is not None:
-                    yield Place(f"{prefix}{key}", module, key, tensor)
+                    yield TensorPlace(f"{prefix}{key}", module, key, tensor)
 
 
 def check_storable(root: nn.Module) -> None:

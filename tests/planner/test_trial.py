@@ -18,9 +18,9 @@ from splitload.devices.host import HostDevice
 from splitload.measure.sampling import Arm
 from splitload.planner import gain as gains
 from splitload.planner import measured, search, train, trial
-from splitload.planner.trial import RUNS, Trial
+from splitload.planner.trial import TRIAL_RUNS, Trial
 
-CLEAR = RUNS // 2 + 1  # samples that settle it where all say the same
+CLEAR = TRIAL_RUNS // 2 + 1  # samples that settle it where all say the same
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def test_a_tenth_pays(split_s: tuple[float, ...], whole_s: tuple[float, ...], pa
 @pytest.mark.parametrize("seed", range(50))
 def test_a_trial_that_ends_early_chooses_as_all_samples_would(seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311 - of test data
-    split_s = [draw.uniform(0.7, 1.1) for _ in range(RUNS)]
-    whole_s = [1.0] * RUNS
-    taken = next(n for n in range(RUNS + 1) if trial._decided(split_s[:n], whole_s[:n]))
-    assert CLEAR <= taken <= RUNS
-    early, late = (Trial(2, tuple(split_s[:n]), tuple(whole_s[:n])) for n in (taken, RUNS))
+    split_s = [draw.uniform(0.7, 1.1) for _ in range(TRIAL_RUNS)]
+    whole_s = [1.0] * TRIAL_RUNS
+    taken = next(n for n in range(TRIAL_RUNS + 1) if trial._decided(split_s[:n], whole_s[:n]))
+    assert CLEAR <= taken <= TRIAL_RUNS
+    early, late = (Trial(2, tuple(split_s[:n]), tuple(whole_s[:n])) for n in (taken, TRIAL_RUNS))
     assert early.pays is late.pays
 
 

@@ -1,6 +1,6 @@
 """Native stages of pinned versions of onnxruntime run in each other, and the study says what it saw.
 
-The slow test installs the versions with pip: `python -m pytest -m slow tests/test_matrix.py`.
+The slow test installs the versions with pip: `python -m pytest -m slow tests/studies/test_matrix.py`.
 """
 
 from __future__ import annotations
