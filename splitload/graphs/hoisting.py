@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from splitload.graphs.names import rename_uses
 from splitload.graphs.proto import all_tensors, attributes, bodies, tensor_bytes, value_names
+from splitload.graphs.read import read_whole
 from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES, save_with_data
 
 
@@ -21,13 +22,12 @@ def has_hidden_weights(graph: Any) -> bool:
     )
 
 
-def weights_outside_bodies(path: Path, folder: Path, read_whole: Callable[[Path], Any]) -> Path:
+def weights_outside_bodies(path: Path, folder: Path) -> Path:
     """Return a model file, or one in a new folder there, if bodies of nodes hold weights that are not small.
 
     Args:
         path: The .onnx file.
         folder: Where there is room.
-        read_whole: Reads the file with its external data.
 
     Raises:
         OSError: If it cannot be written.

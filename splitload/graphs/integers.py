@@ -27,6 +27,7 @@ from splitload.base.machine import cpu_architecture
 from splitload.graphs.layout import channel_block, is_as_fast
 from splitload.graphs.observe import plain_options
 from splitload.graphs.proto import attributes, fresh_name, node_inputs, split_constants
+from splitload.graphs.read import read_whole
 from splitload.graphs.rewrite import save_with_data
 from splitload.runtime.inputs import example_inputs
 from splitload.runtime.stock import stock_session
@@ -46,7 +47,6 @@ def faster_integers(
     plain: Path,
     folder: Path,
     feeds: Mapping[str, Any] | None,
-    read_whole: Callable[[Path], Any],
     optimize: Callable[[Path, Path], None],
 ) -> Path:
     """Put the graph of a rewritten model in place of an optimised one, where there is one that is faster.
@@ -55,7 +55,6 @@ def faster_integers(
         plain: The file that was optimised.
         folder: With the optimised `model.onnx`; copies are made in folders of it.
         feeds: Inputs to measure with; made up where they are missing, and then a model that does not run stays.
-        read_whole: Reads a file with its external data.
         optimize: Optimises a file into a folder, as `plain` was.
 
     Returns:

@@ -18,7 +18,7 @@ from splitload.graphs.layout import block_products_of
 from splitload.graphs.names import NAME_CLASH, rename_weights
 from splitload.graphs.observe import one_line, plain_options
 from splitload.graphs.proto import bodies
-from splitload.graphs.read import read_model, read_whole
+from splitload.graphs.read import read_model
 from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES
 from splitload.graphs.tidy import join_concats
 from splitload.plan.graph import GraphKind
@@ -61,10 +61,10 @@ def optimize_into(
         try:
             with making(folder, "the optimised model") as made:
                 with _refusals():
-                    plain = weights_outside_bodies(path, made, read_whole)
+                    plain = weights_outside_bodies(path, made)
                     _optimize_and_tidy(plain, made, level)
                 if level == levels.ORT_ENABLE_ALL:
-                    plain = faster_integers(plain, made, feeds, read_whole, partial(_optimize_and_tidy, level=level))
+                    plain = faster_integers(plain, made, feeds, partial(_optimize_and_tidy, level=level))
                     block_products_of(made / "model.onnx", feeds)
                     narrow(made / "model.onnx", plain)
                 for copy in filter(Path.is_dir, made.iterdir()):
