@@ -117,21 +117,9 @@ class Profile:
         blocks = LoadSums.of([block.cost.load_s for block in self.blocks])
         return LoadModel.fitted(self.stage_fixed_s, blocks, None if measured is None else measured.load_s)
 
-    @property
-    def load_growth(self) -> float:
-        """Seconds that each two blocks in one stage add to its load, for every squared second of their own loads."""
-        return self.load_model.growth_per_s
-
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""
         return self.cost(0, self.num_blocks)
-
-    def largest_stage_load_s(self, partition: Partition) -> float:
-        """Return the largest load time of any stage, in seconds, were all of it slowed by the loads beside it.
-
-        The objective "balance" makes it small. In a schedule storage reads at full bandwidth, whatever loads beside.
-        """
-        return self.contention.slowdown(partition.num_stages) * self.slowest_load_s(partition)
 
     def slowest_load_s(self, partition: Partition) -> float:
         """Return the largest load time of any stage alone, in seconds; all are loaded no sooner."""

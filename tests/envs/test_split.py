@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 from splitload.base.errors import UsageError
 from splitload.envs import ENV_ID, SplitEnv
+from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
 
 
@@ -156,7 +157,7 @@ def test_ttfo_return_and_end_of_episode_agree_with_the_profile(make_profile, thr
             partition = Partition(5, points)
             schedule = profile.schedule(partition)
             rewards, info = play(env, points)
-            value_s = schedule.ttfo_s if objective == "ttfo" else profile.largest_stage_load_s(partition)
+            value_s = schedule.ttfo_s if objective == "ttfo" else objective_named("balance").least_s(profile, partition)
             assert (info["split_points"], info["num_stages"]) == (points, len(points) + 1)
             assert info["value_s"] == pytest.approx(value_s, rel=1e-12)
             assert info["load_makespan_s"] == pytest.approx(schedule.load_makespan_s, rel=1e-12)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from splitload.base.errors import ProfileError
+from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Clock, Contention, Schedule, Task, simulate
@@ -142,7 +143,7 @@ def test_costs_are_measured_where_they_were_and_predicted_otherwise() -> None:
     assert profile.cost(1, 3) == Cost(2.0 + 3.0 - 0.5, 1.0, 0.5)
     assert profile.whole() == Cost(1.0 + 2.0 + 3.0 - 2 * 0.5, 1.5, 0.75)
     two = Partition(3, (2,))
-    assert profile.largest_stage_load_s(two) == pytest.approx(3.0 * 1.2)
+    assert objective_named("balance").least_s(profile, two) == pytest.approx(3.0 * 1.2)
     assert profile.schedule(two).ttfo_s == pytest.approx(3.0 * 1.2 + 0.5)
     assert profile.schedule(two).source == "predicted"
 

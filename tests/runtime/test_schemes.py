@@ -134,7 +134,7 @@ def growing_profile() -> Profile:
 def test_what_the_whole_takes_beyond_its_blocks_is_laid_on_pairs() -> None:
     profile = growing_profile()
     total = sum(block.cost.load_s for block in profile.blocks)
-    assert profile.load_growth > 0
+    assert profile.load_model.growth_per_s > 0
     assert profile.cost(0, 5).load_s == 12.0
     halves = profile.cost(0, 2).load_s + profile.cost(2, 5).load_s
     assert total < halves < 12.0
