@@ -14,13 +14,14 @@ from splitload.base.record import Record
 from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
 from splitload.bundle.read import Verify, read_manifest
 from splitload.runtime import session
-from splitload.runtime.ordered import HAND_OVER_S
 from splitload.runtime.pool import SHARED, started
 
 if TYPE_CHECKING:
     from splitload.bundle.tails import Tail
     from splitload.runtime.options import CallerOptions
     from splitload.runtime.ordered import Pool
+
+HAND_OVER_S = 0.001  # a caller that asks within it loads the only stage itself: faster than on another thread
 
 
 class LoadingParts(Record):

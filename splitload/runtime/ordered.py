@@ -49,9 +49,6 @@ if TYPE_CHECKING:
             """Leave to the parent, in a forked child, what its threads load."""
 
 
-HAND_OVER_S = 0.001
-
-
 class OrderedLoading(Generic[T]):
     """The stages of one model on their way.
 
