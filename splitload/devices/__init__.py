@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from splitload.base.errors import UsageError, unknown_name
 from splitload.plan.graph import GraphKind, ModelGraph
-from splitload.plan.profile import Profile
+from splitload.plan.profile import Profile, Segment
 
 if TYPE_CHECKING:
     from splitload.bundle.manifest import TensorSpec, Variant
-    from splitload.devices.ledger import Segment
     from splitload.devices.runs import Runs
     from splitload.measure.sampling import Arm, Sample
     from splitload.runtime.inputs import InputSpec

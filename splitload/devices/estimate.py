@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from splitload.devices.ledger import Segment
 from splitload.plan.costs import LoadModel, LoadSums
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
-from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.profile import BlockProfile, Cost, Profile, Segment
 from splitload.plan.schedule import Contention
 
 # What a block costs before anything is measured; only the shares matter, as the whole model is measured first.

@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from splitload.plan.partition import Partition
-from splitload.plan.profile import Cost
+from splitload.plan.profile import Cost, Segment
 
-Segment = tuple[int, int]
 Sample = Callable[[Sequence[Segment]], Sequence[Cost]]
 FEWEST, MOST = 3, 5  # samples of a stage
 STEADY = 0.05  # a median is stable when the last sample moved it by no more than this share

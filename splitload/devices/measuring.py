@@ -19,14 +19,14 @@ from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import TensorSpec, Variant
 from splitload.devices import Progress
 from splitload.devices.estimate import FirstOutput, guess, with_first_outputs
-from splitload.devices.ledger import Segment, median_cost
+from splitload.devices.ledger import median_cost
 from splitload.devices.machine import Machine
 from splitload.devices.runs import Runs, even_cut
 from splitload.devices.tuning import tune
 from splitload.measure.sampling import Arm, Sample, first_output
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.partition import Partition
-from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.profile import BlockProfile, Cost, Profile, Segment
 from splitload.plan.schedule import Contention
 from splitload.runtime.inputs import InputSpec
 

@@ -10,14 +10,13 @@ from typing import Any
 from splitload.base.errors import ModelError
 from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
 from splitload.devices.estimate import FirstOutput
-from splitload.devices.ledger import Segment
 from splitload.devices.machine import Machine
 from splitload.graphs.stages import StageFiles, StageWriter
 from splitload.measure.fresh import save_inputs
 from splitload.measure.job import LoadModel, SampleStages, StageFile
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
-from splitload.plan.profile import Cost
+from splitload.plan.profile import Cost, Segment
 from splitload.runtime.inputs import cure, made_up
 
 

@@ -20,6 +20,8 @@ MAX_FILE_BYTES = 16 << 20
 MAX_SECONDS = 1e9  # no cost is larger; what is worked out from such ones stays finite
 MAX_SHARE = 1e3
 
+Segment = tuple[int, int]  # a run of blocks, half-open
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -76,7 +78,7 @@ class Profile:
     blocks: tuple[BlockProfile, ...]
     stage_fixed_s: float
     contention: Contention
-    segments: Mapping[tuple[int, int], Cost] = field(default_factory=dict)
+    segments: Mapping[Segment, Cost] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -12,11 +12,11 @@ from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of
 from splitload.devices import Measuring
 from splitload.devices.estimate import FirstOutput, estimate, with_first_outputs
-from splitload.devices.ledger import FEWEST, Ledger, Segment
+from splitload.devices.ledger import FEWEST, Ledger
 from splitload.devices.measuring import CUT_STAGES
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
-from splitload.plan.profile import Cost, Profile
+from splitload.plan.profile import Cost, Profile, Segment
 from splitload.planner.report import Report
 from splitload.planner.search import FoundPlan, Search
 
