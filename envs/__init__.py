@@ -5,9 +5,10 @@ Naming this package in the id registers it:
 the plain id will do.
 """
 
-from splitload.envs.costs import CostMatrices, cost_matrices
+from splitload.envs.costs import cost_matrices
 from splitload.envs.registration import ENV_ID, register
 from splitload.envs.split import SplitEnv
+from splitload.plan.costs import CostMatrices
 
 __all__ = ["ENV_ID", "CostMatrices", "SplitEnv", "cost_matrices", "register"]
 

@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from splitload.plan.costs import CostMatrices, LoadSums
 from splitload.plan.profile import Profile
 
-__all__ = ["CostMatrices", "cost_matrices"]
-
 
 def cost_matrices(profile: Profile) -> CostMatrices:
     """Return `profile.cost(s, e)` for every segment; equal to it up to the rounding of a sum.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from splitload.agents.exact_ttfo import Optimum
-    from splitload.envs.costs import CostMatrices
+    from splitload.plan.costs import CostMatrices
     from splitload.plan.profile import Profile
 
 
