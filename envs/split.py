@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from splitload.base.errors import UsageError, unknown_name
 from splitload.envs.costs import cost_matrices
-from splitload.plan.objectives import objective_named
+from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.profile import Profile
 
 OPTIONS = ("num_stages", "tolerance_s", "one_sided")
@@ -117,7 +117,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         self,
         profile: Profile | str | os.PathLike[str],
         *,
-        objective: str = "balance",
+        objective: str = DEFAULT_OBJECTIVE,
         max_stages: int | None = None,
         tolerance: float = 0.05,
         one_sided: bool = False,

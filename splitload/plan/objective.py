@@ -1,6 +1,6 @@
 """What an objective is: one object with the value of a plan, the reward of a learner, and the optimum there is.
 
-Each objective is a file of `splitload.plan.objectives`, and no other file names it.
+Each objective is a file of `splitload.plan.objectives`. A search names none but the default of that package.
 """
 
 from __future__ import annotations

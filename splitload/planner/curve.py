@@ -13,9 +13,9 @@ def curve_csv(result: SearchResult, objective: str, value_s_from: Callable[[floa
 
     Columns are `num_stages`, `episode` (of that number of stages, from 1), the episode's return and `best_value_s`,
     the best plan's value so far in seconds, as `splitload train` shows it. The return is the sum of the rewards of the
-    steps played: `return_s`, minus seconds, for "ttfo"; `return`, minus the stages that missed the target, for
-    "balance". It is no measure of progress by itself: an episode that cannot better the record is left, and the target
-    of "balance" moves with each record. What is learned shows in `best_value_s`.
+    steps played, under the objective's `return_name`. It is no measure of progress by itself: an episode that cannot
+    better the record is left, and an objective's target may move with each record. What is learned shows in
+    `best_value_s`.
 
     Args:
         result: What the agent found.

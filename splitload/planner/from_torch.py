@@ -12,6 +12,7 @@ from splitload.base.errors import OutputError
 from splitload.base.packages import named
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.write import check_target
+from splitload.plan.objectives import DEFAULT_OBJECTIVE
 from splitload.planner.report import LogReport
 from splitload.planner.request import TrainRequest
 
@@ -30,7 +31,7 @@ def from_torch(
     dynamic_shapes: Any = None,
     trainable: str | int | None = None,
     new_head: int | None = None,
-    objective: str = "balance",
+    objective: str = DEFAULT_OBJECTIVE,
     max_stages: int | None = None,
     budget: int | None = None,
     seed: int = 0,

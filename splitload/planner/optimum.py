@@ -14,7 +14,7 @@ from splitload.plan.profile import Profile
 
 
 def least_s_of(profile: Profile, objective: str, partition: Partition) -> float:
-    """Return what the objective makes small: the largest stage load, or the time to first output, in seconds."""
+    """Return `Objective.least_s` of a plan, in seconds."""
     return objective_named(objective).least_s(profile, partition)
 
 
@@ -31,7 +31,7 @@ def optimum(
 
     Args:
         profile: Costs of the model on the device.
-        objective: Its name; of "balance" there always is a proof.
+        objective: Its name.
         num_stages: k.
         limit_s: Seconds for the proof.
         trainable_from: First trainable block; it and all after it lie in the last stage.

@@ -11,7 +11,7 @@ from typing import Any
 from splitload.base import words
 from splitload.base.errors import UsageError
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.planner.agents import AGENTS, LEARNERS, SEEDED
 
 
@@ -84,7 +84,7 @@ class TrainRequest:
     objective: str = _setting(
         "--objective",
         text=f"{'; '.join(f'{name}: {each.wish}' for name, each in OBJECTIVES.items())} (default: %(default)s)",
-        default="balance",
+        default=DEFAULT_OBJECTIVE,
         metavar="OBJECTIVE",
         read=words.one_of("objective", tuple(OBJECTIVES)),
     )

@@ -16,7 +16,7 @@ from splitload.agents.results import Progress, SearchResult
 from splitload.base.errors import PartitionError, UsageError
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, stages_there_are
-from splitload.plan.objectives import objective_named
+from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, QUICK, Question, Rule, rule_of
@@ -57,9 +57,8 @@ class Search:
     """Finds a partition on a profile; `best` holds the best plan so far at any time.
 
     The cuts of each number of stages are found by the objective's reward, and the number is taken for which
-    `Objective.deciding_s` is smallest: all loads done (`balance`), or the time to first output (`ttfo`). A cut is made
-    only where a tenth or more is gained, and a plan of more stages taken only where it gains `Objective.further_gain`
-    over the one before.
+    `Objective.deciding_s` is smallest. A cut is made only where a tenth or more is gained, and a plan of more stages
+    taken only where it gains `Objective.further_gain` over the one before.
 
     Args:
         profile: Costs of the model on the device.
@@ -82,7 +81,7 @@ class Search:
         profile: Profile,
         *,
         agent: str = "q-learning",
-        objective: str = "balance",
+        objective: str = DEFAULT_OBJECTIVE,
         max_stages: int | None = None,
         num_stages: int | None = None,
         seed: int = 0,

@@ -25,7 +25,7 @@ class SeedRun:
         partition: Its plan.
         episodes: Of a learning agent, 0 for the others.
         search_s: Seconds the search took.
-        value_s: Load of the slowest stage alone, or the time to first output, in seconds.
+        value_s: See `Objective.value_s`.
         deciding_s: What decides between plans of different numbers of stages, in seconds, see `Search.seconds`.
     """
 

@@ -24,7 +24,7 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_stages
 from splitload.graphs.proto import external_files
 from splitload.plan.graph import ModelGraph
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
@@ -156,7 +156,7 @@ def _planned(
     with report.progress("profiling on host", unit="passes") as show:
         profile = device.profile(graph, feeds=feeds, on_progress=show)
     named = manifest.plan.get("objective")
-    objective = named if named in tuple(OBJECTIVES) else "balance"
+    objective = named if named in tuple(OBJECTIVES) else DEFAULT_OBJECTIVE
     with report.status("searching a plan"):
         search = Search(profile, objective=objective, trainable_from=first_trainable)
         found = search.run()

@@ -19,6 +19,9 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
 )
 """Every objective by its name, in order of the names."""
 
+DEFAULT_OBJECTIVE = "balance"
+"""Name of the objective where none is asked for."""
+
 
 def objective_named(name: str) -> Objective:
     """Return the objective of a name.
