@@ -104,7 +104,7 @@ def make_plan(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(request, best_of(runs).partition if runs else None)) from None
         search = Search(profile, seed=best.seed, **settings)
-        found = search.found(best.partition, search_s=best.search_s, episodes=best.episodes)
+        found = search.valued(best.partition, search_s=best.search_s, episodes=best.episodes)
         return Planned(found, search, profile, best.seed, tuple(runs))
     return Planned(_learned(request, search, report), search, profile, seed)
 

@@ -128,7 +128,7 @@ def refine(
         more = more and _improved(measured, make_search, trainable_from)
     profile = measured.known(measured.estimated())
     search = make_search(profile)
-    chosen = search.found(search.pick(measured.plans), search_s=time.perf_counter() - start)
+    chosen = search.valued(search.pick(measured.plans), search_s=time.perf_counter() - start)
     return Refined(search, chosen, profile, tuple(measured.plans), more)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -122,7 +122,7 @@ class Search:
         start = time.perf_counter()
         partition = self.plan(on_progress, checkpoint)
         episodes = self._learner.result().episodes if self._learner else 0
-        return self.found(partition, search_s=time.perf_counter() - start, episodes=episodes)
+        return self.valued(partition, search_s=time.perf_counter() - start, episodes=episodes)
 
     def plan(
         self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
@@ -160,7 +160,7 @@ class Search:
         self._plans = best
         return self._pick(best.values()) or partitions[0]
 
-    def found(self, partition: Partition, *, search_s: float, episodes: int = 0) -> FoundPlan:
+    def valued(self, partition: Partition, *, search_s: float, episodes: int = 0) -> FoundPlan:
         """Value a plan, and what the baselines give for as many stages.
 
         Args:
@@ -173,14 +173,14 @@ class Search:
         for name, rule in BASELINES.items():
             values[name] = self.value_s(self._by_rule(rule, partition.num_stages))
         two = self._by_rule(BASELINES["exact"], 2) if partition.num_stages == 1 and 2 in self._counts else None
-        two_stages_s = None if two is None else self.seconds(two)
+        two_stages_s = None if two is None else self.deciding_s(two)
         bound_s = values["exact"] if optimum.proved else optimum.bound_s
         return FoundPlan(partition, values, episodes, search_s, two_stages_s, bound_s)
 
     def whole(self, found: FoundPlan) -> FoundPlan:
         """Return what the search came to, with the whole model as one stage in the place of its plan."""
         one = Partition(self._profile.num_blocks)
-        return self.found(one, search_s=found.search_s, episodes=found.episodes)
+        return self.valued(one, search_s=found.search_s, episodes=found.episodes)
 
     def apart(self, found: FoundPlan, block: int) -> FoundPlan:
         """Return what was found, and what stands beside it, with a cut before `block` besides; nothing proved of it."""
@@ -247,17 +247,17 @@ class Search:
         if limit < MANY_STAGES:
             return MAX_STAGES
         usual, many = (
-            min(self.seconds(self._by_rule(rule, count)) for rule in QUICK.values())
+            min(self.deciding_s(self._by_rule(rule, count)) for rule in QUICK.values())
             for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
 
-    def _pick(self, partitions: Any) -> Partition | None:
+    def _pick(self, partitions: Iterable[Partition]) -> Partition | None:
         """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `further_gain`."""
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
             gain = WORTHWHILE if picked is None or picked.num_stages == 1 else self._objective.further_gain
-            if picked is None or self.seconds(partition) < (1 - gain) * self.seconds(picked):
+            if picked is None or self.deciding_s(partition) < (1 - gain) * self.deciding_s(picked):
                 picked = partition
         return picked
 
@@ -265,8 +265,8 @@ class Search:
         """Return a plan as a bundle has it: what is trained is cut off besides."""
         return partition if self._trainable_from is None else _with_cut(partition, self._trainable_from)
 
-    def seconds(self, partition: Partition) -> float:
-        """Return what decides between numbers of stages, in seconds: `Objective.deciding_s`.
+    def deciding_s(self, partition: Partition) -> float:
+        """Return `Objective.deciding_s` of a plan, in seconds: what decides between numbers of stages.
 
         What is trained is cut off in any case, and so is in all that are compared.
         """

@@ -26,7 +26,7 @@ class SeedRun:
         episodes: Of a learning agent, 0 for the others.
         search_s: Seconds the search took.
         value_s: See `Objective.value_s`.
-        deciding_s: What decides between plans of different numbers of stages, in seconds, see `Search.seconds`.
+        deciding_s: What decides between plans of different numbers of stages, in seconds, see `Search.deciding_s`.
     """
 
     seed: int
@@ -78,7 +78,7 @@ def run_seed(profile: Profile, seed: int, settings: Mapping[str, Any]) -> SeedRu
     partition = search.plan()
     search_s = time.perf_counter() - start
     episodes = search.learned.episodes if search.learned else 0
-    return SeedRun(seed, partition, episodes, search_s, search.value_s(partition), search.seconds(partition))
+    return SeedRun(seed, partition, episodes, search_s, search.value_s(partition), search.deciding_s(partition))
 
 
 def best_of(runs: Sequence[SeedRun]) -> SeedRun:
