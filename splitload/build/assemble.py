@@ -13,9 +13,10 @@ from splitload.base.errors import ModelError, OutputError, PartitionError
 from splitload.base.machine import cpu_architecture
 from splitload.base.regular import copy_checked
 from splitload.bundle.delivery import CarriedTails
-from splitload.bundle.manifest import File, Manifest, Metadata, Needs, StageEntry, TensorSpec, Training, Variant
+from splitload.bundle.manifest import File, Manifest, Metadata, Needs, StageEntry, Training, Variant
 from splitload.bundle.write import write_manifest, writing
 from splitload.graphs.canaries import needs_of
+from splitload.graphs.describe import describe
 from splitload.graphs.observe import one_line
 from splitload.graphs.shared import StoredWeights
 from splitload.graphs.stage_store import StageStore
@@ -153,20 +154,14 @@ def _described(
 
     import splitload
 
-    return Manifest(
-        model=graph.name,
-        model_sha256=graph.source_sha256,
-        model_bytes=graph.source_bytes,
-        created_with={"splitload": splitload.__version__, "onnxruntime": ort.__version__},
+    manifest = describe(
+        graph,
         cpu=cpu_architecture(),
         device=device,
-        plan=dict(notes or {}),
-        inputs=tuple(_spec(graph, name) for name in graph.inputs),
-        outputs=tuple(_spec(graph, name) for name in graph.outputs),
-        variants=(),
-        metadata=metadata,
-        model_data=tuple(model_data) or None,
+        created_with={"splitload": splitload.__version__, "onnxruntime": ort.__version__},
+        plan=notes or {},
     )
+    return manifest._replace(metadata=metadata, model_data=tuple(model_data) or None)
 
 
 def _write_variants(
@@ -288,11 +283,6 @@ def _files(variant: Variant) -> Iterator[File]:
     """Yield the files that hold the weights of a variant."""
     for stage in variant.stages:
         yield stage.weights or stage.graph
-
-
-def _spec(graph: ModelGraph, name: str) -> TensorSpec:
-    tensor = graph.tensors[name]
-    return TensorSpec(name, tensor.type, tensor.shape)
 
 
 def _size_bytes(plan: VariantPlan) -> int:

@@ -11,6 +11,7 @@ from splitload.base.errors import ModelError
 from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
 from splitload.devices.estimate import FirstOutput
 from splitload.devices.machine import Machine
+from splitload.graphs.describe import describe
 from splitload.graphs.stages import StageFiles, StageWriter
 from splitload.measure.fresh import save_inputs
 from splitload.measure.job import LoadModel, SampleStages, StageFile
@@ -89,22 +90,8 @@ class Runs:
             self._stage(segment).entry(str(segment), segment, upgrade=False)._replace(shares=())
             for segment in plan.stages()
         )
-        inputs, outputs = (
-            tuple(TensorSpec(name, graph.tensors[name].type, graph.tensors[name].shape) for name in names)
-            for names in (graph.inputs, graph.outputs)
-        )
-        return Manifest(
-            model=graph.name,
-            model_sha256=graph.source_sha256,
-            model_bytes=graph.source_bytes,
-            created_with={},
-            cpu=self._machine.cpu,
-            device=self._machine.name,
-            plan={},
-            inputs=inputs,
-            outputs=outputs,
-            variants=(Variant(graph.kind, None, None, threads, True, stages),),
-        )
+        manifest = describe(graph, cpu=self._machine.cpu, device=self._machine.name, created_with={}, plan={})
+        return manifest._replace(variants=(Variant(graph.kind, None, None, threads, True, stages),))
 
     def _file(self, segment: Segment) -> StageFile:
         """Return a segment's stage file as a job has it."""

@@ -15,6 +15,7 @@ from splitload.base.errors import OutputError
 from splitload.base.regular import sha256_of
 from splitload.bundle.manifest import File, StageEntry, TensorSpec
 from splitload.bundle.validate import MAX_ORT_BYTES
+from splitload.graphs.describe import tensor_spec
 from splitload.graphs.folding import is_maker
 from splitload.graphs.held import Held, HeldWeights
 from splitload.graphs.kernels import needs_fusions, needs_packing
@@ -188,7 +189,7 @@ class StageWriter:
             written,
             weights,
             inputs,
-            tuple(self._spec(name) for name in outputs),
+            tuple(tensor_spec(self._graph, name) for name in outputs),
             graph.segment_weights_bytes(start, end),
             shares,
             optimized=not at_load,
@@ -304,10 +305,6 @@ class StageWriter:
                 queue.extend(node_inputs(maker))
         makers = {id(maker): maker for maker in self._constants.values()}
         return [maker for key, maker in makers.items() if key in needed]
-
-    def _spec(self, name: str) -> TensorSpec:
-        tensor = self._graph.tensors[name]
-        return TensorSpec(name, tensor.type, tensor.shape)
 
     def _value(self, name: str, declared: Iterable[Any]) -> Any:
         """Return the declaration of a stage's input or output.

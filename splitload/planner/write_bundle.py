@@ -13,9 +13,10 @@ from splitload.base.phrases import count_of
 from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
-from splitload.bundle.manifest import Manifest, StageEntry, TensorSpec, Training, Variant
+from splitload.bundle.manifest import Manifest, StageEntry, Training, Variant
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source, load_graph
+from splitload.graphs.describe import tensor_spec
 from splitload.graphs.stage_store import StageStore
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
@@ -181,7 +182,7 @@ def _tuned(
     tuner: Measuring, plan: VariantPlan, feeds: Mapping[str, Any], show: Show, folder: Path, variant: Variant
 ) -> Variant:
     """Return the native variant with the ways to load its stages that were the fastest."""
-    inputs = [TensorSpec(each.name, each.type, each.shape) for each in plan.graph.input_tensors()]
+    inputs = [tensor_spec(plan.graph, name) for name in plan.graph.inputs]
     return tuner.tune(
         folder, variant, inputs, feeds, lambda done, total: show(done, total, "measuring how to load them")
     )
