@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from splitload.base.errors import BundleError, ModelError
 from splitload.bundle.manifest import Manifest
 from splitload.graphs.names import rename_uses
 from splitload.graphs.observe import elem_type
-from splitload.graphs.proto import external_entry, is_external
+from splitload.graphs.proto import external_entry, external_files, is_external
+
+
+def join_portable(bundle: Path, manifest: Manifest, folder: Path) -> tuple[Path, str]:
+    """Write a bundle's portable graph as one .onnx file, its weights linked beside it.
+
+    Args:
+        bundle: The bundle.
+        manifest: What it says.
+        folder: Where the file and the links go.
+
+    Returns:
+        The file, and its identity: a hash of the files it is made of, not what the manifest claims, since what is
+        optimised from it is kept in the user's cache.
+
+    Raises:
+        BundleError: If the graph cannot be read, or its weights lie outside the bundle.
+    """
+    from google.protobuf.message import DecodeError
+
+    stages = manifest.variants[-1].stages
+    names = {file.name for stage in stages for file in (stage.graph, stage.weights) if file is not None}
+    names.update(name for stage in stages for name in stage.shares)
+    for name in names:
+        file = (bundle / name).resolve()
+        try:
+            (folder / name).hardlink_to(file)
+        except OSError:  # a file system without links
+            shutil.copyfile(file, folder / name)
+    path = folder / ".joined.onnx"  # no name that a bundle's file may have
+    try:
+        model = join_stages([folder / stage.graph.name for stage in stages], manifest)
+        data = model.SerializeToString(deterministic=True)
+        path.write_bytes(data)
+        external_files(model, path)  # refuses weights outside the folder
+    except (DecodeError, ModelError) as error:
+        raise BundleError(f"the portable graph of '{bundle}' cannot be read: {error}") from error
+    hashes = sorted((file.name, file.sha256) for file in manifest.files() if file.name in names)
+    identity = hashlib.sha256(data + repr(hashes).encode()).hexdigest()
+    return path, identity
 
 
 def join_stages(paths: Iterable[Path], manifest: Manifest) -> Any:

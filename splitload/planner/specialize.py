@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
-from splitload.base.errors import BundleError, ModelError, UsageError
+from splitload.base.errors import BundleError, UsageError
 from splitload.base.phrases import count_of
 from splitload.base.scratch import scratch_folder
 from splitload.build.assemble import VariantPlan
@@ -21,8 +17,7 @@ from splitload.bundle.replace import check_place
 from splitload.bundle.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
-from splitload.graphs.joined import join_stages
-from splitload.graphs.proto import external_files
+from splitload.graphs.joined import join_portable
 from splitload.plan.graph import ModelGraph
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
@@ -86,7 +81,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
     device = HostDevice(cache)
     trained = _trained(target, manifest)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
-        source = _source(target, manifest, folder)
+        source = Source(manifest.model, *join_portable(target, manifest, folder), manifest.model_bytes)
         graph = _graph(target, source, trained, report, cache, feeds)
         left_out = native_left_out(device, graph)
         if left_out is not None:
@@ -175,31 +170,3 @@ def _planned(
         **{name: manifest.plan.get(name) for name in ("trainable", "new_head")},
     )
     return VariantPlan(graph, found.partition, threads, first_trainable), notes
-
-
-def _source(bundle: Path, manifest: Manifest, folder: Path) -> Source:
-    """Write the bundle's portable graph as one .onnx file, its weights linked beside it.
-
-    Its identity is that of the files it is made of, not the one the manifest claims: what is optimised from it is
-    kept in the user's cache.
-    """
-    stages = manifest.variants[-1].stages
-    names = {file.name for stage in stages for file in (stage.graph, stage.weights) if file is not None}
-    names.update(name for stage in stages for name in stage.shares)
-    for name in names:
-        file = (bundle / name).resolve()
-        try:
-            (folder / name).hardlink_to(file)
-        except OSError:  # a file system without links
-            shutil.copyfile(file, folder / name)
-    path = folder / ".joined.onnx"  # no name that a bundle's file may have
-    try:
-        model = join_stages([folder / stage.graph.name for stage in stages], manifest)
-        data = model.SerializeToString(deterministic=True)
-        path.write_bytes(data)
-        external_files(model, path)  # refuses weights outside the folder
-    except (DecodeError, ModelError) as error:
-        raise BundleError(f"the portable graph of '{bundle}' cannot be read: {error}") from error
-    hashes = sorted((file.name, file.sha256) for file in manifest.files() if file.name in names)
-    identity = hashlib.sha256(data + repr(hashes).encode()).hexdigest()
-    return Source(manifest.model, path, identity, manifest.model_bytes)
