@@ -104,7 +104,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             feeds=feeds,
             trainable=trained,
             specialized_from=manifest,
-            keep_natives_of=manifest if add else None,
+            keep_other_natives=add,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     return Specialized(plan.partition, files_bytes, manifest.model_bytes)

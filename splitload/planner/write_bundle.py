@@ -119,7 +119,7 @@ def write_bundle(
     feeds: Mapping[str, Any] | None = None,
     trainable: str | Collection[str] | None = None,
     specialized_from: Manifest | None = None,
-    keep_natives_of: Manifest | None = None,
+    keep_other_natives: bool = False,
     on_compared: Callable[[Agreement], None] | None = None,
     store: StageStore | None = None,
 ) -> Manifest:
@@ -128,9 +128,9 @@ def write_bundle(
     How the stages of a native plan are loaded is chosen by `tuner`, which measures them on `feeds`. With `trainable`
     its last stage can be trained: what does that on a device is checked and written too. With `specialized_from` the
     source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
-    the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_natives_of`, which is
-    that bundle, its native variants for other machines stay. `on_compared` is called with what a run of every variant
-    beside a stock session came to. Stage files that `store` holds are taken from there.
+    the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_other_natives` its
+    native variants for other machines stay. `on_compared` is called with what a run of every variant beside a stock
+    session came to. Stage files that `store` holds are taken from there.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
@@ -163,7 +163,9 @@ def write_bundle(
                 on_progress=show,
                 on_note=report.note,
                 choose=partial(_tuned, tuner, plan, feeds or {}, show) if plan.graph.kind == "native" else None,
-                with_others=None if keep_natives_of is None else partial(keep_natives, target, keep_natives_of),
+                with_others=partial(keep_natives, target, specialized_from)
+                if keep_other_natives and specialized_from is not None
+                else None,
                 add_training=add_training,
                 check=None if on_compared is None else partial(_compared, source, feeds or {}, show, on_compared),
             ),
