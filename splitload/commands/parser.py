@@ -46,7 +46,7 @@ def _add_planning(add: _Add) -> None:
     _takes_model(train, nargs="?", default=DEFAULTS["model"])
     _takes_setting(train, *(name for name in SETTINGS if name not in _OF_MODEL))
 
-    profile = add("profile", "measure:profile", "measure or simulate what loading each block costs", cache=True)
+    profile = add("profile", "bench:profile", "measure or simulate what loading each block costs", cache=True)
     _takes_model(profile)
     _takes_setting(profile, "device")
     profile.add_argument("-o", "--output", metavar="FILE", help="write the profile here, for --device FILE")
@@ -107,7 +107,7 @@ def _add_running(add: _Add) -> None:
 
     add_arguments(add("finetune", "finetune:finetune", "train the last stage of a bundle on this device"))
 
-    bench = add("bench", "measure:bench", "compare with what a user would do otherwise, in fresh processes", cache=True)
+    bench = add("bench", "bench:bench", "compare with what a user would do otherwise, in fresh processes", cache=True)
     _takes_model(bench, nargs="?")
     _bench_options(bench)
 

@@ -79,14 +79,14 @@ def test_bench_says_that_it_cannot_cap(cli: Cli, chain_model: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_bench_fails_where_an_essential_arm_does(cli: Cli, chain_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from splitload.commands import measure
+    from splitload.commands import bench
 
     def differs(name: str, *_: Any) -> float:
         if name in ("ort-format", bad):
             raise StageError(f"arm '{name}' computes something else: /a/b.onnx")
         return 0.0
 
-    monkeypatch.setattr(measure, "compare", differs)
+    monkeypatch.setattr(bench, "compare", differs)
     bad = "none"
     code, out, _ = cli(chain_model, "--arms", "stock,ort-format")
     assert code == 1
@@ -104,16 +104,16 @@ def test_bench_fails_where_an_essential_arm_does(cli: Cli, chain_model: Path, mo
 def test_bench_leaves_out_what_this_version_cannot_run(
     cli: Cli, chain_model: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    from splitload.commands import measure
+    from splitload.commands import bench
 
-    real = getattr(measure, step)
+    real = getattr(bench, step)
 
     def fails(what: Any, *others: Any) -> Any:
         if "tuned" in (what, getattr(what, "name", None)):
             raise StageError("arm 'tuned' needs a later onnxruntime")
         return real(what, *others)
 
-    monkeypatch.setattr(measure, step, fails)
+    monkeypatch.setattr(bench, step, fails)
     code, out, err = cli(chain_model, "--runs", "1")
     assert (code, err) == (0, "")
     assert "left out: tuned: needs a later onnxruntime" in out
