@@ -1,4 +1,4 @@
-"""`splitload profile` and `splitload bench`: what loading costs, block by block and beside what else one would do."""
+"""`splitload bench`: what a bundle gains over what a user would do otherwise."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from splitload.base.errors import BundleError, SplitloadError, StageError, Usage
 from splitload.base.phrases import count_of
 from splitload.build.assemble import VariantPlan
 from splitload.bundle.read import read_manifest
-from splitload.bundle.replace import check_output_file
 from splitload.bundle.verification import verify
-from splitload.commands.console import Console, shortened
+from splitload.commands.console import Console
 from splitload.commands.gain_sentence import gain_sentence
-from splitload.devices import Measuring, open_device
+from splitload.devices import Measuring
 from splitload.devices.host import HostDevice
-from splitload.devices.stored import write_profile
 from splitload.frontends import deep, open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.measure import pagecache
@@ -50,51 +48,6 @@ _NARROW = {  # so that all arms fit into 80 columns
     "splitload": "split-\nload",
 }
 _T = TypeVar("_T")
-
-
-def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
-    """Measure or simulate every block; return what `--json` prints, which is the profile.
-
-    Raises:
-        SplitloadError: If the model cannot be read or measured, or the file not written.
-    """
-    output = Path(options.output) if options.output else None
-    if output:
-        check_output_file(output, "profile")
-    device = open_device(options.device, cache, refresh=True)
-    feeds = read_feeds(options.input)
-    _, _, made = read_and_profile(options.model, device, console, cache, feeds, max_blocks=options.max_blocks)
-    if output:
-        write_profile(output, made)
-    whole = made.whole()
-    console.table(
-        f"{made.model} on {made.device}, {made.source}: load, first and steady inference of each block",
-        ("block", "part of the model", "MB", "load alone ms", "first ms", "steady ms"),
-        [
-            (
-                str(number),
-                shortened(block.name),
-                f"{block.weights_bytes / 1e6:.2f}",
-                f"{block.cost.load_s * 1e3:.2f}",
-                f"{block.cost.first_inference_s * 1e3:.2f}",
-                f"{block.cost.inference_s * 1e3:.2f}",
-            )
-            for number, block in enumerate(made.blocks)
-        ],
-    )
-    console.print(
-        f"whole model: load {whole.load_s * 1e3:.2f} ms, first inference {whole.first_inference_s * 1e3:.2f} ms, "
-        f"inference {whole.inference_s * 1e3:.2f} ms; each stage pays {made.stage_fixed_s * 1e3:.2f} ms"
-    )
-    start_s, cut_infer_s = made.contention.start_s, made.contention.cut_infer_s
-    if start_s or cut_infer_s:
-        console.print(
-            f"besides: {start_s * 1e3:.2f} ms until loading starts, and in a cut {cut_infer_s * 1e3:.2f} ms for the "
-            "first inference of each stage"
-        )
-    if output:
-        console.print(f"profile: {output}")
-    return made.to_json()
 
 
 def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _add_planning(add: _Add) -> None:
     _takes_model(train, nargs="?", default=DEFAULTS["model"])
     _takes_setting(train, *(name for name in SETTINGS if name not in _OF_MODEL))
 
-    profile = add("profile", "bench:profile", "measure or simulate what loading each block costs", cache=True)
+    profile = add("profile", "profile:profile", "measure or simulate what loading each block costs", cache=True)
     _takes_model(profile)
     _takes_setting(profile, "device")
     profile.add_argument("-o", "--output", metavar="FILE", help="write the profile here, for --device FILE")
