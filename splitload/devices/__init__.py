@@ -127,7 +127,7 @@ class Measuring(Protocol):
 
 
 def names() -> dict[str, Path | None]:
-    """Return the known device names, with the TOML file of each simulated one."""
+    """Return the known device names, with the TOML file of each simulated one, None for other kinds."""
     return {"host": None, **{path.stem: path for path in sorted(_FOLDER.glob("*.toml"))}}
 
 

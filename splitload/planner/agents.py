@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from splitload.agents.exact_ttfo import Optimum
+    from splitload.agents.q_learning import QLearning
+    from splitload.envs.split import SplitEnv
     from splitload.plan.costs import CostMatrices
     from splitload.plan.profile import Profile
 
@@ -44,15 +46,29 @@ Rule = Callable[[Question], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """One who searches.
+    """One who searches: either a rule, or one that learns.
 
     Attributes:
         rule: Returns the split points; None for an agent that learns.
+        learner: Returns what learns on an environment, by a seed; None for a rule.
         seeded: Whether another seed may give another plan.
     """
 
-    rule: Rule | None
+    rule: Rule | None = None
+    learner: Callable[[SplitEnv, int], QLearning] | None = None
     seeded: bool = False
+
+
+def _q_learning(env: SplitEnv, seed: int) -> QLearning:
+    from splitload.agents.q_learning import QLearning
+
+    return QLearning(env, seed=seed)
+
+
+def _sarsa(env: SplitEnv, seed: int) -> QLearning:
+    from splitload.agents.q_learning import QLearning
+
+    return QLearning(env, sarsa=True, seed=seed)
 
 
 def _exact(asked: Question) -> Sequence[int]:
@@ -91,14 +107,14 @@ def _even_loads(asked: Question) -> Sequence[int]:
 
 
 AGENTS = {
-    "q-learning": Agent(None, seeded=True),
-    "sarsa": Agent(None, seeded=True),
+    "q-learning": Agent(learner=_q_learning, seeded=True),
+    "sarsa": Agent(learner=_sarsa, seeded=True),
     "exact": Agent(_exact),
     "annealing": Agent(_annealing, seeded=True),
     "uniform": Agent(_uniform_bytes),
     "random": Agent(_random, seeded=True),
 }
-LEARNERS = tuple(name for name, agent in AGENTS.items() if agent.rule is None)
+LEARNERS = tuple(name for name, agent in AGENTS.items() if agent.learner)
 SEEDED = tuple(name for name, agent in AGENTS.items() if agent.seeded)
 BASELINES: dict[str, Rule] = {  # that are valued beside every plan
     "exact": _exact,
@@ -114,6 +130,6 @@ QUICK: dict[str, Rule] = {  # that tell how many stages are worth looking at
 }
 
 
-def rule_of(name: str) -> Rule | None:
-    """Return the rule of an agent or a baseline; None for an agent that learns."""
-    return AGENTS[name].rule if name in AGENTS else BASELINES[name]
+def agent_named(name: str) -> Agent:
+    """Return an agent, or a baseline as one."""
+    return AGENTS[name] if name in AGENTS else Agent(BASELINES[name])

@@ -19,7 +19,7 @@ from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.agents import BASELINES, QUICK, Question, Rule, rule_of
+from splitload.planner.agents import BASELINES, QUICK, Question, Rule, agent_named
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.optimum import optimum
 
@@ -128,20 +128,20 @@ class Search:
         self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
     ) -> Partition:
         """Search, and return the plan alone; see `run`."""
-        rule = rule_of(self._agent)
-        if rule is None:
+        agent, partition = agent_named(self._agent), None
+        if agent.learner is not None:
             env = SplitEnv(
                 self._profile,
                 objective=self._objective.name,
                 max_stages=self._counts[-1],
                 trainable_from=self._trainable_from,
             )
-            self._learner = QLearning(env, sarsa=self._agent == "sarsa", seed=self._seed)
+            self._learner = agent.learner(env, self._seed)
             train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
             train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
             partition = self.best
-        else:
-            self._plans = {count: self._by_rule(rule, count) for count in self._counts}
+        elif agent.rule is not None:
+            self._plans = {count: self._by_rule(agent.rule, count) for count in self._counts}
             partition = self._pick(self._plans.values())
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
@@ -168,7 +168,8 @@ class Search:
             search_s: Seconds it took to find it.
             episodes: Episodes of a learning agent.
         """
-        values: dict[str, float | None] = {"learned": self.value_s(partition) if rule_of(self._agent) is None else None}
+        learns = agent_named(self._agent).learner is not None
+        values: dict[str, float | None] = {"learned": self.value_s(partition) if learns else None}
         optimum = self._optimum(partition.num_stages, partition.split_points)
         for name, rule in BASELINES.items():
             values[name] = self.value_s(self._by_rule(rule, partition.num_stages))
