@@ -124,7 +124,10 @@ def _run_variant(ort: Any, folder: Path, variant: Variant, names: list[str], fee
         outputs = [spec.name for spec in stage.outputs]
         try:
             session = open_session(
-                folder / stage.graph.name, prepack=stage.prepack, mapped=stage.mapped, optimize=not stage.optimized
+                folder / stage.graph.name,
+                prepack=stage.prepack,
+                mapped=stage.mapped,
+                optimize=stage.optimizes(stage.prepack),
             )
             values.update(zip(outputs, run_stage(ort, session, stage, outputs, values, None), strict=True))
             values = still_read(values, variant.stages[number + 1 :], names)

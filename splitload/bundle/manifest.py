@@ -84,6 +84,10 @@ class StageEntry(Record):
     read_order: tuple[int, ...] = ()
     reoptimize: bool = False
 
+    def optimizes(self, prepack: bool) -> bool:
+        """Return whether the runtime optimises the graph of a session, which rearranges weights or does not."""
+        return not self.optimized or (prepack and self.reoptimize)
+
 
 class Canary(Record):
     """A tiny stage without inputs that uses each internal operator of a variant, and what it must answer.

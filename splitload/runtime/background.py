@@ -174,7 +174,10 @@ class Specializer:
             path = self._last if stage.trainable and self._last is not None else made / stage.graph.name
             needed = [spec.name for spec in stage.outputs]
             session = open_session(
-                path, optimize=not stage.optimized, prepack=stage.prepack, options=self._caller.copy()
+                path,
+                optimize=stage.optimizes(stage.prepack),
+                prepack=stage.prepack,
+                options=self._caller.copy(),
             )
             values.update(zip(needed, run_stage(ort, session, stage, needed, values, None), strict=True))
         for name, wanted in expected.items():

@@ -152,7 +152,7 @@ class StageOpener:
             path,
             prepack=prepack,
             mapped=stage.mapped,
-            optimize=not stage.optimized or (prepack and stage.reoptimize),
+            optimize=stage.optimizes(prepack),
             background=background,
             options=self._caller.copy(),
             share_memory=self._share_memory,

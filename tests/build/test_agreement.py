@@ -15,6 +15,7 @@ from splitload.base.machine import cpu_architecture
 from splitload.build import agreement
 from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.bundle.read import read_manifest
+from splitload.runtime.session import open_session
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,28 @@ def test_variants_that_fit_here_are_run_and_the_worst_of_a_kind_counts(tmp_path)
     agreeing = compare_with_stock(bundle, manifest._replace(variants=(elsewhere, native, portable)), model, {})
     assert agreeing.agrees
     assert set(agreeing.difference) == {"native", "portable"}
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+@pytest.mark.parametrize("reoptimize", [True, False])
+@pytest.mark.parametrize("prepack", [True, False])
+def test_a_stage_is_opened_as_a_loader_opens_it(tmp_path, monkeypatch, optimized, reoptimize, prepack):
+    model = models.save(models.chain(2), tmp_path)
+    bundle = runtime_models.bundle(model, tmp_path / "b.splitload", 1)
+    manifest = read_manifest(bundle)
+    (variant,) = manifest.variants
+    ways = {"optimized": optimized, "reoptimize": reoptimize, "prepack": prepack, "mapped": False, "upgrade": False}
+    manifest = manifest._replace(variants=(variant._replace(stages=(variant.stages[0]._replace(**ways),)),))
+    (bundle / "manifest.json").write_text(json.dumps(manifest.to_json()))
+    opened = []
+
+    def opens(path, **settings):
+        opened.append((path.name, *(settings[key] for key in ("prepack", "mapped", "optimize"))))
+        return open_session(path, **settings)
+
+    with runtime_models.loader_with(open_session=opens)(bundle) as loaded:
+        loaded.run(None, {"x": floats(1, 4)})
+    monkeypatch.setattr(agreement, "open_session", opens)
+    assert compare_with_stock(bundle, manifest, model, {}).agrees
+    first, second = opened
+    assert first == second
