@@ -132,9 +132,8 @@ def _in_turns(
                 on_progress(turn * len(SCHEMES) + place + 1, total)
         tried = [
             scheme
-            for scheme in SCHEMES
-            if scheme in tried
-            and not (scheme != PLAIN and all(_settled(samples[each, scheme], samples[each, PLAIN]) for each in stages))
+            for scheme in tried
+            if scheme == PLAIN or not all(_settled(samples[each, scheme], samples[each, PLAIN]) for each in stages)
         ]
         if tried == [PLAIN]:
             break
@@ -176,12 +175,14 @@ def _faster(steady_s: float, other_s: float) -> bool:
 def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, float]]]) -> StageEntry:
     """Return the stage's entry with the best of the measured schemes.
 
-    Weights that are not rearranged are run alike however they came to memory, so the plain way stands for all of them.
+    Weights that are not rearranged are run alike however they came to memory, so the plain way stands for all of them:
+    a session is made anew where most pairs of neighbouring samples say that later runs are faster then.
     """
     first_s = {scheme: statistics.median(row["first_s"] for row in rows) for scheme, rows in samples.items()}
     best = min(samples, key=first_s.__getitem__)
     if not _pays(first_s[best], first_s[PLAIN]):
         best = PLAIN
-    steady_s = [min(row["steady_s"] for row in samples[scheme]) for scheme in (PACKED, PLAIN) if scheme in samples]
-    pays = len(steady_s) > 1 and not best.prepack and _faster(*steady_s)
+    pairs = zip(samples.get(PACKED, ()), samples[PLAIN], strict=False)  # it may have been settled sooner
+    faster = [_faster(row["steady_s"], plain["steady_s"]) for row, plain in pairs]
+    pays = not best.prepack and 2 * sum(faster) > len(faster)
     return stage._replace(**asdict(best), upgrade=pays)

@@ -85,11 +85,18 @@ def test_a_scheme_is_settled_when_more_samples_could_change_nothing(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_chosen_for_first_results_is_what_all_samples_would_choose(seed: int) -> None:
+def test_what_is_chosen_is_what_all_samples_would_choose(seed: int) -> None:
     draw = np.random.default_rng(seed)
     typical = {scheme: draw.uniform(0.07, 0.13) for scheme in SCHEMES}
+    steady_s = {scheme: draw.uniform(0.04, 0.05) if scheme == PACKED else 0.05 for scheme in SCHEMES}
     runs = [
-        {scheme: {"first_s": typical[scheme] * draw.uniform(0.9, 1.1), "steady_s": 0.05} for scheme in SCHEMES}
+        {
+            scheme: {
+                "first_s": typical[scheme] * draw.uniform(0.9, 1.1),
+                "steady_s": steady_s[scheme] * draw.uniform(0.9, 1.1),
+            }
+            for scheme in SCHEMES
+        }
         for _ in range(module.REPEATS)
     ]
     taken = dict.fromkeys(SCHEMES, 0)
@@ -102,6 +109,15 @@ def test_what_is_chosen_for_first_results_is_what_all_samples_would_choose(seed:
     chosen = module._choose(ENTRY, {scheme: samples[0, scheme] for scheme in SCHEMES})
     assert chosen == module._choose(ENTRY, {scheme: [run[scheme] for run in runs] for scheme in SCHEMES})
     assert max(taken.values()) == taken[PLAIN]
+
+
+def test_pairs_decide_whether_a_session_is_made_anew_however_many_plain_samples_follow() -> None:
+    def stage(*steady_s: float) -> list[dict[str, float]]:
+        return [{"first_s": 0.1, "steady_s": each} for each in steady_s]
+
+    samples = {PLAIN: stage(0.05, 0.05, 0.05, 0.03, 0.03), PACKED: stage(0.04, 0.04, 0.04)}
+    assert module._choose(ENTRY, samples).upgrade
+    assert not module._choose(ENTRY, {PLAIN: samples[PLAIN], PACKED: stage(0.05, 0.05, 0.02)}).upgrade
 
 
 @pytest.fixture
