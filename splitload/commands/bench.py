@@ -22,6 +22,7 @@ from splitload.devices import Measuring
 from splitload.devices.host import HostDevice
 from splitload.frontends import deep, open_source
 from splitload.frontends.onnx import Source, load_graph
+from splitload.graphs.stage_store import StageStore
 from splitload.measure import pagecache
 from splitload.measure.arms import ARMS, Subject, make_arm
 from splitload.measure.provenance import provenance
@@ -249,11 +250,16 @@ def _bundle(
         except BundleError as error:
             discard(target, str(error))
     threads = measured.contention.threads
-    found, trial = choose_measured(device, search, found, source, graph, threads, console, cache, feeds=feeds)
-    notes["trial"] = None if trial is None else trial.to_json()
-    notes["split_points"] = list(found.partition.split_points)
-    plan = VariantPlan(graph, found.partition, threads)
-    write_bundle(target, source, plan, console, cache, device="host", tuner=device, notes=notes, feeds=feeds)
+    with StageStore(cache) as store:  # what is tried is not written again
+        found, trial = choose_measured(
+            device, search, found, source, graph, threads, console, cache, feeds=feeds, store=store
+        )
+        notes["trial"] = None if trial is None else trial.to_json()
+        notes["split_points"] = list(found.partition.split_points)
+        plan = VariantPlan(graph, found.partition, threads)
+        write_bundle(
+            target, source, plan, console, cache, device="host", tuner=device, notes=notes, feeds=feeds, store=store
+        )
     return target
 
 

@@ -18,6 +18,7 @@ from splitload.bundle.write import check_target
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_portable
+from splitload.graphs.stage_store import StageStore
 from splitload.plan.graph import ModelGraph
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
@@ -80,7 +81,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
         check_place(target, FORMAT)
     device = HostDevice(cache)
     trained = _trained(target, manifest)
-    with scratch_folder(target.absolute().parent, f".{target.name}.") as folder:
+    with scratch_folder(target.absolute().parent, f".{target.name}.") as folder, StageStore(cache) as store:
         source = Source(manifest.model, *join_portable(target, manifest, folder), manifest.model_bytes)
         graph = _graph(target, source, trained, report, cache, feeds)
         left_out = native_left_out(device, graph)
@@ -91,7 +92,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             if manifest.device != device.name:
                 stages = count_of(len(manifest.variants[-1].stages), "stage")
                 report.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
-        plan, notes = _planned(device, manifest, source, graph, left_out, report, cache, feeds)
+        plan, notes = _planned(device, manifest, source, graph, left_out, report, cache, feeds, store)
         write_bundle(
             target,
             source,
@@ -105,6 +106,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             trainable=trained,
             specialized_from=manifest,
             keep_other_natives=add,
+            store=store,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     return Specialized(plan.partition, files_bytes, manifest.model_bytes)
@@ -145,6 +147,7 @@ def _planned(
     report: Report,
     cache: Path,
     feeds: Mapping[str, Any],
+    store: StageStore,
 ) -> tuple[VariantPlan, dict[str, Any]]:
     """Return the plan for this machine, and what the manifest says of how it was found."""
     first_trainable = graph.first_trainable
@@ -156,7 +159,9 @@ def _planned(
         search = Search(profile, objective=objective, trainable_from=first_trainable)
         found = search.run()
     threads = profile.contention.threads
-    found, trial = choose_measured(device, search, found, source, graph, threads, report, cache, feeds=feeds)
+    found, trial = choose_measured(
+        device, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
+    )
     if first_trainable is not None:
         found = search.apart(found, first_trainable)
     notes = notes_of(
