@@ -30,8 +30,6 @@ class Runner(Protocol):
         job: Job,
         folder: Path,
         failed: Callable[[str], SplitloadError],
-        *,
-        at_first: Callable[[], int] | None = None,
     ) -> dict[str, Any]:
         """Return the answer; see `run_job`."""
         ...
@@ -66,7 +64,7 @@ def run_job(
         message.write_text(json.dumps(job.to_json()), encoding="utf-8")
         program = _compiled(Path(made)) if job.whole_process else job.program
         command = python(program, str(message), str(folder.resolve()))
-        wait = (at_first or int) if job.whole_process else None
+        wait = (at_first or (lambda: 0)) if job.whole_process else None
         return _answer(command, wait, failed, None if environment is None else os.environ | environment)
 
 

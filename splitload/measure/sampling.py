@@ -113,7 +113,7 @@ def run_arms(
     return samples
 
 
-def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner = run_job) -> Sample:
+def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner) -> Sample:
     """Take one sample of an arm, with a warm page cache, and end with its first output.
 
     Args:

@@ -40,9 +40,7 @@ class FarDevice(MeasuringDevice):
         super().__init__(Machine("board", "the board", 2, "toy64", "Toy", lambda: "1.0", self._run), cache, repeats=1)
 
     @staticmethod
-    def _run(
-        job: Job, folder: Path, failed: Callable[[str], SplitloadError], *, at_first: Callable[[], int] | None = None
-    ) -> dict[str, Any]:
+    def _run(job: Job, folder: Path, failed: Callable[[str], SplitloadError]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="splitload-far-") as made:
             there = shutil.copytree(folder, Path(made) / "job")
             if isinstance(job, LoadModel) and Path(job.path).is_absolute():
@@ -50,7 +48,7 @@ class FarDevice(MeasuringDevice):
                 job = replace(job, path="sent")
             message = json.dumps(job.to_json())
             assert str(folder) not in message
-            return run_job(read_job(json.loads(message)), there, failed, at_first=at_first)
+            return run_job(read_job(json.loads(message)), there, failed)
 
 
 def open_one(name: str, graphs: dict[str, ModelGraph], kept: Path, folder: Path) -> devices.Device:
