@@ -1,7 +1,8 @@
 """What a fresh process is told to do, on this machine or on a device on the network: typed messages with a version.
 
-A job is sent with a folder. Files are named inside that folder; only jobs of the benchmark and of studies, which stay
-on this machine, also name files elsewhere, by absolute paths. `to_json` gives the message, `read_job` checks one that
+A job is sent with a folder, and values of inputs and graphs of stages lie inside it. What a job loads besides lies
+there as well, or elsewhere by an absolute path: the model of a stock session, and whatever the benchmark and studies
+load, whose jobs stay on this machine. `to_json` gives the message, `read_job` checks one that
 has arrived: unknown kinds, keys and versions are errors. Answers are objects of JSON, and every kind says which keys.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
 from splitload.base.errors import BundleError, UsageError
@@ -352,10 +354,17 @@ def _plain(value: Any) -> Any:
 
 
 def _inputs(row: Reader) -> tuple[Input, ...]:
-    return tuple(
-        Input(*_tensor(each, "file"), None if each.get("file") is None else each.text("file"))
-        for each in row.items("inputs")
-    )
+    return tuple(Input(*_tensor(each, "file"), _inside(each, "file")) for each in row.items("inputs"))
+
+
+def _inside(row: Reader, key: str) -> str | None:
+    """Return the relative path of a file that cannot lie outside the folder; None where none is named."""
+    if row.get(key) is None:
+        return None
+    file = row.text(key)
+    if any(path.anchor or ".." in path.parts for path in (PurePosixPath(file), PureWindowsPath(file))):
+        raise BundleError(f"{row.where}.{key} must lie inside the folder, it is {file!r}")
+    return file
 
 
 def _stages(row: Reader, key: str) -> tuple[StageFile, ...]:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ PAUSE_S = 0.2  # for the system to clear away the process before, which would ru
 _TOLERANCE = 1e-3  # of the largest magnitude in an output; arms that compute in float32 stay far below
 _HALF_TOLERANCE = 5e-3  # where stock's is of half precision, and rounds what others may keep
 _ENGINE_TOLERANCE = {"openvino": 5e-2, "ncnn": 5e-2}  # which may take half precision on their own account
+_LINKED = "bundle"  # beside the inputs, whose names end in .npy
 Sample = dict[str, float]
 
 
@@ -116,6 +117,9 @@ def run_arms(
 def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner) -> Sample:
     """Take one sample of an arm, with a warm page cache, and end with its first output.
 
+    A bundle is linked into the job's folder, and goes with it to any machine. A single file, as stock reads it, stays
+    where it is, with the weights beside it: only a machine that has that path can load it.
+
     Args:
         arm: What is loaded.
         inputs: The model's inputs.
@@ -130,7 +134,11 @@ def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]
     """
     with saved_inputs(inputs, feeds) as (folder, given):
         time.sleep(PAUSE_S)
-        answer = run(load_job(arm, given, steady=False), folder, _failed(arm))
+        job = load_job(arm, given, steady=False)
+        if arm.path.is_dir():
+            (folder / _LINKED).symlink_to(job.path, target_is_directory=True)
+            job = replace(job, path=_LINKED)
+        answer = run(job, folder, _failed(arm))
     return {key: answer[key] for key in FIGURES if answer.get(key) is not None}
 
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from splitload.devices.machine import Machine
 from splitload.devices.measuring import MeasuringDevice
 from splitload.devices.stored import write_profile
 from splitload.measure.fresh import run_job
-from splitload.measure.job import Job, LoadModel, read_job
+from splitload.measure.job import Job, read_job
 from splitload.measure.sampling import Arm
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
@@ -43,11 +42,8 @@ class FarDevice(MeasuringDevice):
     def _run(job: Job, folder: Path, failed: Callable[[str], SplitloadError]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="splitload-far-") as made:
             there = shutil.copytree(folder, Path(made) / "job")
-            if isinstance(job, LoadModel) and Path(job.path).is_absolute():
-                shutil.copytree(job.path, there / "sent")
-                job = replace(job, path="sent")
             message = json.dumps(job.to_json())
-            assert str(folder) not in message
+            assert f'"{folder.anchor}' not in message, "it names files of this machine"
             return run_job(read_job(json.loads(message)), there, failed)
 
 

@@ -81,6 +81,10 @@ def stage(**values: Any) -> Callable[[Any], Any]:
         (change(inputs=[{"name": "x", "type": "t", "shape": [1.5], "file": None}]), "must hold sizes, names and null"),
         (change(inputs=[{"name": "x", "type": "t", "shape": [], "file": 1}]), "must be a string"),
         (change(inputs=[{"name": "x", "type": "t", "shape": [], "file": None, "more": 1}]), "has unknown keys"),
+        *(
+            (change(inputs=[{"name": "x", "type": "t", "shape": [], "file": file}]), "file must lie inside the folder")
+            for file in ("/etc/x.npy", "../x.npy", "a/../../x.npy", "..", "C:x.npy", "a\\..\\..\\x.npy")
+        ),
         (stage(graph="../secret"), "must be the name of a file in the folder"),
         (stage(graph=".."), "must be the name of a file in the folder"),
         (stage(blocks=[1]), "must be two whole numbers"),
