@@ -184,7 +184,7 @@ def test_samples_are_of_fresh_processes(
     chain_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(search, "WORTHWHILE", -10.0)
-    monkeypatch.setattr(trial, "RUNS", 2)
+    monkeypatch.setattr(trial, "TRIAL_RUNS", 2)
     samples: list[float] = []
     real = HostDevice.first_output
 
