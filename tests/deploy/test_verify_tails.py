@@ -152,6 +152,7 @@ def test_install_says_whose_tail_stayed(
     assert json.loads(capsys.readouterr().out)["tails_stayed"] == ["anna"]
 
 
+@pytest.mark.slow
 def test_a_specialized_bundle_keeps_its_tails(
     tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,7 +82,8 @@ def test_outputs_are_called_as_the_modules(
     assert {file.stem for file in (tmp_path / "out").glob("*.npy")} == set(expected)
 
 
-@pytest.mark.parametrize("name", quickly("T5", DECODERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_that_returns_its_cache_is_told_what_helps(name: str, tmp_path: Path) -> None:
     ending, settings, configurations = DECODERS[name]
     module = made(name, ending, {**settings, "use_cache": True})

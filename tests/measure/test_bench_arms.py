@@ -104,7 +104,12 @@ def torch_subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.mark.parametrize(
     ("torch_subject", "name"),
-    [("scaled", "torch"), ("scaled", "torch-mmap"), ("plain", "openvino"), ("plain", "ncnn")],
+    [
+        ("scaled", "torch"),
+        pytest.param("scaled", "torch-mmap", marks=pytest.mark.slow),
+        ("plain", "openvino"),
+        ("plain", "ncnn"),
+    ],
     indirect=["torch_subject"],
 )
 def test_engines_compute_what_the_module_does(torch_subject: Subject, name: str) -> None:

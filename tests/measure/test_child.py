@@ -58,7 +58,8 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(name, marks=[pytest.mark.slow] if name == "train" else []) for name in COMMANDS]
+    "command",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("train", "specialize") else []) for name in COMMANDS],
 )
 def test_no_command_runs_a_file_of_the_current_folder(
     command: str, planted: tuple[Path, Path], cache: Path, chain_model: Path, native_bundle: Path

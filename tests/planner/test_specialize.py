@@ -227,6 +227,7 @@ def rewrite(bundle: Path, file: Path, data: bytes) -> None:
     (bundle / MANIFEST).write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_a_file_may_have_any_name_the_format_allows(own_bundle: Path, specialize: Run) -> None:
     stage = next(own_bundle.glob("portable-00*.onnx"))
     stage.rename(own_bundle / "portable.onnx")

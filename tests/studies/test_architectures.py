@@ -30,7 +30,13 @@ TRIED = {
 }
 
 
-@pytest.mark.parametrize("name", [*TRIED, pytest.param("transformers/mpnet", marks=pytest.mark.slow)])
+QUICK = ("transformers/gpt2", "transformers/t5 encoder", "torchvision/squeezenet1_1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*TRIED, "transformers/mpnet")],
+)
 def test_an_architecture(name, tmp_path):
     export(name, TRIED.get(name, "open"), tmp_path)
     rows = list(architectures.try_model(tmp_path, tmp_path, ("whole", "middle")))

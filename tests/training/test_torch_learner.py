@@ -52,7 +52,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "train.npz"
 
 
-@pytest.mark.parametrize("kind", [torch.nn.LSTM, torch.nn.GRU])
+@pytest.mark.parametrize("kind", [pytest.param(torch.nn.LSTM, marks=pytest.mark.slow), torch.nn.GRU])
 def test_torch_trains_what_has_no_step(
     kind: Any, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
