@@ -26,7 +26,7 @@ from splitload.graphs.stage_store import StageStore
 from splitload.measure import pagecache
 from splitload.measure.arms import ARMS, Subject, make_arm
 from splitload.measure.provenance import provenance
-from splitload.measure.sampling import Arm, Sample, compare, first_outputs, run_arms, summarize
+from splitload.measure.sampling import Arm, Sample, compare, outputs_of, run_arms, summarize
 from splitload.measure.storage import Controller, reader
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
@@ -207,11 +207,11 @@ def _arms(
 
     stock = make_arm("stock", subject)
     with console.status("preparing stock"):
-        expected = first_outputs(stock, inputs, subject.feeds)
+        expected = outputs_of(stock, inputs, subject.feeds)
     arms, differences = [], {}
     for name in names:
         arm = stock if name == "stock" else attempt(name, make_arm, name, subject)
-        outputs = None if arm is None else attempt(name, first_outputs, arm, inputs, subject.feeds)
+        outputs = None if arm is None else attempt(name, outputs_of, arm, inputs, subject.feeds)
         distance = None if outputs is None else attempt(name, compare, name, expected, outputs)
         if arm is not None and distance is not None:
             arms.append(arm)

@@ -6,7 +6,7 @@ from splitload.base.phrases import count_of, milliseconds
 from splitload.commands.console import Console, shortened
 from splitload.commands.gain_sentence import gain_sentence
 from splitload.plan.objectives import OBJECTIVES
-from splitload.planner.gain import RUNS
+from splitload.planner.gain import GAIN_RUNS
 from splitload.planner.make_plan import Planned
 from splitload.planner.result import TrainResult
 
@@ -43,7 +43,7 @@ def show_plan(console: Console, result: TrainResult) -> None:
     line = f"time to first output: {milliseconds(result.predicted_ttfo_s)} {_predicted(result)}"
     if result.measured_ttfo_s is not None:
         measured = milliseconds(result.measured_ttfo_s)
-        line += f", {measured} measured (median of {RUNS} fresh processes, warm page cache)"
+        line += f", {measured} measured (median of {GAIN_RUNS} fresh processes, warm page cache)"
     console.print(line)
     training = None if result.division is None else result.training
     if training is not None and training.output_kind is not None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from splitload.plan.costs import LoadModel, LoadSums
+from splitload.plan.costs import LoadCosts, LoadSums
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile, Segment
@@ -72,7 +72,7 @@ def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segme
     infers = _scaled([block.cost.first_inference_s for block in prior.blocks], whole.first_inference_s)
 
     for _ in range(_SWEEPS):
-        model = LoadModel.fitted(fixed_s, _alone(loads, fixed_s), whole.load_s)
+        model = LoadCosts.fitted(fixed_s, _alone(loads, fixed_s), whole.load_s)
         for (start, end), cost in stages.items():
             inside = loads[start:end]
             besides_s = model.load_s(_alone(inside, fixed_s)) - inside.sum()  # what the stage pays beyond its blocks

@@ -12,7 +12,7 @@ from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
 from splitload.devices.estimate import FirstOutput
 from splitload.devices.machine import Machine
 from splitload.graphs.describe import describe
-from splitload.graphs.stages import StageFiles, StageWriter
+from splitload.graphs.stages import StageWriter, WrittenStage
 from splitload.measure.fresh import save_inputs
 from splitload.measure.job import LoadModel, SampleStages, StageFile
 from splitload.plan.graph import ModelGraph
@@ -36,7 +36,7 @@ class Runs:
         self._folder = folder
         self._machine = machine
         self._writer = StageWriter(graph)
-        self._written: dict[Segment, StageFiles] = {}
+        self._written: dict[Segment, WrittenStage] = {}
         specs = graph.input_tensors()
         self._inputs = save_inputs(specs, feeds, folder)
         self._made_up = made_up(specs, feeds)
@@ -101,7 +101,7 @@ class Runs:
             segment, stage.graph.name, stage.inputs, outputs, stage.prepack, stage.optimized, stage.reoptimize
         )
 
-    def _stage(self, segment: Segment) -> StageFiles:
+    def _stage(self, segment: Segment) -> WrittenStage:
         """Return a segment's stage file, and write it the first time."""
         if segment not in self._written:
             nodes = self._graph.node_range(*segment)

@@ -27,7 +27,7 @@ from splitload.graphs.proto import (
     tensor_bytes,
     with_constants,
 )
-from splitload.graphs.read import read_model
+from splitload.graphs.read import parse_model
 from splitload.graphs.shared import unshared_bytes
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.runtime.variants import check_floor
@@ -73,7 +73,7 @@ class Source:
             raise ModelError(f"no model file '{path}'; give an .onnx file, zoo:NAME or package.module:factory")
         if path.stat().st_size > MAX_PROTOBUF_BYTES:
             raise ModelError(f"'{path}' is over 2 GB; save its weights as external data")
-        model = read_model(path)
+        model = parse_model(path)
         files = (path, *external_files(model, path))
         digest = hashlib.sha256()
         try:
@@ -95,7 +95,7 @@ def model_files(path: Path) -> tuple[Path, ...]:
     Raises:
         ModelError: If one is missing, truncated, or lies elsewhere.
     """
-    return path, *external_files(read_model(path), path)
+    return path, *external_files(parse_model(path), path)
 
 
 def load_graph(
@@ -159,7 +159,7 @@ def read_graph(
         tail: Outputs of the nodes of the trainable tail, which come last.
         trainable: Names of the weights that are trained.
     """
-    proto = read_model(path)
+    proto = parse_model(path)
     graph = proto.graph
     weights = {tensor.name: tensor_bytes(tensor) for tensor in graph.initializer}
     weights |= {sparse.values.name: tensor_bytes(sparse.values) for sparse in graph.sparse_initializer}

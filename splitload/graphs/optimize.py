@@ -18,7 +18,7 @@ from splitload.graphs.layout import block_products_of
 from splitload.graphs.names import NAME_CLASH, rename_weights
 from splitload.graphs.observe import one_line, plain_options
 from splitload.graphs.proto import bodies
-from splitload.graphs.read import read_model
+from splitload.graphs.read import parse_model
 from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES
 from splitload.graphs.tidy import join_concats
 from splitload.plan.graph import GraphKind
@@ -133,7 +133,7 @@ def optimize(path: Path, folder: Path, level: Any) -> None:
     except Exception as error:  # onnxruntime has no common root for its errors
         if NAME_CLASH not in str(error):
             raise
-        model = read_model(path)
+        model = parse_model(path)
         rename_weights(model.graph)
         session = session_beside(path.parent, model.SerializeToString(), options)
     _mend(folder / "model.onnx", {value.name for value in session.get_inputs()})
@@ -143,7 +143,7 @@ def optimize(path: Path, folder: Path, level: Any) -> None:
 
 def _join_concats_of_file(path: Path) -> None:
     """Have each Concat read what an earlier one has joined already; see `tidy`."""
-    model = read_model(path)
+    model = parse_model(path)
     if join_concats(model.graph):
         path.write_bytes(model.SerializeToString())
 
@@ -154,7 +154,7 @@ def _mend(path: Path, inputs: set[str]) -> None:
     Declarations of inputs that were defaults for weights: folding leaves them behind without a value. Weights of bodies
     that stand there a second time: 1.26 to 1.28 write them so.
     """
-    model = read_model(path)
+    model = parse_model(path)
     kept = [value for value in model.graph.input if value.name in inputs]
     repeated = _weights_once(model.graph)
     if repeated or len(kept) < len(model.graph.input):

@@ -10,7 +10,7 @@ from splitload.graphs.proto import all_tensors, external_files, is_external
 from splitload.graphs.rewrite import raw_bytes
 
 
-def read_model(path: Path) -> Any:
+def parse_model(path: Path) -> Any:
     """Parse the file without its external data."""
     import onnx
     from google.protobuf.message import DecodeError
@@ -34,7 +34,7 @@ def read_whole(path: Path) -> Any:
     Raises:
         ModelError: If it cannot be read, or its data lies elsewhere or is truncated.
     """
-    model = read_model(path)
+    model = parse_model(path)
     external_files(model, path)
     try:
         for tensor in all_tensors(model.graph):

@@ -44,7 +44,7 @@ _LOOKUPS = {"Gather", "GatherND", "GatherElements"}
 
 
 @dataclass(frozen=True, slots=True)
-class StageFiles:
+class WrittenStage:
     """A stage on disk.
 
     Attributes:
@@ -133,7 +133,7 @@ class StageWriter:
         for index, node in enumerate(graph.nodes):
             self._last_use.update(dict.fromkeys(node.inputs, index))
 
-    def write(self, start: int, end: int, folder: Path, stem: str) -> StageFiles:
+    def write(self, start: int, end: int, folder: Path, stem: str) -> WrittenStage:
         """Write the stage of the nodes `[start, end)`.
 
         A stage of a native graph becomes one .ort file: onnxruntime maps it as a whole, and neither parses nor checks
@@ -152,7 +152,7 @@ class StageWriter:
         except OSError as error:
             raise OutputError(f"cannot write stage '{stem}' to '{folder}': {error.strerror or error}") from error
 
-    def _write(self, start: int, end: int, folder: Path, stem: str) -> StageFiles:
+    def _write(self, start: int, end: int, folder: Path, stem: str) -> WrittenStage:
         graph = self._graph
         model, inputs, outputs = self._stage_model(start, end, stem)
         stage = model.graph
@@ -185,7 +185,7 @@ class StageWriter:
                 held.add(_places(weights.name, zip(names, stage.initializer, strict=False)))
             written = _write_graph(model, folder, stem)
         at_load = not native and not is_tail and (restored or needs_fusions(stage))
-        return StageFiles(
+        return WrittenStage(
             written,
             weights,
             inputs,

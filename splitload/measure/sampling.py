@@ -142,7 +142,7 @@ def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]
     return {key: answer[key] for key in FIGURES if answer.get(key) is not None}
 
 
-def first_outputs(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> list[Any]:
+def outputs_of(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> list[Any]:
     """Run an arm once without measuring, which compiles bytecode and fills caches; return its first outputs.
 
     Returns:

@@ -47,7 +47,7 @@ class LoadSums(Generic[Amount]):
 
 
 @dataclass(frozen=True, slots=True)
-class LoadModel:
+class LoadCosts:
     """How the loads of blocks make up the load of the stage that holds them.
 
     A stage loads in `fixed + Σ (block - fixed)`, what every stage pays once plus what each block adds, and at least as
@@ -63,7 +63,7 @@ class LoadModel:
     growth_per_s: float = 0.0
 
     @classmethod
-    def fitted(cls, fixed_s: float, whole: LoadSums[float], whole_load_s: float | None) -> LoadModel:
+    def fitted(cls, fixed_s: float, whole: LoadSums[float], whole_load_s: float | None) -> LoadCosts:
         """Return the model that lays on pairs of blocks what all of them take beyond their sum.
 
         Args:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from splitload.base.errors import BundleError, ProfileError
 from splitload.base.fields import Reader, is_count
-from splitload.plan.costs import LoadModel, LoadSums
+from splitload.plan.costs import LoadCosts, LoadSums
 from splitload.plan.partition import Partition
 from splitload.plan.schedule import Contention, Schedule, simulate
 
@@ -113,11 +113,11 @@ class Profile:
         return getattr(measured, part) / total if measured is not None and total > 0 else 1.0
 
     @property
-    def load_model(self) -> LoadModel:
+    def load_model(self) -> LoadCosts:
         """How the loads of blocks make up that of a stage; the whole model loads as it was measured, if it was."""
         measured = self.segments.get((0, self.num_blocks))
         blocks = LoadSums.of([block.cost.load_s for block in self.blocks])
-        return LoadModel.fitted(self.stage_fixed_s, blocks, None if measured is None else measured.load_s)
+        return LoadCosts.fitted(self.stage_fixed_s, blocks, None if measured is None else measured.load_s)
 
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""

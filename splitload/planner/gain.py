@@ -13,7 +13,7 @@ from splitload.frontends.onnx import Source
 from splitload.measure.sampling import Arm, Sample
 from splitload.plan.graph import ModelGraph
 
-RUNS = 3  # fresh processes of each arm, at the end of `splitload train`
+GAIN_RUNS = 3  # fresh processes of each arm, at the end of `splitload train`
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +75,21 @@ def measure_gain(
     feeds: Mapping[str, Any],
     cut_ratio: float | None,
 ) -> Gain:
-    """Measure a bundle beside a stock session on a device, `RUNS` times each, in turns, with a warm page cache.
+    """Measure a bundle beside a stock session on a device, `GAIN_RUNS` times each, in turns, with a warm page cache.
 
     Raises:
         StageError: If one of the two fails.
     """
     arms = [Arm("stock", source.path), Arm("splitload", bundle)]
     samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms}
-    for turn in range(RUNS):
+    for turn in range(GAIN_RUNS):
         for arm in arms if turn % 2 == 0 else reversed(arms):
             samples[arm.name].append(device.first_output(arm, graph.input_tensors(), feeds))
     stock, here = (
         {key: statistics.median(sample[key] for sample in samples[arm.name]) for key in ("ttfo_s", "process_s")}
         for arm in arms
     )
-    return Gain("measured", num_stages, here, stock, RUNS, cut_ratio)
+    return Gain("measured", num_stages, here, stock, GAIN_RUNS, cut_ratio)
 
 
 def gain_of(

@@ -20,7 +20,7 @@ from splitload.graphs.stage_store import StageStore
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.gain import RUNS, Gain, measure_gain
+from splitload.planner.gain import GAIN_RUNS, Gain, measure_gain
 from splitload.planner.make_plan import Planned, make_plan
 from splitload.planner.parallel import check_cluster
 from splitload.planner.read_model import native_left_out, read_model
@@ -253,7 +253,7 @@ def _gain(
     if num_stages > 1 and (trial is None or plan.trainable_from is not None):
         alone, feeds = replace(plan, trainable_from=None), model.feeds
         trial = try_cut(
-            device.measuring, model.source, alone, report, request.cache, feeds=feeds, runs=RUNS, store=model.store
+            device.measuring, model.source, alone, report, request.cache, feeds=feeds, runs=GAIN_RUNS, store=model.store
         )
     cut_ratio = None if num_stages == 1 or trial is None else trial.ratio
     return measure_gain(device.measuring, model.source, plan.graph, request.target, num_stages, model.feeds, cut_ratio)

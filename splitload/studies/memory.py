@@ -32,7 +32,7 @@ STAGES = (1, 4, 8)
 MODELS = ("pictures", "splitload.studies.memory_models:albert", "splitload.studies.memory_models:gpt2")
 
 
-def even_cut(graph: ModelGraph, num_stages: int) -> Partition:
+def even_work_cut(graph: ModelGraph, num_stages: int) -> Partition:
     """Return a cut into stages of about equal work, or one of all blocks where there are fewer.
 
     A block belongs to the stage in which the middle of its work lies; none is left empty.
@@ -78,7 +78,7 @@ def study(model: str, source: Source, runs: int, cache: Path, console: Console) 
             native, portable = (load_graph(source, kind, folder) for kind in ("native", "portable"))
             bundles = {}
             for wanted in STAGES:
-                cut = even_cut(native, wanted)
+                cut = even_work_cut(native, wanted)
                 bundles[cut.num_stages] = folder / f"{cut.num_stages}.splitload"
                 whole = VariantPlan(portable, Partition(len(portable.blocks)), 1)
                 build_bundle(bundles[cut.num_stages], [VariantPlan(native, cut, 2), whole], device="host")

@@ -17,7 +17,7 @@ from splitload.commands.console import Console
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import load_graph, model_files
 from splitload.frontends.zoo import names
-from splitload.measure.sampling import Arm, compare, first_outputs, run_arms, summarize
+from splitload.measure.sampling import Arm, compare, outputs_of, run_arms, summarize
 from splitload.plan.partition import Partition
 from splitload.planner.write_bundle import write_bundle
 from splitload.studies.forms import FORMS, SHARING, open_form
@@ -51,7 +51,7 @@ def row(model: str, form: str, num_stages: int, runs: int, console: Console, cac
         )
         arms = [Arm("stock", source.path, files=model_files(source.path)), Arm("splitload", bundle)]
         inputs = graph.input_tensors()
-        expected, outputs = (first_outputs(arm, inputs, feeds) for arm in arms)
+        expected, outputs = (outputs_of(arm, inputs, feeds) for arm in arms)
         difference, why = None, None
         try:
             difference = compare("splitload", expected, outputs)

@@ -22,7 +22,7 @@ from splitload.graphs.proto import (
     store_constants,
     with_constants,
 )
-from splitload.graphs.read import read_model
+from splitload.graphs.read import parse_model
 from splitload.runtime.inputs import example_inputs
 from splitload.runtime.stock import stock_session
 from splitload.training.layers import layer_name
@@ -64,7 +64,7 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     """Write the model with its new head; weights that lie in other files are copied."""
     from onnx import numpy_helper
 
-    model = read_model(source.path)
+    model = parse_model(source.path)
     _copy_weights(model, source.path, file.parent)
     graph = model.graph
     store_constants(graph)

@@ -15,7 +15,7 @@ from splitload.frontends.onnx import Source, folder_of, read_graph
 from splitload.graphs.observe import elem_type, observe, one_line, plain_options
 from splitload.graphs.optimize import optimize_into
 from splitload.graphs.proto import bodies, point, split_constants, store_constants, tensor_bytes
-from splitload.graphs.read import read_model, read_whole
+from splitload.graphs.read import parse_model, read_whole
 from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES, save_with_data
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
 from splitload.runtime.stock import stock_session
@@ -66,7 +66,7 @@ def load_opened(
         ModelError: If onnxruntime cannot load the model.
         OutputError: If the graph cannot be written to the cache.
     """
-    whole = read_model(source.path).graph
+    whole = parse_model(source.path).graph
     store_constants(whole)
     division = divide(whole, trainable)
     outputs = [value.name for value in whole.output]
@@ -104,7 +104,7 @@ def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[s
     store_constants(model.graph)
     whole = folder / "whole.onnx"
     save_with_data(model, whole)
-    model = read_model(whole)
+    model = parse_model(whole)
     nodes, _ = split_constants(model.graph)
     seen = observe(whole, model, nodes, feeds)
     types = {
@@ -127,7 +127,7 @@ def _merge(path: Path, tail: Any, division: Division, outputs: Sequence[str], fo
     _rename_constants(tail.graph, division)
     _store_weights(tail.graph, division, path.parent / _TAIL_WEIGHTS)
     (path.parent / TAIL).write_bytes(tail.SerializeToString())
-    model = read_model(path)
+    model = parse_model(path)
     known = {tensor.name for tensor in model.graph.initializer}
     known |= {name for node in model.graph.node for name in node.output}
     clash = known & {name for node in tail.graph.node for name in node.output}

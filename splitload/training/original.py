@@ -12,7 +12,7 @@ from splitload.base.errors import ModelError, SplitloadError
 from splitload.bundle.manifest import Loss, OutputKind
 from splitload.frontends.onnx import Source
 from splitload.graphs.observe import one_line, plain_options
-from splitload.graphs.read import read_model
+from splitload.graphs.read import parse_model
 from splitload.runtime.inputs import example_inputs
 from splitload.runtime.stock import session_beside, stock_session
 from splitload.training.opened import Opened
@@ -84,7 +84,7 @@ def _frozen(opened: Opened) -> Any:
     """Return a session of the divided model that gives the features too."""
     import onnx
 
-    model = read_model(opened.graph.path)
+    model = parse_model(opened.graph.path)
     given = {value.name for value in (*model.graph.output, *model.graph.input)}
     model.graph.output.extend(onnx.ValueInfoProto(name=each) for each in opened.division.features if each not in given)
     return session_beside(opened.graph.path.parent, model.SerializeToString(), plain_options())

@@ -16,7 +16,7 @@ from splitload.bundle.manifest import File, Loss, OutputKind, StageEntry, Step, 
 from splitload.frontends.onnx import Source
 from splitload.frontends.torch_packages import require
 from splitload.graphs.proto import external_entry
-from splitload.graphs.read import read_model
+from splitload.graphs.read import parse_model
 from splitload.training.gradient_check import check_gradients, losses_on_a_device
 from splitload.training.losses import losses_for
 from splitload.training.open_samples import open_samples
@@ -129,7 +129,7 @@ def keep_training(old: Path, training: Training, folder: Path, tail: StageEntry)
 
 def _places(folder: Path, tail: StageEntry, names: Sequence[str]) -> tuple[Weight, ...]:
     """Return where the trained weights lie in the weights file of a last stage."""
-    stored = {tensor.name: tensor for tensor in read_model(folder / tail.graph.name).graph.initializer}
+    stored = {tensor.name: tensor for tensor in parse_model(folder / tail.graph.name).graph.initializer}
     return tuple(Weight(name, tuple(stored[name].dims), external_entry(stored[name])[1]) for name in names)
 
 

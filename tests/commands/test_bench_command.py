@@ -100,7 +100,7 @@ def test_bench_fails_where_an_essential_arm_does(cli: Cli, chain_model: Path, mo
     assert err.startswith("splitload: arm 'tuned' computes something else")
 
 
-@pytest.mark.parametrize("step", [pytest.param(step, marks=pytest.mark.slow) for step in ("make_arm", "first_outputs")])
+@pytest.mark.parametrize("step", [pytest.param(step, marks=pytest.mark.slow) for step in ("make_arm", "outputs_of")])
 def test_bench_leaves_out_what_this_version_cannot_run(
     cli: Cli, chain_model: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

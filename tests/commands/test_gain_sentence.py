@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from splitload.commands.gain_sentence import gain_sentence
-from splitload.planner.gain import RUNS, Gain
+from splitload.planner.gain import GAIN_RUNS, Gain
 
 
 def times(ttfo_s: float, process_s: float) -> dict[str, float]:
@@ -56,7 +56,7 @@ def test_what_is_not_known_is_said() -> None:
 def test_train_and_bench_measure_beside_stock(run: Any, chain_model: Path) -> None:
     found = json.loads(run("train", chain_model, "--device", "host", "-o", "b.splitload", "--json"))
     gain = found["gain"]
-    assert (gain["source"], gain["runs"]) == ("measured", RUNS)
+    assert (gain["source"], gain["runs"]) == ("measured", GAIN_RUNS)
     assert gain["splitload"]["ttfo_s"] == found["ttfo_s"]["measured"]
     assert gain["ratio"] == gain["stock"]["ttfo_s"] / gain["splitload"]["ttfo_s"]
     assert gain["stock"]["process_s"] > gain["stock"]["ttfo_s"] > 0

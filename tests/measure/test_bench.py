@@ -19,7 +19,7 @@ from splitload.measure import __main__ as child
 from splitload.measure import fresh, sampling
 from splitload.measure.arms import ARMS
 from splitload.measure.job import Input, LoadModel
-from splitload.measure.sampling import FIGURES, Arm, compare, first_outputs, run_arms, summarize
+from splitload.measure.sampling import FIGURES, Arm, compare, outputs_of, run_arms, summarize
 
 
 def test_arms_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_an_error_of_several_lines_becomes_one(tmp_path: Path) -> None:
     recipe = {"package": "lines", "name": "x", "folder": str(tmp_path)}
     pytest.importorskip("torch")
     with pytest.raises(StageError, match=r"failed: ValueError: first line second line$"):
-        first_outputs(Arm("torch", tmp_path, job={"module": recipe}), (), {})
+        outputs_of(Arm("torch", tmp_path, job={"module": recipe}), (), {})
 
 
 def test_the_child_answers_by_its_path_and_as_a_module(chain_model: Path, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ print([name for name in sys.modules if name.split(".")[0] == "splitload" or name
 
 
 def test_first_outputs_are_those_of_the_model(chain_model: Path, chain_bundle: Path) -> None:
-    stock = first_outputs(Arm("stock", chain_model), INPUTS, feeds())
+    stock = outputs_of(Arm("stock", chain_model), INPUTS, feeds())
     assert [output.shape for output in stock] == [(2, 16), (2, 16)]
-    assert compare("splitload", stock, first_outputs(Arm("splitload", chain_bundle), INPUTS, feeds())) < 1e-5
+    assert compare("splitload", stock, outputs_of(Arm("splitload", chain_bundle), INPUTS, feeds())) < 1e-5
 
 
 def test_inputs_that_no_file_holds_are_made_up() -> None:

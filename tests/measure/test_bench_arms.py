@@ -18,7 +18,7 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.measure import __main__ as child
 from splitload.measure.arm_names import ARM_NAMES
 from splitload.measure.arms import ARMS, Subject, make_arm
-from splitload.measure.sampling import Arm, compare, first_outputs, run_arms
+from splitload.measure.sampling import Arm, compare, outputs_of, run_arms
 
 FACTORY = """
 import torch
@@ -53,11 +53,11 @@ def test_environment_and_command_line_know_the_same_arms() -> None:
 
 def test_arms_on_an_onnx_file(chain_model: Path, tmp_path: Path) -> None:
     subject = subject_of(chain_model, tmp_path)
-    stock = first_outputs(make_arm("stock", subject), INPUTS, feeds())
+    stock = outputs_of(make_arm("stock", subject), INPUTS, feeds())
     for name in ("tuned", "ort-format"):
         arm = make_arm(name, subject)
         assert arm.all_files()
-        assert compare(name, stock, first_outputs(arm, INPUTS, feeds())) < 1e-5
+        assert compare(name, stock, outputs_of(arm, INPUTS, feeds())) < 1e-5
     assert {file.name for file in make_arm("tuned", subject).all_files()} == {"model.onnx", "model.bin"}
     before = make_arm("ort-format", subject).path.stat()
     assert make_arm("ort-format", subject).path.stat().st_mtime_ns == before.st_mtime_ns  # kept
@@ -115,9 +115,9 @@ def torch_subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def test_engines_compute_what_the_module_does(torch_subject: Subject, name: str) -> None:
     skip_without(name)
     inputs = torch_subject.graph.input_tensors()
-    stock = first_outputs(make_arm("stock", torch_subject), inputs, {})
+    stock = outputs_of(make_arm("stock", torch_subject), inputs, {})
     arm = make_arm(name, torch_subject)
-    assert compare(name, stock, first_outputs(arm, inputs, {})) < 1e-2
+    assert compare(name, stock, outputs_of(arm, inputs, {})) < 1e-2
     assert arm.all_files()
     if name == "openvino":  # a sample fails where the model does not come from the model cache
         (row,) = run_arms([arm], inputs, {}, 1)[name]
@@ -155,6 +155,6 @@ def test_the_deep_graph_is_cached(tmp_path: Path) -> None:
     assert deep.path(3000, tmp_path) == path
     assert path.stat().st_mtime_ns == before
     assert path.read_bytes() == deep.build(3000).SerializeToString(deterministic=True)
-    (output,) = first_outputs(Arm("stock", path), [TensorSpec("x", "tensor(float)", (1, 16))], {})
+    (output,) = outputs_of(Arm("stock", path), [TensorSpec("x", "tensor(float)", (1, 16))], {})
     assert np.isfinite(output).all()
     assert 0.1 < np.abs(output).max() < 100

@@ -116,7 +116,11 @@ def test_what_is_given_is_measured_and_stays(
     chain_model: Path, script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = json_of(capsys, "train", str(chain_model), "--device", "host", "--split-points", "2", "-o", "b.splitload")
-    assert (script.measured, found["trial"], found["plan"]["num_stages"]) == (["split", "whole"] * gains.RUNS, None, 2)
+    assert (script.measured, found["trial"], found["plan"]["num_stages"]) == (
+        ["split", "whole"] * gains.GAIN_RUNS,
+        None,
+        2,
+    )
     gain = found["gain"]
     assert gain["cut_ratio"] == pytest.approx(1.0 / script.split_s)
     assert gain["layout_ratio"] * gain["cut_ratio"] == pytest.approx(gain["ratio"])

@@ -34,7 +34,7 @@ def test_even_cuts_share_the_work_and_leave_no_stage_empty(pictures, tmp_path):
     graph = load_graph(Source.open(pictures, "m"), "portable", tmp_path / "cache")
     blocks = len(graph.blocks)
     for wanted in (1, 2, 3, blocks, blocks + 5):
-        cut = memory.even_cut(graph, wanted)
+        cut = memory.even_work_cut(graph, wanted)
         assert cut.num_stages == min(wanted, blocks)
         work = [sum(graph.blocks[number].flops for number in range(*stage)) for stage in cut.stages()]
         assert max(work) <= sum(work) / cut.num_stages + max(block.flops for block in graph.blocks)
