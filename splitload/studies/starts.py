@@ -53,12 +53,15 @@ def row(model: str, checkout: Path, runs: int, folder: Path) -> dict[str, Any]:
     _run([*python("splitload.cli", "train", model, "--device", "host", "-o", str(bundle), "--json")], folder)
     manifest = read_manifest(bundle)
     feeds = json.dumps(save_feeds(example_inputs(manifest.inputs), folder))
-    interpreters = {"before": str((checkout / ".venv" / "bin" / "python").absolute()), "after": sys.executable}
+    program = folder / "start.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    commands = {"before": [str((checkout / ".venv" / "bin" / "python").absolute()), str(program)]}
+    commands["after"] = python(program)
     samples: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for turn in range(runs + 1):
         for arm in ARMS if turn % 2 == 0 else ARMS[::-1]:
             start_s = time.monotonic()
-            said = _run([interpreters[arm], "-c", PROGRAM, str(bundle), feeds], folder)
+            said = _run([*commands[arm], str(bundle), feeds], folder)
             ttfo_s, answered_s = map(float, said.split())
             if turn:
                 samples[arm].append({"ttfo_s": ttfo_s, "process_s": answered_s - start_s})
