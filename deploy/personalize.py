@@ -80,9 +80,7 @@ def personalize(
     manifest, stage, training = _trainable(folder, bundle)
     version = current_version(folder, tail)  # the name, before any work is done
     sets = _samples(manifest, data, valid, settings.loss, labels)
-    for file in manifest.files():
-        check_regular(folder / file.name)
-    read_manifest(folder, "hashes")
+    _check_files(folder, manifest)
     course = Course()
     try:
         with _scratch(folder) as made:
@@ -113,6 +111,17 @@ def _trainable(folder: Path, bundle: str | Path) -> tuple[Manifest, StageEntry, 
             f"'{bundle}' has no trainable stage; 'splitload train MODEL --trainable SPEC' makes one that has"
         )
     return manifest, manifest.variants[-1].stages[-1], manifest.training
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Make sure that every file is one, no link, and what the manifest says.
+
+    Raises:
+        BundleError: If one is not.
+    """
+    for file in manifest.files():
+        check_regular(folder / file.name)
+    read_manifest(folder, "hashes")
 
 
 def _samples(
