@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from splitload.base.phrases import count_of
 from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
-from splitload.bundle.manifest import Manifest, StageEntry, Training, Variant
+from splitload.bundle.manifest import Manifest, Metadata, StageEntry, Training, Variant
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.describe import tensor_spec
@@ -136,11 +136,7 @@ def write_bundle(
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
-    keep_tail = None
-    metadata, model_data, cut_as = source.metadata, source.data_files, None
-    if specialized_from is not None:
-        metadata, model_data = specialized_from.metadata, specialized_from.model_data or ()
-        cut_as = specialized_from.variants[-1]
+    metadata, model_data, cut_as, keep_tail = _taken_over(source, specialized_from)
     if trainable is None:
         plans = with_portable(plan, source, report, cache, cut_as)
     else:
@@ -149,7 +145,6 @@ def write_bundle(
     if specialized_from is not None:
         if specialized_from.training is not None:
             add_training = partial(keep_training, target, specialized_from.training)
-            keep_tail = specialized_from.variants[-1].stages[-1]
         plans = [_of_model(each, specialized_from) for each in plans]
     with report.progress("writing the bundle", unit="stages") as show:
         return build_bundle(
@@ -172,6 +167,21 @@ def write_bundle(
             keep_tail=keep_tail,
             store=store,
         )
+
+
+def _taken_over(
+    source: Source, former: Manifest | None
+) -> tuple[Metadata | None, Sequence[str], Variant | None, StageEntry | None]:
+    """Return the metadata and data files that a manifest names, and what of a former bundle stays.
+
+    Returns:
+        Besides the first two, the variant by which the portable graph is cut, and the last stage that is trained.
+    """
+    if former is None:
+        return source.metadata, source.data_files, None, None
+    portable = former.variants[-1]
+    kept = None if former.training is None else portable.stages[-1]
+    return former.metadata, former.model_data or (), portable, kept
 
 
 def _of_model(plan: VariantPlan, manifest: Manifest) -> VariantPlan:
