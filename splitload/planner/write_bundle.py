@@ -28,6 +28,8 @@ from splitload.training.training import keep_training, write_training
 if TYPE_CHECKING:
     from splitload.planner.trial import Trial
 
+AddTraining = Callable[[Path, StageEntry], Training | None]
+
 
 def notes_of(
     profile: Profile, partition: Partition, trial: Trial | None, plans: Mapping[int, Partition], **others: Any
@@ -135,17 +137,11 @@ def write_bundle(
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
-    add_training: Callable[[Path, StageEntry], Training | None] | None = None
+    feeds = feeds or {}
     metadata, model_data, cut_as, keep_tail = _taken_over(source, specialized_from)
-    if trainable is None:
-        plans = with_portable(plan, source, report, cache, cut_as)
-    else:
-        plans, opened = with_opened(plan, source, trainable, report, cache, feeds or {}, cut_as)
-        add_training = partial(_add_training, opened, source, feeds or {}, report)
-    if specialized_from is not None:
-        if specialized_from.training is not None:
-            add_training = partial(keep_training, target, specialized_from.training)
-        plans = [_of_model(each, specialized_from) for each in plans]
+    plans, add_training = _with_training(
+        target, source, plan, report, cache, feeds, trainable, specialized_from, cut_as
+    )
     with report.progress("writing the bundle", unit="stages") as show:
         return build_bundle(
             target,
@@ -157,16 +153,40 @@ def write_bundle(
             steps=Steps(
                 on_progress=show,
                 on_note=report.note,
-                choose=partial(_tuned, tuner, plan, feeds or {}, show) if plan.graph.kind == "native" else None,
+                choose=partial(_tuned, tuner, plan, feeds, show) if plan.graph.kind == "native" else None,
                 with_others=partial(keep_natives, target, specialized_from)
                 if keep_other_natives and specialized_from is not None
                 else None,
                 add_training=add_training,
-                check=None if on_compared is None else partial(_compared, source, feeds or {}, show, on_compared),
+                check=None if on_compared is None else partial(_compared, source, feeds, show, on_compared),
             ),
             keep_tail=keep_tail,
             store=store,
         )
+
+
+def _with_training(
+    target: Path,
+    source: Source,
+    plan: VariantPlan,
+    report: Report,
+    cache: Path,
+    feeds: Mapping[str, Any],
+    trainable: str | Collection[str] | None,
+    former: Manifest | None,
+    cut_as: Variant | None,
+) -> tuple[list[VariantPlan], AddTraining | None]:
+    """Return what the bundle is made of, and what writes beside it how its last stage is trained, if it is."""
+    add_training: AddTraining | None = None
+    if trainable is None:
+        plans = with_portable(plan, source, report, cache, cut_as)
+    else:
+        plans, opened = with_opened(plan, source, trainable, report, cache, feeds, cut_as)
+        add_training = partial(_add_training, opened, source, feeds, report)
+    if former is None:
+        return plans, add_training
+    kept = None if former.training is None else partial(keep_training, target, former.training)
+    return [_of_model(each, former) for each in plans], kept or add_training
 
 
 def _taken_over(
