@@ -16,7 +16,7 @@ _WORD_BYTES = 8
 _MOST_PLACES = 10_000  # of runs that repeat themselves, such as zeros, and are read up to instead
 
 
-class FoundBytes:
+class ByteFinder:
     """Finds bytes in a file that nobody changes.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from splitload.graphs.finding import FoundBytes
+from splitload.graphs.finding import ByteFinder
 from splitload.graphs.layout import channel_block
 from splitload.graphs.proto import external_entry, is_external
 from splitload.plan.graph import ModelGraph
@@ -171,7 +171,7 @@ class StoredWeights:
 
         self._folder = folder
         self._files = files
-        self._searched: dict[str, FoundBytes] = {}
+        self._searched: dict[str, ByteFinder] = {}
         model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
         self._index = WeightIndex(model.graph, graph.path.parent)
         self._next: dict[str, int] = {}
@@ -184,7 +184,7 @@ class StoredWeights:
         data = self._index.read(found.tensor).tobytes()
         for name in self._files:
             if name not in self._searched:
-                self._searched[name] = FoundBytes(self._folder / name)
+                self._searched[name] = ByteFinder(self._folder / name)
             searched = self._searched[name]
             after = self._next.get(name, 0)  # they mostly lie in the order they are asked for
             offset = searched.find(data, after)

@@ -18,7 +18,7 @@ from splitload.devices.measuring import profile_loads
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.objectives import OBJECTIVES
-from splitload.planner.measured import measure_plans
+from splitload.planner.measure_plans import measure_plans
 from splitload.planner.refine import refine_on
 from splitload.planner.search import Search
 from splitload.studies.records import write_record

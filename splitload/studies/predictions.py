@@ -24,7 +24,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Schedule
-from splitload.planner.measured import measure_plans
+from splitload.planner.measure_plans import measure_plans
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 

@@ -20,7 +20,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES
-from splitload.planner.measured import measure_plans
+from splitload.planner.measure_plans import measure_plans
 from splitload.planner.search import Search
 from splitload.planner.trial import Trial, choose_measured
 from splitload.studies.bench_tables import TARGETED

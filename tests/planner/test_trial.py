@@ -17,7 +17,7 @@ from splitload.cli import main
 from splitload.devices.host import HostDevice
 from splitload.measure.sampling import Arm
 from splitload.planner import gain as gains
-from splitload.planner import measured, search, train, trial
+from splitload.planner import measure_plans, search, train, trial
 from splitload.planner.trial import TRIAL_RUNS, Trial
 
 CLEAR = TRIAL_RUNS // 2 + 1  # samples that settle it where all say the same
@@ -212,7 +212,7 @@ def test_a_trial_that_fails_leaves_the_prediction(
     def full(*_: Any, **__: Any) -> None:
         raise OutputError("no room")
 
-    monkeypatch.setattr(measured, "build_bundle", full)
+    monkeypatch.setattr(measure_plans, "build_bundle", full)
     assert main(["train", str(chain_model), "--device", "host", "--max-stages", "2", "-o", "b.splitload"]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
     assert "the cut could not be measured beside the whole model" in said
