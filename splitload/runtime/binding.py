@@ -9,6 +9,7 @@ from typing import Any
 
 from splitload.base.errors import UsageError
 from splitload.base.record import Record
+from splitload.runtime.feeds import native
 
 
 def check_device(device_type: str) -> None:
@@ -165,7 +166,7 @@ class Binding:
         if isinstance(bound, make):
             return bound
         if not isinstance(bound, Memory):
-            return make.ortvalue_from_numpy(bound)
+            return make.ortvalue_from_numpy(native(bound))
         import numpy as np
 
         by_number = isinstance(bound.element_type, int)

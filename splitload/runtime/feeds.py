@@ -57,8 +57,17 @@ def to_ort(ort: Any, value: Any) -> Any:
     import numpy as np
 
     if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU":
-        return ort.OrtValue.ortvalue_from_numpy(value)
+        return ort.OrtValue.ortvalue_from_numpy(native(value))
     return value
+
+
+def native(value: Any) -> Any:
+    """Return an array in this machine's byte order; onnxruntime would read the bytes of any other as if it were that.
+
+    All else is returned as it is.
+    """
+    dtype: Any = getattr(value, "dtype", None)
+    return value if getattr(dtype, "isnative", True) else value.astype(dtype.newbyteorder("="))
 
 
 def given_back(ort: Any, spec: TensorSpec, value: Any) -> Any:

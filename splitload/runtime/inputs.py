@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from splitload.base.errors import ModelError, UsageError
+from splitload.runtime.feeds import native
 
 DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -130,7 +131,7 @@ def read_feeds(pairs: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
             ) from error
         if not isinstance(array, np.ndarray):
             raise UsageError(f"'{file}' holds several arrays; --input takes one .npy array for each input")
-        feeds[name] = array
+        feeds[name] = native(array)
     return feeds
 
 

@@ -20,7 +20,7 @@ from splitload.runtime.arena import empty_arena
 from splitload.runtime.boundaries import Boundaries
 from splitload.runtime.canary import remember
 from splitload.runtime.drop_in import DropIn
-from splitload.runtime.feeds import checked, given_back
+from splitload.runtime.feeds import checked, given_back, native
 from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.ordered import OrderedLoading, enlist
@@ -246,8 +246,11 @@ class ParallelLoader(DropIn):
         """Run the only stage, whose inputs and outputs are the model's: the runtime checks them itself."""
         session = self._session(0)
         start = time.perf_counter()
-        run = session.run_with_ort_values if keep else session.run
-        results: list[Any] = run(output_names or self._outputs, feeds, run_options)
+        names = output_names or self._outputs
+        if keep:
+            results: list[Any] = session.run_with_ort_values(names, feeds, run_options)
+        else:
+            results = session.run(names, {name: native(value) for name, value in feeds.items()}, run_options)
         if not self._answered:
             end = time.perf_counter()
             self._first_runs.setdefault(0, (0, "infer", 0, start - self._start, end - self._start))
