@@ -75,7 +75,9 @@ def from_torch(
         "seed": seed,
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    request = TrainRequest(device=device, output=str(bundle), cache=user_cache(), **given)  # refused before any work
+    request = TrainRequest(
+        device=device, output=str(Path(bundle)), cache=user_cache(), **given
+    )  # refused before any work
     check_target(request.target)
     with named("splitload.from_torch"):
         _export_and_train(request, module, example_inputs, dynamic_shapes)

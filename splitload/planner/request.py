@@ -205,9 +205,11 @@ def _read(setting: Setting, value: Any, default: Any) -> Any:
         raise UsageError(f"the following arguments are required: {setting.name} {see}")
     if value is None:
         return None
-    word = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not (isinstance(value, str) or all(isinstance(number, int | float) for number in numbers)):
+        raise UsageError(f"argument {setting.name}: it takes text or numbers, not {value!r} {see}")
     try:
-        return setting.read(word)
+        return setting.read(value if isinstance(value, str) else ",".join(map(str, numbers)))
     except ValueError as error:
         raise UsageError(f"argument {setting.name}: {error} {see}") from error
 

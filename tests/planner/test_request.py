@@ -131,3 +131,9 @@ def test_settings_that_do_not_fit_each_other(settings: dict[str, Any], message: 
 def test_a_planner_knows_no_command_line() -> None:
     for file in Path(splitload.planner.__file__).parent.glob("*.py"):
         assert not re.search(r"^\s*(import|from) (argparse|splitload\.commands)", file.read_text(), re.MULTILINE), file
+
+
+@pytest.mark.parametrize("value", [["a"], b"a", object(), {"a": 1}])
+def test_what_no_word_says_is_no_setting(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="argument --trainable: it takes text or numbers, not"):
+        TrainRequest(device="s20", cache=tmp_path, trainable=value)
