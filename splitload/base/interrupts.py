@@ -70,6 +70,13 @@ def ending(main: Callable[[], int]) -> int:
         return EXIT_CODE
 
 
+def stands_for_interrupt(error: BaseException | None) -> bool:
+    """Return whether an interrupt came first: code of others may turn it into any error, and go on from there."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def is_interrupt(error: BaseException | None) -> bool:
     """Return whether an error is an interrupt, or an `ImportError` that stands for one."""
     while isinstance(error, ImportError):

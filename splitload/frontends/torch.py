@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from splitload.base import interrupts
 from splitload.base.errors import ModelError, OutputError, UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.frontends import torch_names
@@ -203,6 +204,8 @@ def _exported(
                 dynamic_shapes=dynamic_shapes,
             )
     except (Exception, SystemExit) as e:  # whatever the module's own code raises
+        if interrupts.stands_for_interrupt(e):
+            raise KeyboardInterrupt from e
         reason = torch_names.cache_hint(module, expected) or _first_line(e)
         raise ModelError(f"{name} cannot be exported to ONNX: {reason}") from e
     if program is None:

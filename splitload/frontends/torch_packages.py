@@ -6,12 +6,15 @@ import contextlib
 import importlib
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 
 from splitload.base.errors import MissingPackageError
 
 INSTALL = "pip install torch==2.13.0 transformers onnxscript && pip install --no-deps torchvision==0.28.0"
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def require(*packages: str) -> None:
@@ -32,16 +35,26 @@ def require(*packages: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what torch and its exporter warn and print from the user; errors pass."""
+    """Keep what torch and its exporter warn and print from the user; errors pass.
+
+    One thread at a time: streams and warnings are the process's, and so is the state of torch's exporter.
+    """
+    with _ONE_AT_A_TIME:
+        disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with _unheard():
+                yield
+        finally:
+            logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
     sink = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def declare_torchvision_ops() -> None:

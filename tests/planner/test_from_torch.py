@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import splitload
 from splitload import ParallelLoader
 from splitload.base.errors import ModelError, OutputError, UsageError
 from splitload.frontends.torch import export_given
+from splitload.frontends.torch_packages import quiet
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -156,3 +160,46 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists and is not a bundle"):
         splitload.from_torch(network(), (torch.randn(1, 3, 8, 8),), tmp_path / "notes.txt", device="s20")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("bundle", [None, b"b.splitload", 3])
+def test_what_is_no_path_is_no_bundle(bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError):
+        splitload.from_torch(torch.nn.Linear(4, 4), (torch.rand(1, 4),), bundle, device="s20")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_the_exporter_turns_into_another_error_stays_one(tmp_path: Path) -> None:
+    class Interrupted(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            try:
+                raise KeyboardInterrupt
+            except BaseException:
+                raise AttributeError("partially initialised module") from None
+
+    with pytest.raises(KeyboardInterrupt):
+        splitload.from_torch(Interrupted(), (torch.rand(1, 4),), tmp_path / "b.splitload", device="s20")
+
+
+def test_threads_that_keep_torch_quiet_take_turns_and_leave_the_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    inside, most = [], []
+
+    def work() -> None:
+        for _ in range(20):
+            with quiet(), quiet():
+                inside.append(1)
+                most.append(len(inside))
+                sys.stdout.write("unheard")
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (sys.stdout, sys.stderr) == before
+    assert max(most) == 1
+    assert capsys.readouterr().out == ""
