@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from splitload.base.scratch import scratch_folder
 from splitload.graphs.observe import observe, plain_options
 from splitload.graphs.proto import (
     all_tensors,
@@ -56,8 +57,8 @@ def channel_block() -> int | None:
         [weights],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    with tempfile.TemporaryDirectory(prefix="splitload-") as folder:
-        path = Path(folder) / "probe.onnx"
+    with scratch_folder(Path(tempfile.gettempdir()), "splitload-probe-") as folder:
+        path = folder / "probe.onnx"
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.optimized_model_filepath = path_option(path)

@@ -29,11 +29,12 @@ _MODULES = {"stages": "stages", "scheme": "stages", "packed": "stages", "convert
 def main(answer_with: Callable[[dict[str, Any], str], dict[str, Any]] | None = None) -> None:
     """Do the job of the file that is the first argument; where that fails, say why in the last line on stderr.
 
-    A study does its own jobs: `answer_with` is called with the message and the folder.
+    The second is the folder; where the program is run by its path, the third is where the splitload to import lies. A
+    study does its own jobs: `answer_with` is called with the message and the folder.
     """
     if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is slow to import
         del sys.path[0]
-    message, folder = sys.argv[1:]
+    message, folder, *_ = sys.argv[1:]
     with open(message, encoding="utf-8") as file:  # noqa: PTH123
         job = json.load(file)
     answer = os.fdopen(os.dup(1), "w")
@@ -49,7 +50,7 @@ def main(answer_with: Callable[[dict[str, Any], str], dict[str, Any]] | None = N
         elif job["kind"] == "load":
             figures = measure(job, folder, done)
         elif job["kind"] == "epoch":
-            figures = _epoch(job, folder, done)
+            figures = dict(beside("epoch")["train"](job, folder, done, sys.modules[__name__]))
         else:
             figures = _answer(job, folder)
     except Exception as error:
@@ -58,19 +59,32 @@ def main(answer_with: Callable[[dict[str, Any], str], dict[str, Any]] | None = N
     answer.close()
 
 
+def own_splitload() -> None:
+    """Have splitload be that of whoever started this process, wherever another one is installed."""
+    from importlib.machinery import FileFinder, SourceFileLoader
+
+    if len(sys.argv) < 4:
+        return
+    finder = FileFinder(sys.argv[3], (SourceFileLoader, [".py"]))
+
+    class Own:
+        find_spec = staticmethod(lambda name, *_: finder.find_spec(name) if name == "splitload" else None)
+
+    sys.meta_path.insert(0, Own)
+
+
 def check(job: dict[str, Any], keys: set[str]) -> None:
     """Raise unless a message is of this version and has these keys, where the typed reader costs too much."""
     if job.get("version") != VERSION or job.keys() != keys:
         raise ValueError(f"the job must be of version {VERSION} and have the keys {sorted(keys)}, it is {job!r:.300}")
 
 
-def _epoch(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[str, Any]:
-    """Have the file beside this one, compiled or not, do a job that trains."""
+def beside(name: str) -> dict[str, Any]:
+    """Return what a file beside this one defines, which is compiled or not, as this one is."""
     import runpy
 
     base, end = os.path.splitext(os.path.abspath(__file__))  # noqa: PTH100, PTH122
-    program = runpy.run_path(os.path.join(os.path.dirname(base), f"epoch{end}"))  # noqa: PTH118, PTH120
-    return dict(program["train"](job, folder, done, sys.modules[__name__]))
+    return runpy.run_path(os.path.join(os.path.dirname(base), f"{name}{end}"))  # noqa: PTH118, PTH120
 
 
 def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -136,6 +150,7 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
 
     plain, path = job["arm"] == "stock", job["path"]
     if path.encode(errors="surrogatepass") != os.fsencode(path):  # the encoding for files is not UTF-8
+        own_splitload()
         from splitload.runtime.stock import runtime_path
 
         path = runtime_path(path)
@@ -160,6 +175,7 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     """`ParallelLoader`; loads and inferences overlap, so their seconds come from its timeline."""
     import onnxruntime  # noqa: F401 - before the clock starts, as in every arm
 
+    own_splitload()
     before = time.perf_counter()
     from splitload import ParallelLoader
 
@@ -180,52 +196,8 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
 
 
 def _torch(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
-    """The module built, and its saved state dict read into it."""
-    load_module = torch_module(job)
-    return lambda: (_forward(load_module(), feeds), dict)
-
-
-def torch_module(job: dict[str, Any]) -> Callable[[], Any]:
-    """Import what a torch module needs; return the call that builds it and reads its state dict."""
-    import torch
-
-    build = _builder(job["module"])
-
-    def load() -> Any:
-        module = build()
-        module.load_state_dict(torch.load(job["path"], weights_only=True))
-        return module
-
-    return load
-
-
-def _torch_mmap(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
-    """The module built without memory, and the mapped tensors of a safetensors file put into it."""
-    load_module = mapped_module(job)
-    return lambda: (_forward(load_module(), feeds), dict)
-
-
-def mapped_module(job: dict[str, Any]) -> Callable[[], Any]:
-    """Import what a torch module needs; return the call that builds it empty and maps its weights."""
-    import torch
-    from safetensors.torch import load_file
-
-    build = _builder(job["module"])
-    if "torch._dynamo" not in sys.modules:  # building on this device may have torch import it, for a second or more
-        with torch.device("meta"):
-            build()
-
-    def load() -> Any:
-        with torch.device("meta"):
-            module = build()
-        weights = load_file(job["path"])
-        module.load_state_dict({name: weights.pop(name) for name in module.state_dict()}, assign=True)
-        for name, value in weights.items():  # buffers that are not in the state dict, still empty
-            owner, _, key = name.rpartition(".")
-            setattr(module.get_submodule(owner), key, value)
-        return module
-
-    return load
+    """A torch module, in the way of its arm: see the file beside this one."""
+    return beside("torch_arms")["ARMS"][job["arm"]](job, feeds)  # type: ignore[no-any-return]
 
 
 def _openvino(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
@@ -284,71 +256,17 @@ ARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], _Open]] = {
     "tuned": _session,
     "ort-format": _session,
     "torch": _torch,
-    "torch-mmap": _torch_mmap,
+    "torch-mmap": _torch,
     "openvino": _openvino,
     "ncnn": _ncnn,
     "splitload": _splitload,
 }
 
 
-def _builder(recipe: dict[str, str]) -> Callable[[], Any]:
-    """Import what the module of a torch arm needs; return the call that builds it, with fresh weights."""
-    import importlib
-
-    import torch
-
-    if recipe["package"] in ("torchvision", "transformers"):
-        try:
-            import torchvision
-        except RuntimeError:  # its compiled operators do not load beside a CPU-only torch; these models need none
-            for name in ("nms", "qnms"):
-                signature = f"torchvision::{name}"
-                torch.library.define(signature, "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            import torchvision
-        except ImportError:
-            if recipe["package"] == "torchvision":
-                raise
-    if recipe["package"] == "torchvision":
-        return lambda: torchvision.models.get_model(recipe["name"], weights=None).eval()
-    if recipe["package"] == "transformers":
-        kind = getattr(importlib.import_module("transformers"), recipe["name"])
-        return lambda: kind(kind.config_class()).eval()
-    sys.path.insert(0, recipe["folder"])
-    try:
-        factory = getattr(importlib.import_module(recipe["package"]), recipe["name"])
-    finally:
-        sys.path.remove(recipe["folder"])
-
-    def build() -> Any:
-        made = factory()
-        return (made[0] if isinstance(made, tuple) else made).eval()
-
-    return build
-
-
-def _forward(module: Any, feeds: dict[str, Any]) -> Callable[[], list[Any]]:
-    """Return the call that runs a torch module, inputs by name where its forward method knows the names."""
-    import inspect
-
-    import torch
-
-    tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
-    by_name = tensors.keys() <= inspect.signature(module.forward).parameters.keys()
-    args, kwargs = ((), tensors) if by_name else (tuple(tensors.values()), {})
-
-    def run() -> list[Any]:
-        with torch.inference_mode():
-            result = module(*args, **kwargs)
-        if torch.is_tensor(result):
-            return [result.numpy()]
-        return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(leaf)]
-
-    return run
-
-
 def _feed(row: dict[str, Any], folder: str) -> Any:
     """Return one input, read from its file, or made up where it is of a type that no file holds."""
     if row["file"] is None:
+        own_splitload()
         from splitload.bundle.manifest import TensorSpec
         from splitload.runtime.inputs import example_inputs
 

@@ -67,9 +67,12 @@ def train(job: dict[str, Any], folder: str, done: Callable[[], None], program: A
         job[key] = os.path.join(folder, job[key])  # noqa: PTH118
     clock = Stopwatch(done, program.memory_bytes)
     if job["arm"] == "splitload":
+        program.own_splitload()
         _splitload(job, clock)
     else:
-        _torch(job, clock, (program.torch_module if job["arm"] == "torch" else program.mapped_module)(job))
+        _torch(
+            job, clock, program.beside("torch_arms")["torch_module" if job["arm"] == "torch" else "mapped_module"](job)
+        )
     return clock.figures
 
 

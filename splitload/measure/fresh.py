@@ -16,7 +16,7 @@ import numpy as np
 
 from splitload.base.errors import ModelError, SplitloadError
 from splitload.measure.job import Input, Job
-from splitload.measure.process import python
+from splitload.measure.process import PACKAGE, python
 from splitload.runtime.inputs import InputSpec, example_inputs, save_feeds
 
 PROGRAM = Path(__file__).with_name("__main__.py")
@@ -47,7 +47,7 @@ def run_job(
 
     Args:
         job: What it does.
-        folder: Where the files of the job lie.
+        folder: Where the files of the job lie; the message lies there too meanwhile.
         failed: Returns the error to raise where it fails, of the last line that it wrote.
         at_first: Called at the moment that is measured, where the time of the whole process counts; the process waits.
         environment: Variables of its environment, besides those of this process.
@@ -59,24 +59,28 @@ def run_job(
     Raises:
         SplitloadError: If it fails: what `failed` returned.
     """
-    with tempfile.TemporaryDirectory(prefix="splitload-job-") as made:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".job-") as made:
         message = Path(made) / "job.json"
         message.write_text(json.dumps(job.to_json()), encoding="utf-8")
-        program = _compiled(Path(made)) if job.whole_process else job.program
-        command = python(program, str(message), str(folder.resolve()))
+        words = [str(message), str(folder.resolve())]
+        if job.whole_process:
+            command = python(_compiled(Path(made)), *words, str(PACKAGE.parents[1]))
+        else:
+            command = python(job.program, *words)
         wait = (at_first or (lambda: 0)) if job.whole_process else None
-        return _answer(command, wait, failed, None if environment is None else os.environ | environment)
+        return _answer(command, made, wait, failed, None if environment is None else os.environ | environment)
 
 
 def _answer(
     command: list[str],
+    folder: str,
     at_first: Callable[[], int] | None,
     failed: Callable[[str], SplitloadError],
     environment: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """Start a process and return what it answers; with `at_first` it tells when that is to be called, and waits."""
     touched_bytes = 0
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+    with tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", errors="replace") as errors:
         start = time.monotonic()
         with subprocess.Popen(
             command,
@@ -136,6 +140,6 @@ def save_inputs(specs: Iterable[InputSpec], feeds: Mapping[str, Any], folder: Pa
 
 def _compiled(folder: Path) -> Path:
     """Compile the program into a folder, with what lies beside it there, and return it: no sample is to pay for it."""
-    for name in ("__main__", "epoch"):
+    for name in ("__main__", "epoch", "torch_arms"):
         py_compile.compile(str(PROGRAM.with_name(f"{name}.py")), str(folder / f"{name}.pyc"))
     return folder / "__main__.pyc"

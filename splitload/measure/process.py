@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parents[1] / "__init__.py"  # which a program that is run by its path is told of
 _SAFE_PATH = "PYTHONSAFEPATH"
 _START = """\
 import sys
@@ -42,8 +43,7 @@ def python(program: str | Path, *words: str) -> list[str]:
     """
     if isinstance(program, Path):
         return [sys.executable, str(program), *words]
-    package = Path(__file__).resolve().parents[1] / "__init__.py"
-    return [sys.executable, "-c", _START, str(package), program, *words]
+    return [sys.executable, "-c", _START, str(PACKAGE), program, *words]
 
 
 @contextlib.contextmanager

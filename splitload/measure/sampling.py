@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import StageError
+from splitload.base.scratch import scratch_folder
 from splitload.measure import pagecache
 from splitload.measure.fresh import Runner, run_job, save_inputs
 from splitload.measure.job import Input, LoadModel
@@ -219,8 +220,8 @@ def summarize(samples: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 @contextmanager
 def saved_inputs(inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Iterator[tuple[Path, tuple[Input, ...]]]:
     """Yield a folder for jobs, and the inputs whose values lie there; see `save_inputs`."""
-    with tempfile.TemporaryDirectory(prefix="splitload-bench-") as made:
-        yield Path(made), save_inputs(inputs, feeds, Path(made))
+    with scratch_folder(Path(tempfile.gettempdir()), "splitload-bench-") as made:
+        yield made, save_inputs(inputs, feeds, made)
 
 
 def _sample(

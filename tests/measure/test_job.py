@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 
 from splitload.base.errors import StageError, UsageError
 from splitload.bundle.manifest import TensorSpec
 from splitload.measure import __main__ as program
 from splitload.measure import epoch
-from splitload.measure.fresh import run_job
+from splitload.measure.fresh import run_job, save_inputs
 from splitload.measure.job import (
     KINDS,
     VERSION,
@@ -30,7 +34,10 @@ from splitload.measure.job import (
     TryScheme,
     read_job,
 )
+from splitload.measure.process import PACKAGE
+from splitload.measure.sampling import saved_inputs
 
+ADD = "g (float[2] x) => (float[2] y) { y = Add(x, x) }"
 INPUTS = (Input("x", "tensor(float)", (1, "n", None), "x.npy"), Input("y", "tensor(bfloat16)", None))
 STAGE = StageFile((0, 2), "blocks.ort", ("x",), (TensorSpec("h", "tensor(float)", None),), optimized=False)
 JOBS: list[Job] = [
@@ -128,3 +135,38 @@ def test_the_program_refuses_what_is_no_job(job: Job, message: str, tmp_path: Pa
     with pytest.raises(StageError, match=message) as caught:
         run_job(job, tmp_path, StageError)
     assert "\n" not in str(caught.value)
+
+
+def test_a_job_needs_no_room_but_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.save(models.text(ADD), tmp_path)
+    (tmp_path / "job").mkdir()
+    inputs = save_inputs([TensorSpec("x", "tensor(float)", (2,))], {}, tmp_path / "job")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    answer = run_job(LoadModel("stock", str(model), inputs, steady=False), tmp_path / "job", StageError)
+    assert answer["process_s"] > answer["ttfo_s"] > 0
+    assert [file.name for file in (tmp_path / "job").iterdir()] == ["feed-0.npy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with saved_inputs([TensorSpec("x", "tensor(float)", (2,))], {}) as (folder, _):
+        left = folder.with_name(folder.name.replace(folder.name[16:24], "abcdefgh"))
+    left.mkdir()
+    with saved_inputs([TensorSpec("x", "tensor(float)", (2,))], {}) as (folder, _):
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fresh_process_has_the_splitload_that_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "elsewhere" / "splitload" / "__init__.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("WHOSE = 'own'")
+    for name in [name for name in sys.modules if name.split(".")[0] == "splitload"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    for place, file in ((PACKAGE.parents[1], PACKAGE), (own.parents[1], own)):
+        monkeypatch.setattr(sys, "argv", ["program", "message", "folder", str(place)])
+        program.own_splitload()
+        assert importlib.import_module("splitload").__file__ == str(file)
+        monkeypatch.delitem(sys.modules, "splitload")
