@@ -10,6 +10,7 @@ that has not the whole form is never touched.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -59,6 +60,18 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
         finally:  # an interrupt leaves some: without the lock the next process removes it
             if lock is not None:
                 os.close(lock)
+
+
+def is_worked_in(folder: Path) -> bool:
+    """Return whether somebody works in a folder, or in one inside it; links are not followed."""
+    inside = (Path(here, name) for here, folders, _ in os.walk(folder) for name in folders)
+    for place in itertools.chain([folder], inside):
+        if place.name.endswith(SUFFIX):
+            lock = _lock(place)
+            if lock is None:
+                return True
+            os.close(lock)
+    return False
 
 
 def truncated(name: str, size: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from splitload.base.errors import OutputError
 from splitload.base.phrases import count_of
+from splitload.base.scratch import is_worked_in
 from splitload.commands.console import Console
 
 ROOMS = {
@@ -49,12 +50,11 @@ def cache(options: argparse.Namespace, console: Console, folder: Path) -> dict[s
         "files_bytes": total,
     }
     if options.action == "clear":
-        for name in there:
-            try:
-                shutil.rmtree(folder / name)
-            except OSError as error:
-                raise OutputError(f"cannot remove '{error.filename}': {error.strerror or error}") from error
-        console.print(f"{folder}: {total / 1e6:.1f} MB removed; what is needed again is made again")
+        kept = [entry for name in there for entry in _cleared(folder / name)]
+        removed = total - sum(_size(entry)[1] for entry in kept)
+        console.print(f"{folder}: {removed / 1e6:.1f} MB removed; what is needed again is made again")
+        for entry in kept:
+            console.note(f"'{entry}' stays, as another command works in it")
         return {**result, "cleared": True}
     if there:
         console.table(
@@ -66,6 +66,32 @@ def cache(options: argparse.Namespace, console: Console, folder: Path) -> dict[s
     hint = "; 'splitload cache clear' removes it" if there else ""
     console.print(f"{folder}: {files}, {total / 1e6:.1f} MB{hint}")
     return {**result, "cleared": False}
+
+
+def _cleared(room: Path) -> list[Path]:
+    """Remove what lies in a room, and the room; return the entries that stay, as somebody works in them.
+
+    Raises:
+        OutputError: If something cannot be removed.
+    """
+    entries = list(room.iterdir())
+    kept = [entry for entry in entries if _is_room(entry) and is_worked_in(entry)]
+    try:
+        for entry in entries:
+            if entry not in kept:
+                _remove(entry)
+        if not kept:
+            room.rmdir()
+    except OSError as error:
+        raise OutputError(f"cannot remove '{error.filename}': {error.strerror or error}") from error
+    return kept
+
+
+def _remove(entry: Path) -> None:
+    if _is_room(entry):
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _is_room(path: Path) -> bool:

@@ -14,6 +14,7 @@ import pytest
 import splitload
 from splitload.base.cache import user_cache
 from splitload.base.errors import UsageError
+from splitload.base.scratch import scratch_folder
 from splitload.cli import main
 from splitload.commands.cache import ROOMS
 
@@ -125,3 +126,21 @@ def test_a_cache_that_cannot_be_written_is_told_of_with_what_to_do(
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     assert main(["train", str(chain_model), "--device", "s20", "-o", "nowhere/x.splitload"]) == 1
     assert "SPLITLOAD_CACHE" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_what_another_command_works_in_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path))
+    for entry in ("graphs/busy", "graphs/idle", "zoo/one"):
+        (tmp_path / entry).mkdir(parents=True)
+        (tmp_path / entry / "file").touch()
+    with scratch_folder(tmp_path / "graphs" / "busy", ".measure-") as busy:
+        assert main(["cache", "clear"]) == 0
+        assert busy.is_dir()
+        assert sorted(tmp_path.rglob("file")) == [tmp_path / "graphs" / "busy" / "file"]
+    told = capsys.readouterr()
+    assert f"'{tmp_path / 'graphs' / 'busy'}' stays, as another command works in it" in told.out + told.err
+    assert main(["cache", "clear"]) == 0
+    assert not (tmp_path / "graphs").exists()
