@@ -122,8 +122,10 @@ def _show_trial(console: Console, result: TrainResult) -> None:
         if _searched(result) == 1:
             console.print(f"{one}, as splitting did not pay")
     elif result.found.two_stages_s is not None:
-        what = OBJECTIVES[result.request.objective].done_verb
-        two = milliseconds(result.found.two_stages_s)
-        console.print(
-            f"{one}, as splitting would not pay: the best two would {what} after {two} ({_predicted(result)})"
-        )
+        two_s = result.found.two_stages_s
+        what = f"the best two would {OBJECTIVES[result.request.objective].done_verb} after {milliseconds(two_s)}"
+        if result.planned.search.pays(two_s, result.found.partition):
+            reason = f"{result.request.agent} found no cut that pays, though {what}"
+        else:
+            reason = f"splitting would not pay: {what}"
+        console.print(f"{one}, as {reason} ({_predicted(result)})")

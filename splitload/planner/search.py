@@ -273,6 +273,10 @@ class Search:
         """
         return self._objective.deciding_s(self._profile.schedule(self.written(partition)))
 
+    def pays(self, deciding_s: float, whole: Partition) -> bool:
+        """Return whether a cut whose `deciding_s` is so small is worthwhile in place of the model as one stage."""
+        return deciding_s < (1 - WORTHWHILE) * self.deciding_s(whole)
+
     def _by_rule(self, rule: Rule, count: int) -> Partition:
         """Return the partition a rule gives for `count` stages."""
         return Partition.of(self._profile.num_blocks, rule(self._question(count)))

@@ -23,3 +23,17 @@ def test_a_trainable_stage_is_no_second_one_that_does_not_pay(
     assert "one frozen stage, as splitting would not pay: the best two would have loaded after" in out
     assert "\none stage" not in out
     assert "uniform bytes" not in out
+
+
+def test_a_cut_that_an_agent_did_not_find_is_not_called_one_that_does_not_pay(
+    run: Any, chain_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitload.planner.search.WORTHWHILE", -10.0)  # every cut pays
+    monkeypatch.setattr("splitload.planner.search.Search._pick", lambda _, partitions: min(partitions, key=len_of))
+    out = run("train", chain_model, "--device", "s20", "--agent", "random", "--max-stages", "2", "-o", "b.splitload")
+    assert "one stage, as random found no cut that pays, though the best two would have loaded after" in out
+    assert "would not pay" not in out
+
+
+def len_of(partition: Any) -> int:
+    return int(partition.num_stages)
