@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.base.errors import UsageError
+from splitload.base.errors import BundleError, UsageError
 from splitload.base.record import Record
 from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
 from splitload.bundle.read import Verify, read_manifest
@@ -148,12 +148,26 @@ class StageOpener:
         return self._open(self._files.path(stage), stage, prepack=True, background=True)
 
     def _open(self, path: Path, stage: StageEntry, *, prepack: bool, background: bool) -> Any:
-        return self._parts.open_session(
-            path,
-            prepack=prepack,
-            mapped=stage.mapped,
-            optimize=stage.optimizes(prepack),
-            background=background,
-            options=self._caller.copy(),
-            share_memory=self._share_memory,
-        )
+        try:
+            made = self._parts.open_session(
+                path,
+                prepack=prepack,
+                mapped=stage.mapped,
+                optimize=stage.optimizes(prepack),
+                background=background,
+                options=self._caller.copy(),
+                share_memory=self._share_memory,
+            )
+        except Exception as error:
+            if path.exists():
+                raise
+            raise BundleError(f"'{path}' is missing; copy the bundle again") from error  # the runtime has other words
+        _check_names(made, stage, path)
+        return made
+
+
+def _check_names(made: Any, stage: StageEntry, path: Path) -> None:
+    """Raise `BundleError` where a file holds another stage: sizes do not tell, and a run would blame the caller."""
+    reads, gives = ({argument.name for argument in each} for each in (made.get_inputs(), made.get_outputs()))
+    if not (reads <= set(stage.inputs) and gives >= {spec.name for spec in stage.outputs}):
+        raise BundleError(f"'{path}' does not hold the stage that the manifest says; copy the bundle again")

@@ -185,6 +185,27 @@ def test_a_corrupt_stage_file_is_an_error(own_bundle: Path) -> None:
         ParallelLoader(own_bundle, verify="hashes")
 
 
+def test_a_stage_file_that_is_gone_is_named(own_bundle: Path, script: Script) -> None:
+    with script.loader(own_bundle, threads=1) as model:
+        for file in own_bundle.glob("*.onnx"):
+            file.unlink()
+        release(script)
+        with pytest.raises(
+            StageError, match=r"stage 1 of '.*' cannot be loaded: '.*\.onnx' is missing; copy the bundle"
+        ):
+            model.run(None, feeds())
+
+
+def test_stage_files_in_each_others_place_are_a_damaged_bundle(own_bundle: Path) -> None:
+    first, second = sorted(own_bundle.glob("portable-0[12]*.onnx"))
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+    message = r"does not hold the stage that the manifest says; copy the bundle again"
+    with ParallelLoader(own_bundle, verify="none") as model, pytest.raises(StageError, match=message):
+        model.run(None, feeds())
+
+
 def test_a_bundle_replaced_meanwhile_is_never_mixed_in(chain_model: Path, own_bundle: Path, script: Script) -> None:
     other = onnx.load(chain_model)
     for tensor in other.graph.initializer:
