@@ -88,6 +88,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     import difflib
 
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=2)
+    near = difflib.get_close_matches(str(name).lower(), names, n=2)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return UsageError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")

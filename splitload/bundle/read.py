@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from splitload.base.errors import BundleError
+from splitload.base.errors import BundleError, UsageError
 from splitload.base.regular import open_regular, regular_size, sha256_of
 from splitload.base.sealed import KEY, is_intact
 from splitload.bundle.manifest import MANIFEST, File, Manifest
@@ -81,9 +81,10 @@ def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> N
     Raises:
         BundleError: For the first that is no regular file, or (but for "none") is missing or of the wrong size, or
             (with "hashes") changed.
+        UsageError: If `verify` is none of the three words.
     """
     if verify not in ("none", "sizes", "hashes"):
-        raise BundleError(f"verify is 'none', 'sizes' or 'hashes', not {verify!r}")
+        raise UsageError(f"verify is 'none', 'sizes' or 'hashes', not {verify!r}")
     for file in dict.fromkeys(manifest.files()):
         path = folder / file.name
         try:

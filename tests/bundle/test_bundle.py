@@ -17,7 +17,7 @@ from runtime_models import feeds
 import splitload.bundle.read
 import splitload.bundle.replace
 from splitload import ParallelLoader, PortableWarning
-from splitload.base.errors import BundleError
+from splitload.base.errors import BundleError, UsageError
 from splitload.base.machine import cpu_architecture
 from splitload.base.sealed import KEY
 from splitload.bundle.manifest import MANIFEST
@@ -253,7 +253,7 @@ def test_unreadable_file(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unknown_verify(chain_bundle: Path) -> None:
-    with pytest.raises(BundleError, match="verify is 'none', 'sizes' or 'hashes'"):
+    with pytest.raises(UsageError, match="verify is 'none', 'sizes' or 'hashes'"):
         read_manifest(chain_bundle, "all")  # type: ignore[arg-type]
 
 

@@ -272,3 +272,9 @@ def test_render(profile):
     env.step(6 + 5)
     assert env.render() == "[0, 3) [3, 6) of 6 blocks"
     assert SplitEnv(profile).render() is None
+
+
+@pytest.mark.parametrize("objective", [None, 3, "Balance"])
+def test_what_is_no_objective_is_a_usage_error(profile, objective):
+    with pytest.raises(UsageError, match="unknown objective"):
+        SplitEnv(profile, objective=objective)
