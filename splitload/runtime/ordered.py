@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from splitload.base.errors import StageError
 from splitload.runtime.pool import Latch
@@ -177,7 +177,7 @@ class OrderedLoading(Generic[T]):
         """
         with self.lock:
             self.check()
-            self._inside.add(threading.get_ident())
+            self._go_inside()
         try:
             yield
         finally:
@@ -276,7 +276,7 @@ class OrderedLoading(Generic[T]):
             index = self._next
             if index >= len(self.values):
                 return None
-            self._inside.add(threading.get_ident())
+            self._go_inside()
             self._next = index + 1
         return index
 
@@ -322,15 +322,23 @@ class OrderedLoading(Generic[T]):
         for each in self._given_up:
             each()
 
+    def _go_inside(self) -> None:
+        """Note that this thread is inside the runtime, where no process may end; the caller holds the lock."""
+        _entered.add(self)
+        self._inside.add(threading.get_ident())
+
     def _leave(self) -> None:
-        """Note that this thread is no longer inside the runtime, where no process may end."""
+        """Note that this thread is no longer inside the runtime."""
         with self.lock:
             self._inside.discard(threading.get_ident())
+            if not self._inside:
+                _entered.discard(self)
             if self.is_over() and not self._inside:
                 self._left.set()
 
 
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+_entered: set[OrderedLoading[Any]] = set()  # with threads inside the runtime, though their owner may be gone
 
 
 def enlist(owner: Owner) -> None:
@@ -341,16 +349,17 @@ def enlist(owner: Owner) -> None:
 @atexit.register
 def _let_all_go() -> None:
     """Let no thread be inside the runtime when the interpreter goes away: that would abort the process."""
-    for owner in list(_owners):
+    for let_go in [*(owner._let_go for owner in list(_owners)), *(loading.close for loading in list(_entered))]:
         while True:
             try:
-                owner._let_go()
+                let_go()
                 break
             except (KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
                 pass
 
 
 def _inherit_all() -> None:
+    _entered.clear()
     for owner in list(_owners):
         owner._inherit()
 

@@ -180,6 +180,35 @@ def test_exit_with_an_open_loader_is_clean(chain_bundle: Path, last: str) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
+DROPPED = """
+import sys, threading, numpy as np
+from splitload import ParallelLoader
+from splitload.runtime.opening import LoadingParts
+from splitload.runtime.session import open_session as real
+inside = threading.Event()
+def slow(graph, *, background=False, **options):  # is inside onnxruntime for as long as the interpreter takes to exit
+    if background:
+        inside.set()
+    for _ in range(50 if background else 1):
+        session = real(graph, background=background, **options)
+    return session
+class Loader(ParallelLoader):
+    _parts = LoadingParts(open_session=slow)
+def answer():
+    model = Loader(sys.argv[1])
+    return model.run(None, {'x': np.ones((1, 16), 'f'), 'z': np.ones(16, 'f')})
+answer()
+assert inside.wait(60)
+"""
+
+
+def test_exit_after_a_loader_was_dropped_while_it_is_upgraded_is_clean(chain_bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, str(chain_bundle)], capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("blocked", ["", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])"])
 @pytest.mark.parametrize("call", ["model.wait()", RUN])
 def test_interrupt_while_waiting_does_not_hang_at_exit(chain_bundle: Path, call: str, blocked: str) -> None:
