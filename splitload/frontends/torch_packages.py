@@ -39,22 +39,20 @@ def quiet() -> Iterator[None]:
 
     One thread at a time: streams and warnings are the process's, and so is the state of torch's exporter.
     """
-    with _ONE_AT_A_TIME:
+    sink = io.StringIO()
+    with (
+        _ONE_AT_A_TIME,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+    ):
+        warnings.simplefilter("ignore")
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
-            with _unheard():
-                yield
+            yield
         finally:
             logging.disable(disabled)
-
-
-@contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    sink = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def declare_torchvision_ops() -> None:

@@ -75,9 +75,8 @@ def from_torch(
         "seed": seed,
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    request = TrainRequest(
-        device=device, output=str(Path(bundle)), cache=user_cache(), **given
-    )  # refused before any work
+    # what is wrong is refused before any work
+    request = TrainRequest(device=device, output=str(Path(bundle)), cache=user_cache(), **given)
     check_target(request.target)
     with named("splitload.from_torch"):
         _export_and_train(request, module, example_inputs, dynamic_shapes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from splitload.studies.size_tables import Table
@@ -15,9 +15,9 @@ def builds(records: Iterable[tuple[str, Any]]) -> Table:
         (
             row["model"],
             " ".join(row["options"]) or "searched",
-            *(_spread([sample["wall_s"] for sample in row["samples"][arm]]) for arm in ("before", "after")),
+            *_spreads(row, "wall_s"),
             f"{row['ratio']:.2f}",
-            *(_spread([sample["cpu_s"] for sample in row["samples"][arm]]) for arm in ("before", "after")),
+            *_spreads(row, "cpu_s"),
             "yes" if row["same_files"] else "no",
             str(len(row["samples"]["after"])),
         )
@@ -43,9 +43,9 @@ def starts(records: Iterable[tuple[str, Any]]) -> Table:
     body = [
         (
             row["model"],
-            *(_spread([1e3 * sample["ttfo_s"] for sample in row["samples"][arm]]) for arm in ("before", "after")),
+            *_spreads(row, "ttfo_s", 1e3),
             f"{row['ratio']['ttfo_s']:.3f}",
-            *(_spread([1e3 * sample["process_s"] for sample in row["samples"][arm]]) for arm in ("before", "after")),
+            *_spreads(row, "process_s", 1e3),
             f"{row['ratio']['process_s']:.3f}",
             str(len(row["samples"]["after"])),
         )
@@ -65,5 +65,8 @@ def starts(records: Iterable[tuple[str, Any]]) -> Table:
     return head, body
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+def _spreads(row: Mapping[str, Any], figure: str, scale: float = 1.0) -> Iterator[str]:
+    """Yield the median of a figure with its spread, before and after."""
+    for arm in ("before", "after"):
+        values = [scale * sample[figure] for sample in row["samples"][arm]]
+        yield f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
