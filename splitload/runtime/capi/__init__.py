@@ -1,0 +1,1 @@
+"""onnxruntime driven through its C library, without its Python module and without numpy."""
