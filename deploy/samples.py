@@ -5,12 +5,12 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 
 from splitload.base.errors import UsageError
-from splitload.bundle.manifest import Loss, Manifest, TensorSpec
+from splitload.bundle.manifest import LOSSES, Loss, Manifest, TensorSpec
 from splitload.deploy.arguments import TARGET
 from splitload.runtime.inputs import DTYPES
 
@@ -80,11 +80,11 @@ def read_samples(path: Path, manifest: Manifest, loss: str | None, labels: str =
     output = next(spec for spec in manifest.outputs if spec.name == manifest.training.output)
     if loss is None:
         loss = _meant(path, output, target, labels)
-    if loss not in get_args(Loss):
-        raise UsageError(f"the loss is one of {', '.join(get_args(Loss))}, not '{loss}'")
+    if loss not in LOSSES:
+        raise UsageError(f"the loss is one of {', '.join(LOSSES)}, not '{loss}'")
     fit = _outputs if loss == "mse" else _classes if loss == "cross-entropy" else _two_classes
     takes_many = all(not spec.shape or not isinstance(spec.shape[0], int) for spec in manifest.inputs)
-    return Samples(inputs, fit(path, output, target, labels), cast(Loss, loss), takes_many)
+    return Samples(inputs, fit(path, output, target, labels), loss, takes_many)
 
 
 def _meant(path: Path, output: TensorSpec, target: Array, labels: str) -> Loss:

@@ -11,37 +11,54 @@ from splitload.base.interrupts import begin, is_command
 if is_command():  # before all that takes time
     begin()
 
-from typing import TYPE_CHECKING, Any
-
-from splitload.runtime.warmup import warm_up
-
-warm_up()  # beside the imports that follow
-
-from splitload.base.errors import PortableWarning, SplitloadError  # noqa: E402
-from splitload.runtime.loader import ParallelLoader  # noqa: E402
-
+TYPE_CHECKING = False  # importing `typing` takes longer than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
+    from splitload.base.errors import PortableWarning, SplitloadError
     from splitload.bundle.delivery import install
     from splitload.planner.from_torch import from_torch
+    from splitload.runtime.capi.tensor import Tensor
+    from splitload.runtime.loader import ParallelLoader
     from splitload.runtime.shim import InferenceSession, IOBinding
 
 __version__ = "0.1.0"
 __all__ = [
-    "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__", "from_torch",
-    "install",
+    "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "Tensor", "__version__",
+    "from_torch", "install",
 ]  # fmt: skip
 
+_PLACES = {
+    "IOBinding": "runtime.shim",
+    "InferenceSession": "runtime.shim",
+    "ParallelLoader": "runtime.loader",
+    "PortableWarning": "base.errors",
+    "SplitloadError": "base.errors",
+    "Tensor": "runtime.capi.tensor",
+    "from_torch": "planner.from_torch",
+    "install": "bundle.delivery",
+}
 
-def __getattr__(name: str) -> Any:
-    """Import what most programs do not need, or what needs onnxruntime or torch, when it is asked for."""
+
+def __getattr__(name: str) -> "Any":
+    """Import what is asked for, and have onnxruntime begin beside the imports of what loads."""
     import importlib
 
-    if name in ("InferenceSession", "IOBinding"):
-        return getattr(importlib.import_module("splitload.runtime.shim"), name)
-    if name == "install":
-        return importlib.import_module("splitload.bundle.delivery").install
-    if name == "from_torch":
-        return importlib.import_module("splitload.planner.from_torch").from_torch
     if name == "torch":
         return importlib.import_module("splitload.torch")
-    raise AttributeError(f"module 'splitload' has no attribute '{name}'")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'splitload' has no attribute '{name}'")
+    if name == "ParallelLoader":
+        from splitload.runtime.warmup import warm_up
+
+        warm_up()
+    import gc
+
+    collects = gc.isenabled()
+    gc.disable()  # nothing that is imported is garbage, and to look for some takes a tenth of the time
+    try:
+        found = globals()[name] = getattr(importlib.import_module(f"splitload.{_PLACES[name]}"), name)
+    finally:
+        if collects:
+            gc.enable()
+    return found

@@ -1,5 +1,24 @@
-"""`python -m splitload` is `splitload`."""
+"""`python -m splitload` is `splitload`, and what the shell's command begins with: `--version` needs no parser."""
 
-from splitload.cli import main
+import sys
 
-raise SystemExit(main())
+from splitload import __version__
+
+
+def main() -> int:
+    """Run one command, see `splitload.cli.main`."""
+    if sys.argv[1:] in (["--version"], ["-V"]) and sys.stdout is not None:
+        try:
+            sys.stdout.write(f"splitload {__version__}\n")
+            sys.stdout.flush()
+        except OSError:  # the command line says what to do
+            pass
+        else:
+            return 0
+    from splitload.cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

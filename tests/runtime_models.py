@@ -17,7 +17,6 @@ from splitload.bundle.manifest import TensorSpec
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
 from splitload.runtime.opening import LoadingParts
-from splitload.runtime.session import open_session
 
 WIDTH = 16  # its square in floats is just large enough to lie in a weights file
 
@@ -140,8 +139,8 @@ class Script:
             for gate in self.gates:
                 gate.set()
 
-    def __call__(self, graph: Path, *, prepack: bool = False, **options: Any) -> Any:
-        stage = int(graph.stem.split("-")[1])
+    def __call__(self, open_session: Any, graph: Path, *, prepack: bool = False, **options: Any) -> Any:
+        stage = int(Path(graph).stem.split("-")[1])
         if prepack:
             assert self.upgrade_gate.wait(60)
             self.upgrades.append(stage)

@@ -1,4 +1,4 @@
-"""What a device needs: the runtime imports numpy and onnxruntime, and nothing of the developer's desk."""
+"""What a device needs: the runtime imports no more than it uses, and nothing of the developer's desk."""
 
 from __future__ import annotations
 
@@ -48,9 +48,22 @@ def test_import_is_light(chain_bundle: Path) -> None:
     assert imported(IMPORT, chain_bundle, LAZY) == alone
 
 
+def test_an_answer_needs_neither_numpy_nor_what_takes_time(chain_bundle: Path) -> None:
+    code = """
+from splitload import ParallelLoader
+with ParallelLoader(sys.argv[1], arrays="buffers") as model:
+    x, z = (memoryview(bytearray(64)).cast("f", shape) for shape in ((1, 16), (16,)))
+    model.run(None, {"x": x, "z": z})
+    assert model.engine == "library"
+"""
+    names = ("numpy", "onnxruntime", "typing", "pathlib", "platform", "json", "re", "enum", "zlib", "asyncio")
+    alone = imported("", chain_bundle, names)
+    assert imported(code, chain_bundle, names) == alone
+
+
 def test_public_names() -> None:
     assert splitload.__all__ == [
-        "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__",
+        "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "Tensor", "__version__",
         "from_torch", "install",
     ]  # fmt: skip
     assert all(hasattr(splitload, name) for name in splitload.__all__)

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from splitload.base.errors import UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def cache_folder() -> Path | None:
+
+def cache_place() -> str | None:
     """Return `SPLITLOAD_CACHE`, or splitload's place among the user's caches; None for a user without a home.
 
     The folder need not exist yet.
     """
-    try:
-        if chosen := os.environ.get("SPLITLOAD_CACHE"):
-            return Path(chosen).expanduser()
-        base = os.environ.get("XDG_CACHE_HOME")
-        return (Path(base) if base else Path.home() / ".cache") / "splitload"
-    except RuntimeError:  # neither HOME nor an entry among the users: many containers run so
-        return None
+    chosen, base = os.environ.get("SPLITLOAD_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if base and not chosen:
+        return os.path.join(base, "splitload")
+    place = os.path.expanduser(chosen or os.path.join("~", ".cache", "splitload"))
+    return None if place.startswith("~") else place  # neither HOME nor an entry among the users: many containers
+
+
+def cache_folder() -> Path | None:
+    """Return `cache_place`, for who imports pathlib anyway."""
+    from pathlib import Path
+
+    place = cache_place()
+    return None if place is None else Path(place)
 
 
 def user_cache() -> Path:

@@ -24,7 +24,7 @@ def is_command() -> bool:
     """Return whether this process is one of splitload's commands, seen from the first import of splitload."""
     program = (getattr(sys, "argv", None) or [""])[0]
     if program != "-m":  # which is what it is until Python has found the module
-        return os.path.basename(program) in _SCRIPTS  # noqa: PTH119 - pathlib is not imported yet
+        return os.path.basename(program) in _SCRIPTS
     words = sys.orig_argv
     return any(words[place] == "-m" and words[place + 1] in _MODULES for place in range(1, len(words) - 1))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from functools import cache
-from pathlib import Path
 
-_MODALIAS = Path("/sys/devices/system/cpu/modalias")  # Linux
-_PROCESSORS = Path("/sys/devices/system/cpu")  # Linux
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_MODALIAS = "/sys/devices/system/cpu/modalias"  # Linux
+_PROCESSORS = "/sys/devices/system/cpu"  # Linux
 # Source: the numbers of X86_FEATURE_* in Linux's arch/x86/include/asm/cpufeatures.h, 32 x word + bit
 _FEATURES = {"avx512f": f"{32 * 9 + 16:04X}", "avx2": f"{32 * 9 + 5:04X}", "avx": f"{32 * 4 + 28:04X}"}
 _CPUINFO_BYTES = 8192  # the first processor's entry; all of the file takes milliseconds on large servers
@@ -22,21 +24,17 @@ def cpu_architecture() -> str:
     onnxruntime blocks convolution weights by the vector width, so that a graph optimised on one level is wrong on
     another.
     """
-    machine = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+    machine = _machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
     flags: set[str] = set()
     if machine == "x86_64":
         with contextlib.suppress(OSError):  # a quarter of the time that /proc/cpuinfo takes
-            features = _MODALIAS.read_text(encoding="utf-8").split(",")
+            features = _text(_MODALIAS).split(",")
             level = next((flag for flag, number in _FEATURES.items() if number in features), "")
             return f"{machine}+{level}" if level else machine
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file.read(_CPUINFO_BYTES).splitlines():
-                if line.startswith(("flags", "Features")):
-                    flags.update(line.partition(":")[2].split())
-                    break
+        flags.update(_cpuinfo("flags", "Features").split())
     except OSError:  # macOS, Windows: there the processor's name stands in for its level
-        return f"{machine}+{platform.processor()}" if machine.startswith("x86") else machine
+        return f"{machine}+{_processor()}" if machine.startswith("x86") else machine
     level = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
     return f"{machine}+{level}" if level else machine
 
@@ -44,14 +42,35 @@ def cpu_architecture() -> str:
 @cache
 def cpu_model() -> str:
     """Return the processor's name as the system gives it."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file.read(_CPUINFO_BYTES).splitlines():
-                if line.startswith(("model name", "Model", "Hardware")):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        if name := _cpuinfo("model name", "Model", "Hardware").strip():
+            return name
+    return _processor() or _machine()
+
+
+def _cpuinfo(*begins: str) -> str:
+    """Return what the first line says that begins with one of some words; "" if there is none."""
+    lines = _text("/proc/cpuinfo", _CPUINFO_BYTES).splitlines()
+    return next((line.partition(":")[2] for line in lines if line.startswith(begins)), "")
+
+
+def _text(path: str, size: int = -1) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(size)
+
+
+def _machine() -> str:
+    return os.uname().machine if hasattr(os, "uname") else str(_platform().machine())
+
+
+def _processor() -> str:
+    return str(_platform().processor())
+
+
+def _platform() -> Any:
+    import platform  # takes as long to import as a canary to run
+
+    return platform
 
 
 def available_threads() -> int:
@@ -76,7 +95,7 @@ def inference_threads() -> int:
 def _core(processor: int) -> str:
     """Return the processors that share a core with this one, as Linux writes it; "" where the system does not tell."""
     try:
-        return (_PROCESSORS / f"cpu{processor}/topology/thread_siblings_list").read_text(encoding="ascii").strip()
+        return _text(os.path.join(_PROCESSORS, f"cpu{processor}/topology/thread_siblings_list")).strip()
     except OSError:
         return ""
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 from splitload.base.errors import BundleError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from pathlib import Path
+    from typing import BinaryIO, Protocol
+
+    StrPath = str | os.PathLike[str]
 
     class Expected(Protocol):
         """What a manifest says of a file: its size, and its SHA-256 in hexadecimal."""
@@ -31,24 +33,24 @@ _CURE = "copy the bundle again"
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
 
 
-def regular_size(path: Path) -> int:
+def regular_size(path: StrPath) -> int:
     """Return the size of a file, or of what a link to one leads to, in bytes, without opening it.
 
     Raises:
         BundleError: If something else than a file is there.
         OSError: If nothing is, or it cannot be reached.
     """
-    return _regular(path, path.stat()).st_size
+    return _regular(path, os.stat(path)).st_size
 
 
-def check_regular(path: Path) -> os.stat_result:
+def check_regular(path: StrPath) -> os.stat_result:
     """Return the status of a file that is neither a link nor anything else than a file.
 
     Raises:
         BundleError: If it is, or is missing.
     """
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except FileNotFoundError as error:
         raise BundleError(f"'{path}' is missing; {_CURE}") from error
     except OSError as error:
@@ -67,7 +69,7 @@ def check_real_folder(path: Path) -> None:
         raise BundleError(f"'{path}' is {what}; remove it, and the bundle is as it was built")
 
 
-def open_regular(path: Path, *, links: bool = False) -> BinaryIO:
+def open_regular(path: StrPath, *, links: bool = False) -> BinaryIO:
     """Open a file for reading; what is put in its place meanwhile is refused as well.
 
     Args:
@@ -109,7 +111,7 @@ def read_checked(path: Path, entry: Expected) -> bytes:
     return data
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: StrPath) -> str:
     """Return the SHA-256 of a file, in hexadecimal.
 
     Raises:
@@ -148,7 +150,7 @@ def _compare(path: Path, entry: Expected, size: int, sha256: str) -> None:
         raise BundleError(f"'{path}' is not what the manifest says (SHA-256 differs): it is damaged; {_CURE}")
 
 
-def _regular(path: Path, status: os.stat_result) -> os.stat_result:
+def _regular(path: StrPath, status: os.stat_result) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
         links = ", with 'cp -rL'" if stat.S_ISLNK(status.st_mode) else ""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
 
 from splitload.base.errors import UsageError
 from splitload.base.record import Record
 
-Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
-Optimizer = Literal["sgd", "adam"]
-OutputKind = Literal["logits", "log-probabilities", "probabilities"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any, Literal
+
+    Loss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
+    Optimizer = Literal["sgd", "adam"]
+    OutputKind = Literal["logits", "log-probabilities", "probabilities"]
+else:
+    Loss = Optimizer = OutputKind = str
+
+LOSSES: tuple[Loss, ...] = ("cross-entropy", "binary-cross-entropy", "mse")
+OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adam")
+OUTPUT_KINDS: tuple[OutputKind, ...] = ("logits", "log-probabilities", "probabilities")
 
 MANIFEST = "manifest.json"  # the file of a bundle that says what it holds
 FORMAT = "splitload-bundle"
@@ -333,4 +342,4 @@ def to_json(value: Any) -> Any:
         return {key: to_json(each) for key, each in value._asdict().items() if each is not None or key not in unsaid}
     if isinstance(value, list | tuple):
         return [to_json(each) for each in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return dict(value) if isinstance(value, dict | MappingProxyType) else value

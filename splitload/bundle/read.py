@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import os
+import sys
 
 from splitload.base.errors import BundleError, UsageError
 from splitload.base.regular import open_regular, regular_size, sha256_of
@@ -14,18 +12,27 @@ from splitload.bundle.manifest import MANIFEST, File, Manifest
 from splitload.bundle.validate import validate
 
 MAX_MANIFEST_BYTES = 16 << 20
-Verify = Literal["none", "sizes", "hashes"]
 
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from typing import Any, Literal, Protocol
+
+    from splitload.base.regular import StrPath
+
+    Verify = Literal["none", "sizes", "hashes"]
 
     class HasFiles(Protocol):
         """A manifest of any format."""
 
         def files(self) -> Iterator[File]: ...  # noqa: D102
 
+else:
+    Verify = str
 
-def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:
+
+def read_manifest(folder: StrPath, verify: Verify = "sizes") -> Manifest:
     """Read and check a bundle.
 
     Args:
@@ -45,7 +52,7 @@ def read_manifest(folder: Path, verify: Verify = "sizes") -> Manifest:
     return manifest
 
 
-def read_json(folder: Path, cure: str, verify: Verify = "sizes") -> Any:
+def read_json(folder: StrPath, cure: str, verify: Verify = "sizes") -> Any:
     """Return the JSON of a bundle's manifest, of whatever format; nothing in it is checked yet but its own hash.
 
     Args:
@@ -56,15 +63,15 @@ def read_json(folder: Path, cure: str, verify: Verify = "sizes") -> Any:
     Raises:
         BundleError: If it cannot be read, is too large or is not JSON.
     """
-    path = folder / MANIFEST
+    path = os.path.join(folder, MANIFEST)
     try:
         if regular_size(path) > MAX_MANIFEST_BYTES:
             raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES} bytes; no manifest is")
         with open_regular(path, links=True) as file:
             text = file.read(MAX_MANIFEST_BYTES)
-        data = json.loads(text)
+        data = parsed(text)
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
+        what = "there is no such folder" if not os.path.exists(folder) else f"it has no {MANIFEST}"
         raise BundleError(f"'{folder}' is not a bundle: {what}; {cure}") from error
     except OSError as error:
         raise BundleError(f"cannot read '{path}': {error.strerror}") from error
@@ -75,7 +82,43 @@ def read_json(folder: Path, cure: str, verify: Verify = "sizes") -> Any:
     return data
 
 
-def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> None:
+def parsed(text: bytes) -> Any:
+    """Return what JSON says. What is well-formed is read by the parser inside `json`, which takes 6 ms less to import.
+
+    Raises:
+        ValueError: If it is not JSON, with json's words.
+        RecursionError: If it is nested too deeply.
+    """
+    if "json" not in sys.modules:
+        try:
+            from _json import make_scanner
+
+            context: Any = _Strict
+
+            value, end = make_scanner(context)(text.decode().lstrip(_SPACE), 0)
+        except (ImportError, ValueError, StopIteration):
+            pass
+        else:
+            if not text.decode().lstrip(_SPACE)[end:].strip(_SPACE):
+                return value
+    import json
+
+    return json.loads(text)
+
+
+class _Strict:
+    """What the parser asks of a `json.JSONDecoder` as it is by itself."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float, parse_int = float, int
+    parse_constant = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}.__getitem__
+
+
+_SPACE = " \t\n\r"
+
+
+def check_files(folder: StrPath, manifest: HasFiles, verify: Verify = "sizes") -> None:
     """Check the files that a manifest names.
 
     Raises:
@@ -86,7 +129,7 @@ def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> N
     if verify not in ("none", "sizes", "hashes"):
         raise UsageError(f"verify is 'none', 'sizes' or 'hashes', not {verify!r}")
     for file in dict.fromkeys(manifest.files()):
-        path = folder / file.name
+        path = os.path.join(folder, file.name)
         try:
             size = regular_size(path)
             if size != file.bytes and verify != "none":
@@ -102,7 +145,7 @@ def check_files(folder: Path, manifest: HasFiles, verify: Verify = "sizes") -> N
             raise BundleError(f"cannot read '{path}': {error.strerror}") from error
 
 
-def check_references(folder: Path, manifest: Manifest) -> None:
+def check_references(folder: StrPath, manifest: Manifest) -> None:
     """Make sure that the graphs of a bundle read their weights from files that its manifest names, and from no others.
 
     Raises:
@@ -110,10 +153,10 @@ def check_references(folder: Path, manifest: Manifest) -> None:
     """
     known = {file.name for file in manifest.files()}
     for name in sorted({file.name for file in manifest.graphs()}):
-        check_graph(folder / name, known)
+        check_graph(os.path.join(folder, name), known)
 
 
-def check_graph(graph: Path, known: Collection[str]) -> None:
+def check_graph(graph: StrPath, known: Collection[str]) -> None:
     """Make sure that a graph reads its weights from these files beside it, and from no others.
 
     An .ort file, in onnxruntime's own format, holds all its weights: the runtime reads no other file for it.
@@ -121,12 +164,14 @@ def check_graph(graph: Path, known: Collection[str]) -> None:
     Raises:
         BundleError: If it does not, or is no graph.
     """
+    from pathlib import Path
+
     from splitload.bundle.references import referenced_files
 
-    if graph.suffix == ".ort":
+    if os.fspath(graph).endswith(".ort"):
         return
     try:
-        strange = referenced_files(graph) - set(known)
+        strange = referenced_files(Path(graph)) - set(known)
     except OSError as error:
         raise BundleError(f"cannot read '{graph}': {error.strerror}") from error
     if strange:

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import PurePosixPath
-from typing import Any, get_args
 
 from splitload.base.errors import BundleError
 from splitload.base.fields import Reader, is_count
 from splitload.base.sealed import KEY
 from splitload.bundle.manifest import (
     FORMAT,
+    LOSSES,
     MANIFEST,
+    OPTIMIZERS,
+    OUTPUT_KINDS,
     READABLE,
     TORCH_FORMAT,
     Canary,
     File,
-    Loss,
     Manifest,
     Metadata,
     Needs,
-    Optimizer,
-    OutputKind,
     StageEntry,
     Step,
     TensorSpec,
@@ -33,6 +31,10 @@ from splitload.bundle.manifest import (
     Variant,
     Weight,
 )  # fmt: skip
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_STAGES = 1024
 MAX_CANARY_BYTES = 1 << 20
@@ -174,6 +176,8 @@ def _metadata(reader: Reader) -> Metadata:
 
 
 def _data_files(reader: Reader) -> tuple[str, ...]:
+    from pathlib import PurePosixPath  # for the models that have such files
+
     names = _names(reader, "model_data")
     for name in names:
         path = PurePosixPath(name)
@@ -193,15 +197,15 @@ def _training(reader: Reader) -> Training:
         weights.append(Weight(row.text("name"), tuple(shape), row.count("offset")))
     for row in reader.items("steps"):
         row.only(*Step._fields)
-        loss = row.choice("loss", *get_args(Loss))
-        optimizer = row.choice("optimizer", *get_args(Optimizer))
+        loss = row.choice("loss", *LOSSES)
+        optimizer = row.choice("optimizer", *OPTIMIZERS)
         steps.append(Step(loss, optimizer, file_entry(row.child("file"))))
     return Training(
         features=_names(reader, "features"),
         output=reader.text("output"),
         weights=tuple(weights),
         steps=tuple(steps),
-        output_kind=reader.choice("output_kind", *get_args(OutputKind)) if "output_kind" in reader.data else None,
+        output_kind=reader.choice("output_kind", *OUTPUT_KINDS) if "output_kind" in reader.data else None,
         output_doubt=reader.text("output_doubt") if "output_doubt" in reader.data else None,
     )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from splitload.bundle.validate import MAX_ORT_BYTES
-from splitload.runtime.session import LENGTH_BYTES
+from splitload.runtime.reading import LENGTH_BYTES
 
 ALIGNMENT_BYTES = 64  # a line of the processor's cache
 MIN_BYTES = 4096  # smaller ones stay in the head

@@ -14,9 +14,10 @@ from typing import Any
 
 from splitload.measure.job import ComparePacked, Input, Job, SampleStages, StageFile, TryScheme
 from splitload.runtime.answers import identical, relative_error
-from splitload.runtime.boundaries import Boundaries
+from splitload.runtime.boundaries import in_arrays
 from splitload.runtime.inputs import example_inputs, load_feeds
-from splitload.runtime.session import open_session, read_ahead, run_stage, still_read, to_python
+from splitload.runtime.reading import read_ahead
+from splitload.runtime.session import open_session, run_stage, still_read, to_python
 
 STEADY_RUNS = 5
 ROUNDING = {
@@ -62,9 +63,9 @@ def sample(job: SampleStages, folder: Path) -> dict[str, Any]:
             start = time.perf_counter()
             session = opened.open()
             loaded = time.perf_counter()
-            results = run_stage(ort, session, each, names, values, None, boundaries=Boundaries())
+            results = run_stage(ort, session, each, names, values, None, boundaries=in_arrays())
             first = time.perf_counter()
-            run_stage(ort, session, each, names, values, None, boundaries=Boundaries())
+            run_stage(ort, session, each, names, values, None, boundaries=in_arrays())
             second = time.perf_counter()
             rows.append(
                 {
@@ -94,7 +95,7 @@ def try_scheme(job: TryScheme, folder: Path) -> dict[str, Any]:
         if job.prefetch:
             reading.start()
         session = opener.open()
-        results = run_stage(ort, session, stage, names, values, None, boundaries=Boundaries())
+        results = run_stage(ort, session, stage, names, values, None, boundaries=in_arrays())
         first_s = time.perf_counter() - start
         if job.prefetch:
             reading.join()
@@ -102,7 +103,7 @@ def try_scheme(job: TryScheme, folder: Path) -> dict[str, Any]:
         steady = []
         for _ in range(STEADY_RUNS if job.steady else 0):
             start = time.perf_counter()
-            run_stage(ort, session, stage, names, values, None, boundaries=Boundaries())
+            run_stage(ort, session, stage, names, values, None, boundaries=in_arrays())
             steady.append(time.perf_counter() - start)
         if steady:
             row["steady_s"] = min(steady)

@@ -12,18 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import Any
 
 from splitload.runtime.forks import making_session
-from splitload.runtime.warmup import tiny_session
+from splitload.runtime.settings import EXACT, SHARES, SHRINKS
+from splitload.runtime.stock import tiny_session
 
-_EXACT = {  # regions as large as what is asked for: doubled ones would hold up to twice the working memory
-    "max_mem": 0,
-    "arena_extend_strategy": 1,
-    "initial_chunk_size_bytes": -1,
-    "max_dead_bytes_per_chunk": -1,
-}
-_ENTRY = ("session.use_env_allocators", "1")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _lock = threading.Lock()
 _is_there = False
 
@@ -42,9 +39,10 @@ def share_arena(ort: Any, options: Any) -> None:
         if not _is_there:
             info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
             with making_session():
-                ort.create_and_register_allocator(info, ort.OrtArenaCfg(_EXACT))
+                ort.create_and_register_allocator(info, ort.OrtArenaCfg(EXACT))
             _is_there = True
-    options.add_session_config_entry(*_ENTRY)
+    for entry in SHARES.items():
+        options.add_session_config_entry(*entry)
 
 
 def empty_arena(ort: Any, *, own_threads: bool) -> None:
@@ -60,9 +58,11 @@ def empty_arena(ort: Any, *, own_threads: bool) -> None:
 
     with contextlib.suppress(Exception):  # then the next model takes it
         shrink = ort.RunOptions()
-        shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        for entry in SHRINKS.items():
+            shrink.add_run_config_entry(*entry)
         options = ort.SessionOptions()
-        options.add_session_config_entry(*_ENTRY)
+        for entry in SHARES.items():
+            options.add_session_config_entry(*entry)
         tiny_session(options, own_threads).run(None, {"x": np.zeros(1, np.float32)}, shrink)
 
 

@@ -41,8 +41,7 @@ from splitload.runtime.forks import making_session
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.pool import Latch, started
 from splitload.runtime.session import open_session, run_stage, to_python
-from splitload.runtime.stock import path_option, stock_session
-from splitload.runtime.warmup import without_threads
+from splitload.runtime.stock import path_option, stock_session, without_threads
 
 MAX_GROWTH = 1.25  # over the portable stages' weights: what folding makes larger is not worth its loading
 _HEAD_BYTES = 1 << 20  # what a stage's graph may take besides

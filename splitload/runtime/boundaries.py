@@ -1,47 +1,54 @@
-"""Memory for what stages hand on: large tensors lie outside the arena of all stages, in arrays that live for one run.
+"""Memory for what stages hand on: large tensors lie outside the arena of all stages, in memory that lives for one run.
 
 A tensor that a stage has written into the arena stays there while the next stage runs, and the arena keeps the place
-for ever. An array is free as soon as no stage reads it: the next tensor of the run takes it, or the system has it back.
+for ever. Such memory is free as soon as no stage reads it: the next tensor of the run takes it, or the system has it
+back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from splitload.bundle.manifest import TensorSpec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 LARGE_BYTES = 4 << 20  # from here on numpy has the system map an array in huge pages, which takes a tenth of the time
 _ITEM_BYTES = {"tensor(float16)": 2, "tensor(float)": 4, "tensor(double)": 8}
 
 
 class Boundaries:
-    """The arrays of one run.
+    """The tensors of one run.
 
     Args:
+        allocate: Returns memory of so many bytes.
+        lent: Returns a tensor of a type and shape over the beginning of memory.
         otherwise: Names of tensors that have other shapes than declared; what a run finds is added.
     """
 
-    def __init__(self, otherwise: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        allocate: Callable[[int], Any],
+        lent: Callable[[Any, TensorSpec, tuple[int, ...]], Any],
+        otherwise: set[str] | None = None,
+    ) -> None:
         self.otherwise = set[str]() if otherwise is None else otherwise
-        self._lent: dict[int, tuple[Array, Array]] = {}  # what a stage writes, by its id, and the memory it is part of
-        self._free: Array | None = None  # what was freed last; more would pile up where sizes differ
+        self._allocate, self._view = allocate, lent
+        self._lent: dict[int, tuple[Any, Any]] = {}  # what a stage writes, by its id, and the memory it is part of
+        self._free: Any = None  # what was freed last; more would pile up where sizes differ
 
     def lend(self, specs: Sequence[TensorSpec], needed: Sequence[str]) -> dict[str, Any]:
-        """Return an array for each output that is wanted, large, and of a size that is known.
+        """Return a tensor for each output that is wanted, large, and of a size that is known.
 
         Args:
             specs: Outputs of a stage.
             needed: The names of those wanted.
         """
         return {
-            spec.name: self._array(shape, _ITEM_BYTES[spec.type])
+            spec.name: self._tensor(spec, shape)
             for spec in specs
             if spec.name in needed and spec.name not in self.otherwise and (shape := _large_shape(spec))
         }
@@ -51,16 +58,25 @@ class Boundaries:
         if lent := self._lent.pop(id(value), None):
             self._free = lent[1]
 
-    def _array(self, shape: tuple[int, ...], item_bytes: int) -> Array:
-        import numpy as np
-
-        size = math.prod(shape) * item_bytes
+    def _tensor(self, spec: TensorSpec, shape: tuple[int, ...]) -> Any:
+        size = math.prod(shape) * _ITEM_BYTES[spec.type]
         memory, self._free = self._free, None
-        if memory is None or not size <= memory.nbytes <= 2 * size:  # it may be an answer, which the caller keeps
-            memory = np.empty(size, np.uint8)
-        array = memory[:size].view(f"f{item_bytes}").reshape(shape)
-        self._lent[id(array)] = array, memory
-        return array
+        if memory is None or not size <= len(memory) <= 2 * size:  # it may be an answer, which the caller keeps
+            memory = self._allocate(size)
+        tensor = self._view(memory, spec, shape)
+        self._lent[id(tensor)] = tensor, memory
+        return tensor
+
+
+def in_arrays(otherwise: set[str] | None = None) -> Boundaries:
+    """Return such memory as numpy's arrays."""
+    import numpy as np
+
+    def lent(memory: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Any:
+        item_bytes = _ITEM_BYTES[spec.type]
+        return memory[: math.prod(shape) * item_bytes].view(f"f{item_bytes}").reshape(shape)
+
+    return Boundaries(lambda size: np.empty(size, np.uint8), lent, otherwise)
 
 
 def _large_shape(spec: TensorSpec) -> tuple[int, ...] | None:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import threading
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from splitload.base.cache import cache_folder
+from splitload.base.cache import cache_place
 from splitload.base.errors import BundleError
 from splitload.base.machine import cpu_architecture, cpu_model
 from splitload.base.regular import open_regular
@@ -24,23 +22,28 @@ from splitload.bundle.manifest import Canary
 from splitload.bundle.read import check_files
 from splitload.runtime.forks import making_session
 from splitload.runtime.pool import started
-from splitload.runtime.stock import stock_session
-from splitload.runtime.warmup import without_threads
+from splitload.runtime.stock import stock_session, without_threads
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
     import numpy as np
 
-_passed: list[tuple[Path, str]] = []  # what is to be remembered: file and line of each
+    from splitload.base.regular import StrPath
+
+_passed: list[tuple[str, str]] = []  # what is to be remembered: file and line of each
 
 
-def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = True) -> str | None:
+def failure(folder: StrPath, canary: Canary, runtime: str, run: Callable[[str], Sequence[float]]) -> str | None:
     """Return why a runtime is not fit for the variant of a canary, or None if it is.
 
     Args:
         folder: The bundle.
         canary: The variant's.
-        runtime: Version of the onnxruntime that is imported.
-        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
+        runtime: Version of the onnxruntime that runs it.
+        run: Returns what it gives, see `Engine.canary`.
 
     Raises:
         BundleError: If a file of the canary is missing or, where it dies, damaged: that tells nothing of the runtime.
@@ -49,7 +52,7 @@ def failure(folder: Path, canary: Canary, runtime: str, *, own_threads: bool = T
     if place is not None and _is_remembered(place, line):
         return None
     check_files(folder, canary)  # whatever was asked of the bundle: a FIFO would have us wait
-    found = _try(folder, canary, own_threads)
+    found = _try(folder, canary, run)
     if found is not None:
         check_files(folder, canary, "hashes")  # only now: to import what hashes takes twice as long as the canary
     elif place is not None:
@@ -64,7 +67,7 @@ def remember() -> None:
             started(threading.Thread(target=_remember, args=_passed.pop(), name="splitload-canary"))
 
 
-def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[Any, Any]]:
+def answers(graph: StrPath, own_threads: bool = True) -> Mapping[str, np.ndarray[Any, Any]]:
     """Return what a canary gives, by the name of the output; made as first sessions on stages are, on this thread.
 
     Raises:
@@ -84,32 +87,40 @@ def answers(graph: Path, own_threads: bool = True) -> Mapping[str, np.ndarray[An
     return dict(zip(names, session.run(names, {}), strict=True))
 
 
-def _try(folder: Path, canary: Canary, own_threads: bool) -> str | None:
-    """Run a canary; return what it died of, if it did."""
-    import numpy as np
+def in_module(graph: StrPath, own_threads: bool = True) -> list[float]:
+    """Return what a canary gives under the Python module, all outputs one after the other."""
+    return [number for value in answers(graph, own_threads).values() for number in value.ravel().tolist()]
 
+
+def _try(folder: StrPath, canary: Canary, run: Callable[[str], Sequence[float]]) -> str | None:
+    """Run a canary; return what it died of, if it did."""
     try:
-        found = np.concatenate([value.ravel() for value in answers(folder / canary.graph.name, own_threads).values()])
-        least, most = np.fromfile(folder / canary.answers.name, "<f4").reshape(2, -1)
+        found = run(os.path.join(folder, canary.graph.name))
+        with open(os.path.join(folder, canary.answers.name), "rb") as file:
+            raw = file.read()
+        bounds = struct.unpack(f"<{len(raw) // 4}f", raw)
     except Exception as error:  # onnxruntime has no common root for its errors
         return " ".join(str(error).split())[:200] or type(error).__name__
-    if found.shape != least.shape:
-        return f"it gives {found.size} values, not {least.size}"
-    wrong = int(found.size - np.count_nonzero((least <= found) & (found <= most)))  # NaN is wrong as well
-    return f"{wrong} of {found.size} values are wrong" if wrong else None
+    half = len(bounds) // 2
+    if len(found) != half:
+        return f"it gives {len(found)} values, not {half}"
+    right = sum(
+        least <= number <= most for least, number, most in zip(bounds[:half], found, bounds[half:], strict=True)
+    )
+    return f"{half - right} of {half} values are wrong" if right < half else None  # NaN is wrong as well
 
 
-def _memory(canary: Canary, runtime: str) -> tuple[Path | None, str]:
+def _memory(canary: Canary, runtime: str) -> tuple[str | None, str]:
     """Return the file that says that a canary has passed here, and what it must hold; no file without a cache."""
     line = " | ".join(
         (runtime, cpu_architecture(), cpu_model(), canary.graph.sha256, canary.answers.sha256, "passed\n")
     )
-    cache = cache_folder()
+    cache = cache_place()
     name = f"{canary.graph.sha256[:16]}-{zlib.crc32(line.encode()):08x}"
-    return None if cache is None else cache / "canaries" / name, line
+    return None if cache is None else os.path.join(cache, "canaries", name), line
 
 
-def _is_remembered(place: Path, line: str) -> bool:
+def _is_remembered(place: str, line: str) -> bool:
     expected = line.encode()
     try:
         with open_regular(place, links=True) as file:  # a FIFO would have us wait
@@ -118,16 +129,19 @@ def _is_remembered(place: Path, line: str) -> bool:
         return False
 
 
-def _remember(place: Path, line: str) -> None:
+def _remember(place: str, line: str) -> None:
     """Keep the line, whole or not at all; where it cannot be kept, the canary runs again next time.
 
     It is not flushed to storage, which takes longer than the canary: a line that is lost or empty does no harm.
     """
-    made = place.with_name(f".{place.name}.{os.urandom(4).hex()}")
+    folder, name = os.path.split(place)
+    made = os.path.join(folder, f".{name}.{os.urandom(4).hex()}")
     with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
         try:
-            made.write_bytes(line.encode())
-            made.replace(place)
+            with open(made, "wb") as file:
+                file.write(line.encode())
+            os.replace(made, place)
         finally:
-            made.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(made)

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from splitload.base.errors import StageError, UsageError
 from splitload.base.record import Record
@@ -16,7 +13,11 @@ from splitload.bundle.manifest import Manifest, Metadata
 from splitload.runtime.feeds import check_given
 from splitload.runtime.pool import report, started
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
+
     from splitload.runtime.binding import Binding
     from splitload.runtime.options import CallerOptions
 
@@ -61,9 +62,15 @@ class DropIn:
     """The part of `ParallelLoader` that clients of `onnxruntime.InferenceSession` know."""
 
     manifest: Manifest
-    _ort: Any
     _caller: CallerOptions
-    _folder: Path
+    _folder: str
+
+    @property
+    def _ort(self) -> Any:
+        """The Python module, which is imported for what is said in its objects."""
+        import onnxruntime
+
+        return onnxruntime
 
     def _compute(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False

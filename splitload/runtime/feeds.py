@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 from splitload.bundle.manifest import Manifest, TensorSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+    from splitload.runtime.engine import Engine
 
 
 def checked(
-    ort: Any, manifest: Manifest, output_names: Iterable[str] | None, feeds: Mapping[str, Any]
+    engine: Engine, manifest: Manifest, output_names: Iterable[str] | None, feeds: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, Any]]:
-    """Return the outputs that are wanted and the feeds, tensors in the runtime's form.
+    """Return the outputs that are wanted and the feeds, in the runtime's form.
 
     Args:
-        ort: The onnxruntime module.
+        engine: What runs the model.
         manifest: What the model has.
         output_names: Names of outputs; None or empty for all.
         feeds: A value for each input, by name.
@@ -31,10 +35,11 @@ def checked(
         for name in names:
             if name not in known:
                 hint = "; those with a default value have it built in" if what == "input" else ""
-                raise _invalid_argument(f"Invalid {what} name: {name}; the model has {known}{hint}")
-    values = {name: to_ort(ort, value) for name, value in feeds.items()}
+                raise invalid_argument(f"Invalid {what} name: {name}; the model has {known}{hint}")
+    values = {name: engine.value(inputs[name], value) for name, value in feeds.items()}
     for name, value in values.items():
-        _check_tensor(ort, inputs[name], value)
+        if described := engine.described(value):
+            _check_tensor(inputs[name], *described)
     return wanted, values
 
 
@@ -101,31 +106,28 @@ def _names(names: Iterable[str] | None) -> list[str]:
     return listed
 
 
-def _check_tensor(ort: Any, spec: TensorSpec, value: Any) -> None:
+def _check_tensor(spec: TensorSpec, actual: str, shape: Sequence[int]) -> None:
     """Raise what onnxruntime raises for a tensor that does not fit, before a stage is waited for."""
     if not spec.type.startswith("tensor("):
         return
-    if isinstance(value, ort.OrtValue):
-        actual, shape = value.data_type(), value.shape() if value.is_tensor() else ()
-    elif hasattr(value, "dtype") and hasattr(value, "shape") and value.shape != ():
-        actual, shape = "tensor(string)", value.shape
-    else:
-        return  # a list or scalar: the runtime knows which it takes
     if actual != spec.type:
-        raise _invalid_argument(
+        raise invalid_argument(
             f"Unexpected input data type for input: {spec.name}. Actual: ({actual}), expected: ({spec.type})"
         )
     if not spec.shape:
         return  # of any rank
     if len(shape) != len(spec.shape):
-        raise _invalid_argument(f"Invalid rank for input: {spec.name} Got: {len(shape)} Expected: {len(spec.shape)}")
+        raise invalid_argument(f"Invalid rank for input: {spec.name} Got: {len(shape)} Expected: {len(spec.shape)}")
     if any(isinstance(size, int) and size != got for size, got in zip(spec.shape, shape, strict=True)):
-        raise _invalid_argument(
+        raise invalid_argument(
             f"Got invalid dimensions for input: {spec.name} Got: {list(shape)} Expected: {list(spec.shape)}"
         )
 
 
-def _invalid_argument(message: str) -> Exception:
-    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
+def invalid_argument(message: str) -> Exception:
+    """Return onnxruntime's error for arguments that do not fit; a ValueError where its Python module is not there."""
+    try:
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+    except ImportError:
+        return ValueError(message)
     return InvalidArgument(message)  # type: ignore[no-any-return]

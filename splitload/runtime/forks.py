@@ -1,47 +1,94 @@
-"""No fork while a thread of ours is inside the runtime making a session, where it holds locks that a child never gets.
+"""No fork, and no exit, while a thread of ours is inside the runtime making a session, where it holds locks.
 
 A child has one thread, and a copy of every lock as it stood. The runtime takes locks of the process when it makes a
 session (its tables of operators, its log), and none of them when it runs one. So a fork waits until the sessions being
 made are made, and none is begun meanwhile. What a session has besides, its inference threads, stays with the parent: a
 child never uses an inherited session, it makes its own.
+
+This is what the first answer waits for before all else, so nothing is imported here that takes time: `_thread` is what
+`threading` is made of.
 """
 
 from __future__ import annotations
 
-import contextlib
+import _thread
+import atexit
 import os
-import threading
 import time
-from collections.abc import Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_WAIT_S = 30.0  # then the fork goes on, and the child takes its chance
 _STEP_S = 0.001
-_gate = threading.RLock()  # held by who forks; a signal's handler may fork where its own thread holds it
-_inside: set[int] = set()  # identifiers of the threads that make a session
+_gate = _thread.RLock()  # held by who forks; a signal's handler may fork where its own thread holds it
+_inside: set[object] = set()  # identifiers of the threads that make a session, and what stands for one that begins
 
 
-@contextlib.contextmanager
-def making_session() -> Iterator[None]:
-    """Run a block that makes a session, in no moment when the process forks."""
-    here = threading.get_ident()
-    with _gate:
-        _inside.add(here)
+class making_session:
+    """Runs a block that makes a session, in no moment when the process forks."""
+
+    def __enter__(self) -> None:
+        here = _thread.get_ident()
+        with _gate:
+            self._is_outer = here not in _inside
+            _inside.add(here)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_outer:
+            _inside.discard(_thread.get_ident())
+
+
+def make_beside(work: Callable[[], None]) -> None:
+    """Do what makes a session on a thread of its own, if the system has one; the interpreter does not exit meanwhile.
+
+    Returns when that thread runs: it would wait for Python's lock, for as long as this one imports.
+
+    Args:
+        work: What is done; it must not raise.
+    """
+    begun, runs, done = object(), _thread.allocate_lock(), _thread.allocate_lock()
+
+    def on_thread() -> None:
+        try:
+            runs.release()
+            work()
+        finally:
+            _inside.discard(begun)
+            done.release()
+
+    def wait() -> None:
+        import contextlib
+
+        while begun in _inside:  # which it is not in a forked child
+            with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
+                done.acquire()
+
+    runs.acquire()
+    done.acquire()
+    atexit.register(wait)
     try:
-        yield
-    finally:
-        _inside.discard(here)
+        with _gate:
+            _inside.add(begun)
+        _thread.start_new_thread(on_thread, ())
+        runs.acquire()
+    except BaseException as error:
+        _inside.discard(begun)
+        if not isinstance(error, RuntimeError):  # there is no thread left
+            raise
 
 
 def _before() -> None:
     _gate.acquire()
     deadline = time.perf_counter() + MAX_WAIT_S
-    while _inside - {threading.get_ident()} and time.perf_counter() < deadline:
+    while _inside - {_thread.get_ident()} and time.perf_counter() < deadline:
         time.sleep(_STEP_S)
 
 
 def _after_in_child() -> None:
     global _gate
-    _gate = threading.RLock()
+    _gate = _thread.RLock()
     _inside.clear()
 
 

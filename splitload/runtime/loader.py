@@ -7,34 +7,32 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from splitload.base.errors import PortableWarning, UsageError
 from splitload.base.machine import available_threads
 from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, Variant
 from splitload.bundle.read import Verify
-from splitload.runtime.arena import empty_arena
-from splitload.runtime.boundaries import Boundaries
-from splitload.runtime.canary import remember
+from splitload.runtime.capi.tensor import in_form
 from splitload.runtime.drop_in import DropIn
-from splitload.runtime.feeds import checked, given_back, native
+from splitload.runtime.engine import check_engine, chosen, python_engine
+from splitload.runtime.feeds import checked, native
 from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.ordered import OrderedLoading, enlist
-from splitload.runtime.pool import report
-from splitload.runtime.session import run_stage, to_python
-from splitload.runtime.upgrade import Upgrade
-from splitload.runtime.variants import choose, likely
+from splitload.runtime.staged import Staged
+from splitload.runtime.variants import choose, likely, remember
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Any, ClassVar, Literal
+
     from splitload.plan.schedule import Schedule  # importing it costs a loader 0.5 ms
     from splitload.runtime.background import Specializer
+    from splitload.runtime.engine import EngineName
 
-Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
-_told: set[Path] = set()  # bundles of which it was said that their portable graph runs
+_told: set[str] = set()  # bundles of which it was said that their portable graph runs
 
 
 class ParallelLoader(DropIn):
@@ -69,6 +67,13 @@ class ParallelLoader(DropIn):
             an interrupt of the main thread meanwhile ends `run`.
         specialize: "background" makes a native variant for this machine after the first answer, where only the portable
             one runs, for the next start that asks for it too; see `background.py`.
+        engine: What loads and runs the stages: "library", onnxruntime's C library, for which neither its Python module
+            nor numpy is imported; "python", that module; or "auto", the C library, unless the module is imported
+            already, an argument is an object of the module's, the model has other things than tensors of numbers, or
+            there is no C library. With "auto" stages are loaded anew by the module when `run_options`, an `io_binding`
+            or `run_with_ort_values` come to be used.
+        arrays: What `run` returns: "numpy" arrays, or "buffers", each a `Tensor`, without importing numpy.
+        library: Path of the C library; None for SPLITLOAD_ORT_LIBRARY, or the one that came with the module.
 
     Attributes:
         manifest: What the bundle says.
@@ -77,10 +82,11 @@ class ParallelLoader(DropIn):
         why_portable: Why that is not a native variant, though the bundle has one, and what helps; else None. A
             `PortableWarning` says it too, once a bundle and process.
         threads: How many stages load at a time.
+        why_engine: Why `engine` is what it is.
 
     Raises:
         BundleError: If the bundle is incomplete or damaged.
-        MissingPackageError: If onnxruntime is older than splitload needs.
+        MissingPackageError: If onnxruntime is not installed, or older than splitload needs.
         UsageError: If `threads` is below 1, the bundle has no such `tail`, `frozen_only` is asked of a bundle that was
             built without trainable layers, or a session's options ask for what a bundle cannot do.
     """
@@ -105,10 +111,14 @@ class ParallelLoader(DropIn):
         read_config_from_model: int = 0,
         disabled_optimizers: Iterable[str] | None = None,
         specialize: Literal["background"] | None = None,
+        engine: EngineName = "auto",
+        arrays: Literal["numpy", "buffers"] = "numpy",
+        library: str | os.PathLike[str] | None = None,
     ) -> None:
         _check_arguments(bundle, threads, specialize)
-        self._start = time.perf_counter()
-        self._folder = Path(bundle).resolve()  # wherever the caller goes meanwhile
+        check_engine(engine, arrays)
+        self._start_s = time.perf_counter()
+        self._folder = os.path.realpath(bundle)  # wherever the caller goes meanwhile
         self.manifest, self.tail = contents(bundle, verify, tail, frozen_only=frozen_only)
         self._files = StageFiles(self._folder, self.tail, self._parts)
         stored, guess = self.manifest, likely(self.manifest)
@@ -117,9 +127,6 @@ class ParallelLoader(DropIn):
         if is_known:
             self._files.read(guess)
         try:
-            import onnxruntime as ort
-
-            self._ort = ort
             self._caller = CallerOptions(
                 sess_options,
                 providers,
@@ -128,31 +135,29 @@ class ParallelLoader(DropIn):
                 read_config_from_model=read_config_from_model,
                 disabled_optimizers=disabled_optimizers,
             )
+            self._engine, self.why_engine = chosen(engine, stored, self._caller, library)
             self.manifest = self._caller.fixed(stored)
             self._choose(stored, guess if is_known else None, specialize)
         except BaseException:  # nobody will ask for what is being read
             self._files.stop()
             raise
-        stages = self.variant.stages
+        self._may_switch = engine == "auto"
+        self._arrays = arrays
         self._overlap = overlap and self.variant.overlap
-        self._opener = StageOpener(self._files, self._caller, self._parts, share_memory=len(stages) > 1)
         self._is_upgraded = upgrade and self._caller.prepacks
         self._on_progress = on_progress
-        self._otherwise: set[str] = set()
-        self._wanted = min(threads or min(self.variant.threads, available_threads()), len(stages))
-        self._loading: OrderedLoading[Any] = OrderedLoading(
-            self._folder, len(stages), self._parts.pool,
-            hand_over_s=self._parts.hand_over_s, given_up=self._given_up(),
-        )  # fmt: skip
-        self._forget()
+        self._wanted = min(threads or min(self.variant.threads, available_threads()), len(self.variant.stages))
+        self._switching = threading.Lock()
+        self._former: list[Staged] = []
+        self._is_inherited = False  # by a forked child, which has not used it yet
+        self.threads = 0
+        self._staged = self._stage()
         enlist(self)
         self._begin()
 
     def _choose(self, stored: Manifest, guess: Variant | None, specialize: str | None) -> None:
         """Choose the variant that runs here, and begin to read it unless it was guessed."""
-        self.variant, self.why_portable = choose(
-            self._folder, self.manifest, self._ort.__version__, own_threads=self._caller.own_threads
-        )
+        self.variant, self.why_portable = choose(self._folder, self.manifest, self._engine.version, self._engine.canary)
         self._specializer = self._find_specializer(stored) if specialize is not None else None
         if self.variant is not guess:
             self._files.read(self.variant)
@@ -170,100 +175,114 @@ class ParallelLoader(DropIn):
 
     def _find_specializer(self, manifest: Manifest) -> Specializer | None:
         """Take the native variant that an earlier run has made, or return what makes one where it is wanted."""
+        from pathlib import Path
+
         from splitload.runtime.background import Specializer, cached
 
         if self.variant.kind == "native":
             return None
-        if found := cached(manifest, self._ort.__version__):
+        if found := cached(manifest, self._engine.version):
             (self._files.folder, self.variant), self.why_portable = found, None
             return None
         last = None if self.tail is None else self.tail.graph
-        return Specializer(self._folder, manifest, last, self._caller, lambda: self._loading.inside())
+        return Specializer(Path(self._folder), manifest, last, self._caller, lambda: self._loading.inside())
+
+    @property
+    def engine(self) -> Literal["library", "python"]:
+        """What the stages are loaded and run by: onnxruntime's C library, or its Python module."""
+        return self._engine.name
+
+    @property
+    def _loading(self) -> OrderedLoading:
+        return self._staged.loading
+
+    def _stage(self) -> Staged:
+        """Return the stages, none of which is loaded, in the engine at hand."""
+        opener = StageOpener(self._files, self._engine, self._parts, share_memory=len(self.variant.stages) > 1)
+        return Staged(
+            self._folder, self.variant, self._engine, opener, self._parts,
+            is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=self._given_up(),
+        )  # fmt: skip
 
     def _given_up(self) -> list[Callable[[], None]]:
         """Return what has to know that nothing more will be loaded."""
         return [self._files.stop, *([] if self._specializer is None else [self._specializer.cancel])]
 
-    def _forget(self) -> None:
-        """Know of no answer yet, as before the first stage is loaded."""
-        self._upgrade = Upgrade(self._loading, self.variant.stages, self._opener.faster, is_wanted=self._is_upgraded)
-        self._answered = False
-        self._first_runs: dict[int, Done] = {}
-        self.threads = 0
-        self._is_inherited = False  # by a forked child, which has not used it yet
-
     def _begin(self) -> None:
-        self._loading.start(self._wanted, self._load, self._after_load, self._start)
+        self._staged.begin(self._wanted, self._start_s)
         self.threads = self._loading.threads
 
-    def _load(self, index: int, lane: int) -> Any:
-        return self._opener.first(self.variant.stages[index])
+    def _use_module(self, why: str) -> None:
+        """Load the stages anew by the Python module; runs under way end as they began.
 
-    def _after_load(self, index: int, loaded: int) -> None:
-        if self._answered:
-            self._upgrade.begin()
-        self._report(loaded)
+        Args:
+            why: What is met that only the Python module knows.
+
+        Raises:
+            UsageError: If the C library was asked for.
+            MissingPackageError: If the Python module is not installed.
+        """
+        with self._switching:
+            if self._engine.name == "python":
+                return
+            if not self._may_switch:
+                raise UsageError(f"{why} needs engine='python' or 'auto', this loader was made with engine='library'")
+            self._engine, self.why_engine = python_engine(self._caller, why), f"{why} came to be used"
+            self._former.append(self._staged)
+            self._staged = self._stage()
+            self._start_s = time.perf_counter()
+            self._begin()
 
     def _compute(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False
     ) -> list[Any]:
         """Run the stages that the named outputs need; see `run`, and `DropIn._compute`."""
         self._enter()
-        if self._is_model:
-            return self._run_whole(output_names, feeds, run_options, keep)
-        wanted, values = checked(self._ort, self.manifest, output_names, feeds)
+        if keep or run_options is not None:
+            self._use_module("an OrtValue as an output" if keep else "an onnxruntime.RunOptions")
+        staged = self._staged
+        engine = staged.engine
+        if self._is_model and engine.name == "python":
+            return self._run_whole(staged, output_names, feeds, run_options, keep)
+        wanted, values = checked(engine, self.manifest, output_names, feeds)
         if not self._overlap:
             self.wait()
-        boundaries = Boundaries(self._otherwise)
-        for index, needed, last_reads in self.variant.steps(wanted):
-            stage = self.variant.stages[index]
-            session = self._session(index)
-            start = time.perf_counter()
-            results = run_stage(
-                self._ort, session, stage, needed, values, run_options, keep=keep, boundaries=boundaries
-            )
-            if index not in self._first_runs:
-                end = time.perf_counter()
-                self._first_runs.setdefault(index, (index, "infer", 0, start - self._start, end - self._start))
-            for name in last_reads:
-                boundaries.take_back(values.pop(name, None))
-            values.update(zip(needed, results, strict=True))
-        self._note_answer()
+        values = staged.run(wanted, values, run_options, keep=keep)
+        self._note_answer(staged)
         answers = [values[name] for name in wanted]
         if not keep:  # else a session too gives back the OrtValue that it was given
             inputs = {spec.name: spec for spec in self.manifest.inputs}
             answers = [
-                given_back(self._ort, inputs[name], value) if name in inputs else to_python(self._ort, value)
+                engine.given_back(inputs[name], value) if name in inputs else engine.answer(value)
                 for name, value in zip(wanted, answers, strict=True)
             ]
+            answers = [in_form(answer, self._arrays) for answer in answers]
         if self._specializer is not None:
             self._specializer.answered(feeds, wanted, answers)
         return answers
 
     def _run_whole(
-        self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, keep: bool
+        self, staged: Staged, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, keep: bool
     ) -> list[Any]:
         """Run the only stage, whose inputs and outputs are the model's: the runtime checks them itself."""
-        session = self._session(0)
-        start = time.perf_counter()
+        session = staged.session(0)
+        start_s = time.perf_counter()
         names = output_names or self._outputs
         if keep:
             results: list[Any] = session.run_with_ort_values(names, feeds, run_options)
         else:
             results = session.run(names, {name: native(value) for name, value in feeds.items()}, run_options)
-        if not self._answered:
-            end = time.perf_counter()
-            self._first_runs.setdefault(0, (0, "infer", 0, start - self._start, end - self._start))
-            self._note_answer()
+        if not staged.has_answered:
+            staged.note_run(0, start_s)
+            self._note_answer(staged)
         if self._specializer is not None:
-            self._specializer.answered(feeds, list(output_names or self._outputs), results)
-        return results
+            self._specializer.answered(feeds, list(names), results)
+        return results if keep else [in_form(result, self._arrays) for result in results]
 
-    def _note_answer(self) -> None:
+    def _note_answer(self, staged: Staged) -> None:
         """Begin what had to wait for the first answer."""
-        self._answered = True
         remember()
-        self._upgrade.begin()
+        staged.note_answer()
 
     def wait(self, until: str | float = "loaded", timeout: float | None = None) -> bool:
         """Wait until all stages are loaded ("loaded"), made anew for speed ("upgraded") or natively ("specialized").
@@ -285,21 +304,22 @@ class ParallelLoader(DropIn):
         self._enter()
         if until not in ("loaded", "upgraded", "specialized"):
             raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
+        staged = self._staged
         if until == "specialized":
             made = self._specializer is None or self._specializer.done.wait(timeout)
-            self._loading.check()
+            staged.loading.check()
             return made
         start = time.perf_counter()
-        if not self._loading.all_loaded.wait(timeout):
+        if not staged.loading.all_loaded.wait(timeout):
             return False
-        self._loading.check()
+        staged.loading.check()
         if until == "loaded":
             return True
-        self._upgrade.begin()
-        if not self._upgrade.is_wanted:
+        staged.upgrade.begin()
+        if not staged.upgrade.is_wanted:
             return True
-        in_time = self._upgrade.done.wait(None if timeout is None else timeout - (time.perf_counter() - start))
-        self._loading.check()
+        in_time = staged.upgrade.done.wait(None if timeout is None else timeout - (time.perf_counter() - start))
+        staged.loading.check()
         return in_time
 
     @property
@@ -310,22 +330,18 @@ class ParallelLoader(DropIn):
     @property
     def timeline(self) -> Schedule:
         """The loads so far and each stage's first inference, in seconds from the load call, as measured."""
-        from splitload.plan.schedule import Schedule, Task
-
-        with self._loading.lock:
-            loads = [Task(index, "load", *load) for index, load in self._loading.loads.items()]
-            runs = [Task(*done) for done in self._first_runs.copy().values()]
-        return Schedule(tuple(sorted([*loads, *runs], key=lambda task: (task.start_s, task.end_s))), "measured")
+        return self._staged.timeline
 
     def close(self) -> None:
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
         remember()
         self._let_go()
         if len(self.variant.stages) > 1:
-            empty_arena(self._ort, own_threads=self._caller.own_threads)
+            self._engine.empty_arena()
 
     def _let_go(self) -> None:
-        self._loading.close()
+        for staged in (*self._former, self._staged):
+            staged.loading.close()
 
     def _inherit(self) -> None:
         """Become, in a forked child, a loader that loads anew once it is used; closed or failed ones stay so.
@@ -333,11 +349,13 @@ class ParallelLoader(DropIn):
         Threads that load, and locks they hold, stayed with the parent. So did the threads of the sessions, for which
         the runtime would wait when it frees them: they are kept for good, and never run.
         """
-        inherited = [*self._loading.values, self._caller.stand_in_made]
+        staged = [*self._former, self._staged]
+        inherited = [*(value for each in staged for value in each.loading.values), self._caller.stand_in_made]
         self._specializer = None  # the parent makes that variant
-        self._loading = self._loading.heir(self._given_up())
-        self._forget()
+        self._staged, self._former = self._staged.heir(self._given_up()), []
+        self._switching = threading.Lock()
         self._is_inherited = True
+        self.threads = 0
         with contextlib.suppress(ImportError, AttributeError):
             import ctypes
 
@@ -349,7 +367,7 @@ class ParallelLoader(DropIn):
             with self._loading.lock:
                 first, self._is_inherited = self._is_inherited, False
             if first and not self._loading.is_over():
-                self._start = time.perf_counter()
+                self._start_s = time.perf_counter()
                 self._files.read(self.variant)
                 self._begin()
         self._loading.check()
@@ -361,28 +379,6 @@ class ParallelLoader(DropIn):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _report(self, loaded: int) -> None:
-        """Call `on_progress`; it must not be able to stop the loading."""
-        if self._on_progress is None:
-            return
-        try:
-            self._on_progress(loaded, len(self.variant.stages))
-        except BaseException as error:  # not even SystemExit: others wait for this thread
-            self._on_progress = None
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # it is the user's: the stage is loaded, and `run` was waiting for it here
-            report(error)
-
-    def _session(self, index: int) -> Any:
-        """Return the session of a stage, waiting for it."""
-        loading = self._loading
-        if not self._answered:
-            loading.load_here(self._load, self._after_load)
-        session = loading.take(index)
-        if session is None or loading.error is not None:
-            loading.check()
-        return session
 
 
 def _check_arguments(bundle: object, threads: object, specialize: object) -> None:

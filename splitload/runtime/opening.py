@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import BundleError, UsageError
 from splitload.base.record import Record
 from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Variant, without_tail
 from splitload.bundle.read import Verify, read_manifest
-from splitload.runtime import session
+from splitload.runtime import reading
 from splitload.runtime.pool import SHARED, started
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from splitload.base.regular import StrPath
     from splitload.bundle.tails import Tail
-    from splitload.runtime.options import CallerOptions
+    from splitload.runtime.engine import Engine
     from splitload.runtime.ordered import Pool
 
 HAND_OVER_S = 0.001  # a caller that asks within it loads the only stage itself: faster than on another thread
+
+
+def _opened(open_session: Callable[..., Any], *values: Any, **named: Any) -> Any:
+    return open_session(*values, **named)
 
 
 class LoadingParts(Record):
@@ -29,19 +35,19 @@ class LoadingParts(Record):
 
     Attributes:
         pool: Runs the loads, see `LoadingPool`.
-        open_session: Makes a session on a file, see `session.open_session`.
-        is_cached: Tells whether a file is in memory, see `session.is_cached`.
-        fetch: Reads files in the order of their use, see `session.fetch`.
-        read_ahead: Reads a whole file, see `session.read_ahead`.
+        open_session: Makes a session on a file: called with what makes it, `Engine.open`, and with its arguments.
+        is_cached: Tells whether a file is in memory, see `reading.is_cached`.
+        fetch: Reads files in the order of their use, see `reading.fetch`.
+        read_ahead: Reads a whole file, see `reading.read_ahead`.
         start: Starts a thread that reads, and returns whether the system had one left, see `pool.started`.
         hand_over_s: How long the pool leaves the only stage of a model to who asks for it.
     """
 
     pool: Pool = SHARED
-    open_session: Callable[..., Any] = session.open_session
-    is_cached: Callable[..., bool] = session.is_cached
-    fetch: Callable[..., object] = session.fetch
-    read_ahead: Callable[..., object] = session.read_ahead
+    open_session: Callable[..., Any] = _opened
+    is_cached: Callable[..., bool] = reading.is_cached
+    fetch: Callable[..., object] = reading.fetch
+    read_ahead: Callable[..., object] = reading.read_ahead
     start: Callable[[threading.Thread], bool] = started
     hand_over_s: float = HAND_OVER_S
 
@@ -55,15 +61,17 @@ def contents(
         BundleError: If the bundle is incomplete or damaged.
         UsageError: If it has no such tail, or `frozen_only` is asked of one without trainable layers.
     """
-    folder = Path(bundle).resolve()
+    folder = os.path.realpath(bundle)
     manifest = read_manifest(folder, verify)
     if frozen_only:
         return without_tail(manifest), None
     if tail is not None and manifest.training is not None:
+        from pathlib import Path
+
         from splitload.bundle.tails import check_known, open_tail  # for the bundles that have one
 
-        check_known(folder, tail)
-        return manifest, open_tail(folder, tail, manifest.variants[-1].stages[-1], verify=verify)
+        check_known(Path(folder), tail)
+        return manifest, open_tail(Path(folder), tail, manifest.variants[-1].stages[-1], verify=verify)
     if tail not in (None, DEFAULT_TAIL):
         raise UsageError(f"'{bundle}' has no trainable stage, and so no tail '{tail}'")
     return manifest, None
@@ -82,17 +90,17 @@ class StageFiles:
         parts: What reads.
     """
 
-    def __init__(self, folder: Path, tail: Tail | None, parts: LoadingParts) -> None:
+    def __init__(self, folder: StrPath, tail: Tail | None, parts: LoadingParts) -> None:
         self.folder = folder
         self.are_fetched = False
         self._tail, self._parts = tail, parts
         self._read: Variant | None = None
 
-    def path(self, stage: StageEntry) -> Path:
+    def path(self, stage: StageEntry) -> str:
         """Return the graph file that is loaded for a stage."""
         if self._tail is not None and stage.trainable:
-            return self._tail.graph
-        return self.folder / stage.graph.name
+            return os.fspath(self._tail.graph)
+        return os.path.join(self.folder, stage.graph.name)
 
     def read(self, variant: Variant) -> None:
         """Begin to read a variant, perhaps before onnxruntime is imported; what was fetched of another one stops."""
@@ -115,14 +123,14 @@ class StageFiles:
         """Fetch no more: nobody will ask for it."""
         self._read = None
 
-    def about_to_load(self, stage: StageEntry) -> Path:
+    def about_to_load(self, stage: StageEntry) -> str:
         """Return the file of a stage that is loaded now, and read it ahead where its entry says so and nobody has."""
         path = self.path(stage)
         if stage.prefetch and not (self.are_fetched and stage.read_order):
             self._read_ahead(path)
         return path
 
-    def _read_ahead(self, path: Path) -> None:
+    def _read_ahead(self, path: str) -> None:
         self._parts.start(threading.Thread(target=self._parts.read_ahead, args=(path,), daemon=True))
 
 
@@ -131,13 +139,13 @@ class StageOpener:
 
     Args:
         files: Where the stages lie.
-        caller: What the caller wants of sessions.
-        parts: What makes them.
+        engine: What makes them.
+        parts: What stands between.
         share_memory: Whether working memory comes from the arena of all stages.
     """
 
-    def __init__(self, files: StageFiles, caller: CallerOptions, parts: LoadingParts, *, share_memory: bool) -> None:
-        self._files, self._caller, self._parts, self._share_memory = files, caller, parts, share_memory
+    def __init__(self, files: StageFiles, engine: Engine, parts: LoadingParts, *, share_memory: bool) -> None:
+        self._files, self._engine, self._parts, self._share_memory = files, engine, parts, share_memory
 
     def first(self, stage: StageEntry) -> Any:
         """Return the session on a stage that answers first."""
@@ -147,27 +155,23 @@ class StageOpener:
         """Return one with weights rearranged for speed, made at low priority, which the calling thread keeps."""
         return self._open(self._files.path(stage), stage, prepack=True, background=True)
 
-    def _open(self, path: Path, stage: StageEntry, *, prepack: bool, background: bool) -> Any:
+    def _open(self, path: str, stage: StageEntry, *, prepack: bool, background: bool) -> Any:
         try:
             made = self._parts.open_session(
+                self._engine.open,
                 path,
                 prepack=prepack,
                 mapped=stage.mapped,
                 optimize=stage.optimizes(prepack),
                 background=background,
-                options=self._caller.copy(),
                 share_memory=self._share_memory,
             )
         except Exception as error:
-            if path.exists():
+            if os.path.exists(path):
                 raise
             raise BundleError(f"'{path}' is missing; copy the bundle again") from error  # the runtime has other words
-        _check_names(made, stage, path)
+        reads, gives = self._engine.names(made)
+        if not (reads <= set(stage.inputs) and gives >= {spec.name for spec in stage.outputs}):
+            # sizes do not tell, and a run would blame the caller
+            raise BundleError(f"'{path}' does not hold the stage that the manifest says; copy the bundle again")
         return made
-
-
-def _check_names(made: Any, stage: StageEntry, path: Path) -> None:
-    """Raise `BundleError` where a file holds another stage: sizes do not tell, and a run would blame the caller."""
-    reads, gives = ({argument.name for argument in each} for each in (made.get_inputs(), made.get_outputs()))
-    if not (reads <= set(stage.inputs) and gives >= {spec.name for spec in stage.outputs}):
-        raise BundleError(f"'{path}' does not hold the stage that the manifest says; copy the bundle again")

@@ -7,14 +7,14 @@ whatever depends on the options and the provider alone, and not on the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from splitload.base.errors import UsageError
 from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.runtime.forks import making_session
-from splitload.runtime.session import config_entry
-from splitload.runtime.stock import session_class
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 CPU = "CPUExecutionProvider"
 _HARMLESS = (CPU, "AzureExecutionProvider")  # the second takes no operator of ONNX; every wheel for the CPU has both
@@ -31,6 +31,7 @@ class CallerOptions:
 
     Attributes:
         given: The caller's `sess_options`, or None.
+        needs_module: Whether anything is said in words of onnxruntime's Python module.
         own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
         providers: Names of the execution providers, as a stock session lists them.
         prepacks: Whether weights may be rearranged for speed.
@@ -51,6 +52,7 @@ class CallerOptions:
         read_config_from_model: Any = 0,
         disabled_optimizers: Any = None,
     ) -> None:
+        self.needs_module = sess_options is not None or providers not in (None, [CPU]) or bool(provider_options)
         self.providers = checked_providers(providers, provider_options)
         if int(read_config_from_model) == 1:
             raise UsageError("read_config_from_model=1 needs the model's own file; give the settings as sess_options")
@@ -67,7 +69,7 @@ class CallerOptions:
         if sess_options is not None:
             _refuse(sess_options, providers)
             _tell(sess_options)
-        self.prepacks = sess_options is None or config_entry(sess_options, "session.disable_prepacking") != "1"
+        self.prepacks = sess_options is None or _prepacks(sess_options)
 
     @property
     def stand_in(self) -> Any:
@@ -115,6 +117,8 @@ class CallerOptions:
     def _make(self, names: Sequence[str]) -> Any:
         """Return a session of one node whose input has the open sizes `names` and one of each denotation."""
         options: dict[str, Any] = {} if self.given is None else {"sess_options": self.given}
+        from splitload.runtime.stock import session_class
+
         try:
             with making_session():
                 return session_class()(_identity(names), providers=self.providers, enable_fallback=0, **options)
@@ -136,7 +140,7 @@ def checked_providers(
         UsageError: If one would be used that a bundle is not made for, or the processor is not among them.
         ValueError: If they are no list of names, or not as many options.
     """
-    if providers is None:
+    if providers in (None, [CPU]) and not provider_options:
         return [CPU]
     from onnxruntime.capi import onnxruntime_inference_collection as stock
 
@@ -153,6 +157,12 @@ def checked_providers(
     if names and not usable:
         raise UsageError(f"none of the providers {names} is here, a bundle needs {CPU!r} among them")
     return usable if CPU in usable else [*usable, CPU]
+
+
+def _prepacks(options: Any) -> bool:
+    from splitload.runtime.session import config_entry
+
+    return config_entry(options, "session.disable_prepacking") != "1"
 
 
 def _refuse(options: Any, providers: Sequence[Any] | None) -> None:

@@ -16,20 +16,19 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from splitload.base.errors import StageError
 from splitload.runtime.pool import Latch
 
-T = TypeVar("T")
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, Protocol
 
-    Load = Callable[[int, int], T]
+    from splitload.base.regular import StrPath
+
+    Load = Callable[[int, int], Any]
     After = Callable[[int, int], None]
     Loaded = tuple[int, float, float]  # lane, start and end of a load, in seconds from the load call
 
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
             """Leave to the parent, in a forked child, what its threads load."""
 
 
-class OrderedLoading(Generic[T]):
+class OrderedLoading:
     """The stages of one model on their way.
 
     Stages are handed out in order, one a turn, so that models that load at once take turns. The first stage that fails
@@ -75,14 +74,14 @@ class OrderedLoading(Generic[T]):
 
     def __init__(
         self,
-        folder: Path,
+        folder: StrPath,
         num_stages: int,
         pool: Pool,
         *,
         hand_over_s: float | None = None,
         given_up: Sequence[Callable[[], None]] = (),
     ) -> None:
-        self.values: list[T | None] = [None] * num_stages
+        self.values: list[Any] = [None] * num_stages
         self.loads: dict[int, Loaded] = {}
         self.error: StageError | None = None
         self.is_closed = False
@@ -104,7 +103,7 @@ class OrderedLoading(Generic[T]):
         self._further.append(made)
         return made
 
-    def start(self, threads: int, load: Load[T], after: After, start_s: float | None = None) -> None:
+    def start(self, threads: int, load: Load, after: After, start_s: float | None = None) -> None:
         """Have the pool load the stages.
 
         Args:
@@ -130,7 +129,7 @@ class OrderedLoading(Generic[T]):
             self.give_up(error)
             raise error
 
-    def load_here(self, load: Load[T], after: After) -> None:
+    def load_here(self, load: Load, after: After) -> None:
         """Load the only stage on this thread, if it is handed over and no other has begun to; see `start`.
 
         On the thread that goes on to run it a session is made faster than on another one: by 3 ms of 18, on a machine
@@ -157,12 +156,12 @@ class OrderedLoading(Generic[T]):
                 self._fail(0, StageError("it was interrupted, and the system has no thread left to load it with"))
             raise
 
-    def take(self, index: int) -> T | None:
+    def take(self, index: int) -> Any:
         """Wait for a stage, and return what was loaded; None if it was given up before, or all was let go of."""
         self._latches[index].wait()
         return self.values[index]
 
-    def replace(self, index: int, value: T) -> None:
+    def replace(self, index: int, value: Any) -> None:
         """Put another value in the place of one that was loaded, unless this was closed."""
         with self.lock:
             if not self.is_closed:
@@ -235,13 +234,13 @@ class OrderedLoading(Generic[T]):
         with self.lock:
             self.values = [None] * len(self.values)
 
-    def heir(self, given_up: Sequence[Callable[[], None]] = ()) -> OrderedLoading[T]:
+    def heir(self, given_up: Sequence[Callable[[], None]] = ()) -> OrderedLoading:
         """Return what takes its place in a forked child: nothing is loaded there, and what is over stays over.
 
         Threads that load stayed with the parent, perhaps with the lock. The thread that forked may come back to this
         one, and finds it closed.
         """
-        heir: OrderedLoading[T] = OrderedLoading(
+        heir: OrderedLoading = OrderedLoading(
             self._folder, len(self.values), self._pool, hand_over_s=self._hand_over_s, given_up=given_up
         )
         if self.is_over():
@@ -252,12 +251,12 @@ class OrderedLoading(Generic[T]):
         self.give_up()
         return heir
 
-    def _late_turn(self, load: Load[T], after: After, lane: int) -> None:
+    def _late_turn(self, load: Load, after: After, lane: int) -> None:
         """Load the only stage, unless `load_here` does within a moment, which saves the start of a thread."""
         self._asked_for.wait(self._hand_over_s)
         self._turn(load, after, lane)
 
-    def _turn(self, load: Load[T], after: After, lane: int) -> None:
+    def _turn(self, load: Load, after: After, lane: int) -> None:
         """Load the next stage, then make room for other models; one turn on a thread of the pool."""
         index = self._hand_out()
         if index is None:
@@ -280,7 +279,7 @@ class OrderedLoading(Generic[T]):
             self._next = index + 1
         return index
 
-    def _load(self, index: int, load: Load[T], after: After, lane: int) -> None:
+    def _load(self, index: int, load: Load, after: After, lane: int) -> None:
         """Load a stage that was handed out, and tell those who wait for it."""
         try:
             start_s = time.perf_counter()
@@ -338,7 +337,7 @@ class OrderedLoading(Generic[T]):
 
 
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
-_entered: set[OrderedLoading[Any]] = set()  # with threads inside the runtime, though their owner may be gone
+_entered: set[OrderedLoading] = set()  # with threads inside the runtime, though their owner may be gone
 
 
 def enlist(owner: Owner) -> None:

@@ -14,9 +14,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 
 from splitload.base.machine import available_threads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IDLE_S = 5.0
 SIGNAL_S = 0.5

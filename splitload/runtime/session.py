@@ -6,9 +6,6 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
 
 from splitload.base.machine import inference_threads
 from splitload.bundle.manifest import TensorSpec
@@ -16,18 +13,27 @@ from splitload.runtime.arena import share_arena
 from splitload.runtime.boundaries import Boundaries
 from splitload.runtime.feeds import to_ort
 from splitload.runtime.forks import making_session
+from splitload.runtime.settings import MAPPED, PLAIN, SPINNING
 from splitload.runtime.stock import runtime_path, session_class
 
-SPIN_US = 1000
-SPINNING = {"session.intra_op.spin_duration_us": str(SPIN_US), "session.force_spinning_stop": "1"}
-_READ_BYTES = 1 << 20
-_SAMPLES = 16
-LENGTH_BYTES = 4  # before each vector of an .ort file, so before each weight; read when the session is made
-ReadOrder = tuple[int, ...]  # as `StageEntry.read_order`
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from typing import Any, Protocol
+
+    from splitload.base.regular import StrPath
+
+    class StageIO(Protocol):
+        """What a stage reads and gives; manifest entries and freshly written stages both fit."""
+
+        @property
+        def inputs(self) -> tuple[str, ...]: ...  # noqa: D102
+        @property
+        def outputs(self) -> tuple[TensorSpec, ...]: ...  # noqa: D102
 
 
 def open_session(
-    graph: Path,
+    graph: StrPath,
     *,
     prepack: bool = False,
     mapped: bool = True,
@@ -60,7 +66,7 @@ def open_session(
     """
     import onnxruntime as ort
 
-    is_ort = graph.suffix == ".ort"
+    is_ort = os.fspath(graph).endswith(".ort")
     if options is None:
         options = ort.SessionOptions()
     else:
@@ -77,11 +83,8 @@ def open_session(
             options.add_session_config_entry(key, value)
     if share_memory:
         share_arena(ort, options)
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if mapped and is_ort:
-        options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
-        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
+    for entry in (({} if prepack else PLAIN) | (MAPPED if mapped and is_ort else {})).items():
+        options.add_session_config_entry(*entry)
     settings: dict[str, Any] = {"disabled_optimizers": _nothing_at_low_priority()} if background else {}
     settings["enable_fallback"] = 0  # which is to try the same once more, and to print about it
     with making_session():
@@ -106,75 +109,6 @@ def _nothing_at_low_priority() -> Iterator[str]:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # here a thread has a niceness of its own
     yield from ()
-
-
-def read_ahead(path: Path) -> None:
-    """Read a file, so that it is in memory and, as far as it fits, in the processor's cache.
-
-    Errors are left for the load to meet.
-    """
-    buffer = bytearray(_READ_BYTES)
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
-
-
-def is_cached(path: Path, order: ReadOrder) -> bool:
-    """Return whether the system holds in memory what is read of a file, by a few samples; True where it does not tell.
-
-    Linux tells by refusing a read that would have to wait. A sample that storage answers at once counts as held.
-    """
-    if not hasattr(os, "RWF_NOWAIT"):
-        return True
-    byte = bytearray(1)
-    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-        for sample in range(1, _SAMPLES + 1):
-            try:
-                os.preadv(file.fileno(), [byte], order[-1] * sample // _SAMPLES - 1, os.RWF_NOWAIT)
-            except BlockingIOError:
-                return False
-    return True
-
-
-def fetch(files: Sequence[tuple[Path, ReadOrder]], stopped: Callable[[], bool]) -> None:
-    """Have the system read files that it does not hold, in the order in which they are used.
-
-    What the runtime reads to make the sessions comes first: the graphs, and the page before each weight, which tells
-    its length. The weights follow in pieces, one ahead of the one awaited: who needs a page out of turn never waits
-    long.
-    Errors are left for the load to meet.
-
-    Args:
-        files: The files, and the order in which their weights are used.
-        stopped: Whether nobody wants them any more.
-    """
-    with contextlib.suppress(OSError):
-        for path, order in files:
-            with path.open("rb", buffering=0) as opened:
-                file = opened.fileno()
-                os.posix_fadvise(file, 0, order[0], os.POSIX_FADV_WILLNEED)
-                for start in order[1:-1]:
-                    os.posix_fadvise(file, start - LENGTH_BYTES, LENGTH_BYTES, os.POSIX_FADV_WILLNEED)
-        for path, order in files:
-            with path.open("rb", buffering=0) as opened:
-                file = opened.fileno()
-                for start in range(order[0], order[-1], _READ_BYTES):
-                    if stopped():
-                        return
-                    os.posix_fadvise(file, start, min(_READ_BYTES, order[-1] - start), os.POSIX_FADV_WILLNEED)
-                    os.pread(file, 1, start - 1)
-                os.pread(file, 1, order[-1] - 1)
-
-
-if TYPE_CHECKING:
-
-    class StageIO(Protocol):
-        """What a stage reads and gives; manifest entries and freshly written stages both fit."""
-
-        @property
-        def inputs(self) -> tuple[str, ...]: ...  # noqa: D102
-        @property
-        def outputs(self) -> tuple[TensorSpec, ...]: ...  # noqa: D102
 
 
 def run_stage(

@@ -134,7 +134,7 @@ def _last_stage(loader: ParallelLoader, tail: str | None) -> str:
         return ""
     from splitload.bundle.tails import names
 
-    others = [] if tail is not None else names(loader._folder)
+    others = [] if tail is not None else names(Path(loader._folder))
     hint = f", not a personalized one; tail=NAME takes one of: {', '.join(others)}" if others else ""
     return f"; its last stage is the one it was built with{hint}"
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from pathlib import Path
-from typing import Any
+
+from splitload.runtime.forks import making_session
+from splitload.runtime.tiny import TINY_MODEL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from splitload.base.regular import StrPath
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -34,22 +42,22 @@ class RawPath(os.PathLike[bytes]):
         return self._bytes
 
 
-def runtime_path(path: str | Path) -> str | RawPath:
+def runtime_path(path: StrPath) -> str | RawPath:
     """Return a path as onnxruntime's sessions take it.
 
     They take text, which they encode as UTF-8, or a path of bytes; bytes alone are a model. Bytes are needed where
     Python's encoding for files is another one (a locale with ISO-8859-1), and where a name is not in it.
     """
-    text = str(path)
+    text = os.fspath(path)
     return text if text.encode(errors="surrogatepass") == os.fsencode(text) else RawPath(text)
 
 
-def path_option(path: Path) -> str | bytes:
+def path_option(path: StrPath) -> str | bytes:
     """Return a path as onnxruntime's options take it, see `runtime_path`."""
     return os.fspath(runtime_path(path))
 
 
-def stock_session(model: str | Path | bytes, options: Any) -> Any:
+def stock_session(model: StrPath | bytes, options: Any) -> Any:
     """Return a plain session of the runtime's on the processor.
 
     Args:
@@ -61,7 +69,45 @@ def stock_session(model: str | Path | bytes, options: Any) -> Any:
     return session_class()(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def session_beside(folder: Path, model: bytes, options: Any) -> Any:
+def tiny_session(options: Any, own_threads: bool) -> Any:
+    """Return a session on the smallest model, which gives its input `x`, one float32, back.
+
+    Args:
+        options: Its `onnxruntime.SessionOptions`, see `without_threads`.
+        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
+    """
+    import onnxruntime as ort
+
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    without_threads(options, own_threads)
+    options.log_severity_level = 4
+    with making_session():
+        return stock_session(TINY_MODEL, options)
+
+
+def without_threads(options: Any, own_threads: bool) -> None:
+    """Give a session no inference threads of its own.
+
+    Args:
+        options: Its `onnxruntime.SessionOptions`, which are changed.
+        own_threads: Whether sessions have threads of their own: then the number is that of the calling thread alone.
+            Where the process has a pool that all must use, the number has to be 0.
+    """
+    options.use_per_session_threads = own_threads
+    options.intra_op_num_threads = int(own_threads)
+
+
+def first_session() -> None:
+    """Make a session and drop it; whoever needs one will meet what goes wrong."""
+    for own_threads in (True, False):  # the process may have a pool that all sessions must use
+        with contextlib.suppress(Exception):
+            import onnxruntime as ort
+
+            tiny_session(ort.SessionOptions(), own_threads)
+            return
+
+
+def session_beside(folder: StrPath, model: bytes, options: Any) -> Any:
     """Return a plain session on a model whose weights lie in files of a folder; nothing is written there.
 
     Args:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from splitload.base.errors import StageError
 from splitload.base.machine import return_memory
 from splitload.bundle.manifest import StageEntry
 from splitload.runtime.ordered import OrderedLoading
 from splitload.runtime.pool import started
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 
 class Upgrade:
@@ -30,7 +33,7 @@ class Upgrade:
 
     def __init__(
         self,
-        loading: OrderedLoading[Any],
+        loading: OrderedLoading,
         stages: Sequence[StageEntry],
         make: Callable[[StageEntry], Any],
         *,

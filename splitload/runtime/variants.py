@@ -13,13 +13,20 @@ Source: `MLAS_PLATFORM` in onnxruntime's `core/mlas/lib/platform.cpp`, the same 
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 from splitload.base.errors import BundleError, MissingPackageError
 from splitload.base.machine import cpu_architecture
 from splitload.base.record import Record
 from splitload.bundle.manifest import Manifest, Variant
-from splitload.runtime.canary import failure, remember
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from splitload.base.regular import StrPath
+
+    RunCanary = Callable[[str], Sequence[float]]
 
 FLOOR = (1, 26)  # before, .ort files cannot be mapped, and transformers load slower than with a plain session
 _X86_LEVELS = ("", "avx", "avx2", "avx512f")
@@ -37,14 +44,14 @@ class Choice(Record):
     why_portable: str | None
 
 
-def choose(folder: Path, manifest: Manifest, runtime: str, *, own_threads: bool = True) -> Choice:
+def choose(folder: StrPath, manifest: Manifest, runtime: str, run: RunCanary | None = None) -> Choice:
     """Return the variant that runs on this machine, trying the canaries of those that may.
 
     Args:
         folder: The bundle.
         manifest: What it says.
-        runtime: Version of the onnxruntime that is imported.
-        own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
+        runtime: Version of the onnxruntime that will load it.
+        run: Runs a canary under it, see `Engine.canary`; None for the Python module.
 
     Raises:
         MissingPackageError: If the runtime is older than splitload needs.
@@ -53,7 +60,7 @@ def choose(folder: Path, manifest: Manifest, runtime: str, *, own_threads: bool 
     reasons, damaged = [], []
     for variant in manifest.variants:
         try:
-            reason = _obstacle(folder, variant, runtime, own_threads)
+            reason = _obstacle(folder, variant, runtime, run)
         except BundleError as error:
             damaged.append(str(error))
             continue
@@ -72,7 +79,7 @@ def choose(folder: Path, manifest: Manifest, runtime: str, *, own_threads: bool 
     return Choice(variant, f"{slower}: {'. '.join(told)}")
 
 
-def fitting(folder: Path, manifest: Manifest, runtime: str) -> list[Variant]:
+def fitting(folder: StrPath, manifest: Manifest, runtime: str) -> list[Variant]:
     """Return every variant that may run on this machine, in order of preference; the canaries of others are tried.
 
     Args:
@@ -83,9 +90,15 @@ def fitting(folder: Path, manifest: Manifest, runtime: str) -> list[Variant]:
     Raises:
         BundleError: If a canary is damaged.
     """
-    fit = [variant for variant in manifest.variants if _obstacle(folder, variant, runtime, own_threads=True) is None]
+    fit = [variant for variant in manifest.variants if _obstacle(folder, variant, runtime) is None]
     remember()
     return fit
+
+
+def remember() -> None:
+    """Keep which canaries have passed, if any was tried; see `canary.remember`."""
+    if canary := sys.modules.get("splitload.runtime.canary"):
+        canary.remember()
 
 
 def likely(manifest: Manifest) -> Variant:
@@ -129,7 +142,7 @@ def _fits_processor(variant: Variant) -> bool:
     return variant.needs.block in (None, layout_block(here))
 
 
-def _obstacle(folder: Path, variant: Variant, runtime: str, own_threads: bool) -> str | None:
+def _obstacle(folder: StrPath, variant: Variant, runtime: str, run: RunCanary | None = None) -> str | None:
     """Return why a variant does not run here, or None if it does.
 
     Raises:
@@ -144,5 +157,7 @@ def _obstacle(folder: Path, variant: Variant, runtime: str, own_threads: bool) -
     blocked_elsewhere = variant.needs and variant.needs.block and layout_block(cpu_architecture()) is None
     if not canary or blocked_elsewhere:
         return f"{made} exactly"
-    died = failure(folder, canary, runtime, own_threads=own_threads)
+    from splitload.runtime.canary import failure, in_module  # where a runtime is another one than the maker's
+
+    died = failure(folder, canary, runtime, run or in_module)
     return None if died is None else f"{made}, whose canary dies ({died})"

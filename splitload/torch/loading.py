@@ -16,7 +16,7 @@ from splitload.base.errors import ModelError, StageError, UsageError
 from splitload.base.machine import available_threads
 from splitload.base.record import Record
 from splitload.bundle.read import Verify
-from splitload.runtime import session
+from splitload.runtime import reading
 from splitload.runtime.ordered import OrderedLoading, enlist
 from splitload.runtime.pool import SHARED, started
 from splitload.torch.format import TensorEntry, TorchManifest, read_manifest
@@ -44,15 +44,15 @@ class TorchParts(Record):
 
     Attributes:
         pool: Runs the loads, see `LoadingPool`.
-        is_cached: Tells whether a file is in memory, see `session.is_cached`.
-        fetch: Reads files in the order of their use, see `session.fetch`.
+        is_cached: Tells whether a file is in memory, see `reading.is_cached`.
+        fetch: Reads files in the order of their use, see `reading.fetch`.
         mapped: Gives the tensors of stages on the processor, see `Mapped`.
         backend: Returns what copies tensors to a device.
     """
 
     pool: Pool = SHARED
-    is_cached: Callable[..., bool] = session.is_cached
-    fetch: Callable[..., object] = session.fetch
+    is_cached: Callable[..., bool] = reading.is_cached
+    fetch: Callable[..., object] = reading.fetch
     mapped: Callable[..., TensorSource] = Mapped
     backend: Callable[[torch.device], Backend] = cuda
 
@@ -241,13 +241,13 @@ class Loading:
         self._slots = slots
         self._threads = min(threads, len(slots))
         self._fetch = parts.fetch
-        self._loading: OrderedLoading[Arrival] = OrderedLoading(folder, len(slots), parts.pool, given_up=[self._forget])
+        self._loading: OrderedLoading = OrderedLoading(folder, len(slots), parts.pool, given_up=[self._forget])
         self._settled = self._loading.latch()
         self._num_unsettled = len(slots)
         self._watched: list[tuple[Watch, set[int]]] = []
-        self._to_fetch: list[tuple[Path, session.ReadOrder]] = []
+        self._to_fetch: list[tuple[Path, reading.ReadOrder]] = []
         if device.type == "cpu":
-            files: list[tuple[Path, session.ReadOrder]] = [
+            files: list[tuple[Path, reading.ReadOrder]] = [
                 (folder / file.name, (1, file.bytes)) for file in manifest.files()
             ]
             cached = all(parts.is_cached(*file) for file in files)

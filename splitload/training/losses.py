@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from splitload.bundle.manifest import Loss
 from splitload.training.gradients import Gradients
 from splitload.training.output_kind import LossInput
 
-LOSSES: tuple[Loss, ...] = get_args(Loss)
 LEAST = 1e-7  # no logarithm of a smaller probability is taken: float32 tells 1 from 1 minus this
 SAMPLES = "samples"  # what the first dimension is called where the model leaves it open
 

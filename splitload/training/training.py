@@ -12,7 +12,7 @@ import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.base.regular import copy_checked
-from splitload.bundle.manifest import File, Loss, OutputKind, StageEntry, Step, Training, Weight
+from splitload.bundle.manifest import OPTIMIZERS, File, Loss, OutputKind, StageEntry, Step, Training, Weight
 from splitload.frontends.onnx import Source
 from splitload.frontends.torch_packages import require
 from splitload.graphs.proto import external_entry
@@ -24,7 +24,7 @@ from splitload.training.opened import Opened
 from splitload.training.original import Seen, seen, wanted_losses
 from splitload.training.output_kind import judged
 from splitload.training.torch_learner import check_in_torch
-from splitload.training.training_step import OPTIMIZERS, at_opset, constants_of, shapes_of, training_step
+from splitload.training.training_step import at_opset, constants_of, shapes_of, training_step
 
 CHECKED_SAMPLES = 2
 

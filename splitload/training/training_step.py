@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from splitload.training.gradients import Gradients
 from splitload.training.losses import SAMPLES, add_loss
 from splitload.training.output_kind import LossInput, source_of
 
-OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 OURS = "splitload/"  # begins every name that is not the model's: no value of a model may begin so
 OPSET = 20  # what torch's exporter writes; rules rely on axes being inputs (18)
 STATES: dict[Optimizer, tuple[str, ...]] = {"sgd": ("momentum",), "adam": ("mean", "square")}
@@ -56,8 +55,8 @@ def training_step(
     Args:
         model: A `ModelProto` with one output, its weights inside, every size known but the number of samples.
         weights: Names of the initializers to train.
-        loss: One of `LOSSES`.
-        optimizer: One of `OPTIMIZERS`.
+        loss: One of `manifest.LOSSES`.
+        optimizer: One of `manifest.OPTIMIZERS`.
         kind: What the output is; None where only the graph tells: logits, unless an activation makes it.
         dtype: What is computed in; "float64" is for checks.
 
@@ -112,7 +111,7 @@ def _updates(
 
     Args:
         made: The step so far.
-        optimizer: One of `OPTIMIZERS`.
+        optimizer: One of `manifest.OPTIMIZERS`.
         gradients: The value that holds each weight's gradient.
         shapes: Of each weight.
     """

@@ -101,7 +101,7 @@ def native_graph(
 def instances(folder: Path, needs: Needs) -> Counter[str]:
     """Return how many outputs a canary has of each operator."""
     assert needs.canary is not None
-    assert canary.failure(folder, needs.canary, "this") is None
+    assert canary.failure(folder, needs.canary, "this", canary.in_module) is None
     names = [re.match("[A-Za-z]+", name) for name in canary.answers(folder / needs.canary.graph.name)]
     return Counter(found[0] for found in names if found and found[0] != "standard")
 

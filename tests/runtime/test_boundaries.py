@@ -18,7 +18,9 @@ from splitload.bundle.manifest import TensorSpec
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
 from splitload.runtime import session
-from splitload.runtime.boundaries import LARGE_BYTES, Boundaries
+from splitload.runtime.boundaries import LARGE_BYTES, in_arrays
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 COLUMNS = LARGE_BYTES // 4
 
@@ -40,13 +42,13 @@ def spec(name: str, shape: tuple[int | str | None, ...] | None, kind: str = "ten
     ],
 )
 def test_what_is_large_and_known_is_lent(output: TensorSpec, lent: bool) -> None:
-    arrays = Boundaries().lend([output], ["y"])
+    arrays = in_arrays().lend([output], ["y"])
     assert list(arrays) == (["y"] if lent else [])
     assert all(array.shape == output.shape and array.nbytes >= LARGE_BYTES for array in arrays.values())
 
 
 def test_an_array_is_taken_again_once_it_is_given_back_and_not_before() -> None:
-    boundaries = Boundaries()
+    boundaries = in_arrays()
     (first,) = boundaries.lend([spec("a", (1, COLUMNS))], ["a"]).values()
     (second,) = boundaries.lend([spec("b", (1, COLUMNS))], ["b"]).values()
     assert not np.shares_memory(first, second)
@@ -59,7 +61,7 @@ def test_an_array_is_taken_again_once_it_is_given_back_and_not_before() -> None:
 
 
 def test_a_tensor_holds_no_more_than_twice_its_memory() -> None:
-    boundaries = Boundaries()
+    boundaries = in_arrays()
     for rows in (8, 8, 4, 4, 2, 2, 1, 1):
         (array,) = boundaries.lend([spec("a", (rows, COLUMNS))], ["a"]).values()
         memory = array
@@ -70,7 +72,7 @@ def test_a_tensor_holds_no_more_than_twice_its_memory() -> None:
 
 
 def test_memory_that_fits_nothing_is_not_kept() -> None:
-    boundaries = Boundaries()
+    boundaries = in_arrays()
     arrays = []
     for rows in range(1, 6):
         (array,) = boundaries.lend([spec("a", (rows, COLUMNS))], ["a"]).values()

@@ -15,6 +15,8 @@ from runtime_models import feeds
 
 from splitload import ParallelLoader
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 @pytest.fixture(scope="module")
 def session(chain_model: Path) -> Any:

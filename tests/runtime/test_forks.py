@@ -24,28 +24,31 @@ import numpy as np
 import onnxruntime as ort
 import runtime_models
 from splitload.base.errors import StageError
-from splitload.runtime.session import open_session
 
 bundle, when = sys.argv[2:]
 gate, inside = threading.Event(), threading.Event()
 
 
-def slow(graph, *, prepack=False, **options):
+def slow(open_session, graph, *, prepack=False, **options):
     if prepack == (when == "upgrading"):
         inside.set()
         assert gate.wait(60)
     return open_session(graph, prepack=prepack, **options)
 
 
-def failing(graph, **options):
+def failing(open_session, graph, **options):
     raise OSError("no such luck")
 
 
-opened = open_session
+def plain(open_session, graph, **options):
+    return open_session(graph, **options)
 
 
-def opens(graph, **options):
-    return opened(graph, **options)
+opened = plain
+
+
+def opens(open_session, graph, **options):
+    return opened(open_session, graph, **options)
 
 
 Loader = runtime_models.loader_with(open_session=opens)
@@ -64,7 +67,7 @@ def in_child(work):
         status = 1
         try:
             signal.alarm(60)  # ends the child if it hangs
-            opened = open_session
+            opened = plain
             work()
             status = 0
         finally:

@@ -15,6 +15,8 @@ from splitload.build.assemble import VariantPlan, build_bundle
 from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.partition import Partition
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 MODEL = """g (float[1,4] x, string[2] s, seq(float[2]) q)
     => (float[1,4] y, float[1,4] x, string[2] s, seq(float[2]) q, float[4] w) <float[4] w = {1, 2, 3, 4}> {
         a = Sin(x)

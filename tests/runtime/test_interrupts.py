@@ -121,12 +121,11 @@ import os, signal, sys, threading, time
 import numpy as np, onnxruntime
 from splitload import ParallelLoader
 from splitload.runtime.opening import LoadingParts
-from splitload.runtime.session import open_session
 
 signal.signal(signal.SIGALRM, signal.default_int_handler)  # stands for Ctrl-C
 inside = threading.Event()
 
-def slow(*arguments, background=False, **options):
+def slow(open_session, *arguments, background=False, **options):
     if background:
         inside.set()
         time.sleep(0.3)

@@ -18,6 +18,8 @@ from runtime_models import Script, feeds
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError, StageError, UsageError
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 WAIT_S = 60
 
 

@@ -11,7 +11,8 @@ from loading_contract import LoadingContract, Model, Open, Stages
 from runtime_models import feeds, loader_with
 
 from splitload import ParallelLoader
-from splitload.runtime.session import open_session
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 class Chain(Model):
@@ -36,8 +37,8 @@ class TestParallelLoader(LoadingContract):
             expected = model.run(None, feeds())
 
         def load(pool: Any, stages: Stages, threads: int) -> Chain:
-            def opened(graph: Path, **options: Any) -> Any:
-                stages(int(graph.stem.split("-")[1]))
+            def opened(open_session: Any, graph: Path, **options: Any) -> Any:
+                stages(int(Path(graph).stem.split("-")[1]))
                 return open_session(graph, **options)
 
             loader = loader_with(pool=pool, open_session=opened)

@@ -19,6 +19,8 @@ from splitload import ParallelLoader
 from splitload.base.errors import StageError
 from splitload.runtime.pool import LoadingPool
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 WAIT_S = 60
 
 
@@ -159,8 +161,7 @@ EXIT = """
 import sys, threading, numpy as np
 from splitload import ParallelLoader
 from splitload.runtime.opening import LoadingParts
-from splitload.runtime.session import open_session as real
-def slow(graph, **options):  # is inside onnxruntime for as long as the interpreter takes to exit
+def slow(real, graph, **options):  # is inside onnxruntime while the interpreter exits
     print("loading", flush=True)
     session = None
     for _ in range(50):
@@ -184,9 +185,8 @@ DROPPED = """
 import sys, threading, numpy as np
 from splitload import ParallelLoader
 from splitload.runtime.opening import LoadingParts
-from splitload.runtime.session import open_session as real
 inside = threading.Event()
-def slow(graph, *, background=False, **options):  # is inside onnxruntime for as long as the interpreter takes to exit
+def slow(real, graph, *, background=False, **options):  # is inside onnxruntime while the interpreter exits
     if background:
         inside.set()
     for _ in range(50 if background else 1):
@@ -218,7 +218,7 @@ from splitload import ParallelLoader
 from splitload.runtime.opening import LoadingParts
 faulthandler.dump_traceback_later({WAIT_S}, exit=True)
 loading, gate = threading.Event(), threading.Event()
-def stuck(graph, **options):
+def stuck(real, graph, **options):
     loading.set()
     gate.wait()
     raise RuntimeError("woken")

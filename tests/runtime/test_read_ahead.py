@@ -26,7 +26,7 @@ from splitload.bundle.manifest import MANIFEST, Variant
 from splitload.bundle.read import read_manifest
 from splitload.bundle.write import write_manifest
 from splitload.measure import pagecache
-from splitload.runtime.session import fetch, is_cached
+from splitload.runtime.reading import fetch, is_cached
 
 PAGE = 4096
 WAIT_S = 30.0
@@ -100,7 +100,7 @@ def test_a_cold_bundle_is_fetched_and_a_warm_one_is_not(tmp_path: Path) -> None:
     with loader_with(fetch=record, is_cached=lambda *_: False)(bundle) as model:
         expected = model.run(None, feeds)
         assert done.wait(WAIT_S)
-    assert fetched == [(bundle / stage.graph.name, stage.read_order)]
+    assert fetched == [(str(bundle / stage.graph.name), stage.read_order)]
     with loader_with(fetch=lambda *_: pytest.fail("it is cached"), is_cached=lambda *_: True)(bundle) as model:
         np.testing.assert_array_equal(model.run(None, feeds), expected)
 
@@ -124,8 +124,8 @@ def test_stages_without_an_order_are_read_ahead_by_themselves(tmp_path: Path) ->
     done = threading.Event()
     loader = loader_with(
         is_cached=lambda *_: False,
-        fetch=lambda files, _: fetched.extend(path.name for path, _ in files),
-        read_ahead=lambda path: (read.append(path.name), done.set()),
+        fetch=lambda files, _: fetched.extend(Path(path).name for path, _ in files),
+        read_ahead=lambda path: (read.append(Path(path).name), done.set()),
     )
     with loader(bundle) as model:
         model.wait()
@@ -200,7 +200,7 @@ def test_a_native_part_in_the_cache_is_fetched_and_the_portable_one_is_not(
             assert model.wait("specialized", WAIT_S)
             assert model.variant.kind == kind
             folder = own_bundle if kind == "portable" else next((tmp_path / "cache" / "natives").iterdir())
-            assert fetches.paths == [folder / stage.graph.name for stage in model.variant.stages]
+            assert fetches.paths == [str(folder / stage.graph.name) for stage in model.variant.stages]
 
 
 def ordered_native(real: Any) -> Any:
@@ -224,7 +224,7 @@ def test_a_forked_child_reads_the_variant_that_its_parent_chose(
         model = fetches.loader(bundle, upgrade=False)
     with model:
         model.wait()
-        expected = [bundle / stage.graph.name for stage in portable.stages]
+        expected = [str(bundle / stage.graph.name) for stage in portable.stages]
         assert fetches.paths[-len(expected) :] == expected  # the canary has died, whatever was fetched before
         fetches.paths.clear()
         child = os.fork()

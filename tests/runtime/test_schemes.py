@@ -24,6 +24,8 @@ from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
 from splitload.runtime.session import open_session
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 WAIT_S = 60
 needs_linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="a thread has a niceness of its own on Linux only"
@@ -47,11 +49,11 @@ def test_the_loader_does_what_the_manifest_says(native_bundle: Path, tmp_path: P
     opened: list[dict[str, bool]] = []
     read: list[str] = []
 
-    def record(graph: Path, **options: bool) -> Any:
+    def record(open_session: Any, graph: Path, **options: bool) -> Any:
         opened.append(options)
         return open_session(graph, **options)
 
-    loader = loader_with(open_session=record, read_ahead=lambda path: read.append(path.name))
+    loader = loader_with(open_session=record, read_ahead=lambda path: read.append(Path(path).name))
     with loader(native_bundle, upgrade=False) as model:
         expected = model.run(None, feeds())
     opened.clear()
@@ -152,7 +154,7 @@ def test_a_single_stage_is_loaded_by_whoever_asks_for_it(chain_model: Path, tmp_
     bundle = runtime_models.bundle(chain_model, tmp_path / "one.splitload", num_stages=1)
     threads: list[int] = []
 
-    def record(graph: Path, **options: bool) -> Any:
+    def record(open_session: Any, graph: Path, **options: bool) -> Any:
         threads.append(threading.get_ident())
         return open_session(graph, **options)
 
@@ -170,7 +172,7 @@ def test_an_interrupted_load_is_left_to_another_thread(chain_model: Path, tmp_pa
     bundle = runtime_models.bundle(chain_model, tmp_path / "one.splitload", num_stages=1)
     calls: list[Path] = []
 
-    def interrupted(graph: Path, **options: bool) -> Any:
+    def interrupted(open_session: Any, graph: Path, **options: bool) -> Any:
         calls.append(graph)
         if len(calls) == 1:
             raise KeyboardInterrupt

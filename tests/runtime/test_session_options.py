@@ -17,7 +17,6 @@ from runtime_models import feeds
 from splitload import ParallelLoader
 from splitload.base.errors import UsageError
 from splitload.runtime.options import CallerOptions
-from splitload.runtime.session import open_session
 
 WAIT_S = 60
 CPU = "CPUExecutionProvider"
@@ -37,7 +36,7 @@ class Opened:
         self.sessions: list[Any] = []
         self.loader = runtime_models.loader_with(open_session=self)
 
-    def __call__(self, graph: Path, **named: Any) -> Any:
+    def __call__(self, open_session: Any, graph: Path, **named: Any) -> Any:
         self.sessions.append(open_session(graph, **named))
         return self.sessions[-1]
 
@@ -262,10 +261,10 @@ sys.path.insert(0, sys.argv[1])
 import onnxruntime as ort
 ort.set_global_thread_pool_sizes(2, 1)
 import runtime_models
-import splitload.runtime.arena, splitload.runtime.warmup
+import splitload.runtime.arena, splitload.runtime.stock
 from splitload import ParallelLoader
 
-made, real = [], splitload.runtime.warmup.tiny_session
+made, real = [], splitload.runtime.stock.tiny_session
 
 
 def tiny_session(options, own_threads):
@@ -273,8 +272,8 @@ def tiny_session(options, own_threads):
     return made[-1]
 
 
-splitload.runtime.warmup.tiny_session = splitload.runtime.arena.tiny_session = tiny_session
-splitload.runtime.warmup._first_session()
+splitload.runtime.stock.tiny_session = splitload.runtime.arena.tiny_session = tiny_session
+splitload.runtime.stock.first_session()
 assert len(made) == 1
 options = ort.SessionOptions()
 options.use_per_session_threads = False

@@ -18,6 +18,8 @@ import splitload
 from splitload import ParallelLoader
 from splitload.base.errors import StageError, UsageError
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "drop-in.md"
 WAIT_S = 60
 SESSION = sorted(name for name in dir(ort.InferenceSession) if not name.startswith("_"))

@@ -19,7 +19,8 @@ from test_pool import until
 from splitload import ParallelLoader
 from splitload.base.errors import StageError
 from splitload.runtime.pool import LoadingPool
-from splitload.runtime.session import open_session
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 WAIT_S = 60
 
@@ -53,8 +54,8 @@ class Loads:
         self._running = 0
         self._lock = threading.Lock()
 
-    def __call__(self, graph: Path, **options: Any) -> Any:
-        bundle, stage = graph.parent.stem, int(graph.stem.split("-")[1])
+    def __call__(self, open_session: Any, graph: Path, **options: Any) -> Any:
+        bundle, stage = Path(graph).parent.stem, int(Path(graph).stem.split("-")[1])
         with self._lock:
             self.order.append((bundle, stage))
             self.threads.add(threading.current_thread())
@@ -179,12 +180,11 @@ import runtime_models
 from splitload import ParallelLoader
 from splitload.runtime.opening import LoadingParts
 from splitload.runtime.pool import SHARED
-from splitload.runtime.session import open_session
 
 gate, started = threading.Event(), threading.Event()
 
 
-def slow(graph, **options):
+def slow(open_session, graph, **options):
     started.set()
     gate.wait()
     return open_session(graph, **options)

@@ -20,6 +20,8 @@ from runtime_models import feeds, loader_with
 from splitload import ParallelLoader
 from splitload.runtime.pool import LoadingPool
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 WAIT_S = 60
 CALLERS = 8
 MAX_GROWTH_BYTES = 20 << 20

@@ -142,7 +142,7 @@ def test_without_a_cache_it_runs_each_time(
     bundle: Path, runs: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch, place: str | None
 ) -> None:
     if place is None:
-        monkeypatch.setattr(splitload.runtime.canary, "cache_folder", lambda: None)
+        monkeypatch.setattr(splitload.runtime.canary, "cache_place", lambda: None)
     else:
         cache.write_text("no folder")
     manifest = read_manifest(bundle)

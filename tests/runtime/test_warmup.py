@@ -58,10 +58,21 @@ def test_what_fails_is_left_to_who_needs_a_session(
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_is_begun_before_the_runtime_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "onnxruntime")
-    monkeypatch.setattr(threading, "Thread", None)
-    warmup.warm_up()
+def test_the_library_begins_where_the_module_is_not_imported() -> None:
+    code = """
+import sys, threading
+from splitload import ParallelLoader
+from splitload.runtime.capi.library import library
+[thread.join() for thread in threading.enumerate() if thread.name == "splitload-warm-up"]
+print(library()._env is not None, sorted({"numpy", "onnxruntime"} & set(sys.modules)))
+"""
+    assert run(code) == "True []\n"
+
+
+def test_nothing_is_begun_by_who_does_not_load() -> None:
+    assert run("import splitload, sys; print(sorted({'ctypes', 'threading', 'typing'} & set(sys.modules)))") in (
+        "[]\n", "['threading', 'typing']\n",
+    )  # fmt: skip
 
 
 def test_the_program_may_exit_right_after_the_import() -> None:

@@ -1,0 +1,310 @@
+"""onnxruntime's C library: found beside the Python module or where the user says, opened, and called by name."""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import os
+import sys
+from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
+
+from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
+from splitload.runtime.forks import make_beside, making_session
+from splitload.runtime.tiny import TINY_MODEL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+VARIABLE = "SPLITLOAD_ORT_LIBRARY"
+_FATAL = 4  # severity of what is logged: what goes wrong is raised
+_DEVICE_ALLOCATOR, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 0, 1, 0
+
+# Arguments of the functions that are used; pointers of all kinds are addresses. Those in the first table return a
+# status, which is null where all went well.
+_RETURN_STATUS: dict[str, tuple[Any, ...]] = {
+    "AddRunConfigEntry": (c_void_p, c_char_p, c_char_p),
+    "AddSessionConfigEntry": (c_void_p, c_char_p, c_char_p),
+    "CreateAndRegisterAllocator": (c_void_p, c_void_p, c_void_p),
+    "CreateArenaCfgV2": (c_void_p, c_void_p, c_size_t, c_void_p),
+    "CreateCpuMemoryInfo": (c_int, c_int, c_void_p),
+    "CreateEnv": (c_int, c_char_p, c_void_p),
+    "CreateRunOptions": (c_void_p,),
+    "CreateSession": (c_void_p, c_void_p, c_void_p, c_void_p),
+    "CreateSessionFromArray": (c_void_p, c_char_p, c_size_t, c_void_p, c_void_p),
+    "CreateSessionOptions": (c_void_p,),
+    "CreateTensorWithDataAsOrtValue": (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_int, c_void_p),
+    "DisableMemPattern": (c_void_p,),
+    "AllocatorFree": (c_void_p, c_void_p),
+    "GetAllocatorWithDefaultOptions": (c_void_p,),
+    "GetDimensions": (c_void_p, c_void_p, c_size_t),
+    "GetDimensionsCount": (c_void_p, c_void_p),
+    "GetTensorElementType": (c_void_p, c_void_p),
+    "GetTensorMutableData": (c_void_p, c_void_p),
+    "GetTensorTypeAndShape": (c_void_p, c_void_p),
+    "Run": (c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p),
+    "SessionOptionsSetCustomCreateThreadFn": (c_void_p, c_void_p),
+    "SessionOptionsSetCustomJoinThreadFn": (c_void_p, c_void_p),
+    "SessionGetInputCount": (c_void_p, c_void_p),
+    "SessionGetInputName": (c_void_p, c_size_t, c_void_p, c_void_p),
+    "SessionGetOutputCount": (c_void_p, c_void_p),
+    "SessionGetOutputName": (c_void_p, c_size_t, c_void_p, c_void_p),
+    "SetIntraOpNumThreads": (c_void_p, c_int),
+    "SetSessionGraphOptimizationLevel": (c_void_p, c_int),
+    "SetSessionLogSeverityLevel": (c_void_p, c_int),
+}
+_OTHERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "GetErrorCode": (c_int, (c_void_p,)),
+    "GetErrorMessage": (c_char_p, (c_void_p,)),
+    **{
+        f"Release{what}": (None, (c_void_p,))
+        for what in ("ArenaCfg", "RunOptions", "Session", "SessionOptions", "Status", "TensorTypeAndShapeInfo", "Value")
+    },
+}
+# Source: the enumeration `OrtErrorCode`, and the exceptions of the Python module in the same order
+_ERRORS = (
+    "", "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
+    "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail",
+)  # fmt: skip
+
+
+class NoLibraryError(Exception):
+    """There is no C library that can be used; the message says why, in words that go on a sentence."""
+
+
+class RuntimeFailure(Exception):
+    """What the runtime says went wrong.
+
+    Args:
+        code: An `OrtErrorCode`.
+        message: For people.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        self.code = code if 0 < code < len(_ERRORS) else 1
+        super().__init__(message)
+
+    def error(self) -> Exception:
+        """Return what the Python module raises for it."""
+        name = _ERRORS[self.code]
+        words = "".join(f"_{each}" if each.isupper() and number else each for number, each in enumerate(name)).upper()
+        return runtime_error(name, f"[ONNXRuntimeError] : {self.code} : {words} : {self}")
+
+
+def runtime_error(name: str, message: str) -> Exception:
+    """Return an error of the runtime's Python module, or a `RuntimeError` where that is not installed.
+
+    Args:
+        name: Of its class, such as "InvalidArgument".
+        message: For people.
+    """
+    try:
+        from onnxruntime.capi import onnxruntime_pybind11_state as module
+    except ImportError:
+        return RuntimeError(message)
+    return getattr(module, name)(message)  # type: ignore[no-any-return]
+
+
+class Library:
+    """The C library, whose functions are its methods: each raises `RuntimeFailure` where the runtime returns a status.
+
+    Attributes:
+        path: Its file.
+        version: Of onnxruntime, such as "1.32.0".
+
+    Args:
+        path: Its file.
+
+    Raises:
+        NoLibraryError: If it cannot be opened, or is older than the table of functions.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            base = _entry(ctypes.CDLL(path))
+        except (OSError, AttributeError) as error:
+            raise NoLibraryError(f"'{path}' cannot be opened as onnxruntime's C library: {error}") from error
+        self.version = base.GetVersionString().decode()
+        address = base.GetApi(API_VERSION)
+        if not address:
+            raise NoLibraryError(f"'{path}' is onnxruntime {self.version}, without version {API_VERSION} of the C API")
+        self._table = (c_void_p * len(FUNCTIONS)).from_address(address)
+        self._lock = _thread.allocate_lock()
+        self._env: c_void_p | None = None
+        self._is_awaited = False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a function of the C API, typed when it is first asked for."""
+        address: Any = self._table[FUNCTIONS.index(name)] if name in FUNCTIONS else None
+        if name in _RETURN_STATUS:
+            function = ctypes.CFUNCTYPE(c_void_p, *_RETURN_STATUS[name])(address)
+            function.errcheck = self._checked  # type: ignore[assignment]
+        elif name in _OTHERS:
+            returns, takes = _OTHERS[name]
+            function = ctypes.CFUNCTYPE(returns, *takes)(address)
+        else:
+            raise AttributeError(name)
+        setattr(self, name, function)
+        return function
+
+    def made(self, create: Callable[..., Any], *arguments: Any) -> c_void_p:
+        """Return what a function writes to the address that is its last argument."""
+        made = c_void_p()
+        create(*arguments, ctypes.addressof(made))
+        return made
+
+    def number(self, ask: Callable[..., Any], *arguments: Any) -> int:
+        """Return the number that a function writes to the address that is its last argument."""
+        number = c_int64()
+        ask(*arguments, ctypes.addressof(number))
+        return number.value
+
+    def prepare(self) -> None:
+        """Look up what makes the environment, so that the thread that makes it is at once outside Python's lock."""
+        self.CreateCpuMemoryInfo, self.CreateEnv  # noqa: B018
+
+    def set_up(self) -> None:
+        """Make the environment and, unless somebody waits for it already, what the first session makes for all others.
+
+        That are tables of operators and kernels, in 4 to 7 ms; the session made here is dropped.
+        """
+        env = self._made_once()
+        if self._is_awaited:
+            return
+        options = self.made(self.CreateSessionOptions)
+        try:
+            self.SetIntraOpNumThreads(options, 1)
+            self.SetSessionGraphOptimizationLevel(options, 0)
+            self.ReleaseSession(self.made(self.CreateSessionFromArray, env, TINY_MODEL, len(TINY_MODEL), options))
+        finally:
+            self.ReleaseSessionOptions(options)
+
+    @property
+    def env(self) -> c_void_p:
+        """The environment of all sessions, made once a process, in 15 to 20 ms."""
+        self._is_awaited = True
+        return self._made_once()
+
+    def _made_once(self) -> c_void_p:
+        with making_session(), self._lock:
+            if self._env is None:
+                self.memory_info = self.made(self.CreateCpuMemoryInfo, _DEVICE_ALLOCATOR, _DEFAULT_MEMORY)
+                self._env = self.made(self.CreateEnv, _FATAL, b"splitload")
+            return self._env
+
+    def register_arena(self, settings: dict[str, int]) -> None:
+        """Have an arena of the environment's for sessions that ask for it.
+
+        Args:
+            settings: Its configuration, see `OrtApi::CreateArenaCfgV2`.
+        """
+        keys = (c_char_p * len(settings))(*(key.encode() for key in settings))
+        values = (c_size_t * len(settings))(*settings.values())
+        info = self.made(self.CreateCpuMemoryInfo, _ARENA_ALLOCATOR, _DEFAULT_MEMORY)
+        config = self.made(self.CreateArenaCfgV2, ctypes.addressof(keys), ctypes.addressof(values), len(settings))
+        try:
+            self.CreateAndRegisterAllocator(self.env, info, config)
+        finally:
+            self.ReleaseArenaCfg(config)
+
+    def _checked(self, status: int | None, function: Any, arguments: Any) -> None:
+        if status is not None:
+            try:
+                raise RuntimeFailure(self.GetErrorCode(status), self.GetErrorMessage(status).decode(errors="replace"))
+            finally:
+                self.ReleaseStatus(status)
+
+
+class _ApiBase(ctypes.Structure):
+    """Source: `OrtApiBase` of onnxruntime_c_api.h."""
+
+    _fields_ = (
+        ("GetApi", ctypes.CFUNCTYPE(c_void_p, c_uint32)),
+        ("GetVersionString", ctypes.CFUNCTYPE(c_char_p)),
+    )
+
+
+def _entry(library: Any) -> Any:
+    library.OrtGetApiBase.restype = ctypes.POINTER(_ApiBase)
+    return library.OrtGetApiBase().contents
+
+
+_opened: dict[str, Library] = {}
+_opening = _thread.allocate_lock()
+
+
+def library(named: str | os.PathLike[str] | None = None) -> Library:
+    """Return the library that is named, by the caller or by SPLITLOAD_ORT_LIBRARY, or the one beside the Python module.
+
+    Raises:
+        NoLibraryError: If there is none that can be used.
+    """
+    path = os.fspath(named or os.environ.get(VARIABLE) or beside_module())
+    with making_session(), _opening:
+        if path not in _opened:
+            _opened[path] = Library(path)
+        return _opened[path]
+
+
+def make_environment() -> None:
+    """Make the environment of the library that is likely to be used, on a thread beside this one.
+
+    Whoever needs it will meet what goes wrong.
+    """
+    try:
+        found = library()
+    except NoLibraryError:
+        return
+
+    def work() -> None:
+        try:  # noqa: SIM105 - contextlib is not imported yet
+            found.set_up()
+        except RuntimeFailure:
+            pass
+
+    found.prepare()
+    make_beside(work)
+
+
+def beside_module() -> str:
+    """Return the path of the C library that the wheel brings, without importing the Python module.
+
+    Raises:
+        NoLibraryError: If the wheel is not installed, or brings none.
+    """
+    folders = _module_folders()
+    if not folders:
+        raise NoLibraryError(f"onnxruntime is not installed, and {VARIABLE} names no library")
+    for folder in folders:
+        place = os.path.join(folder, "capi")
+        for name in sorted(os.listdir(place) if os.path.isdir(place) else ()):
+            if is_library(name, sys.platform):
+                return os.path.join(place, name)
+    raise NoLibraryError(f"onnxruntime in '{folders[0]}' brings no C library")
+
+
+def is_library(name: str, platform: str) -> bool:
+    """Return whether a file in the wheel's folder is the C library, by its name.
+
+    Args:
+        name: Of the file.
+        platform: As `sys.platform`.
+    """
+    if platform == "win32":
+        return name.lower() == "onnxruntime.dll"
+    if platform == "darwin":
+        return name.startswith("libonnxruntime.") and name.endswith(".dylib")
+    return name == "libonnxruntime.so" or name.startswith("libonnxruntime.so.")
+
+
+def _module_folders() -> list[str]:
+    """Return where the package onnxruntime lies; nothing where it is not installed."""
+    if module := sys.modules.get("onnxruntime"):
+        return list(getattr(module, "__path__", ()))
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        if find is not None and (spec := find("onnxruntime", None)) is not None:
+            return list(spec.submodule_search_locations or ())
+    return []

@@ -1,0 +1,228 @@
+"""Sessions of the C library on stage files, and the values that go in and come out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+import threading
+from ctypes import c_char_p, c_int64, c_void_p
+
+from splitload.runtime.capi.elements import BY_NUMBER
+from splitload.runtime.capi.library import Library
+from splitload.runtime.capi.memory import Memory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+_ENABLE_ALL, _DISABLE_ALL = 99, 0  # of GraphOptimizationLevel
+_QUIET = 4  # severity of what is logged: what goes wrong is raised
+
+
+class Value:
+    """A tensor of the runtime's.
+
+    Args:
+        library: Whose it is.
+        handle: Its address, which is released with this.
+        memory: What it was made of; None for what the runtime made.
+    """
+
+    __slots__ = ("_library", "_memory", "handle")
+
+    def __init__(self, library: Library, handle: int, memory: Memory | None = None) -> None:
+        self._library, self.handle, self._memory = library, handle, memory
+
+    def __del__(self) -> None:
+        self._library.ReleaseValue(self.handle)
+
+    @property
+    def memory(self) -> Memory:
+        """Where its elements lie; they live for as long as the owner of this memory."""
+        if self._memory is None:
+            library = self._library
+            info = library.made(library.GetTensorTypeAndShape, self.handle)
+            try:
+                element = BY_NUMBER[library.number(library.GetTensorElementType, info)]
+                shape = (c_int64 * library.number(library.GetDimensionsCount, info))()
+                library.GetDimensions(info, ctypes.addressof(shape), len(shape))
+            finally:
+                library.ReleaseTensorTypeAndShapeInfo(info)
+            address = library.number(library.GetTensorMutableData, self.handle)
+            return Memory(address, tuple(shape), element, self)
+        return self._memory
+
+    def is_tensor(self) -> bool:
+        """Return True, as nothing else passes through the C library; as of `onnxruntime.OrtValue`."""
+        return True
+
+    def data_type(self) -> str:
+        """Return onnxruntime's word for its type, such as "tensor(float)"."""
+        return self.memory.element.type
+
+    def shape(self) -> list[int]:
+        """Return its sizes."""
+        return list(self.memory.shape)
+
+
+def value_of(library: Library, memory: Memory) -> Value:
+    """Return a tensor over memory, which it keeps."""
+    shape = (c_int64 * len(memory.shape))(*memory.shape)
+    handle = c_void_p()
+    library.env  # noqa: B018 - which makes `memory_info`
+    library.CreateTensorWithDataAsOrtValue(
+        library.memory_info, memory.address, memory.nbytes, ctypes.addressof(shape), len(shape),
+        memory.element.number, ctypes.addressof(handle),
+    )  # fmt: skip
+    return Value(library, handle.value or 0, memory)
+
+
+class Session:
+    """A session of the C library, released with this."""
+
+    def __init__(self, library: Library, handle: c_void_p, kept: Any = None) -> None:
+        self._library, self._handle, self._kept = library, handle, kept
+
+    def __del__(self) -> None:
+        self._library.ReleaseSession(self._handle)
+
+    def input_names(self) -> list[str]:
+        """Return the names of the inputs, in order."""
+        return self._listed(self._library.SessionGetInputCount, self._library.SessionGetInputName)
+
+    def output_names(self) -> list[str]:
+        """Return the names of the outputs, in order."""
+        return self._listed(self._library.SessionGetOutputCount, self._library.SessionGetOutputName)
+
+    def _listed(self, count: Any, name_of: Any) -> list[str]:
+        library, names = self._library, []
+        allocator = library.made(library.GetAllocatorWithDefaultOptions)
+        for index in range(library.number(count, self._handle)):
+            name = library.made(name_of, self._handle, index, allocator)
+            names.append(ctypes.string_at(name.value or 0).decode())
+            library.AllocatorFree(allocator, name)
+        return names
+
+    def run(
+        self, names: Sequence[str], feeds: Mapping[str, Value], targets: Mapping[str, Value], options: Any = None
+    ) -> list[Value]:
+        """Return outputs.
+
+        Args:
+            names: Of the outputs wanted, each once.
+            feeds: The inputs.
+            targets: Tensors that are written, for some of the outputs.
+            options: The address of run options, or None.
+
+        Raises:
+            RuntimeFailure: If it cannot be run.
+        """
+        given = (c_void_p * len(feeds))(*(value.handle for value in feeds.values()))
+        taken = (c_void_p * len(names))(*(targets[name].handle if name in targets else None for name in names))
+        self._library.Run(
+            self._handle, options, ctypes.addressof(_names(tuple(feeds))), ctypes.addressof(given), len(feeds),
+            ctypes.addressof(_names(tuple(names))), len(names), ctypes.addressof(taken),
+        )  # fmt: skip
+        return [
+            targets[name] if name in targets else Value(self._library, handle)
+            for name, handle in zip(names, taken, strict=True)
+        ]
+
+
+@functools.lru_cache(256)
+def _names(names: tuple[str, ...]) -> Any:
+    """Return names as the C library takes them."""
+    return (c_char_p * len(names))(*(name.encode() for name in names))
+
+
+def open_session(
+    library: Library,
+    model: str | bytes,
+    entries: Mapping[str, str],
+    *,
+    threads: int,
+    optimize: bool = False,
+    background: bool = False,
+) -> Session:
+    """Return a session.
+
+    Args:
+        library: What makes it.
+        model: The path of the model's file, or its bytes.
+        entries: Configuration entries.
+        threads: Inference threads, the calling one among them.
+        optimize: Whether the graph is optimised first.
+        background: Whether to do the work at low priority; the calling thread keeps it.
+
+    Raises:
+        RuntimeFailure: If it cannot be made.
+    """
+    options = library.made(library.CreateSessionOptions)
+    kept = None
+    try:
+        library.SetSessionGraphOptimizationLevel(options, _ENABLE_ALL if optimize else _DISABLE_ALL)
+        library.SetSessionLogSeverityLevel(options, _QUIET)
+        library.SetIntraOpNumThreads(options, threads)
+        library.DisableMemPattern(options)
+        for key, value in entries.items():
+            library.AddSessionConfigEntry(options, key.encode(), value.encode())
+        if background:
+            kept = _at_low_priority(library, options, threads - 1)
+        if isinstance(model, bytes):
+            made = library.made(library.CreateSessionFromArray, library.env, model, len(model), options)
+        else:
+            path = _path(model, sys.platform)
+            made = library.made(library.CreateSession, library.env, ctypes.addressof(path), options)
+        return Session(library, made, kept)
+    finally:
+        library.ReleaseSessionOptions(options)
+
+
+def _path(path: str, platform: str) -> Any:
+    """Return a path as ORTCHAR_T: wide characters on Windows, the system's bytes elsewhere."""
+    if platform == "win32":
+        return ctypes.create_unicode_buffer(path)
+    return ctypes.create_string_buffer(os.fsencode(path))
+
+
+_CREATE = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_void_p)
+_JOIN = ctypes.CFUNCTYPE(None, c_void_p)
+
+
+def _at_low_priority(library: Library, options: c_void_p, workers: int) -> Any:
+    """Have a session rearrange its weights at low priority, and infer at the usual one; return what it must keep.
+
+    Threads take over the priority of the one that starts them. The runtime asks for its inference threads before it
+    rearranges weights; they are started here, and after the last of them the priority falls.
+    """
+    if not sys.platform.startswith("linux"):  # elsewhere a thread has no niceness of its own
+        return None
+    system = ctypes.CDLL(None)
+    left = [workers]
+
+    def lower() -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+    def create(_: Any, work: Any, argument: Any) -> int | None:
+        thread = c_void_p()
+        failed = system.pthread_create(ctypes.byref(thread), None, c_void_p(work), c_void_p(argument))
+        left[0] -= 1
+        if left[0] == 0:
+            lower()
+        return None if failed else thread.value
+
+    def join(thread: Any) -> None:
+        system.pthread_join(c_void_p(thread), None)
+
+    if workers <= 0:
+        lower()
+        return None
+    functions: tuple[Any, Any] = _CREATE(create), _JOIN(join)
+    library.SessionOptionsSetCustomCreateThreadFn(options, ctypes.cast(functions[0], c_void_p))
+    library.SessionOptionsSetCustomJoinThreadFn(options, ctypes.cast(functions[1], c_void_p))
+    return functions

@@ -1,0 +1,16 @@
+"""What the sessions of either engine are told, in onnxruntime's words."""
+
+from __future__ import annotations
+
+SPIN_US = 1000
+SPINNING = {"session.intra_op.spin_duration_us": str(SPIN_US), "session.force_spinning_stop": "1"}
+PLAIN = {"session.disable_prepacking": "1"}
+MAPPED = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_bytes_for_initializers": "1"}
+EXACT = {  # of the arena of all stages: regions as large as what is asked for, doubled ones would hold twice as much
+    "max_mem": 0,
+    "arena_extend_strategy": 1,
+    "initial_chunk_size_bytes": -1,
+    "max_dead_bytes_per_chunk": -1,
+}
+SHARES = {"session.use_env_allocators": "1"}  # of a session that takes its memory there
+SHRINKS = {"memory.enable_memory_arena_shrinkage": "cpu:0"}  # of a run that gives back what is free

@@ -1,0 +1,160 @@
+"""The stages of one variant in one engine: on their way, run through, made anew for speed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from splitload.bundle.manifest import Variant
+from splitload.runtime.opening import LoadingParts, StageOpener
+from splitload.runtime.ordered import OrderedLoading
+from splitload.runtime.pool import report
+from splitload.runtime.upgrade import Upgrade
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Literal
+
+    from splitload.base.regular import StrPath
+    from splitload.plan.schedule import Schedule  # importing it costs a loader 0.5 ms
+    from splitload.runtime.engine import Engine
+
+    Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
+
+
+class Staged:
+    """Stages that are loaded once, in order; who has to begin anew makes another one.
+
+    Attributes:
+        engine: What loads and runs them.
+        loading: On their way.
+        upgrade: Made anew.
+        has_answered: Whether a run has come to its end.
+
+    Args:
+        folder: The bundle, as errors name it.
+        variant: Whose stages they are.
+        engine: What loads and runs them.
+        opener: Makes sessions by it.
+        parts: See `LoadingParts`.
+        is_upgraded: Whether stages are made anew for speed where it pays.
+        on_progress: See `ParallelLoader`, or None.
+        given_up: What else has to know that nothing more will be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: StrPath,
+        variant: Variant,
+        engine: Engine,
+        opener: StageOpener,
+        parts: LoadingParts,
+        *,
+        is_upgraded: bool,
+        on_progress: Callable[[int, int], None] | None,
+        given_up: Sequence[Callable[[], None]],
+    ) -> None:
+        self.engine, self.variant = engine, variant
+        self._folder, self._opener, self._parts = folder, opener, parts
+        self._is_upgraded, self._on_progress = is_upgraded, on_progress
+        self._start_s = time.perf_counter()
+        self._otherwise: set[str] = set()
+        self._first_runs: dict[int, Done] = {}
+        self.has_answered = False
+        self.loading: OrderedLoading = OrderedLoading(
+            folder, len(variant.stages), parts.pool, hand_over_s=parts.hand_over_s, given_up=given_up
+        )
+        self._upgrade_it()
+
+    def _upgrade_it(self) -> None:
+        self.upgrade = Upgrade(self.loading, self.variant.stages, self._opener.faster, is_wanted=self._is_upgraded)
+
+    def begin(self, threads: int, start_s: float) -> None:
+        """Have the pool load the stages; see `OrderedLoading.start`."""
+        self._start_s = start_s
+        self.loading.start(threads, self._load, self._after_load, start_s)
+
+    def heir(self, given_up: Sequence[Callable[[], None]]) -> Staged:
+        """Return what takes its place in a forked child, see `OrderedLoading.heir`."""
+        heir = Staged(
+            self._folder, self.variant, self.engine, self._opener, self._parts,
+            is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=given_up,
+        )  # fmt: skip
+        heir.loading = self.loading.heir(given_up)
+        heir._upgrade_it()
+        return heir
+
+    def session(self, index: int) -> Any:
+        """Return the session of a stage, waiting for it."""
+        loading = self.loading
+        if not self.has_answered:
+            loading.load_here(self._load, self._after_load)
+        session = loading.take(index)
+        if session is None or loading.error is not None:
+            loading.check()
+        return session
+
+    def run(self, wanted: Sequence[str], values: dict[str, Any], run_options: Any, *, keep: bool) -> dict[str, Any]:
+        """Run the stages that outputs need; return values in the engine's form, those wanted among them.
+
+        Args:
+            wanted: Names of outputs.
+            values: The inputs, which are changed.
+            run_options: An `onnxruntime.RunOptions` or None.
+            keep: Whether all values are OrtValues and stay such.
+        """
+        engine = self.engine
+        boundaries = engine.boundaries(self._otherwise)
+        for index, needed, last_reads in self.variant.steps(wanted):
+            session = self.session(index)
+            start_s = time.perf_counter()
+            results = engine.run_stage(
+                session, self.variant.stages[index], needed, values, run_options, keep=keep, boundaries=boundaries
+            )
+            self.note_run(index, start_s)
+            for name in last_reads:
+                boundaries.take_back(values.pop(name, None))
+            values.update(zip(needed, results, strict=True))
+        return values
+
+    def note_run(self, index: int, start_s: float) -> None:
+        """Note when the first inference of a stage was, which ends now."""
+        if index not in self._first_runs:
+            end_s = time.perf_counter()
+            self._first_runs.setdefault(index, (index, "infer", 0, start_s - self._start_s, end_s - self._start_s))
+
+    def note_answer(self) -> None:
+        """Begin what had to wait for the first answer."""
+        self.has_answered = True
+        self.upgrade.begin()
+
+    @property
+    def timeline(self) -> Schedule:
+        """The loads so far and each stage's first inference, in seconds from the load call, as measured."""
+        from splitload.plan.schedule import Schedule, Task
+
+        with self.loading.lock:
+            loads = [Task(index, "load", *load) for index, load in self.loading.loads.items()]
+            runs = [Task(*done) for done in self._first_runs.copy().values()]
+        return Schedule(tuple(sorted([*loads, *runs], key=lambda task: (task.start_s, task.end_s))), "measured")
+
+    def _load(self, index: int, lane: int) -> Any:
+        return self._opener.first(self.variant.stages[index])
+
+    def _after_load(self, index: int, loaded: int) -> None:
+        if self.has_answered:
+            self.upgrade.begin()
+        self._report(loaded)
+
+    def _report(self, loaded: int) -> None:
+        """Call `on_progress`; it must not be able to stop the loading."""
+        if self._on_progress is None:
+            return
+        try:
+            self._on_progress(loaded, len(self.variant.stages))
+        except BaseException as error:  # not even SystemExit: others wait for this thread
+            self._on_progress = None
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # it is the user's: the stage is loaded, and `run` was waiting for it here
+            report(error)
