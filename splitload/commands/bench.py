@@ -47,6 +47,7 @@ _NARROW = {  # so that all arms fit into 80 columns
     "torch-mmap": "torch-\nmmap",
     "openvino": "open-\nvino",
     "splitload": "split-\nload",
+    "splitload-buffers": "split-\nload-\nbuffers",
 }
 _T = TypeVar("_T")
 
@@ -156,7 +157,7 @@ def _subject(
 
     word = options.model if options.deep is None else str(deep.path(options.deep, cache))
     bundle, plan = None, None
-    if "splitload" in names:
+    if any(name.startswith("splitload") for name in names):
         host = HostDevice(cache)
         source, graph, measured = read_and_profile(word, host, console, cache, feeds, max_blocks=options.max_blocks)
         feeds = {**source.examples, **feeds}
@@ -276,13 +277,15 @@ def _show(
         return title, *("" if figure is None else _short(figure[what] * scale) for figure in found)
 
     rows = [
+        row("process ms", "process_s", 1e3),
+        row("  exit", "exit_s", 1e3),
+        row("  peak MiB", "process_peak_memory_bytes", 1 / _MIB),
         row("TTFO ms", "ttfo_s", 1e3),
         row("  min", "ttfo_s", 1e3, "min"),
         row("  max", "ttfo_s", 1e3, "max"),
         row("all loaded", "load_s", 1e3),
         row("first ms", "first_inference_s", 1e3),
         row("steady ms", "steady_inference_s", 1e3),
-        row("process ms", "process_s", 1e3),
         row("peak MiB", "peak_memory_bytes", 1 / _MIB),
         row("  settled", "settled_memory_bytes", 1 / _MIB),
     ]

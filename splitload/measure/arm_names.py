@@ -2,4 +2,14 @@
 
 from __future__ import annotations
 
-ARM_NAMES = ("stock", "tuned", "ort-format", "torch", "torch-mmap", "openvino", "ncnn", "splitload")
+ARM_NAMES = (
+    "stock",
+    "tuned",
+    "ort-format",
+    "torch",
+    "torch-mmap",
+    "openvino",
+    "ncnn",
+    "splitload",
+    "splitload-buffers",
+)

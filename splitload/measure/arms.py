@@ -128,6 +128,11 @@ def _splitload(subject: Subject) -> Arm:
     return Arm("splitload", subject.bundle)
 
 
+def _splitload_buffers(subject: Subject) -> Arm:
+    assert subject.bundle is not None  # noqa: S101
+    return Arm("splitload-buffers", subject.bundle)
+
+
 ARMS: dict[str, Callable[[Subject], Arm]] = {
     "stock": _stock,
     "tuned": _tuned,
@@ -137,6 +142,7 @@ ARMS: dict[str, Callable[[Subject], Arm]] = {
     "openvino": _openvino,
     "ncnn": _ncnn,
     "splitload": _splitload,
+    "splitload-buffers": _splitload_buffers,
 }
 
 

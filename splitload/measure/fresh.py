@@ -54,7 +54,7 @@ def run_job(
 
     Returns:
         The answer, as the class of the job says it. `first_at_s`, a moment, becomes `process_s`, the seconds since the
-        interpreter was started; and `touched_bytes` is what `at_first` returned.
+        interpreter was started; `exit_s` is when it had ended; and `touched_bytes` is what `at_first` returned.
 
     Raises:
         SplitloadError: If it fails: what `failed` returned.
@@ -103,8 +103,10 @@ def _answer(
             errors.seek(0)
             lines = errors.read().strip().splitlines() or [f"the process ended with {child.returncode}"]
             raise failed(lines[-1][:300])
+        exit_s = time.monotonic() - start
     figures: dict[str, Any] = json.loads(answer)
     if at_first is not None:
+        figures["exit_s"] = exit_s
         figures["process_s"] = figures.pop("first_at_s") - start
         figures["touched_bytes"] = touched_bytes
     return figures

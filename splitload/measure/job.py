@@ -90,8 +90,9 @@ class LoadModel(Job):
     """Load a model in one way, an arm, and run it; the only measurement of a time to first output.
 
     The answer has `ttfo_s`, its parts `load_s` and `first_inference_s`, `first_at_s` on the system's clock,
-    `steady_runs_s`, `peak_memory_bytes`, `settled_memory_bytes` and `major_faults`; `import_s` and `variant` of the
-    splitload arm; and with `outputs` the names of .npy files of the first outputs, None for one that is no array.
+    `steady_runs_s`, `peak_memory_bytes`, `settled_memory_bytes` and `major_faults`; `import_s`, `variant` and `engine`
+    of the splitload arms; and with `outputs` the names of .npy files of the first outputs, None for one that is no
+    array.
 
     Attributes:
         arm: One of `splitload.measure.arms.ARMS`.
@@ -100,6 +101,8 @@ class LoadModel(Job):
         threads: Threads it is told to use; None for the engine's own rule.
         steady: Whether it is run again after the first output.
         outputs: Whether the first outputs are saved.
+        whole: Whether only the time and the memory of the whole process count: values are read as late as can be, and
+            the process ends after the first output. The answer has `first_at_s` and `process_peak_memory_bytes` then.
         module: How a torch module is built: "package", "name" and, where it is imported from there, "folder".
         cache: OpenVINO's model cache.
         weights: The weights of a model of ncnn.
@@ -114,6 +117,7 @@ class LoadModel(Job):
     threads: int | None = None
     steady: bool = True
     outputs: bool = False
+    whole: bool = False
     module: Mapping[str, str] | None = None
     cache: str | None = None
     weights: str | None = None
@@ -129,6 +133,7 @@ class LoadModel(Job):
             None if row.get("threads") is None else row.count("threads", 1),
             row.flag("steady"),
             row.flag("outputs"),
+            row.flag("whole"),
             None if row.get("module") is None else row.mapping("module"),
             row.optional_text("cache"),
             row.optional_text("weights"),

@@ -24,6 +24,8 @@ FIGURES = (
     "first_inference_s",
     "steady_inference_s",
     "process_s",
+    "exit_s",
+    "process_peak_memory_bytes",
     "import_s",
     "peak_memory_bytes",
     "settled_memory_bytes",
@@ -90,8 +92,9 @@ def run_arms(
         - ttfo_s: from the load call to the first output, imports done; load_s and first_inference_s are its parts,
           except in the splitload arm, where they overlap.
         - steady_inference_s: median of later inferences, after the upgrade in the splitload arm.
-        - process_s: from the start of the interpreter to the first output.
-        - import_s: what importing splitload takes once numpy and onnxruntime are imported; of the splitload arm only.
+        - process_s: from the start of the interpreter to the first output, in another process that reads the inputs as
+          late as can be; exit_s until that has ended, process_peak_memory_bytes its most resident memory.
+        - import_s: what importing `ParallelLoader` takes once numpy is imported; of the splitload arms only.
         - peak_memory_bytes, settled_memory_bytes: resident memory, the most and after the steady inferences; left
           out where the system does not tell.
         - major_faults: how often a page was waited for between load call and first output.
@@ -232,6 +235,10 @@ def _sample(
     pagecache.evict(files)
     job = load_job(arm, inputs)
     answer = run_job(job, folder, _failed(arm), at_first=lambda: pagecache.resident_bytes(files))
+    time.sleep(PAUSE_S)
+    pagecache.evict(files)
+    whole = run_job(replace(job, whole=True, steady=False), folder, _failed(arm))
+    answer.update((name, whole[name]) for name in ("process_s", "exit_s", "process_peak_memory_bytes"))
     answer["steady_inference_s"] = statistics.median(answer.pop("steady_runs_s"))
     sample: Sample = {key: answer[key] for key in FIGURES if answer.get(key) is not None}
     if cold:
