@@ -38,6 +38,7 @@ def test_wheel_holds_every_module(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert set(modules()) <= names
     assert {f"splitload/devices/{path.name}" for path in (ROOT / "splitload" / "devices").glob("*.toml")} <= names
+    assert "splitload/studies/whole_baseline.c" in names
     assert "splitload/py.typed" in names
 
 

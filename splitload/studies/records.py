@@ -21,11 +21,13 @@ from splitload.studies import (
     personal_tables,
     plan_tables,
     size_tables,
+    whole_tables,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/measuring.md", "results/README.md"))  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_LISTED_ELSEWHERE = ("headline", "targets", "whole_targets", "whole_starts")  # whose records another table lists
 Named = tuple[str, Any]  # a record and the name of its file
 
 
@@ -189,6 +191,9 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "sizes": ("sizes", _every, lambda found: _table(*size_tables.sizes(found))),
     "builds": ("builds", _every, lambda found: _table(*build_tables.builds(found))),
     "starts": ("starts", _every, lambda found: _table(*build_tables.starts(found))),
+    "whole": ("whole", _every, lambda found: _table(*whole_tables.whole(found))),
+    "whole_targets": ("whole", _every, lambda found: _table(*whole_tables.targets(found))),
+    "whole_starts": ("whole", _every, lambda found: _table(*whole_tables.starts(found))),
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),
     "personalization": ("personalization", _every, lambda found: _table(*personal_tables.personalization(found))),
@@ -206,7 +211,7 @@ def fill(text: str, records: Mapping[str, Sequence[Named]]) -> str:
     def replace(match: re.Match[str]) -> str:
         kind, takes, make = _TABLES[match[2]]
         found = [named for named in records.get(kind, []) if takes(named[1])]
-        listed = found if match[2] not in ("headline", "targets") else []  # the other tables list them
+        listed = found if match[2] not in _LISTED_ELSEWHERE else []
         commands = "".join(f"- `{name}`: `{_today(data['provenance']['command'])}`\n" for name, data in listed)
         table = make(found) if found else "No record yet.\n"
         return "\n".join(part for part in (match[1], table, commands, match[3]) if part)

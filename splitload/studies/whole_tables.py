@@ -1,0 +1,76 @@
+"""The tables of whole processes and of what is aimed at for them, which `splitload.studies.records` sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from splitload.studies.size_tables import Table
+
+_MIB = 1 << 20
+_MS = ("process_s", "exit_s", "ttfo_s", "settled_ttfo_s", "steady_inference_s")
+
+
+def whole(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return every figure of every model and arm: medians, with the quartiles of the whole process and of the TTFO."""
+    body = [
+        (
+            f"{row['model']} ({row['model_bytes'] / 1e6:.0f} MB)",
+            f"{arm}, k = {row['num_stages']}" if arm.startswith("splitload") else arm,
+            *(_figure(figures, key, 1e3) for key in _MS),
+            _figure(figures, "peak_memory_bytes", 1 / _MIB),
+            str(row["runs"]),
+        )
+        for _, record in records
+        for row in record["rows"]
+        if row["of"] == "model"
+        for arm, figures in row["arms"].items()
+    ]
+    head = ("model", "arm", "whole process ms", "to its end ms", "TTFO ms", "settled TTFO ms", "steady ms")
+    return (*head, "peak MiB", "n"), body
+
+
+def starts(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return what starts without a model, in milliseconds."""
+    keys = ("import_s", "loader_import_s", "version_s", "pass_s")
+    body = [
+        (
+            "this" if row["build"] == "after" else row["build"],
+            *(_figure(row["figures"], key, 1e3, digits=1) for key in keys),
+            ", ".join(row["imported"]) or "neither",
+            str(row["runs"]),
+        )
+        for _, record in records
+        for row in record["rows"]
+        if row["of"] == "start"
+    ]
+    head = ("build", "`import splitload`", "then `ParallelLoader`", "`splitload --version`", "`python -c pass`")
+    return (*head, "imports numpy, onnxruntime", "n"), body
+
+
+def targets(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return what is aimed at, and what was measured."""
+    body: list[tuple[str, ...]] = [
+        (
+            str(target["what"]),
+            str(target["figure"]),
+            f"{'≥' if target['at_least'] else '≤'} {target['target']:g}",
+            "–" if target["value"] is None else f"{target['value']:.2f}",
+            {True: "yes", False: "no", None: "–"}[target["met"]],
+            str(target["model"] or "–"),
+            str(target["models"]),
+        )
+        for _, record in records
+        for row in record["rows"]
+        if row["of"] == "targets"
+        for target in row["targets"]
+    ]
+    return ("of medians", "figure", "target", "measured", "met", "worst model", "models"), body
+
+
+def _figure(figures: Mapping[str, Any], key: str, scale: float, *, digits: int = 0) -> str:
+    """Return a median with its quartiles; a dash where the arm has no such figure."""
+    if key not in figures:
+        return "–"
+    median, low, high = (f"{figures[key][name] * scale:.{digits}f}" for name in ("median", "q1", "q3"))
+    return f"{median} ({low}–{high})"

@@ -1,0 +1,141 @@
+"""What is aimed at for whole processes, and whether a record reaches it: ratios of medians, over the models it has."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SMALL_BYTES = 100_000_000  # a model below it is small
+LARGE_BYTES = 79_000_000  # of this size on, the time to first output is compared with what is possible
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A figure that is aimed at.
+
+    Attributes:
+        what: What is measured.
+        figure: "geometric mean" of the models, the "worst" of them, or "median" of one thing.
+        at_least: Whether more is better.
+        target: The figure that is aimed at.
+        value: The figure that was measured; None where the record has no model for it.
+        met: Whether that reaches it; None with no value.
+        model: The worst model; None where there is but one thing.
+        models: How many models there are.
+    """
+
+    what: str
+    figure: str
+    at_least: bool
+    target: float
+    value: float | None
+    met: bool | None
+    model: str | None
+    models: int
+
+    @classmethod
+    def of(
+        cls, what: str, figure: str, at_least: bool, target: float, ratios: Mapping[str, float], *, also: bool = True
+    ) -> Target:
+        """Return the target with what was measured.
+
+        Args:
+            what: What is measured.
+            figure: See the class.
+            at_least: Whether more is better.
+            target: What is aimed at.
+            ratios: The figure of each model.
+            also: What has to hold besides.
+        """
+        if not ratios:
+            return cls(what, figure, at_least, target, None, None, None, 0)
+        worst = (min if at_least else max)(ratios, key=lambda model: ratios[model])
+        value = statistics.geometric_mean(ratios.values()) if figure == "geometric mean" else ratios[worst]
+        met = also and (value >= target if at_least else value <= target)
+        return cls(what, figure, at_least, target, value, met, None if figure == "median" else worst, len(ratios))
+
+
+def targets(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return every target as plain values, from the rows of a record."""
+    rows = list(rows)
+    models = [row for row in rows if row["of"] == "model"]
+    made = [*_of_processes(models), *_of_starts(rows), *_of_first_outputs(models)]
+    return [asdict(target) for target in made]
+
+
+def _of_processes(models: Sequence[Row]) -> list[Target]:
+    """Return the targets of whole processes."""
+    mean, worst, buffers = "geometric mean", "worst", "splitload-buffers"
+    tuned = _ratios(models, "process_s", "tuned", buffers)
+    whole = "whole process"
+    earlier = "the build before"
+    return [
+        Target.of(f"{whole}, stock ÷ buffers", mean, True, 6.0, _ratios(models, "process_s", "stock", buffers)),
+        Target.of(f"{whole}, tuned ÷ buffers", mean, True, 2.3, tuned),
+        Target.of(f"{whole}, tuned ÷ buffers", worst, True, 1.4, tuned),
+        Target.of(
+            f"{whole}, numpy arrays, this build ÷ {earlier}", mean, False, 0.80,
+            _ratios(models, "process_s", "splitload", "before"),
+        ),
+        Target.of(
+            f"{whole}, buffers ÷ the same in C", worst, False, 1.6, _ratios(models, "process_s", buffers, "c")
+        ),
+        Target.of(
+            f"peak memory, buffers ÷ {earlier}, under 100 MB", worst, False, 0.65,
+            _ratios(models, "peak_memory_bytes", buffers, "before", lambda row: row["model_bytes"] < SMALL_BYTES),
+        ),
+    ]  # fmt: skip
+
+
+def _of_starts(rows: Sequence[Row]) -> list[Target]:
+    """Return the targets of what starts without a model."""
+    starts = [row for row in rows if row["of"] == "start" and row["build"] == "after"]
+    light = not any(row["imported"] for row in starts)
+    import_ms = {row["build"]: row["figures"]["import_s"]["median"] * 1e3 for row in starts}
+    version = {
+        row["build"]: row["figures"]["version_s"]["median"] / row["figures"]["pass_s"]["median"] for row in starts
+    }
+    return [
+        Target.of(
+            "`import splitload`, ms, with neither numpy nor onnxruntime", "median", False, 6.0, import_ms, also=light
+        ),
+        Target.of("`splitload --version` ÷ `python -c pass`", "median", False, 2.5, version),
+    ]
+
+
+def _of_first_outputs(models: Sequence[Row]) -> list[Target]:
+    """Return the targets of the time to first output, imports done."""
+    tuned = _ratios(models, "ttfo_s", "tuned", "splitload")
+    before, settled = (_ratios(models, key, "splitload", "before") for key in ("ttfo_s", "settled_ttfo_s"))
+    stock = _ratios(models, "ttfo_s", "stock", "splitload")
+    limit = {
+        row["model"]: _median(row, "splitload", "ttfo_s") / _median(row, "splitload", "steady_inference_s")
+        for row in models
+        if row["model_bytes"] >= LARGE_BYTES
+    }
+    return [
+        Target.of("TTFO, this build ÷ the build before", "worst", False, 1.0, before),
+        Target.of("TTFO once what imports began is done, this build ÷ the build before", "worst", False, 1.0, settled),
+        Target.of("TTFO, stock ÷ splitload", "geometric mean", True, 7.0, stock),
+        Target.of("TTFO, tuned ÷ splitload", "geometric mean", True, 1.3, tuned),
+        Target.of("TTFO, tuned ÷ splitload", "worst", True, 0.97, tuned),
+        Target.of("TTFO ÷ steady inference of splitload, 79 MB and more", "geometric mean", False, 1.25, limit),
+    ]
+
+
+def _ratios(
+    models: Iterable[Row], key: str, above: str, below: str, takes: Callable[[Row], bool] = lambda _: True
+) -> dict[str, float]:
+    """Return the ratio of the medians of two arms, by model; models that lack an arm are left out."""
+    return {
+        row["model"]: _median(row, above, key) / _median(row, below, key)
+        for row in models
+        if above in row["arms"] and below in row["arms"] and takes(row)
+    }
+
+
+def _median(row: Row, arm: str, key: str) -> float:
+    return float(row["arms"][arm][key]["median"])
