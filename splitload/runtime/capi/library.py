@@ -59,7 +59,16 @@ _OTHERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "GetErrorMessage": (c_char_p, (c_void_p,)),
     **{
         f"Release{what}": (None, (c_void_p,))
-        for what in ("ArenaCfg", "RunOptions", "Session", "SessionOptions", "Status", "TensorTypeAndShapeInfo", "Value")
+        for what in (
+            "ArenaCfg",
+            "MemoryInfo",
+            "RunOptions",
+            "Session",
+            "SessionOptions",
+            "Status",
+            "TensorTypeAndShapeInfo",
+            "Value",
+        )
     },
 }
 # Source: the enumeration `OrtErrorCode`, and the exceptions of the Python module in the same order
@@ -202,10 +211,13 @@ class Library:
         """
         keys = (c_char_p * len(settings))(*(key.encode() for key in settings))
         values = (c_size_t * len(settings))(*settings.values())
-        info = self.made(self.CreateCpuMemoryInfo, _ARENA_ALLOCATOR, _DEFAULT_MEMORY)
         config = self.made(self.CreateArenaCfgV2, ctypes.addressof(keys), ctypes.addressof(values), len(settings))
         try:
-            self.CreateAndRegisterAllocator(self.env, info, config)
+            info = self.made(self.CreateCpuMemoryInfo, _ARENA_ALLOCATOR, _DEFAULT_MEMORY)
+            try:
+                self.CreateAndRegisterAllocator(self.env, info, config)
+            finally:
+                self.ReleaseMemoryInfo(info)
         finally:
             self.ReleaseArenaCfg(config)
 
