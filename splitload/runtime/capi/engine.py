@@ -14,7 +14,7 @@ from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.capi.library import Library, RuntimeFailure, runtime_error
 from splitload.runtime.capi.memory import Memory, UnknownKindError, address_of, memory_of
 from splitload.runtime.capi.session import Session, Value, open_session, value_of
-from splitload.runtime.capi.tensor import tensor_of
+from splitload.runtime.capi.tensor import bytes_of, tensor_of
 from splitload.runtime.forks import making_session
 from splitload.runtime.settings import EXACT, MAPPED, PLAIN, SHARES, SHRINKS, SPINNING
 from splitload.runtime.tiny import TINY_MODEL
@@ -116,7 +116,7 @@ class LibraryEngine:
     def given_back(self, spec: TensorSpec, value: Value) -> Any:
         """Return a copy of a tensor that was given."""
         memory = value.memory
-        copy = bytearray(ctypes.string_at(memory.address, memory.nbytes))
+        copy = bytearray(bytes_of(memory))
         return tensor_of(memory._replace(address=address_of(copy), owner=copy))
 
     def canary(self, graph: str) -> list[float]:

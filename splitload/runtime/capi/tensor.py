@@ -61,7 +61,7 @@ class Tensor:
 
     def tobytes(self) -> bytes:
         """Return the elements as bytes, in C order."""
-        return ctypes.string_at(self._memory.address, self.nbytes)
+        return bytes(bytes_of(self._memory))
 
     def tolist(self) -> Any:
         """Return the elements as numbers in nested lists; of a tensor without dimensions the number."""
@@ -118,6 +118,11 @@ def _nested(numbers: Iterator[Any], shape: tuple[int, ...]) -> Any:
     return [_nested(numbers, shape[1:]) for _ in range(shape[0])] if shape else next(numbers)
 
 
+def bytes_of(memory: Memory) -> Any:
+    """Return the bytes of memory, as a buffer; `ctypes.string_at` has them up to 2 GiB alone."""
+    return (ctypes.c_char * memory.nbytes).from_address(memory.address)
+
+
 def tensor_of(memory: Memory) -> Tensor:
     """Return a tensor over memory."""
     made = _class(memory.element, memory.shape)
@@ -138,7 +143,7 @@ class _Half(Tensor):
             """Return the buffer of a float16."""
             if not self._memory.element.format:
                 raise BufferError(f"Python's buffers have no {self.dtype}; read the tensor by __dlpack__")
-            raw = (ctypes.c_char * self.nbytes).from_address(self._memory.address)
+            raw = bytes_of(self._memory)
             raw.owner = self._memory
             return memoryview(raw).cast("B").cast(self._memory.element.format, self.shape)
 
