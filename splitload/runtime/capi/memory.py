@@ -67,7 +67,7 @@ class DLTensor(ctypes.Structure):
 _python: Any = ctypes.pythonapi
 _get_buffer = ctypes.PYFUNCTYPE(c_int, py_object, c_void_p, c_int)(("PyObject_GetBuffer", _python))
 _release_buffer = ctypes.PYFUNCTYPE(None, c_void_p)(("PyBuffer_Release", _python))
-_capsule_pointer = ctypes.PYFUNCTYPE(c_void_p, py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _python))
+capsule_pointer = ctypes.PYFUNCTYPE(c_void_p, py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _python))
 
 
 def memory_of(given: Any) -> Memory:
@@ -155,7 +155,7 @@ def _of_dlpack(given: Any) -> Memory:
             f"{type(given).__name__} lies on device {device} of DLPack's; copy it to the processor's memory"
         )
     capsule = given.__dlpack__()
-    tensor = DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+    tensor = DLTensor.from_address(capsule_pointer(capsule, b"dltensor"))
     element = BY_DLPACK.get((tensor.code, tensor.bits // 8)) if tensor.lanes == 1 and tensor.bits % 8 == 0 else None
     if element is None:
         raise TypeError(

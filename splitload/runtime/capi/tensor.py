@@ -7,7 +7,7 @@ import functools
 import sys
 
 from splitload.runtime.capi.elements import BY_KIND, Element
-from splitload.runtime.capi.memory import DLTensor, Memory, memory_of
+from splitload.runtime.capi.memory import DLTensor, Memory, capsule_pointer, memory_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,9 +86,27 @@ class Tensor:
         """Return the processor."""
         return _CPU
 
-    def __dlpack__(self, **_: Any) -> Any:
-        """Return a capsule for `from_dlpack` of another library; this tensor lives as long as what is made of it."""
-        return _capsule(self._memory)
+    def __dlpack__(self, **wishes: Any) -> Any:
+        """Return a capsule for `from_dlpack` of another library; this tensor lives as long as what is made of it.
+
+        The capsule is numpy's: what it does when it goes has to be machine code, as an error may be on its way then.
+
+        Args:
+            wishes: What the array API knows, such as `copy`.
+
+        Raises:
+            BufferError: If numpy is not installed, or cannot do what is wished.
+        """
+        try:
+            import numpy as np
+        except ImportError as error:
+            raise BufferError("DLPack needs numpy: 'pip install numpy'; the buffer of a tensor does not") from error
+        if self.dtype != "bfloat16":
+            return np.asarray(self).__dlpack__(**wishes)
+        wishes.pop("max_version", None)  # the structure of the first version is known here
+        capsule = np.asarray(self).view(np.uint16).__dlpack__(**wishes)
+        DLTensor.from_address(capsule_pointer(capsule, b"dltensor")).code = self._memory.element.dlpack_code
+        return capsule
 
 
 def in_form(answer: Any, arrays: str) -> Any:
@@ -157,51 +175,3 @@ def _class(element: Element, shape: tuple[int, ...]) -> Any:
     for size in reversed(shape):
         number = number * size
     return type("Tensor", (Tensor, number), {"__module__": __name__, "__repr__": Tensor.__repr__})
-
-
-_lent: dict[int, Any] = {}  # what DLPack's consumers hold, by the address of its description
-
-
-@functools.cache
-def _deleter() -> Any:
-    """Return what a consumer calls when it lets go; kept for ever, as that may be when the interpreter ends."""
-
-    def delete(address: int) -> None:
-        _lent.pop(address, None)
-
-    made = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(delete)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_lent))
-    return made
-
-
-@functools.cache
-def _destructor() -> Any:
-    """Return what Python calls when a capsule goes: it is renamed by whoever has taken what it holds."""
-    python: Any = ctypes.pythonapi
-    is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", python))
-    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", python))
-
-    def destroy(capsule: int) -> None:
-        if is_valid(capsule, b"dltensor"):
-            _lent.pop(pointer(capsule, b"dltensor"), None)
-
-    made = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(destroy)
-    python.Py_IncRef(ctypes.py_object(made))
-    return made
-
-
-def _capsule(memory: Memory) -> Any:
-    shape = (ctypes.c_int64 * max(1, len(memory.shape)))(*memory.shape)
-    element = memory.element
-    tensor = DLTensor(
-        data=memory.address, device_type=_CPU[0], device_id=_CPU[1], ndim=len(memory.shape),
-        code=element.dlpack_code, bits=8 * element.item_bytes, lanes=1, shape=shape, strides=None, byte_offset=0,
-        manager_ctx=None, deleter=ctypes.cast(_deleter(), ctypes.c_void_p).value,
-    )  # fmt: skip
-    address = ctypes.addressof(tensor)
-    _lent[address] = tensor, shape, memory
-    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-        ("PyCapsule_New", ctypes.pythonapi)
-    )
-    return make(address, b"dltensor", ctypes.cast(_destructor(), ctypes.c_void_p).value)

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import struct
 import sys
+import weakref
 from typing import Any
 
 import ml_dtypes
@@ -17,9 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitload.runtime.capi import tensor as module
-from splitload.runtime.capi.elements import ELEMENTS, of_format
-from splitload.runtime.capi.memory import UnknownKindError, memory_of
+from splitload.runtime.capi.elements import BY_TYPE, ELEMENTS, Element, of_format
+from splitload.runtime.capi.memory import DLTensor, UnknownKindError, capsule_pointer, memory_of
 from splitload.runtime.capi.tensor import Tensor, in_form, tensor_of
 
 NUMPY = [element for element in ELEMENTS if element.kind != "V"]
@@ -158,18 +158,68 @@ def test_dlpack_on_another_device_is_a_type_error() -> None:
         memory_of(Elsewhere())
 
 
+class Watched(array.array):  # type: ignore[type-arg]
+    """Memory whose end is seen."""
+
+
+def watched() -> tuple[Tensor, weakref.ref[Watched]]:
+    """Return a tensor of two ones of bfloat16, and its memory."""
+    memory = Watched("H", [0x3F80, 0x3F80])
+    return tensor_of(memory_of(memory)._replace(element=BY_TYPE["tensor(bfloat16)"])), weakref.ref(memory)
+
+
 def test_what_dlpack_has_lent_is_given_back_whoever_takes_it() -> None:
-    values = np.ones((2, 3), np.float32)
-    before = len(module._lent)
-    tensor = tensor_of(memory_of(values))
+    tensor, memory = watched()
     taken, unused = torch.from_dlpack(tensor), tensor.__dlpack__()
-    assert len(module._lent) == before + 2
     del tensor
     gc.collect()
-    assert taken.sum() == 6
-    del taken, unused
+    assert taken.sum() == 2
+    del taken
     gc.collect()
-    assert len(module._lent) == before
+    assert memory() is not None
+    del unused
+    gc.collect()
+    assert memory() is None
+
+
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [
+        (np.from_dlpack, RuntimeError),  # numpy has no bfloat16, and lets go of the capsule while it raises
+        (lambda tensor: torch.add(torch.from_dlpack(tensor), "x"), TypeError),
+        (lambda tensor: len(torch.from_dlpack(tensor), 1), TypeError),
+        (lambda tensor: len(tensor.__dlpack__(), 1), TypeError),
+    ],
+)
+def test_an_error_that_ends_what_dlpack_has_lent_stays_the_error(
+    fail: Any, error: type[Exception], capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensor, memory = watched()
+    with pytest.raises(error):
+        fail(tensor)
+    assert capfd.readouterr().err == ""
+    del tensor
+    gc.collect()
+    assert memory() is None
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+def test_dlpack_keeps_the_type_and_does_what_is_wished(element: Element) -> None:
+    tensor = tensor_of(memory_of(np.ones((2, 3), f"u{element.item_bytes}"))._replace(element=element))
+    taken = memory_of(torch.from_dlpack(tensor))
+    assert (taken.element, taken.shape, taken.address) == (element, (2, 3), tensor._memory.address)
+    if np.lib.NumpyVersion(np.__version__) >= "2.1.0":
+        copied = DLTensor.from_address(capsule_pointer(tensor.__dlpack__(copy=True), b"dltensor"))
+        assert copied.data != tensor._memory.address
+        with pytest.raises((ValueError, BufferError)):
+            tensor.__dlpack__(dl_device=(2, 0))
+
+
+def test_dlpack_without_numpy_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = tensor_of(memory_of(np.ones(2, np.float32)))
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(BufferError, match="DLPack needs numpy: 'pip install numpy'"):
+        tensor.__dlpack__()
 
 
 def test_a_tensor_keeps_its_memory() -> None:
