@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 import sys
+from collections.abc import Iterable
 from ctypes import c_int, c_int32, c_int64, c_ssize_t, c_uint8, c_uint16, c_uint64, c_void_p, py_object
 
 from splitload.base.record import Record
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 _CPU = (1, 3)  # DLPack's numbers of memory that the processor reads: its own, and such that a GPU reads as well
 _SIMPLE = 0  # PyBUF_SIMPLE
+_MAX_DIMENSIONS = 64  # of what Python's buffers have
+_MAX_ADDRESS = 2 * sys.maxsize + 1
 
 
 class UnknownKindError(TypeError):
@@ -79,14 +83,24 @@ def memory_of(given: Any) -> Memory:
 
     Raises:
         UnknownKindError: If it is none of these.
-        TypeError: If its elements are of a type, in a byte order or on a device that cannot be read.
+        TypeError: If its elements are of a type, in a byte order or on a device that cannot be read, or it says of them
+            what cannot be.
     """
+    try:
+        return _found(given)
+    except (TypeError, MemoryError):
+        raise
+    except Exception as error:  # whatever the code of the caller's class has met
+        raise TypeError(f"{type(given).__name__} cannot be read: {error or type(error).__name__}") from error
+
+
+def _found(given: Any) -> Memory:
     own = getattr(given, "_memory", None)
     if isinstance(own, Memory):
         return own
     if (ort := sys.modules.get("onnxruntime")) is not None and isinstance(given, getattr(ort, "OrtValue", ())):
         return _of_ort_value(given)
-    if (numpy := sys.modules.get("numpy")) is not None and isinstance(given, numpy.generic):
+    if (numpy := sys.modules.get("numpy")) is not None and isinstance(given, getattr(numpy, "generic", ())):
         raise UnknownKindError(f"Unable to handle object of type {type(given)}")  # a scalar, as the Python module says
     try:
         view = memoryview(given)
@@ -133,41 +147,57 @@ def _of_view(view: memoryview, given: Any) -> Memory:
 
 def _of_interface(given: Any) -> Memory:
     """Read `__array_interface__`, version 3."""
-    interface = given.__array_interface__
-    typestr, shape, strides = interface["typestr"], tuple(interface["shape"]), interface.get("strides")
+    interface, name = given.__array_interface__, type(given).__name__
+    typestr, shape, strides, data, mask = (
+        interface.get(key) for key in ("typestr", "shape", "strides", "data", "mask")
+    )
+    if not (isinstance(typestr, str) and isinstance(shape, tuple) and isinstance(data, tuple) and data):
+        raise TypeError(f"the array interface of {name} lacks a typestr, a shape or an address")
+    if mask is not None:
+        raise TypeError(f"{name} has a mask; give its elements alone")
     element = BY_KIND.get((typestr[1:2], int(typestr[2:]))) if typestr[2:].isdecimal() else None
     if str(getattr(given, "dtype", "")) == "bfloat16":
         element = BY_TYPE["tensor(bfloat16)"]
     if element is None or (element.item_bytes > 1 and typestr[0] != element.typestr[0]):
         raise TypeError(f"elements of type '{typestr}' cannot be read; give one of {', '.join(BY_TYPE)}")
-    if strides is not None and not _in_c_order(shape, strides, element.item_bytes):
-        raise TypeError(f"{type(given).__name__} is not in C order; give a copy that is")
-    data = interface.get("data")
-    if not isinstance(data, tuple):
-        raise TypeError(f"the array interface of {type(given).__name__} has no address")
-    return Memory(int(data[0]), shape, element, given)
+    if strides is not None and not _in_c_order(shape, tuple(strides), element.item_bytes):
+        raise TypeError(f"{name} is not in C order; give a copy that is")
+    return _checked(data[0], shape, element, given, name)
 
 
 def _of_dlpack(given: Any) -> Memory:
     device, _ = given.__dlpack_device__()
-    if device not in _CPU:
-        raise TypeError(
-            f"{type(given).__name__} lies on device {device} of DLPack's; copy it to the processor's memory"
-        )
-    capsule = given.__dlpack__()
-    tensor = DLTensor.from_address(capsule_pointer(capsule, b"dltensor"))
+    capsule = given.__dlpack__() if device in _CPU else None
+    tensor = None if capsule is None else DLTensor.from_address(capsule_pointer(capsule, b"dltensor"))
+    name = type(given).__name__
+    if tensor is None or tensor.device_type not in _CPU:
+        where = device if tensor is None else tensor.device_type
+        raise TypeError(f"{name} lies on device {where} of DLPack's; copy it to the processor's memory")
     element = BY_DLPACK.get((tensor.code, tensor.bits // 8)) if tensor.lanes == 1 and tensor.bits % 8 == 0 else None
     if element is None:
         raise TypeError(
             f"elements of DLPack's type {tensor.code} with {tensor.bits} bits cannot be read; give one of "
             f"{', '.join(BY_TYPE)}"
         )
-    shape = tuple(tensor.shape[: tensor.ndim])
+    if not 0 <= tensor.ndim <= (_MAX_DIMENSIONS if tensor.shape else 0):
+        raise TypeError(f"{name} has {tensor.ndim} dimensions; those of at most {_MAX_DIMENSIONS} can be read")
+    shape = tuple(tensor.shape[: tensor.ndim]) if tensor.ndim else ()
     if tensor.strides:
-        strides = [stride * element.item_bytes for stride in tensor.strides[: tensor.ndim]]
+        strides = tuple(stride * element.item_bytes for stride in tensor.strides[: tensor.ndim])
         if not _in_c_order(shape, strides, element.item_bytes):
-            raise TypeError(f"{type(given).__name__} is not in C order; give a copy that is, such as .contiguous()")
-    return Memory((tensor.data or 0) + tensor.byte_offset, shape, element, (given, capsule))
+            raise TypeError(f"{name} is not in C order; give a copy that is, such as .contiguous()")
+    return _checked((tensor.data or 0) + tensor.byte_offset, shape, element, (given, capsule), name)
+
+
+def _checked(address: Any, shape: Iterable[Any], element: Element, owner: Any, name: str) -> Memory:
+    """Return memory as it is said to be, or raise `TypeError` where no memory is like that."""
+    memory = Memory(operator.index(address), tuple(map(operator.index, shape)), element, owner)
+    size = memory.nbytes
+    if any(not 0 <= each <= sys.maxsize for each in (*memory.shape, size)):
+        raise TypeError(f"{name} is said to have the shape {memory.shape}, which no memory holds")
+    if not (bool(size) <= memory.address <= _MAX_ADDRESS - size):
+        raise TypeError(f"{name} is said to have {size} bytes at the address {memory.address}, where no memory is")
+    return memory
 
 
 def _of_ort_value(given: Any) -> Memory:
@@ -177,10 +207,12 @@ def _of_ort_value(given: Any) -> Memory:
     return Memory(given.data_ptr(), tuple(given.shape()), BY_TYPE[given.data_type()], given)
 
 
-def _in_c_order(shape: tuple[int, ...], strides: Any, item_bytes: int) -> bool:
+def _in_c_order(shape: tuple[Any, ...], strides: tuple[Any, ...], item_bytes: int) -> bool:
     """Return whether elements follow each other in memory; strides of sizes of one or of empty tensors say nothing."""
+    if len(shape) != len(strides):
+        return False
     expected = item_bytes
-    for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != expected and 0 not in shape:
             return False
         expected *= size

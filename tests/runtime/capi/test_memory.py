@@ -124,6 +124,21 @@ class Backwards:
         self.__array_interface__ = {**values.__array_interface__, **changes}
 
 
+class Strange:
+    """What answers to every name, with itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+class Raising:
+    """What has an interface that raises."""
+
+    @property
+    def __array_interface__(self) -> Any:
+        raise RuntimeError("not today")
+
+
 BAD: list[Any] = [
     np.array(["a"]),
     np.array([None]),
@@ -135,6 +150,30 @@ BAD: list[Any] = [
     Backwards(typestr=">f4"),
     Backwards(typestr="<f"),
     Backwards(data=None),
+    Backwards(data=()),
+    Backwards(data=(0, False)),
+    Backwards(data=("0x10", False)),
+    Backwards(data=(-8, False)),
+    Backwards(data=(1 << 64, False)),
+    Backwards(data=((1 << 64) - 8, False)),
+    Backwards(shape=None),
+    Backwards(shape=(2.0, 3)),
+    Backwards(shape=(-2, -3)),
+    Backwards(shape=(-1,)),
+    Backwards(shape=((1 << 64) + 3,)),
+    Backwards(shape=(1 << 62, 4)),
+    Backwards(shape=(0, 1 << 64)),
+    Backwards(strides=(4,)),
+    Backwards(strides=3),
+    Backwards(typestr=b"<f4"),
+    Backwards(typestr=None),
+    Backwards(typestr="<f4444444444"),
+    Backwards(mask=np.ones(2, bool)),
+    Strange(),
+    Raising(),
+    torch.ones(2, requires_grad=True),
+    torch.ones(2).to_sparse(),
+    torch.ones(2, device="meta"),
     ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.zeros(2, np.uint8), 17),
 ]
 
@@ -144,6 +183,43 @@ def test_elements_that_cannot_be_read_are_a_type_error(given_: Any) -> None:
     with pytest.raises(TypeError) as caught:
         memory_of(given_)
     assert not isinstance(caught.value, UnknownKindError)
+
+
+class Packed:
+    """DLPack as another library has it, with some of its fields changed."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.capsule = np.ones((2, 3), np.float32).__dlpack__()
+        for name, value in changes.items():
+            setattr(DLTensor.from_address(capsule_pointer(self.capsule, b"dltensor")), name, value)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def __dlpack__(self) -> Any:
+        return self.capsule
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ndim": -1},
+        {"ndim": 65},
+        {"data": None},
+        {"shape": None},
+        {"device_type": 2},
+        {"lanes": 2},
+        {"bits": 4},
+        {"byte_offset": (1 << 64) - 1},
+        {"shape": (ctypes.c_int64 * 2)(-1, 3)},
+        {"shape": (ctypes.c_int64 * 2)(1 << 62, 4)},
+    ],
+    ids=str,
+)
+def test_dlpack_that_says_what_cannot_be_is_a_type_error(changes: dict[str, Any]) -> None:
+    assert memory_of(Packed()).shape == (2, 3)
+    with pytest.raises(TypeError):
+        memory_of(Packed(**changes))
 
 
 def test_dlpack_on_another_device_is_a_type_error() -> None:
