@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from splitload.runtime.session import StageIO
 
+_NO_TENSORS = ("c", "f", "m", "M")  # kinds of numpy's types that are no tensor's: of these the module has another error
+
 
 class LibraryEngine:
     """See `splitload.runtime.engine.Engine`; values are `Value`, answers `Tensor`.
@@ -71,7 +73,10 @@ class LibraryEngine:
             memory = memory_of(_array_of(given, BY_TYPE[spec.type].name))
         except TypeError as error:
             where = "" if spec is None else f" for input: {spec.name}"
-            raise runtime_error("InvalidArgument", f"Unexpected input data type{where}: {error}") from error
+            message = f"Unexpected input data type{where}: {error}"
+            if getattr(getattr(given, "dtype", None), "kind", None) in _NO_TENSORS:
+                raise RuntimeError(message) from error
+            raise runtime_error("InvalidArgument", message) from error
         return value_of(self._library, memory)
 
     def described(self, value: Value) -> tuple[str, Sequence[int]]:
@@ -163,7 +168,7 @@ def _array_of(given: list[Any], dtype: str) -> Any:
 
     try:
         return np.array(given, dtype)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RuntimeError("Could not create tensor from given input list") from None
 
 

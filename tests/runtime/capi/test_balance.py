@@ -70,3 +70,50 @@ def test_what_is_made_in_ten_thousand_runs_and_a_thousand_lifetimes_is_released(
     found = balance(bundles, 10_000, 1_000)
     _log.info("%s", found)
     check(found, 10_000, 1_000)
+
+
+EXIT = """
+import array, builtins, gc, sys, threading, types
+from splitload import ParallelLoader
+def floats(*shape, size=1):
+    for each in shape:
+        size *= each
+    return memoryview(array.array("f", [1.0]) * size).cast("B").cast("f", shape)
+def answers():
+    return model.run(None, {"x": floats(2, 16), "z": floats(16)})
+gc.disable()
+model = ParallelLoader(sys.argv[1], arrays="buffers", engine="library")
+here = answers()
+builtins.kept = answers()
+late = sys.modules["late"] = types.ModuleType("late")
+late.kept = answers()
+late.views = [memoryview(each) for each in late.kept]
+cycle = [answers()]
+cycle.append(cycle)
+class Last:
+    def __init__(self):
+        self.kept, self.run = answers(), model.run
+    def __del__(self):
+        self.kept[0].tobytes()
+sys.last = Last()
+if "numpy" in sys.argv:
+    import numpy
+    late.capsules = [each.__dlpack__() for each in here]
+    late.arrays = [numpy.from_dlpack(each) for each in here]
+if "thread" in sys.argv:
+    thread = threading.Thread(target=lambda: [answers() for _ in range(1000000)], daemon=True)
+    threading.excepthook = lambda _: None  # the loader is closed under it
+    thread.start()
+if "closed" in sys.argv:
+    model.close()
+    del model
+"""
+
+
+@pytest.mark.parametrize("how", ["open", "closed", "numpy", "thread"])
+def test_exit_with_living_tensors_is_clean(chain_bundle: Path, how: str) -> None:
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", EXIT, str(chain_bundle), how], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
