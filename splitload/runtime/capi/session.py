@@ -141,7 +141,7 @@ def _names(names: tuple[str, ...]) -> Any:
 
 def open_session(
     library: Library,
-    model: str | bytes,
+    model: str | os.PathLike[str] | bytes,
     entries: Mapping[str, str],
     *,
     threads: int,
@@ -182,10 +182,10 @@ def open_session(
         library.ReleaseSessionOptions(options)
 
 
-def _path(path: str, platform: str) -> Any:
+def _path(path: str | os.PathLike[str], platform: str) -> Any:
     """Return a path as ORTCHAR_T: wide characters on Windows, the system's bytes elsewhere."""
     if platform == "win32":
-        return ctypes.create_unicode_buffer(path)
+        return ctypes.create_unicode_buffer(os.fspath(path))
     return ctypes.create_string_buffer(os.fsencode(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
 import ctypes.util
 import os
@@ -25,7 +26,11 @@ from splitload.runtime.capi.library import (
     library,
     runtime_error,
 )
+from splitload.runtime.capi.memory import memory_of
+from splitload.runtime.capi.session import _path, open_session, value_of
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
+from splitload.runtime.capi.tensor import tensor_of
+from splitload.runtime.tiny import TINY_MODEL
 
 
 @pytest.mark.parametrize(
@@ -40,10 +45,23 @@ from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
         ("onnxruntime.dll", "win32", True),
         ("onnxruntime_providers_shared.dll", "win32", False),
         ("onnxruntime.lib", "win32", False),
+        ("ONNXRuntime.DLL", "win32", True),
+        ("libonnxruntime.so.1.32.0", "win32", False),
+        ("libonnxruntime.dylib", "darwin", True),
+        ("libonnxruntime_providers_shared.dylib", "darwin", False),
+        ("onnxruntime.dll", "linux", False),
+        ("libonnxruntime.so", "android", True),
     ],
 )
 def test_the_library_is_known_by_its_name(name: str, platform: str, is_one: bool) -> None:
     assert is_library(name, platform) is is_one
+
+
+BESIDE = {  # what else lies in the wheel's folder
+    "linux": ("build_and_package_info.py", "libonnxruntime_providers_shared.so", "onnxruntime_pybind11_state.so"),
+    "darwin": ("build_and_package_info.py", "onnxruntime_pybind11_state.so"),
+    "win32": ("DirectML.dll", "onnxruntime_providers_shared.dll", "onnxruntime.lib", "onnxruntime_pybind11_state.pyd"),
+}
 
 
 def wheel(folder: Path, *files: str) -> Path:
@@ -56,14 +74,18 @@ def wheel(folder: Path, *files: str) -> Path:
 
 @pytest.mark.parametrize(
     ("platform", "name"),
-    [("linux", "libonnxruntime.so.9"), ("darwin", "libonnxruntime.9.dylib"), ("win32", "onnxruntime.dll")],
+    [
+        ("linux", "libonnxruntime.so.9"),
+        ("darwin", "libonnxruntime.9.dylib"),
+        ("win32", "onnxruntime.dll"),
+    ],
 )
 def test_it_is_found_without_importing_the_module(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, name: str
 ) -> None:
     monkeypatch.delitem(sys.modules, "onnxruntime")
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.syspath_prepend(str(wheel(tmp_path, "build_and_package_info.py", name)))
+    monkeypatch.syspath_prepend(str(wheel(tmp_path, *BESIDE[platform], name)))
     assert Path(beside_module()) == tmp_path / "onnxruntime" / "capi" / name
     assert "onnxruntime" not in sys.modules
 
@@ -131,6 +153,7 @@ def test_an_older_interface_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_installed_runtime_has_the_table_that_is_expected() -> None:
     """Fails where a newer onnxruntime has dropped the version of the interface, or moved functions that are used."""
     found = library()
+    assert len(FUNCTIONS) == len(set(FUNCTIONS))
     for name in {**module._RETURN_STATUS, **module._OTHERS}:
         assert name in FUNCTIONS, name
         assert callable(getattr(found, name)), name
@@ -142,6 +165,67 @@ def test_the_installed_runtime_has_the_table_that_is_expected() -> None:
     ]  # fmt: skip
     with pytest.raises(AttributeError):
         found.CreateNothing  # noqa: B018
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not tell what is mapped where")
+def test_every_function_lies_in_the_code_of_the_library() -> None:
+    """A table that is shorter than the binding expects is followed by something else."""
+    found = library()
+    place = os.path.realpath(found.path)
+    code = [
+        tuple(int(end, 16) for end in line.split()[0].split("-"))
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(place) and "x" in line.split()[1]
+    ]
+    for name, address in zip(FUNCTIONS, found._table, strict=True):
+        assert any(first <= address < last for first, last in code), name
+
+
+def test_functions_do_what_their_names_say() -> None:
+    """One from each part of the table, the last ones that are used among them: in another's place they would not."""
+    found = library()
+    info = found.made(found.CreateCpuMemoryInfo, 1, 0)
+    found.ReleaseMemoryInfo(info)
+    options = found.made(found.CreateSessionOptions)
+    found.AddSessionConfigEntry(options, b"session.disable_prepacking", b"1")
+    with pytest.raises(RuntimeFailure):
+        found.AddSessionConfigEntry(options, b"", b"1")
+    found.ReleaseSessionOptions(options)
+    run_options = found.made(found.CreateRunOptions)
+    found.AddRunConfigEntry(run_options, b"memory.enable_memory_arena_shrinkage", b"cpu:0")
+    found.ReleaseRunOptions(run_options)
+    session = open_session(found, TINY_MODEL, {}, threads=1)
+    assert (session.input_names(), session.output_names()) == (["x"], ["y"])
+    value = value_of(found, memory_of(array.array("f", [1.5])))
+    (answer,) = session.run(["y"], {"x": value}, {})
+    assert (answer.data_type(), answer.shape(), tensor_of(answer.memory).tolist()) == ("tensor(float)", [1], [1.5])
+
+
+def test_a_version_that_the_library_lacks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "API_VERSION", 9999)
+    with pytest.raises(NoLibraryError, match=rf"is onnxruntime {ort.__version__}, without version 9999 of the C API$"):
+        Library(beside_module())
+
+
+def test_paths_are_wide_characters_on_windows_alone(tmp_path: Path) -> None:
+    class Named(os.PathLike):  # type: ignore[type-arg]
+        def __fspath__(self) -> str:
+            return "mödel 模\U0001f40d.ort"
+
+    for path in (Named(), "mödel 模\U0001f40d.ort", Path("mödel 模\U0001f40d.ort")):
+        wide, narrow = _path(path, "win32"), _path(path, "linux")
+        assert (wide.value, wide._type_) == ("mödel 模\U0001f40d.ort", ctypes.c_wchar)
+        assert (narrow.value, narrow._type_) == (os.fsencode("mödel 模\U0001f40d.ort"), ctypes.c_char)
+
+
+@pytest.mark.parametrize("name", ["mödel 模\U0001f40d.onnx", os.fsdecode(b"\xff.onnx")])
+def test_files_of_any_name_are_opened(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(TINY_MODEL)
+    for path in (file, str(file)):
+        assert open_session(library(), path, {}, threads=1).output_names() == ["y"]
+    with pytest.raises(RuntimeFailure):
+        open_session(library(), tmp_path / "missing.onnx", {}, threads=1)
 
 
 def test_what_the_runtime_says_is_the_error_of_the_module() -> None:
