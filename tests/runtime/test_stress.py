@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import models
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 from runtime_models import feeds, loader_with
 
 from splitload import ParallelLoader
+from splitload.base.errors import StageError
 from splitload.runtime.pool import LoadingPool
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -106,6 +107,49 @@ def test_a_thousand_loads_leave_neither_threads_nor_memory(chain_bundle: Path, e
     late_bytes = status("VmRSS") << 10
     _log.info("VmRSS is %d bytes after 200 loops, %d after 1,000", early_bytes, late_bytes)
     assert late_bytes <= early_bytes + MAX_GROWTH_BYTES
+
+
+@pytest.mark.parametrize("arrays", ["numpy", "buffers"])
+def test_sixteen_threads_run_one_model_while_it_loads_and_is_made_anew_and_closed(
+    chain_bundle: Path, expected: list[list[Any]], arrays: Literal["numpy", "buffers"]
+) -> None:
+    threads, loads = 16, 3
+    for _ in range(loads):
+        loader = ParallelLoader(chain_bundle, threads=2, arrays=arrays)
+        barrier, upgraded = threading.Barrier(threads), threading.Event()
+
+        def call(
+            number: int,
+            model: ParallelLoader = loader,
+            barrier: threading.Barrier = barrier,
+            upgraded: threading.Event = upgraded,
+        ) -> int:
+            """Return how many answers were right before the model was closed, which two of the threads do."""
+            seed, right = number % CALLERS, 0
+            kept: list[tuple[Any, Any]] = []
+            barrier.wait(WAIT_S)
+            try:
+                while True:
+                    kept = [
+                        *kept[-3:],
+                        *zip(model.run(None, feeds(rows=seed + 1, seed=seed)), expected[seed], strict=True),
+                    ]
+                    for got, stock in kept:  # those of sessions that were replaced since are still right
+                        np.testing.assert_allclose(np.asarray(got), stock, rtol=1e-5, atol=1e-5)
+                    right += 1
+                    if number < 2 and model.wait("upgraded", WAIT_S) and upgraded.wait(WAIT_S):
+                        model.close()
+                    if number == 2 and model.wait("upgraded", WAIT_S) and right > 20:
+                        upgraded.set()
+            except StageError as error:
+                assert "closed" in str(error)
+            for got, stock in kept:
+                np.testing.assert_allclose(np.asarray(got), stock, rtol=1e-5, atol=1e-5)
+            return right
+
+        with ThreadPoolExecutor(threads) as callers:
+            counts = list(callers.map(call, range(threads)))
+        assert min(counts) >= 1
 
 
 @pytest.mark.xfail(
