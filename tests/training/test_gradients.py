@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from splitload.base.errors import ModelError
+from splitload.bundle.manifest import OPTIMIZERS
 from splitload.training.gradients import differentiable
-from splitload.training.training_step import OPTIMIZERS, SETTINGS, STATES, ours, training_step
+from splitload.training.training_step import SETTINGS, STATES, ours, training_step
 
 torch = pytest.importorskip("torch")
 from splitload.training.gradient_check import autograd, check_gradients, on_a_device  # noqa: E402 - needs torch
