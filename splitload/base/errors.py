@@ -13,7 +13,7 @@ SplitloadError
 ├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
 
-What is no error, but less than was promised, is a warning: PortableWarning and CacheWarning (UserWarning).
+What is no error, but less than was promised, is a warning (UserWarning): PortableWarning, LibraryWarning, CacheWarning.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class MissingPackageError(SplitloadError, ImportError):
 
 class PortableWarning(UserWarning):
     """A bundle runs its portable graph where a native one was hoped for; the message says what helps."""
+
+
+class LibraryWarning(UserWarning):
+    """The C library that is named cannot be used, and onnxruntime's Python module takes over; the message says why."""
 
 
 class CacheWarning(UserWarning):

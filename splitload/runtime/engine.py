@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from splitload.base.errors import MissingPackageError, UsageError
+from splitload.base.errors import LibraryWarning, MissingPackageError, UsageError
 from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.variants import check_floor
@@ -80,6 +80,10 @@ if TYPE_CHECKING:
             """Give back to the system what nobody uses of the arena of all stages."""
 
 
+ENGINES = {"library": "C library", "python": "Python module"}
+_told: set[str] = set()  # libraries of which it was said that they cannot be used
+
+
 def check_engine(engine: object, arrays: object) -> None:
     """Raise `UsageError` unless both are known words."""
     if engine not in ("auto", "library", "python"):
@@ -89,13 +93,15 @@ def check_engine(engine: object, arrays: object) -> None:
 
 
 def chosen(
-    wanted: EngineName, manifest: Manifest, caller: CallerOptions, named: str | os.PathLike[str] | None
+    wanted: EngineName, manifest: Manifest | None, caller: CallerOptions, named: str | os.PathLike[str] | None
 ) -> tuple[Engine, str]:
     """Return the engine for a bundle, and why it is that one.
 
+    Where a C library is named that cannot be used, and another engine is, a `LibraryWarning` says so, once a process.
+
     Args:
         wanted: What the caller asks for.
-        manifest: Of the bundle.
+        manifest: Of the bundle; None for any whose tensors are of numbers.
         caller: What the caller asks of sessions.
         named: The C library that is named, or None.
 
@@ -104,19 +110,26 @@ def chosen(
         MissingPackageError: If nothing can be used.
     """
     reason = "it is asked for" if wanted == "python" else _obstacle(wanted, manifest, caller, named)
+    failed = ""
     if reason is None:
         from splitload.runtime.capi.engine import LibraryEngine
-        from splitload.runtime.capi.library import NoLibraryError, library
+        from splitload.runtime.capi.library import NoLibraryError, library, named_path
 
         try:
             opened = library(named)
             check_floor(opened.version)
             return LibraryEngine(opened), f"{opened.path} is onnxruntime {opened.version}"
         except (NoLibraryError, MissingPackageError) as error:
-            reason = str(error)
+            reason, failed = str(error), named_path(named)
     if wanted == "library":
         raise UsageError(f"the engine 'library' cannot be used: {reason}")
-    return python_engine(caller, reason), reason
+    engine = python_engine(caller, reason)
+    if failed and failed not in _told:
+        import warnings
+
+        _told.add(failed)
+        warnings.warn(f"{reason}; onnxruntime's Python module is used instead", LibraryWarning, stacklevel=3)
+    return engine, reason
 
 
 def python_engine(caller: CallerOptions, reason: str = "") -> Engine:
@@ -147,15 +160,20 @@ def module_is_imported() -> bool:
 
 
 def _obstacle(
-    wanted: EngineName, manifest: Manifest, caller: CallerOptions, named: str | os.PathLike[str] | None
+    wanted: EngineName, manifest: Manifest | None, caller: CallerOptions, named: str | os.PathLike[str] | None
 ) -> str | None:
     """Return why a bundle cannot, or had better not, be loaded by the C library; None where it is."""
     if caller.needs_module:
         return "sess_options, provider_options and other providers are the Python module's"
-    stages = (stage for variant in manifest.variants for stage in variant.stages)
-    specs = [*manifest.inputs, *manifest.outputs, *(spec for stage in stages for spec in stage.outputs)]
-    if others := sorted({spec.type for spec in specs} - BY_TYPE.keys()):
+    if manifest is not None and (others := sorted(_types(manifest) - BY_TYPE.keys())):
         return f"the C library is used for tensors of numbers, and the bundle has {', '.join(others)}"
     if wanted == "auto" and named is None and module_is_imported():
         return "onnxruntime is imported already"
     return None
+
+
+def _types(manifest: Manifest) -> set[str]:
+    """Return the types of all that goes in, comes out or is handed on."""
+    stages = (stage for variant in manifest.variants for stage in variant.stages)
+    specs = [*manifest.inputs, *manifest.outputs, *(spec for stage in stages for spec in stage.outputs)]
+    return {spec.type for spec in specs}

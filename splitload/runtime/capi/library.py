@@ -131,10 +131,7 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
-            base = _entry(ctypes.CDLL(path))
-        except (OSError, AttributeError) as error:
-            raise NoLibraryError(f"'{path}' cannot be opened as onnxruntime's C library: {error}") from error
+        base = _base_of(path)
         self.version = base.GetVersionString().decode()
         address = base.GetApi(API_VERSION)
         if not address:
@@ -243,6 +240,23 @@ def _entry(library: Any) -> Any:
     return library.OrtGetApiBase().contents
 
 
+def _base_of(path: str) -> Any:
+    try:
+        return _entry(ctypes.CDLL(path))
+    except (OSError, AttributeError) as error:
+        raise NoLibraryError(f"'{path}' cannot be opened as onnxruntime's C library: {error}") from error
+
+
+def version_of(path: str) -> str:
+    """Return the version of onnxruntime that a C library is of, though it may be too old to be used.
+
+    Raises:
+        NoLibraryError: If it cannot be opened.
+    """
+    version: str = _base_of(path).GetVersionString().decode()
+    return version
+
+
 _opened: dict[str, Library] = {}
 _opening = _thread.allocate_lock()
 
@@ -253,7 +267,7 @@ def library(named: str | os.PathLike[str] | None = None) -> Library:
     Raises:
         NoLibraryError: If there is none that can be used.
     """
-    path = os.fspath(named or os.environ.get(VARIABLE) or beside_module())
+    path = named_path(named) or beside_module()
     with making_session(), _opening:
         if path not in _opened:
             _opened[path] = Library(path)
@@ -278,6 +292,11 @@ def make_environment() -> None:
 
     found.prepare()
     make_beside(work)
+
+
+def named_path(named: str | os.PathLike[str] | None = None) -> str:
+    """Return the library that is named, by the caller or by SPLITLOAD_ORT_LIBRARY; "" where none is."""
+    return os.fspath(named or os.environ.get(VARIABLE) or "")
 
 
 def beside_module() -> str:
