@@ -3,6 +3,7 @@
 import sys
 
 from splitload import __version__
+from splitload.base.interrupts import finish
 
 
 def main() -> int:
@@ -14,6 +15,7 @@ def main() -> int:
         except OSError:  # the command line says what to do
             pass
         else:
+            finish()
             return 0
     from splitload.cli import main
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitload.base import interrupts, packages
-from splitload.base.cache import user_cache
-from splitload.base.errors import CacheWarning, OutputError, SplitloadError, UsageError
+from splitload.base.errors import CacheWarning, LibraryWarning, OutputError, SplitloadError, UsageError
 from splitload.commands import streams
 from splitload.commands.console import Console, printable
 from splitload.commands.parser import parser
 from splitload.commands.text_layout import wrap
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SHOWN = 80  # characters of a text that cannot be encoded: it may be a whole table
 
@@ -43,7 +42,8 @@ def _main(words: Sequence[str] | None) -> int:
     debug = "--debug" in words
     try:
         try:
-            options = parser().parse_args(words)
+            command = next((word for word in words if not word.startswith("-")), "")
+            options = parser(command).parse_args(words)
         except SystemExit:  # --help and --version
             sys.stdout.flush()
             raise
@@ -55,27 +55,31 @@ def _main(words: Sequence[str] | None) -> int:
         streams.abandon(sys.stdout)  # the reader went away, which only a program misses
         return 1 if "--json" in words else 0
     except SplitloadError as error:
-        if debug:
-            traceback.print_exc()
+        _show_trace(debug)
         return _failed(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
-        if debug:
-            traceback.print_exc()
+        _show_trace(debug)
         streams.abandon(sys.stdout)
         where = f" '{error.filename}'" if error.filename else " the output"
         return _failed(f"cannot read or write{where}: {error.strerror or error}", 1)
     except UnicodeEncodeError as error:
-        if debug:
-            traceback.print_exc()
+        _show_trace(debug)
         return _failed(_not_encoded(error), 1)
     except Exception as error:
         if interrupts.is_interrupt(error):
             return _interrupted()
-        if debug:
-            traceback.print_exc()
+        _show_trace(debug)
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return _failed(f"{text} (this should not happen; --debug shows where)", 1)
     return 0
+
+
+def _show_trace(debug: bool) -> None:
+    """Show the traceback of the error at hand, where that is asked for."""
+    if debug:
+        import traceback
+
+        traceback.print_exc()
 
 
 def _not_encoded(error: UnicodeEncodeError) -> str:
@@ -119,12 +123,16 @@ def _run(options: argparse.Namespace) -> None:
         command: Callable[..., Any] = getattr(importlib.import_module(f"splitload.commands.{module}"), name)
         interrupts.work()
         if options.takes_cache:
+            from splitload.base.cache import user_cache
+
             cache = user_cache()
             with _cache_named(cache):
                 result = command(options, console, cache)
         else:
             result = command(options, console)
     if options.json:
+        import json
+
         print(json.dumps(result), flush=True)  # noqa: T201
     elif console.error is not None:
         raise console.error
@@ -149,17 +157,19 @@ def _cache_named(cache: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _warnings_as_notes(console: Console) -> Iterator[None]:
-    """Tell what was damaged in the cache as a note, in one line."""
+    """Tell what was damaged in the cache, or cannot be used, as a note in one line."""
+    noted = (CacheWarning, LibraryWarning)
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, CacheWarning):
+        if issubclass(category, noted):
             console.note(str(message))
         else:
             before(message, category, *where, **more)
 
     with warnings.catch_warnings():
         before, warnings.showwarning = warnings.showwarning, show
-        warnings.simplefilter("always", CacheWarning)
+        for each in noted:
+            warnings.simplefilter("always", each)
         yield
 
 

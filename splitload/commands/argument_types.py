@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
@@ -31,6 +30,8 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             name = word.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in self._option_string_actions:
+                import difflib
+
                 known = [option for option in self._option_string_actions if option.startswith("--")]
                 near = difflib.get_close_matches(name[2:].lower(), [option[2:] for option in known], n=2)
                 hint = f". Did you mean {' or '.join(f'--{each}' for each in near)}?" if near else ""

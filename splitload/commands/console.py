@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from splitload.commands import progress
 from splitload.commands import text_layout as layout
 from splitload.commands.streams import abandon, table_width, width_of, write
-from splitload.plan.schedule import Schedule
-from splitload.planner.report import Show
+
+if TYPE_CHECKING:
+    from splitload.plan.schedule import Schedule
+    from splitload.planner.report import Show
 
 _DRAWING = 60  # characters that a schedule is drawn in, beside the names of its rows
 _ROW_NAMES = 10
@@ -88,7 +90,12 @@ class Console:
     @contextlib.contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Show `text` on a terminal while the block runs."""
-        with progress.status(text) if sys.stderr.isatty() else contextlib.nullcontext():
+        if not sys.stderr.isatty():
+            yield
+            return
+        from splitload.commands import progress
+
+        with progress.status(text):
             yield
 
     @contextlib.contextmanager
@@ -97,5 +104,7 @@ class Console:
         if not sys.stderr.isatty():
             yield lambda *_, **__: None
             return
+        from splitload.commands import progress
+
         with progress.bar(text, unit) as show:
             yield show

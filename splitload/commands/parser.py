@@ -8,31 +8,35 @@ from typing import Any
 
 from splitload import __version__
 from splitload.base.words import above_zero, at_least_one, one_of
-from splitload.bundle.manifest import DEFAULT_TAIL
 from splitload.commands.argument_types import Parser, reading, some_of
-from splitload.deploy.arguments import add_arguments
-from splitload.measure.arm_names import ARM_NAMES
-from splitload.planner.request import DEFAULTS, SETTINGS
 
-_OF_MODEL = ("model", "max_blocks")  # settings that every command with a model takes
 _AT_LEAST_ONE = reading(at_least_one)
-_Add = Callable[..., argparse.ArgumentParser]  # adds a command: its name, its function, what it does
+_Sub = argparse.ArgumentParser
+_Add = Callable[..., None]  # adds a command: its name, its function, what it does, and what adds its options
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; what it refuses is a `UsageError`."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands; what it refuses is a `UsageError`.
+
+    Args:
+        command: The command whose options are wanted, as importing what those of others are made of takes longer than
+            most bundles load; None for those of all.
+    """
     parser = Parser(prog="splitload", description="Load a neural network in parallel stages, and answer meanwhile.")
     parser.add_argument("-V", "--version", action="version", version=f"splitload {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command_name", required=True, parser_class=Parser)
 
-    def add(name: str, function: str, text: str, *, cache: bool = False) -> argparse.ArgumentParser:
+    def add(
+        name: str, function: str, text: str, options: Callable[[_Sub], None] | None = None, *, cache: bool = False
+    ) -> None:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(function=function, takes_cache=cache)
         sub.add_argument(
             "--json", action="store_true", help="print one JSON object on stdout, if it succeeds, and nothing else"
         )
         sub.add_argument("--debug", action="store_true", help="show a traceback where something fails")
-        return sub
+        if options is not None and command in (None, name):
+            options(sub)
 
     _add_planning(add)
     _add_bundles(add)
@@ -42,18 +46,48 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_planning(add: _Add) -> None:
     """Add what searches and measures, and what it does that on."""
-    train = add("train", "train:train", "search a partition on a device and write the bundle", cache=True)
+    add("train", "train:train", "search a partition on a device and write the bundle", _train_options, cache=True)
+    add("profile", "profile:profile", "measure or simulate what loading each block costs", _profile_options, cache=True)
+    add("devices", "lists:devices", "list the devices")
+    add("zoo", "lists:zoo", "list the models that are built in")
+    add("cache", "cache:cache", "show what the user's cache folder holds, or clear it", _cache_options, cache=True)
+
+
+def _add_bundles(add: _Add) -> None:
+    """Add what shows, checks, places and adapts a bundle."""
+    add("inspect", "bundles:inspect", "show what a bundle holds", _inspect_options)
+    add("verify", "bundles:verify", "check every byte of a bundle", _takes_bundle)
+    what = "put a copy of a bundle where another one may be in use, and check it"
+    add("install", "bundles:install", what, _install_options)
+    what = "make the part of a bundle that is for one machine anew, for this one"
+    add("specialize", "specialize:specialize", what, _specialize_options, cache=True)
+
+
+def _add_running(add: _Add) -> None:
+    """Add what loads bundles, personalizes them, and compares them with others."""
+    add("run", "run:run", "load a bundle in parallel, infer once, show the timeline", _run_options)
+    what = "list the personalized last stages of a bundle, and how good they are"
+    add("tails", "tails:tails", what, _takes_bundle)
+    add("finetune", "finetune:finetune", "train the last stage of a bundle on this device", _finetune_options)
+    what = "compare with what a user would do otherwise, in fresh processes"
+    add("bench", "bench:bench", what, _bench_options, cache=True)
+
+
+def _train_options(train: _Sub) -> None:
+    from splitload.planner.request import DEFAULTS, SETTINGS
+
     _takes_model(train, nargs="?", default=DEFAULTS["model"])
     _takes_setting(train, *(name for name in SETTINGS if name not in _OF_MODEL))
 
-    profile = add("profile", "profile:profile", "measure or simulate what loading each block costs", cache=True)
+
+def _profile_options(profile: _Sub) -> None:
     _takes_model(profile)
     _takes_setting(profile, "device")
     profile.add_argument("-o", "--output", metavar="FILE", help="write the profile here, for --device FILE")
 
-    add("devices", "lists:devices", "list the devices")
-    add("zoo", "lists:zoo", "list the models that are built in")
-    add("cache", "cache:cache", "show what the user's cache folder holds, or clear it", cache=True).add_argument(
+
+def _cache_options(cache: _Sub) -> None:
+    cache.add_argument(
         "action",
         nargs="?",
         default="list",
@@ -63,23 +97,22 @@ def _add_planning(add: _Add) -> None:
     )
 
 
-def _add_bundles(add: _Add) -> None:
-    """Add what shows, checks, places and adapts a bundle."""
-    inspect = add("inspect", "bundles:inspect", "show what a bundle holds")
+def _inspect_options(inspect: _Sub) -> None:
     inspect.add_argument("bundle", metavar="BUNDLE")
     inspect.add_argument("--why", action="store_true", help="show what decided about its plan")
-    add("verify", "bundles:verify", "check every byte of a bundle").add_argument("bundle", metavar="BUNDLE")
-    install = add("install", "bundles:install", "put a copy of a bundle where another one may be in use, and check it")
+
+
+def _takes_bundle(sub: _Sub) -> None:
+    sub.add_argument("bundle", metavar="BUNDLE")
+
+
+def _install_options(install: _Sub) -> None:
     install.add_argument("source", metavar="SOURCE", help="the bundle to copy")
     install.add_argument("target", metavar="TARGET", help="where it goes; a bundle there is replaced in one step")
 
-    specialize = add(
-        "specialize",
-        "specialize:specialize",
-        "make the part of a bundle that is for one machine anew, for this one",
-        cache=True,
-    )
-    specialize.add_argument("bundle", metavar="BUNDLE")
+
+def _specialize_options(specialize: _Sub) -> None:
+    _takes_bundle(specialize)
     specialize.add_argument(
         "--add",
         action="store_true",
@@ -88,10 +121,10 @@ def _add_bundles(add: _Add) -> None:
     _takes_input(specialize)
 
 
-def _add_running(add: _Add) -> None:
-    """Add what loads bundles, personalizes them, and compares them with others."""
-    run = add("run", "run:run", "load a bundle in parallel, infer once, show the timeline")
-    run.add_argument("bundle", metavar="BUNDLE")
+def _run_options(run: _Sub) -> None:
+    from splitload.bundle.manifest import DEFAULT_TAIL
+
+    _takes_bundle(run)
     _takes_input(run)
     run.add_argument("--threads", type=_AT_LEAST_ONE, metavar="N", help="loading threads (default: the bundle's)")
     run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
@@ -102,17 +135,19 @@ def _add_running(add: _Add) -> None:
         help="save each output as FOLDER/NAME.npy; outputs.json there says which is which",
     )
 
-    tails = add("tails", "tails:tails", "list the personalized last stages of a bundle, and how good they are")
-    tails.add_argument("bundle", metavar="BUNDLE")
 
-    add_arguments(add("finetune", "finetune:finetune", "train the last stage of a bundle on this device"))
+def _finetune_options(finetune: _Sub) -> None:
+    from splitload.deploy.arguments import add_arguments
 
-    bench = add("bench", "bench:bench", "compare with what a user would do otherwise, in fresh processes", cache=True)
-    _takes_model(bench, nargs="?")
-    _bench_options(bench)
+    add_arguments(finetune)
 
 
-def _takes_model(sub: argparse.ArgumentParser, **default: Any) -> None:
+_OF_MODEL = ("model", "max_blocks")  # settings that every command with a model takes
+
+
+def _takes_model(sub: _Sub, **default: Any) -> None:
+    from splitload.planner.request import SETTINGS
+
     model, *others = _OF_MODEL
     setting = SETTINGS[model]
     text = setting.help + (" (default: %(default)s)" if "default" in default else "")
@@ -121,8 +156,10 @@ def _takes_model(sub: argparse.ArgumentParser, **default: Any) -> None:
     _takes_input(sub)
 
 
-def _takes_setting(sub: argparse.ArgumentParser, *names: str) -> None:
+def _takes_setting(sub: _Sub, *names: str) -> None:
     """Add settings of a `TrainRequest` as options; those without a default are required."""
+    from splitload.planner.request import DEFAULTS, SETTINGS
+
     for name in names:
         setting = SETTINGS[name]
         given: dict[str, Any] = {"default": DEFAULTS[name]} if name in DEFAULTS else {"required": True}
@@ -131,7 +168,7 @@ def _takes_setting(sub: argparse.ArgumentParser, *names: str) -> None:
         )
 
 
-def _takes_input(sub: argparse.ArgumentParser) -> None:
+def _takes_input(sub: _Sub) -> None:
     sub.add_argument(
         "--input",
         action="append",
@@ -141,7 +178,10 @@ def _takes_input(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _bench_options(bench: argparse.ArgumentParser) -> None:
+def _bench_options(bench: _Sub) -> None:
+    from splitload.measure.arm_names import ARM_NAMES
+
+    _takes_model(bench, nargs="?")
     bench.add_argument(
         "--deep", type=_AT_LEAST_ONE, metavar="N", help="instead of MODEL: a synthetic chain of N small nodes"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from typing import TextIO
 
@@ -56,4 +55,6 @@ def width_of(stream: TextIO) -> int | None:
 
 def table_width() -> int | None:
     """Return how many characters a table may take: what `COLUMNS` or the terminal says; None for any number."""
+    import shutil
+
     return shutil.get_terminal_size((0, 0)).columns or None

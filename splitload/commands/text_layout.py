@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-import unicodedata
 from collections.abc import Sequence
 
 GAP = "  "
@@ -56,6 +54,8 @@ def cells(text: str) -> int:
     """Return how many columns of a terminal a text takes: two for a wide character, none for an accent on another."""
     if text.isascii():
         return len(text)
+    import unicodedata
+
     return sum(
         2 if unicodedata.east_asian_width(sign) in "WF" else 0 if unicodedata.combining(sign) else 1 for sign in text
     )
@@ -101,4 +101,6 @@ def _broken(line: str, width: int, *, words: bool = False) -> list[str]:
     """Return a line in pieces of `width`; a longer word is broken too, unless only `words` are to be parted."""
     if cells(line) <= width:
         return [line]
+    import textwrap
+
     return textwrap.wrap(line, width, break_long_words=not words, break_on_hyphens=False) or [""]
