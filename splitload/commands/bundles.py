@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitload.base.errors import UsageError
 from splitload.base.machine import cpu_architecture
 from splitload.base.phrases import count_of
 from splitload.bundle import delivery, verification
@@ -14,21 +15,31 @@ from splitload.bundle.manifest import Variant
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console, shortened
 from splitload.commands.why import show_why
+from splitload.runtime.available import Available, available
+from splitload.runtime.capi.library import VARIABLE
+from splitload.runtime.engine import ENGINES, chosen
+from splitload.runtime.options import CallerOptions
 from splitload.runtime.variants import choose
 
 
 def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Show the manifest, what of it runs here, and with `--why` how its plan was found; return what `--json` prints.
 
+    `--runtime` shows what it is loaded by, too, or without a bundle that alone.
+
     Raises:
         BundleError: If it is no bundle.
-        MissingPackageError: If onnxruntime is older than splitload needs.
+        MissingPackageError: If onnxruntime is not installed, or older than splitload needs.
+        UsageError: If a bundle is needed and none is given.
     """
-    import onnxruntime as ort
-
+    if options.bundle is None:
+        if not options.runtime or options.why:
+            raise UsageError("the following arguments are required: BUNDLE (see 'splitload inspect --help')")
+        return {"runtime": _show_runtime(available(*chosen("auto", None, CallerOptions(), None)), console)}
     bundle = Path(options.bundle)
     manifest = read_manifest(bundle, "sizes")
-    chosen, why_portable = choose(bundle, manifest, ort.__version__)
+    engine, why_engine = chosen("auto", manifest, CallerOptions(), None)
+    here, why_portable = choose(bundle, manifest, engine.version, engine.canary)
     versions = ", ".join(f"{name} {version}" for name, version in manifest.created_with.items())
     console.print(f"{manifest.model} ({manifest.model_bytes / 1e6:.1f} MB, SHA-256 {manifest.model_sha256[:16]}…)")
     console.print(f"made for {manifest.device} on {manifest.cpu} with {versions}")
@@ -36,7 +47,7 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         for spec in specs:
             console.print(f"{what} {spec.name}: {spec.type} {_shape(spec.shape)}")
     for variant in manifest.variants:
-        runs = "; runs here" if variant is chosen else ""
+        runs = "; runs here" if variant is here else ""
         console.table(
             f"{variant.kind} graph for {_where(variant)}; {count_of(variant.threads, 'loading thread')}{runs}",
             ("stage", "blocks", "part of the model", "MB", "trainable"),
@@ -64,8 +75,26 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         show_why(manifest.plan, len(manifest.variants[0].stages), console, trained=trained)
     if why_portable is not None:
         console.note(why_portable)
-    here = {"cpu": cpu_architecture(), "onnxruntime": ort.__version__}
-    return shown | {"here": {**here, "variant": manifest.variants.index(chosen), "why_portable": why_portable}}
+    shown["here"] = {
+        "cpu": cpu_architecture(),
+        "onnxruntime": engine.version,
+        "variant": manifest.variants.index(here),
+        "why_portable": why_portable,
+    }
+    if options.runtime:
+        shown["runtime"] = _show_runtime(available(engine, why_engine), console)
+    return shown
+
+
+def _show_runtime(found: Available, console: Console) -> dict[str, Any]:
+    """Show what bundles are loaded by; return it as JSON values."""
+    opened = "" if found.library_version is None else f", onnxruntime {found.library_version}"
+    has = "" if found.api_version is None else f" with version {found.api_version} of the C API"
+    console.print(f"loaded by onnxruntime's {ENGINES[found.engine]}: {found.why}")
+    console.print(f"C library: {found.library or 'none'}{opened}{has}; version {found.needed_api_version} is needed")
+    console.print(f"Python module: {found.module_version or 'not installed'}")
+    console.print(f"{VARIABLE}: {found.variable or 'not set'}")
+    return found.to_json()
 
 
 def _where(variant: Variant) -> str:
