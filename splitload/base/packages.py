@@ -1,4 +1,4 @@
-"""What the developer's desk needs beside numpy and onnxruntime, and what to say where it is missing."""
+"""What is needed beside the standard library and onnxruntime, and what to say where it is missing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _PACKAGES = {  # by the name that is imported
     "google": "protobuf",
     "gymnasium": "gymnasium",
     "joblib": "joblib",
+    "numpy": "numpy",
     "onnx": "onnx",
     "rich": "rich",
 }
@@ -29,7 +30,7 @@ def has(name: str) -> bool:
 
 @contextlib.contextmanager
 def named(what: str) -> Iterator[None]:
-    """Name the package that `what` misses, and how to install it, where one of the desk's cannot be imported.
+    """Name the package that `what` misses, and how to install it, where one cannot be imported.
 
     Raises:
         MissingPackageError: In place of Python's own error.
@@ -40,4 +41,10 @@ def named(what: str) -> Iterator[None]:
         package = _PACKAGES.get((error.name or "").partition(".")[0])
         if package is None or isinstance(error, MissingPackageError):
             raise
-        raise MissingPackageError(f"{what} needs the package '{package}', which is not installed: {INSTALL}") from error
+        raise missing(what, package) from error
+
+
+def missing(what: str, package: str) -> MissingPackageError:
+    """Return the error that says what needs a package, and how to install it; numpy is no matter of the desk's."""
+    install = "pip install numpy" if package == "numpy" else INSTALL
+    return MissingPackageError(f"{what} needs the package '{package}', which is not installed: {install}")

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from splitload.base.errors import OutputError, UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import TensorSpec
@@ -95,6 +93,8 @@ def save_outputs(folder: Path, files: Mapping[str, str], outputs: Mapping[str, A
 
 
 def _write(path: Path, value: Any) -> None:
+    import numpy as np
+
     if path.suffix == ".npy":
         np.save(path, _storable(value), allow_pickle=False)
         return
@@ -115,6 +115,8 @@ def _storable(value: Any) -> Any:
     Raises:
         ValueError: If a text ends with NUL, which numpy drops.
     """
+    import numpy as np
+
     array = np.asarray(value)
     if array.dtype != object:
         return array

@@ -229,7 +229,7 @@ class _Maker:
         from onnx import numpy_helper
 
         if name not in self._weights:
-            return self._random(shape, DTYPES[self._graph.tensors[name].type])
+            return self._random(shape, np.dtype(DTYPES[self._graph.tensors[name].type]))
         tensor = self._weights[name]
         if name in self._made:
             return self._random(shape, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)))

@@ -125,9 +125,7 @@ def _check_tensor(spec: TensorSpec, actual: str, shape: Sequence[int]) -> None:
 
 
 def invalid_argument(message: str) -> Exception:
-    """Return onnxruntime's error for arguments that do not fit; a ValueError where its Python module is not there."""
-    try:
-        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-    except ImportError:
-        return ValueError(message)
-    return InvalidArgument(message)  # type: ignore[no-any-return]
+    """Return onnxruntime's error for arguments that do not fit; a RuntimeError where its Python module is not there."""
+    from splitload.runtime.capi.library import runtime_error
+
+    return runtime_error("InvalidArgument", message)

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from splitload.base.errors import ModelError, UsageError
+from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.feeds import native
+from splitload.runtime.light_inputs import made_up_tensor, read_npy
 
-DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-    "tensor(int16)": np.int16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(uint8)": np.uint8,
-    "tensor(uint16)": np.uint16,
-    "tensor(uint32)": np.uint32,
-    "tensor(uint64)": np.uint64,
-    "tensor(bool)": np.bool_,
-    "tensor(string)": np.object_,
+if TYPE_CHECKING:  # importing it takes longer than most bundles load
+    import numpy as np
+
+DTYPES = {  # numpy's names of the types of tensors
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
 }
 
 _NARROW = {  # types that numpy lacks: TensorProto number, the bits of 1.0, and an integer type of their size
-    "tensor(bfloat16)": (16, 0x3F80, np.uint16),
-    "tensor(float8e4m3fn)": (17, 0x38, np.uint8),
-    "tensor(float8e4m3fnuz)": (18, 0x40, np.uint8),
-    "tensor(float8e5m2)": (19, 0x3C, np.uint8),
-    "tensor(float8e5m2fnuz)": (20, 0x40, np.uint8),
+    "tensor(bfloat16)": (16, 0x3F80, "uint16"),
+    "tensor(float8e4m3fn)": (17, 0x38, "uint8"),
+    "tensor(float8e4m3fnuz)": (18, 0x40, "uint8"),
+    "tensor(float8e5m2)": (19, 0x3C, "uint8"),
+    "tensor(float8e5m2fnuz)": (20, 0x40, "uint8"),
 }
+
+
+Arrays = Literal["numpy", "buffers"]
 
 
 class InputSpec(Protocol):
@@ -47,7 +53,9 @@ class InputSpec(Protocol):
     def shape(self) -> Any: ...  # noqa: D102
 
 
-def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None = None, seed: int = 0) -> dict[str, Any]:
+def example_inputs(
+    specs: Iterable[InputSpec], given: Mapping[str, Any] | None = None, seed: int = 0, arrays: Arrays = "numpy"
+) -> dict[str, Any]:
     """Return one feed for each input: the given one, or a made-up array of its type and shape.
 
     Open dimensions become 1. Floats are standard normal, everything else is 1, which is a valid index, mask and trip
@@ -57,12 +65,14 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
         specs: The model's inputs.
         given: Feeds that are known, by input name.
         seed: Seed of the made-up floats.
+        arrays: What is made up: "numpy" arrays, or with "buffers" a `Tensor` of other floats, without importing numpy.
 
     Raises:
         ModelError: If an input is of a type that cannot be made up, or too large.
         UsageError: If `given` names no input.
     """
-    rng = np.random.default_rng(seed)
+    make = _maker(seed, arrays)
+    known = BY_TYPE if arrays == "buffers" else DTYPES | _NARROW
     given = dict(given or {})
     feeds: dict[str, Any] = {}
     for spec in specs:
@@ -71,11 +81,11 @@ def example_inputs(specs: Iterable[InputSpec], given: Mapping[str, Any] | None =
         elif spec.type.startswith("optional"):
             continue
         else:
-            if spec.type not in DTYPES and spec.type not in _NARROW:
+            if spec.type not in known:
                 raise ModelError(f"input '{spec.name}' is a {spec.type}; no example of that type can be made up")
             try:
-                feeds[spec.name] = _made_up(spec, rng)
-            except (MemoryError, ValueError) as error:  # numpy's for what no address space holds
+                feeds[spec.name] = make(spec.type, _shape(spec))
+            except (MemoryError, OverflowError, ValueError) as error:  # numpy's for what no address space holds
                 raise ModelError(f"no example of input '{spec.name}' of shape {spec.shape} fits in memory") from error
     if given:
         raise UsageError(f"the model has no input {sorted(given)}; it has {sorted(feeds)}")
@@ -93,35 +103,56 @@ def cure(made_up: Iterable[str]) -> str:
     return f"; give fitting inputs with --input NAME=FILE.npy (made up: {names})" if names else ""
 
 
-def _made_up(spec: InputSpec, rng: np.random.Generator) -> Any:
-    shape = tuple(size if isinstance(size, int) and size >= 0 else 1 for size in spec.shape or ())
-    if spec.type in _NARROW:
+def _shape(spec: InputSpec) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) and size >= 0 else 1 for size in spec.shape or ())
+
+
+def _maker(seed: int, arrays: Arrays) -> Callable[[str, tuple[int, ...]], Any]:
+    """Return what makes up a value of a type and shape."""
+    if arrays == "buffers":
+        return lambda type_, shape: made_up_tensor(BY_TYPE[type_], shape, seed)
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    return lambda type_, shape: _made_up(type_, shape, rng)
+
+
+def _made_up(type_: str, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+    import numpy as np
+
+    if type_ in _NARROW:
         import onnxruntime as ort
 
-        number, bits, integer = _NARROW[spec.type]
+        number, bits, integer = _NARROW[type_]
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.full(shape, bits, integer), number)
-    dtype = DTYPES[spec.type]
-    if dtype is np.object_:
-        return np.full(shape, "a", dtype=np.object_)
-    if issubclass(dtype, np.floating):
+    dtype = np.dtype(DTYPES[type_])
+    if dtype.kind == "O":
+        return np.full(shape, "a", dtype)
+    if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
     return np.ones(shape, dtype)
 
 
-def read_feeds(pairs: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+def read_feeds(pairs: Iterable[str], arrays: Arrays = "numpy") -> dict[str, Any]:
     """Read `NAME=FILE.npy` pairs.
+
+    Args:
+        pairs: The words.
+        arrays: What is returned: "numpy" arrays, or with "buffers" a `Tensor` wherever numpy is not needed to read it.
 
     Raises:
         UsageError: If a pair is malformed or its file is no array.
     """
-    feeds = {}
+    feeds: dict[str, Any] = {}
     for pair in pairs:
         name, sign, file = pair.partition("=")
         if not (name and sign and file):
             raise UsageError(f"--input takes NAME=FILE.npy, not '{pair}'")
         try:
             with Path(file).open("rb") as stream:
-                array = np.load(stream, allow_pickle=False)
+                array = _array_in(stream, arrays)
+        except ImportError:
+            raise
         except OSError as error:
             raise UsageError(f"cannot read '{file}': {error.strerror or error}") from error
         except Exception as error:  # numpy's many for another kind of file; they advise to trust it
@@ -129,10 +160,20 @@ def read_feeds(pairs: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
                 f"cannot read '{file}' as a .npy array: it is another kind of file, damaged, or holds Python objects; "
                 "numpy.save writes arrays of numbers or text"
             ) from error
-        if not isinstance(array, np.ndarray):
+        if not hasattr(array, "dtype"):
             raise UsageError(f"'{file}' holds several arrays; --input takes one .npy array for each input")
         feeds[name] = native(array)
     return feeds
+
+
+def _array_in(stream: BinaryIO, arrays: Arrays) -> Any:
+    if arrays == "buffers":
+        if (tensor := read_npy(stream)) is not None:
+            return tensor
+        stream.seek(0)
+    import numpy as np
+
+    return np.load(stream, allow_pickle=False)
 
 
 def save_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -141,6 +182,8 @@ def save_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
     Raises:
         ModelError: If one is no array.
     """
+    import numpy as np
+
     files = {}
     for number, (name, array) in enumerate(feeds.items()):
         if not isinstance(array, np.ndarray):
@@ -152,6 +195,8 @@ def save_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 def load_feeds(files: Mapping[str, str]) -> dict[str, Any]:
     """Read what `save_feeds` wrote."""
+    import numpy as np
+
     feeds = {}
     for name, file in files.items():
         array = np.load(file, allow_pickle=False)

@@ -1,0 +1,112 @@
+"""A C library that is named and cannot be used: the Python module takes over and says so, or the request is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import runtime_models
+
+from splitload import ParallelLoader
+from splitload.base.errors import LibraryWarning, UsageError
+from splitload.runtime import engine
+from splitload.runtime.capi import library as module
+from splitload.runtime.capi.library import VARIABLE
+from splitload.runtime.capi.table import API_VERSION
+
+Named = Callable[[Path], Path]
+
+
+def missing(folder: Path) -> Path:
+    return folder / "missing.so"
+
+
+def no_library(folder: Path) -> Path:
+    (folder / "none.so").write_text("no library")
+    return folder / "none.so"
+
+
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_told", set())
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def answers(bundle: Path, **settings: Any) -> tuple[str, str]:
+    with ParallelLoader(bundle, **settings) as model:
+        model.run(None, runtime_models.feeds())
+        return model.engine, model.why_engine
+
+
+@pytest.mark.parametrize("named", [missing, no_library])
+def test_the_module_takes_over_and_it_is_said_once(chain_bundle: Path, tmp_path: Path, named: Named) -> None:
+    path = named(tmp_path)
+    why = f"'{path}' cannot be opened as onnxruntime's C library: "
+    with pytest.warns(LibraryWarning) as caught:
+        used, told = answers(chain_bundle, library=path)
+    assert (used, told.startswith(why)) == ("python", True)
+    (warning,) = caught
+    text = str(warning.message)
+    assert text == f"{told}; onnxruntime's Python module is used instead"
+    assert "\n" not in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert answers(chain_bundle, library=str(path)) == (used, told)
+
+
+def test_one_with_an_older_interface_too(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(GetVersionString=lambda: b"1.5.0", GetApi=lambda version: None)
+    monkeypatch.setattr(module, "_entry", lambda _: old)
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda path: None)
+    with pytest.warns(LibraryWarning, match=f"is onnxruntime 1.5.0, without version {API_VERSION} of the C API; onnx"):
+        assert answers(chain_bundle, library=tmp_path / "old.so")[0] == "python"
+
+
+def test_one_of_an_older_release_too(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "library", lambda named: SimpleNamespace(version="1.24.0", path=str(named)))
+    with pytest.warns(LibraryWarning, match=r"onnxruntime 1\.24\.0 is older than splitload needs"):
+        assert answers(chain_bundle, library=tmp_path / "old.so")[0] == "python"
+
+
+@pytest.mark.parametrize("named", [missing, no_library])
+def test_asked_for_the_library_it_is_refused(chain_bundle: Path, tmp_path: Path, named: Named) -> None:
+    with pytest.raises(UsageError, match=r"the engine 'library' cannot be used: .* cannot be opened as"):
+        ParallelLoader(chain_bundle, engine="library", library=named(tmp_path))
+
+
+def test_what_is_not_looked_at_is_not_told_of(
+    chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert answers(chain_bundle, engine="python", library=missing(tmp_path)) == ("python", "it is asked for")
+    monkeypatch.setenv(VARIABLE, str(missing(tmp_path)))
+    assert answers(chain_bundle) == ("python", "onnxruntime is imported already")
+
+
+def test_the_variable_is_told_of_in_a_process_of_its_own(chain_bundle: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, sys, warnings
+os.environ[{VARIABLE!r}] = {str(missing(tmp_path))!r}
+from splitload import ParallelLoader
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        ParallelLoader(sys.argv[1]).close()
+print([(each.category.__name__, each.filename) for each in caught])
+"""
+    done = subprocess.run([sys.executable, "-c", code, chain_bundle], capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.stdout) == ("", "[('LibraryWarning', '<string>')]\n")
+
+
+def test_the_command_line_notes_it_in_one_line(chain_bundle: Path, tmp_path: Path) -> None:
+    environment = {VARIABLE: str(missing(tmp_path)), "SPLITLOAD_CACHE": str(tmp_path / "cache"), "PATH": ""}
+    words = [sys.executable, "-m", "splitload", "run", str(chain_bundle)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith(f"'{missing(tmp_path)}' cannot be opened as onnxruntime's C library: ")
+    assert "on 2 loading threads, by onnxruntime's Python module\n" in done.stdout
