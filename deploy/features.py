@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from splitload.base.machine import return_memory
+from splitload.deploy.frozen import FrozenStages
 from splitload.deploy.samples import Samples
 from splitload.runtime.loader import ParallelLoader
 
@@ -26,32 +27,29 @@ class Features:
     """The features of sets of samples.
 
     Args:
-        bundle: The bundle's folder.
+        frozen: The frozen stages.
         names: Which the last stage reads.
         sets: The sets of samples.
         folder: Where they are kept.
         batch_size: Samples of a run, where the model takes many at once.
-        threads: Loading threads, see `ParallelLoader`.
         on_features: Called as `on_features(samples, total)` after each run.
     """
 
     def __init__(
         self,
-        bundle: Path,
+        frozen: FrozenStages,
         names: Sequence[str],
         sets: Sequence[Samples],
         folder: Path,
         *,
         batch_size: int,
-        threads: int | None = None,
         on_features: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._bundle = bundle
+        self._frozen = frozen
         self._names = names
         self._sets = sets
         self._folder = folder
         self._batch_size = batch_size
-        self._threads = threads
         self._on_features = on_features
         self._known = [np.zeros(samples.count, dtype=bool) for samples in sets]
         self._kept: list[dict[str, Array]] = [{} for _ in sets]
@@ -76,7 +74,7 @@ class Features:
     def _work_out(self, wanted: Mapping[int, Array]) -> None:
         """Run the frozen stages on samples by their set; not on those that are known."""
         return_memory()  # what a training step has freed
-        with ParallelLoader(self._bundle, threads=self._threads, frozen_only=True, upgrade=False) as stages:
+        with self._frozen.open() as stages:
             for place, rows in wanted.items():
                 missing = rows[~self._known[place][rows]]
                 many = self._sets[place].takes_many

@@ -2,7 +2,8 @@
 
 The frozen stages run as they always do, once for each sample, when it is first needed; what they give, the features, is
 kept. The last stage alone is trained, by the steps that lie in the bundle, and written beside the original if it became
-better. Neither torch nor onnx is needed.
+better. Neither torch nor onnx is needed. The frozen stages are on their way before numpy, which reads the samples,
+and onnxruntime's Python module, which trains, are imported.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from splitload.base import interrupts
 from splitload.base.errors import OutputError, SplitloadError, UsageError
@@ -28,12 +27,18 @@ from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, StageEntry, Traini
 from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import current_version, open_tail, read_weights, revert, write_tail
 from splitload.deploy.arguments import TARGET, Settings, add_arguments, settings_of
-from splitload.deploy.epochs import Course, Epoch, Personalized, epochs
-from splitload.deploy.features import Features
-from splitload.deploy.learner import AnyLearner, Learner
-from splitload.deploy.samples import Samples, read_samples
+from splitload.deploy.frozen import FrozenStages
+from splitload.runtime.warmup import warm_up
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    import numpy as np
+
+    from splitload.deploy.epochs import Epoch, Personalized
+    from splitload.deploy.features import Features
+    from splitload.deploy.learner import AnyLearner
+    from splitload.deploy.samples import Samples
+
+    Array = np.ndarray[Any, Any]
 
 
 def personalize(
@@ -75,26 +80,26 @@ def personalize(
         OutputError: If the tail cannot be written; it is as it was.
         KeyboardInterrupt: After an interrupt; an epoch that is better than the tail was is written, see the message.
     """
+    warm_up()
     settings = settings or Settings()
     folder = Path(bundle).resolve()
     manifest, stage, training = _trainable(folder, bundle)
     version = current_version(folder, tail)  # the name, before any work is done
-    sets = _samples(manifest, data, valid, settings.loss, labels)
-    _check_files(folder, manifest)
-    course = Course()
-    try:
-        with _scratch(folder) as made:
-            features = Features(
-                folder, training.features, sets, made,
-                batch_size=settings.batch_size, threads=threads, on_features=on_features,
-            )  # fmt: skip
-            begin = _start(folder, tail, stage, training)
-            learner = (make_learner or Learner)(folder, stage, training, sets[0].loss, settings, begin)
-            course.run(epochs(learner, features, sets, begin, settings, on_step), learner, begin, settings, on_epoch)
-            notes = {"settings": asdict(settings), "loss": sets[0].loss, "samples": sets[0].count}
-            course.write(partial(_write, folder, tail, stage, training), notes)
-    except KeyboardInterrupt:  # perhaps a second one, while the features are removed
-        course.interrupted = True
+    with _frozen(folder, manifest, threads) as frozen:
+        from splitload.deploy.epochs import Course, epochs
+
+        sets = _samples(manifest, data, valid, settings.loss, labels)
+        course = Course()
+        try:
+            with _features(folder, frozen, training, sets, settings, on_features) as features:
+                begin = _start(folder, tail, stage, training)
+                learner = (make_learner or _learner)(folder, stage, training, sets[0].loss, settings, begin)
+                steps = epochs(learner, features, sets, begin, settings, on_step)
+                course.run(steps, learner, begin, settings, on_epoch)
+                notes = {"settings": asdict(settings), "loss": sets[0].loss, "samples": sets[0].count}
+                course.write(partial(_write, folder, tail, stage, training), notes)
+        except KeyboardInterrupt:  # perhaps a second one, while the features are removed
+            course.interrupted = True
     return course.outcome(tail, version)
 
 
@@ -113,6 +118,24 @@ def _trainable(folder: Path, bundle: str | Path) -> tuple[Manifest, StageEntry, 
     return manifest, manifest.variants[-1].stages[-1], manifest.training
 
 
+@contextlib.contextmanager
+def _frozen(folder: Path, manifest: Manifest, threads: int | None) -> Iterator[FrozenStages]:
+    """Yield the frozen stages of a bundle whose files are whole, on their way."""
+    _check_files(folder, manifest)
+    frozen = FrozenStages(folder, threads)
+    try:
+        yield frozen
+    finally:
+        frozen.close()
+
+
+def _learner(*arguments: Any) -> AnyLearner:
+    """Return what trains the last stage; imports onnxruntime."""
+    from splitload.deploy.learner import Learner
+
+    return Learner(*arguments)
+
+
 def _check_files(folder: Path, manifest: Manifest) -> None:
     """Make sure that every file is one, no link, and what the manifest says.
 
@@ -128,6 +151,8 @@ def _samples(
     manifest: Manifest, data: str | Path, valid: str | Path | None, loss: str | None, labels: str
 ) -> list[Samples]:
     """Return the samples to train on and, where they are given, those to judge by."""
+    from splitload.deploy.samples import read_samples
+
     samples = read_samples(Path(data), manifest, loss, labels)
     return [samples] if valid is None else [samples, read_samples(Path(valid), manifest, samples.loss, labels)]
 
@@ -153,6 +178,22 @@ def _write(
             if version != before:  # it was written
                 return version, True
     return None, True
+
+
+@contextlib.contextmanager
+def _features(
+    folder: Path,
+    frozen: FrozenStages,
+    training: Training,
+    sets: Sequence[Samples],
+    settings: Settings,
+    on_features: Callable[[int, int], None] | None,
+) -> Iterator[Features]:
+    """Yield the features of samples, which are kept for as long as the block runs."""
+    from splitload.deploy.features import Features
+
+    with _scratch(folder) as made:
+        yield Features(frozen, training.features, sets, made, batch_size=settings.batch_size, on_features=on_features)
 
 
 @contextlib.contextmanager
@@ -211,6 +252,11 @@ def _main(words: Sequence[str] | None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt as interrupt:
         print(f"personalize: {interrupt or 'interrupted; nothing was saved'}", file=sys.stderr)  # noqa: T201
+        return interrupts.EXIT_CODE
+    except ImportError as error:
+        if not interrupts.is_interrupt(error):
+            raise
+        print("personalize: interrupted; nothing was saved", file=sys.stderr)  # noqa: T201
         return interrupts.EXIT_CODE
     if not result.improved:
         print(f"personalize: {not_improved(result)}", file=sys.stderr)  # noqa: T201

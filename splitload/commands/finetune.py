@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import UsageError
 from splitload.bundle.manifest import DEFAULT_TAIL, Loss, StageEntry, Training
@@ -15,9 +15,11 @@ from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import revert
 from splitload.commands.console import Console
 from splitload.deploy.arguments import Settings, settings_of
-from splitload.deploy.epochs import Epoch
-from splitload.deploy.learner import AnyLearner, Learner, step_for
 from splitload.deploy.personalize import not_improved, personalize
+
+if TYPE_CHECKING:  # numpy is imported once the frozen stages are on their way
+    from splitload.deploy.epochs import Epoch
+    from splitload.deploy.learner import AnyLearner
 
 
 def finetune(options: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -89,6 +91,8 @@ def _learner(
     weights: Mapping[str, Any],
 ) -> AnyLearner:
     """Return what trains the last stage: its own training step, or torch where it has none."""
+    from splitload.deploy.learner import Learner, step_for
+
     if step_for(training, loss, settings.optimizer) is not None:
         return Learner(folder, stage, training, loss, settings, weights)
     from splitload.training.torch_learner import TorchLearner
