@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-import operator
 import sys
-from collections.abc import Iterable
+from _operator import index  # `operator` is a file to read
 from ctypes import c_int, c_int32, c_int64, c_ssize_t, c_uint8, c_uint16, c_uint64, c_void_p, py_object
 
 from splitload.base.record import Record
@@ -189,9 +188,9 @@ def _of_dlpack(given: Any) -> Memory:
     return _checked((tensor.data or 0) + tensor.byte_offset, shape, element, (given, capsule), name)
 
 
-def _checked(address: Any, shape: Iterable[Any], element: Element, owner: Any, name: str) -> Memory:
+def _checked(address: Any, shape: tuple[Any, ...], element: Element, owner: Any, name: str) -> Memory:
     """Return memory as it is said to be, or raise `TypeError` where no memory is like that."""
-    memory = Memory(operator.index(address), tuple(map(operator.index, shape)), element, owner)
+    memory = Memory(index(address), tuple(map(index, shape)), element, owner)
     size = memory.nbytes
     if any(not 0 <= each <= sys.maxsize for each in (*memory.shape, size)):
         raise TypeError(f"{name} is said to have the shape {memory.shape}, which no memory holds")
