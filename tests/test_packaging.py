@@ -60,7 +60,7 @@ def test_every_module_has_a_purpose_and_no_bare_import():
 
 def test_public_names():
     assert splitload.__all__ == [
-        "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "__version__",
+        "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "Tensor", "__version__",
         "from_torch", "install",
     ]  # fmt: skip
     for name in splitload.__all__:

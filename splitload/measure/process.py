@@ -32,6 +32,11 @@ import_module("runpy").run_module(name, run_name="__main__", alter_sys=True)
 """
 
 
+def interpreter() -> Path:
+    """Return the Python that runs this."""
+    return Path(sys.executable)
+
+
 def python(program: str | Path, *words: str) -> list[str]:
     """Return the command line of a child process; nothing else in splitload builds one that starts Python.
 
@@ -42,8 +47,8 @@ def python(program: str | Path, *words: str) -> list[str]:
         words: Its arguments.
     """
     if isinstance(program, Path):
-        return [sys.executable, str(program), *words]
-    return [sys.executable, "-c", _START, str(PACKAGE), program, *words]
+        return [str(interpreter()), str(program), *words]
+    return [str(interpreter()), "-c", _START, str(PACKAGE), program, *words]
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.frontends.onnx import load_graph
 from splitload.measure.arms import Subject, make_arm
-from splitload.measure.process import PACKAGE, python
+from splitload.measure.process import PACKAGE, interpreter, python
 from splitload.measure.sampling import PAUSE_S, compare
 from splitload.runtime.inputs import example_inputs, save_feeds
 from splitload.runtime.variants import choose
@@ -223,9 +223,9 @@ def _builds(before: Path, folder: Path, console: Console) -> dict[str, Build]:
         raise UsageError("whole processes are measured on Linux, whose /proc tells their memory")
     if not before.is_file():
         raise UsageError(f"'{before}' is no Python executable")
-    builds = {"after": build_of(Path(sys.executable), folder), "before": build_of(before.absolute(), folder)}
+    builds = {"after": build_of(interpreter(), folder), "before": build_of(before.absolute(), folder)}
     if builds["after"].package.resolve() != PACKAGE:
-        raise UsageError(f"'{sys.executable}' imports another splitload than this one; start it with -P")
+        raise UsageError(f"'{interpreter()}' imports another splitload than this one; start it with -P")
     for name, build in builds.items():
         if not build.ordinary:
             console.note(f"the build '{name}' is no ordinary installation, and finds its modules more slowly")

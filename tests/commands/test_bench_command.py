@@ -38,7 +38,13 @@ def test_bench_leaves_out_what_does_not_apply(cli: Cli, chain_model: Path) -> No
     record = json.loads(out)
     assert (record["kind"], record["schema_version"], record["page_cache"]) == ("bench", 2, "warm")
     assert list(record["arms"]) == list(record["max_abs_difference"]) == list(record["files_bytes"])
-    assert [name for name in record["arms"] if name != "openvino"] == ["stock", "tuned", "ort-format", "splitload"]
+    assert [name for name in record["arms"] if name != "openvino"] == [
+        "stock",
+        "tuned",
+        "ort-format",
+        "splitload",
+        "splitload-buffers",
+    ]
     assert set(record["left_out"]) | set(record["arms"]) == set(ARMS)
     assert record["left_out"]["torch"] == "an .onnx file is no torch module; zoo:NAME and package.module:factory are"
     assert record["model"] == "chain.onnx"
@@ -127,7 +133,7 @@ def test_bench_on_a_deep_graph(cli: Cli) -> None:
     assert (code, err) == (0, "")
     record = json.loads(out)
     assert record["model"] == "deep:40"
-    assert list(record["arms"]) == ["stock", "tuned", "ort-format", "splitload"]
+    assert list(record["arms"]) == ["stock", "tuned", "ort-format", "splitload", "splitload-buffers"]
     assert record["plan"]["num_stages"] >= 1
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,11 @@ def test_a_tail_is_learned_versioned_and_gone_back_from(bundle: Path, tmp_path: 
 def test_a_tail_is_read_ahead_and_the_stage_it_replaces_is_not(bundle: Path, tmp_path: Path) -> None:
     personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
     read: list[Path] = []
-    loader = loader_with(is_cached=lambda *_: False, fetch=lambda files, _: read.extend(path for path, _ in files))
+
+    def fetch(files: Sequence[tuple[str, object]], _: object) -> None:
+        read.extend(Path(path) for path, _ in files)
+
+    loader = loader_with(is_cached=lambda *_: False, fetch=fetch)
     with loader(bundle, upgrade=False) as model:
         *frozen_stages, last = (stage._replace(read_order=(1, 9)) for stage in model.variant.stages)
         read.clear()

@@ -1,7 +1,7 @@
 """Counts what is made and released of the C library's objects, by a script that loads, runs and fails in every way.
 
 Called as `ledger.py FOLDER RUNS LIFETIMES`, in a process of its own, where the first object of each kind is counted
-too. FOLDER holds the bundles of `test_balance.py`. Prints what was made and what is left, as JSON.
+too. FOLDER holds the bundles of `test_ledger.py`. Prints what was made and what is left, as JSON.
 """
 
 from __future__ import annotations
