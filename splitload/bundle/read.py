@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
+try:
+    import _json
+except ImportError:  # another Python than CPython
+    _json = None  # type: ignore[assignment]
+
 from splitload.base.errors import BundleError, UsageError
 from splitload.base.regular import open_regular, regular_size, sha256_of
 from splitload.base.sealed import KEY, is_intact
@@ -91,12 +96,10 @@ def parsed(text: bytes) -> Any:
     """
     if "json" not in sys.modules:
         try:
-            from _json import make_scanner
-
             context: Any = _Strict
 
-            value, end = make_scanner(context)(text.decode().lstrip(_SPACE), 0)
-        except (ImportError, ValueError, StopIteration):
+            value, end = _json.make_scanner(context)(text.decode().lstrip(_SPACE), 0)
+        except (AttributeError, ValueError, StopIteration):
             pass
         else:
             if not text.decode().lstrip(_SPACE)[end:].strip(_SPACE):

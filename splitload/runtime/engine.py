@@ -13,6 +13,8 @@ import sys
 from splitload.base.errors import LibraryWarning, MissingPackageError, UsageError
 from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.runtime.capi.elements import BY_TYPE
+from splitload.runtime.capi.engine import LibraryEngine
+from splitload.runtime.capi.library import NoLibraryError, library, named_path
 from splitload.runtime.variants import check_floor
 
 TYPE_CHECKING = False
@@ -112,9 +114,6 @@ def chosen(
     reason = "it is asked for" if wanted == "python" else _obstacle(wanted, manifest, caller, named)
     failed = ""
     if reason is None:
-        from splitload.runtime.capi.engine import LibraryEngine
-        from splitload.runtime.capi.library import NoLibraryError, library, named_path
-
         try:
             opened = library(named)
             check_floor(opened.version)
