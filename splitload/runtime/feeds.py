@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from splitload.bundle.manifest import Manifest, TensorSpec
+from splitload.runtime.capi.memory import memory_of
+from splitload.runtime.capi.tensor import tensor_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,8 +63,9 @@ def to_ort(ort: Any, value: Any) -> Any:
     """Return an array as an OrtValue; arrays of strings cannot be one, and they and all else stay as they are."""
     import numpy as np
 
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "OSU":
-        return ort.OrtValue.ortvalue_from_numpy(native(value))
+    made = as_array(value)
+    if isinstance(made, np.ndarray) and made.dtype.kind not in "OSU":
+        return ort.OrtValue.ortvalue_from_numpy(made)
     return value
 
 
@@ -73,6 +76,24 @@ def native(value: Any) -> Any:
     """
     dtype: Any = getattr(value, "dtype", None)
     return value if getattr(dtype, "isnative", True) else value.astype(dtype.newbyteorder("="))
+
+
+def as_array(value: Any) -> Any:
+    """Return what the Python module takes: whatever has numbers that lie in memory as an array over them.
+
+    All else is returned as it is.
+    """
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        return native(value)
+    if type(value).__name__ == "OrtValue" or isinstance(value, bytes | np.generic):
+        return value
+    try:
+        memory = memory_of(value)
+    except TypeError:  # of `memory_of`, for what it cannot read
+        return value
+    return value if memory.element.kind == "V" else np.asarray(tensor_of(memory))
 
 
 def given_back(ort: Any, spec: TensorSpec, value: Any) -> Any:

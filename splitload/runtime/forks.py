@@ -31,9 +31,10 @@ class making_session:
 
     def __enter__(self) -> None:
         here = _thread.get_ident()
-        with _gate:
-            self._is_outer = here not in _inside
-            _inside.add(here)
+        self._is_outer = here not in _inside  # where only this thread adds or removes its own
+        if self._is_outer:  # a block within one would wait for who forks, and that for this thread
+            with _gate:
+                _inside.add(here)
 
     def __exit__(self, *_: object) -> None:
         if self._is_outer:
@@ -51,10 +52,13 @@ def make_beside(work: Callable[[], None]) -> None:
     begun, runs, done = object(), _thread.allocate_lock(), _thread.allocate_lock()
 
     def on_thread() -> None:
+        here = _thread.get_ident()
         try:
+            _inside.add(here)  # with no gate: `begun` is inside already
             runs.release()
             work()
         finally:
+            _inside.discard(here)
             _inside.discard(begun)
             done.release()
 
@@ -68,15 +72,14 @@ def make_beside(work: Callable[[], None]) -> None:
     runs.acquire()
     done.acquire()
     atexit.register(wait)
+    with _gate:
+        _inside.add(begun)
     try:
-        with _gate:
-            _inside.add(begun)
         _thread.start_new_thread(on_thread, ())
-        runs.acquire()
-    except BaseException as error:
+    except RuntimeError:  # there is no thread left
         _inside.discard(begun)
-        if not isinstance(error, RuntimeError):  # there is no thread left
-            raise
+        return
+    runs.acquire()
 
 
 def _before() -> None:

@@ -15,7 +15,7 @@ from splitload.bundle.read import Verify
 from splitload.runtime.capi.tensor import in_form
 from splitload.runtime.drop_in import DropIn
 from splitload.runtime.engine import check_engine, chosen, python_engine
-from splitload.runtime.feeds import checked, native
+from splitload.runtime.feeds import as_array, checked
 from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.ordered import OrderedLoading, enlist
@@ -223,13 +223,14 @@ class ParallelLoader(DropIn):
             MissingPackageError: If the Python module is not installed.
         """
         with self._switching:
-            if self._engine.name == "python":
+            if self._staged.engine.name == "python":
                 return
             if not self._may_switch:
                 raise UsageError(f"{why} needs engine='python' or 'auto', this loader was made with engine='library'")
+            self._loading.check()  # closed meanwhile
             self._engine, self.why_engine = python_engine(self._caller, why), f"{why} came to be used"
-            self._former.append(self._staged)
-            self._staged = self._stage()
+            former, self._staged = self._staged, self._stage()
+            self._former.append(former)
             self._start_s = time.perf_counter()
             self._begin()
 
@@ -271,7 +272,7 @@ class ParallelLoader(DropIn):
         if keep:
             results: list[Any] = session.run_with_ort_values(names, feeds, run_options)
         else:
-            results = session.run(names, {name: native(value) for name, value in feeds.items()}, run_options)
+            results = session.run(names, {name: as_array(value) for name, value in feeds.items()}, run_options)
         if not staged.has_answered:
             staged.note_run(0, start_s)
             self._note_answer(staged)

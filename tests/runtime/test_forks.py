@@ -225,3 +225,27 @@ def test_an_error_leaves_nothing_behind() -> None:
     with pytest.raises(OSError, match="no"), forks.making_session():
         raise OSError("no")
     assert threading.get_ident() not in forks._inside
+
+
+def test_a_fork_waits_for_no_block_within_a_block() -> None:
+    """The inner one would wait for who forks, and that for the outer one."""
+    code = """
+import os, threading, time
+from splitload.runtime import forks
+forks.MAX_WAIT_S = 60
+inside = threading.Event()
+def work():
+    with forks.making_session():
+        inside.set()
+        time.sleep(0.5)  # the fork has begun to wait by then
+        with forks.making_session():
+            pass
+threading.Thread(target=work).start()
+inside.wait()
+child = os.fork()
+if not child:
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")

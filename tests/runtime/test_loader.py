@@ -6,7 +6,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -17,6 +17,8 @@ from runtime_models import Script, feeds
 
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError, StageError, UsageError
+from splitload.runtime.capi.memory import memory_of
+from splitload.runtime.capi.tensor import tensor_of
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -287,3 +289,16 @@ def test_timeline(chain_bundle: Path) -> None:
         assert 0 < load[stage].start_s <= load[stage].end_s <= infer[stage].start_s <= infer[stage].end_s
         assert stage == 0 or infer[stage - 1].end_s <= infer[stage].start_s
     assert first.ttfo_s >= first.load_makespan_s > 0
+
+
+@pytest.mark.parametrize("arrays", ["numpy", "buffers"])
+def test_whatever_has_numbers_in_memory_is_taken(chain_bundle: Path, arrays: Literal["numpy", "buffers"]) -> None:
+    """By either engine, and what it gives itself as well."""
+    feeds = runtime_models.feeds()
+    views = {name: memoryview(value) for name, value in feeds.items()}
+    tensors = {name: tensor_of(memory_of(value)) for name, value in feeds.items()}
+    with ParallelLoader(chain_bundle, arrays=arrays) as model:
+        expected = model.run(None, feeds)
+        for given in (views, tensors):
+            for output, right in zip(model.run(None, given), expected, strict=True):
+                np.testing.assert_array_equal(np.asarray(output), np.asarray(right))

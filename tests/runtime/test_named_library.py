@@ -69,7 +69,7 @@ def test_one_with_an_older_interface_too(chain_bundle: Path, tmp_path: Path, mon
 
 
 def test_one_of_an_older_release_too(chain_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "library", lambda named: SimpleNamespace(version="1.24.0", path=str(named)))
+    monkeypatch.setattr(engine, "library", lambda named: SimpleNamespace(version="1.24.0", path=str(named)))
     with pytest.warns(LibraryWarning, match=r"onnxruntime 1\.24\.0 is older than splitload needs"):
         assert answers(chain_bundle, library=tmp_path / "old.so")[0] == "python"
 

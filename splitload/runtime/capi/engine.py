@@ -11,7 +11,7 @@ from splitload.base.machine import inference_threads
 from splitload.bundle.manifest import TensorSpec
 from splitload.runtime.boundaries import Boundaries
 from splitload.runtime.capi.elements import BY_TYPE
-from splitload.runtime.capi.library import Library, RuntimeFailure, runtime_error
+from splitload.runtime.capi.library import Library, RuntimeFailure, module_errors, runtime_error
 from splitload.runtime.capi.memory import Memory, UnknownKindError, address_of, memory_of
 from splitload.runtime.capi.session import Session, Value, open_session, value_of
 from splitload.runtime.capi.tensor import bytes_of, tensor_of
@@ -48,9 +48,10 @@ class LibraryEngine:
         """Return a session on a stage's graph file."""
         entries = SPINNING | ({} if prepack else PLAIN) | (MAPPED if mapped and graph.endswith(".ort") else {})
         if share_memory:
-            _share_arena(self._library)
+            with module_errors():
+                _share_arena(self._library)
             entries |= SHARES
-        with making_session():
+        with making_session(), module_errors():
             return open_session(
                 self._library, graph, entries, threads=inference_threads(), optimize=optimize, background=background
             )
@@ -77,7 +78,8 @@ class LibraryEngine:
             if getattr(getattr(given, "dtype", None), "kind", None) in _NO_TENSORS:
                 raise RuntimeError(message) from error
             raise runtime_error("InvalidArgument", message) from error
-        return value_of(self._library, memory)
+        with module_errors():
+            return value_of(self._library, memory)
 
     def described(self, value: Value) -> tuple[str, Sequence[int]]:
         """Return the type and shape of a tensor."""
@@ -102,7 +104,7 @@ class LibraryEngine:
         """Return the outputs that are needed."""
         feeds = {name: values[name] for name in stage.inputs if name in values}
         targets = boundaries.lend(stage.outputs, needed)
-        try:
+        with module_errors():
             try:
                 return session.run(needed, feeds, targets)
             except RuntimeFailure:  # a shape is declared wrongly, or the same is raised again
@@ -111,8 +113,6 @@ class LibraryEngine:
                 results = session.run(needed, feeds, {})
                 boundaries.otherwise.update(targets)
                 return results
-        except RuntimeFailure as failure:
-            raise failure.error() from None
 
     def answer(self, value: Value) -> Any:
         """Return a tensor."""
@@ -126,9 +126,10 @@ class LibraryEngine:
 
     def canary(self, graph: str) -> list[float]:
         """Return what a canary gives."""
-        with making_session():
-            session = open_session(self._library, graph, PLAIN, threads=1)
-        values = session.run(session.output_names(), {}, {})
+        with module_errors():
+            with making_session():
+                session = open_session(self._library, graph, PLAIN, threads=1)
+            values = session.run(session.output_names(), {}, {})
         return [number for value in values for number in tensor_of(value.memory).numbers()]
 
     def empty_arena(self) -> None:

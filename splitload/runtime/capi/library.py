@@ -76,6 +76,10 @@ _ERRORS = (
     "", "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
     "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail",
 )  # fmt: skip
+_WORDS = (
+    "", "FAIL", "INVALID_ARGUMENT", "NO_SUCHFILE", "NO_MODEL", "ENGINE_ERROR", "RUNTIME_EXCEPTION", "INVALID_PROTOBUF",
+    "MODEL_LOADED", "NOT_IMPLEMENTED", "INVALID_GRAPH", "EP_FAIL",
+)  # fmt: skip
 
 
 class NoLibraryError(Exception):
@@ -96,9 +100,18 @@ class RuntimeFailure(Exception):
 
     def error(self) -> Exception:
         """Return what the Python module raises for it."""
-        name = _ERRORS[self.code]
-        words = "".join(f"_{each}" if each.isupper() and number else each for number, each in enumerate(name)).upper()
-        return runtime_error(name, f"[ONNXRuntimeError] : {self.code} : {words} : {self}")
+        return runtime_error(_ERRORS[self.code], f"[ONNXRuntimeError] : {self.code} : {_WORDS[self.code]} : {self}")
+
+
+class module_errors:
+    """Runs a block whose `RuntimeFailure` is raised as what the Python module raises for it."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RuntimeFailure):
+            raise error.error() from None
 
 
 def runtime_error(name: str, message: str) -> Exception:
@@ -174,7 +187,7 @@ class Library:
     def set_up(self) -> None:
         """Make the environment and, unless somebody waits for it already, what the first session makes for all others.
 
-        That are tables of operators and kernels, in 4 to 7 ms; the session made here is dropped.
+        It makes the tables of operators and kernels, in 4 to 7 ms; the session made here is dropped.
         """
         env = self._made_once()
         if self._is_awaited:
@@ -193,10 +206,18 @@ class Library:
         self._is_awaited = True
         return self._made_once()
 
+    @property
+    def memory_info(self) -> c_void_p:
+        """What says that memory is the processor's; made with the environment."""
+        self._made_once()
+        return self._memory_info
+
     def _made_once(self) -> c_void_p:
+        if self._env is not None:
+            return self._env
         with making_session(), self._lock:
             if self._env is None:
-                self.memory_info = self.made(self.CreateCpuMemoryInfo, _DEVICE_ALLOCATOR, _DEFAULT_MEMORY)
+                self._memory_info = self.made(self.CreateCpuMemoryInfo, _DEVICE_ALLOCATOR, _DEFAULT_MEMORY)
                 self._env = self.made(self.CreateEnv, _FATAL, b"splitload")
             return self._env
 

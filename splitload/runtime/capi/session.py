@@ -32,13 +32,14 @@ class Value:
         memory: What it was made of; None for what the runtime made.
     """
 
-    __slots__ = ("_library", "_memory", "handle")
+    __slots__ = ("_library", "_memory", "_release", "handle")
 
     def __init__(self, library: Library, handle: int, memory: Memory | None = None) -> None:
         self._library, self.handle, self._memory = library, handle, memory
+        self._release = library.ReleaseValue  # now: it cannot be looked up while the interpreter ends
 
     def __del__(self) -> None:
-        self._library.ReleaseValue(self.handle)
+        self._release(self.handle)
 
     @property
     def memory(self) -> Memory:
@@ -73,7 +74,6 @@ def value_of(library: Library, memory: Memory) -> Value:
     """Return a tensor over memory, which it keeps."""
     shape = (c_int64 * len(memory.shape))(*memory.shape)
     handle = c_void_p()
-    library.env  # noqa: B018 - which makes `memory_info`
     library.CreateTensorWithDataAsOrtValue(
         library.memory_info, memory.address, memory.nbytes, ctypes.addressof(shape), len(shape),
         memory.element.number, ctypes.addressof(handle),
@@ -86,9 +86,10 @@ class Session:
 
     def __init__(self, library: Library, handle: c_void_p, kept: Any = None) -> None:
         self._library, self._handle, self._kept = library, handle, kept
+        self._release = library.ReleaseSession
 
     def __del__(self) -> None:
-        self._library.ReleaseSession(self._handle)
+        self._release(self._handle)
 
     def input_names(self) -> list[str]:
         """Return the names of the inputs, in order."""
@@ -123,9 +124,10 @@ class Session:
         """
         given = (c_void_p * len(feeds))(*(value.handle for value in feeds.values()))
         taken = (c_void_p * len(names))(*(targets[name].handle if name in targets else None for name in names))
+        read, made = _names(tuple(feeds)), _names(tuple(names))  # kept here: another thread may empty the cache
         self._library.Run(
-            self._handle, options, ctypes.addressof(_names(tuple(feeds))), ctypes.addressof(given), len(feeds),
-            ctypes.addressof(_names(tuple(names))), len(names), ctypes.addressof(taken),
+            self._handle, options, ctypes.addressof(read), ctypes.addressof(given), len(feeds),
+            ctypes.addressof(made), len(names), ctypes.addressof(taken),
         )  # fmt: skip
         return [
             targets[name] if name in targets else Value(self._library, handle)

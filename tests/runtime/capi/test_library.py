@@ -17,6 +17,7 @@ import onnxruntime as ort
 import pytest
 
 from splitload.runtime.capi import library as module
+from splitload.runtime.capi.engine import LibraryEngine
 from splitload.runtime.capi.library import (
     Library,
     NoLibraryError,
@@ -239,6 +240,17 @@ def test_what_the_runtime_says_is_the_error_of_the_module() -> None:
     except Exception as error:
         assert type(caught.value.error()) is type(error)
         assert str(caught.value.error()) == str(error)
+
+
+def test_a_file_that_is_missing_is_said_in_the_words_of_the_module(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.onnx")
+    with pytest.raises(Exception, match="NO_SUCHFILE") as caught:
+        ort.InferenceSession(missing)
+    with pytest.raises(Exception, match="NO_SUCHFILE") as ours:
+        LibraryEngine(library()).open(
+            missing, prepack=False, mapped=True, optimize=False, background=False, share_memory=False
+        )
+    assert type(ours.value) is type(caught.value)
 
 
 @pytest.mark.parametrize("code", range(1, 12))
