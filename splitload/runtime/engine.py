@@ -155,7 +155,7 @@ def python_engine(caller: CallerOptions, reason: str = "") -> Engine:
 
 def module_is_imported() -> bool:
     """Return whether the Python module is there already: a second runtime would take time and memory for nothing."""
-    return "onnxruntime" in sys.modules
+    return sys.modules.get("onnxruntime") is not None  # None hides it
 
 
 def _obstacle(

@@ -13,7 +13,7 @@ def warm_up() -> None:
     is opened and makes its environment, in 15 to 20 ms, for which every answer waits: it comes before all imports that
     it can do without. Before that is done the interpreter does not exit, nor the process fork (see `forks`).
     """
-    if "onnxruntime" in sys.modules:
+    if sys.modules.get("onnxruntime") is not None:
         import threading
 
         from splitload.runtime.pool import started

@@ -302,3 +302,5 @@ def test_whatever_has_numbers_in_memory_is_taken(chain_bundle: Path, arrays: Lit
         for given in (views, tensors):
             for output, right in zip(model.run(None, given), expected, strict=True):
                 np.testing.assert_array_equal(np.asarray(output), np.asarray(right))
+    if arrays == "numpy":
+        assert all(output.dtype is np.dtype(np.float32) for output in expected)  # as a session's, not "<f4"

@@ -110,3 +110,9 @@ def test_the_command_line_notes_it_in_one_line(chain_bundle: Path, tmp_path: Pat
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert done.stderr.startswith(f"'{missing(tmp_path)}' cannot be opened as onnxruntime's C library: ")
     assert "on 2 loading threads, by onnxruntime's Python module\n" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["\udcff.so", "a\0b"])
+def test_a_name_that_no_file_has_is_told_of_too(chain_bundle: Path, path: str) -> None:
+    with pytest.warns(LibraryWarning, match="cannot be opened as"):
+        assert answers(chain_bundle, library=path)[0] == "python"

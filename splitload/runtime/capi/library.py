@@ -264,7 +264,7 @@ def _entry(library: Any) -> Any:
 def _base_of(path: str) -> Any:
     try:
         return _entry(ctypes.CDLL(path))
-    except (OSError, AttributeError) as error:
+    except (OSError, AttributeError, ValueError) as error:  # ValueError: of a name with a null, or that is no UTF-8
         raise NoLibraryError(f"'{path}' cannot be opened as onnxruntime's C library: {error}") from error
 
 

@@ -166,6 +166,9 @@ def _of_interface(given: Any) -> Memory:
 
 def _of_dlpack(given: Any) -> Memory:
     device, _ = given.__dlpack_device__()
+    is_negated = getattr(given, "is_neg", None)
+    if callable(is_negated) and is_negated():  # torch's sign that is not in memory yet, of which DLPack says nothing
+        raise TypeError(f"{type(given).__name__} has its sign beside its memory; give .resolve_neg()")
     capsule = given.__dlpack__() if device in _CPU else None
     tensor = None if capsule is None else DLTensor.from_address(capsule_pointer(capsule, b"dltensor"))
     name = type(given).__name__

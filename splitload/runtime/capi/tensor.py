@@ -128,7 +128,7 @@ def in_form(answer: Any, arrays: str) -> Any:
 
     if answer.dtype == "bfloat16":
         raise RuntimeError('numpy has no type for bfloat16; ParallelLoader(…, arrays="buffers") gives it')
-    return np.array(answer)
+    return np.array(answer, np.dtype(answer.dtype))  # a view would have ctypes' byte order written out in its dtype
 
 
 def _nested(numbers: Iterator[Any], shape: tuple[int, ...]) -> Any:

@@ -221,6 +221,15 @@ def test_dlpack_that_says_what_cannot_be_is_a_type_error(changes: dict[str, Any]
         memory_of(Packed(**changes))
 
 
+def test_a_sign_that_is_not_in_memory_is_a_type_error() -> None:
+    class Negated(Packed):
+        def is_neg(self) -> bool:
+            return True
+
+    with pytest.raises(TypeError, match=r"resolve_neg\(\)"):
+        memory_of(Negated())
+
+
 def test_dlpack_on_another_device_is_a_type_error() -> None:
     class Elsewhere:
         def __dlpack_device__(self) -> tuple[int, int]:
