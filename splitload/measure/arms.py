@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,9 @@ def _ncnn(subject: Subject) -> Arm:
     return Arm("ncnn", param, available_threads(), (param, weights), job)
 
 
-def _splitload(subject: Subject) -> Arm:
+def _splitload(name: str, subject: Subject) -> Arm:
     assert subject.bundle is not None  # noqa: S101
-    return Arm("splitload", subject.bundle)
-
-
-def _splitload_buffers(subject: Subject) -> Arm:
-    assert subject.bundle is not None  # noqa: S101
-    return Arm("splitload-buffers", subject.bundle)
+    return Arm(name, subject.bundle)
 
 
 ARMS: dict[str, Callable[[Subject], Arm]] = {
@@ -141,8 +137,7 @@ ARMS: dict[str, Callable[[Subject], Arm]] = {
     "torch-mmap": _torch_mmap,
     "openvino": _openvino,
     "ncnn": _ncnn,
-    "splitload": _splitload,
-    "splitload-buffers": _splitload_buffers,
+    **{name: partial(_splitload, name) for name in ("splitload", "splitload-buffers")},
 }
 
 

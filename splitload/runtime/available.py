@@ -38,7 +38,7 @@ class Available(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return dict(self._asdict())
+        return self._asdict()
 
 
 def available(engine: Engine, why: str) -> Available:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from splitload.bundle.manifest import TensorSpec
+from splitload.runtime.capi.elements import ELEMENTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LARGE_BYTES = 4 << 20  # from here on numpy has the system map an array in huge pages, which takes a tenth of the time
-_ITEM_BYTES = {"tensor(float16)": 2, "tensor(float)": 4, "tensor(double)": 8}
+_ITEM_BYTES = {element.type: element.item_bytes for element in ELEMENTS if element.kind == "f"}
 
 
 class Boundaries:

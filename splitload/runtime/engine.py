@@ -8,7 +8,6 @@ module, as does everything that is said in its own objects.
 from __future__ import annotations
 
 import os
-import sys
 
 from splitload.base.errors import LibraryWarning, MissingPackageError, UsageError
 from splitload.bundle.manifest import Manifest, TensorSpec
@@ -16,6 +15,7 @@ from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.capi.engine import LibraryEngine
 from splitload.runtime.capi.library import NoLibraryError, library, named_path
 from splitload.runtime.variants import check_floor
+from splitload.runtime.warmup import module_is_imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ _told: set[str] = set()  # libraries of which it was said that they cannot be us
 
 def check_engine(engine: object, arrays: object) -> None:
     """Raise `UsageError` unless both are known words."""
-    if engine not in ("auto", "library", "python"):
+    if engine not in ("auto", *ENGINES):
         raise UsageError(f"engine takes 'auto', 'library' or 'python', not {engine!r}")
     if arrays not in ("numpy", "buffers"):
         raise UsageError(f"arrays takes 'numpy' or 'buffers', not {arrays!r}")
@@ -151,11 +151,6 @@ def python_engine(caller: CallerOptions, reason: str = "") -> Engine:
     made = PythonEngine(caller)
     check_floor(made.version)
     return made
-
-
-def module_is_imported() -> bool:
-    """Return whether the Python module is there already: a second runtime would take time and memory for nothing."""
-    return sys.modules.get("onnxruntime") is not None  # None hides it
 
 
 def _obstacle(

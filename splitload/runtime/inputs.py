@@ -7,28 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from splitload.base.errors import ModelError, UsageError
-from splitload.runtime.capi.elements import BY_TYPE
+from splitload.runtime.capi.elements import BY_TYPE, ELEMENTS
 from splitload.runtime.feeds import native
 from splitload.runtime.light_inputs import made_up_tensor, read_npy
 
 if TYPE_CHECKING:  # importing it takes longer than most bundles load
     import numpy as np
 
-DTYPES = {  # numpy's names of the types of tensors
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(bool)": "bool",
-    "tensor(string)": "object",
-}
+# numpy's names of the types of tensors
+DTYPES = {element.type: element.name for element in ELEMENTS if element.kind != "V"} | {"tensor(string)": "object"}
 
 _NARROW = {  # types that numpy lacks: TensorProto number, the bits of 1.0, and an integer type of their size
     "tensor(bfloat16)": (16, 0x3F80, "uint16"),

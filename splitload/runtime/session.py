@@ -13,7 +13,7 @@ from splitload.runtime.arena import share_arena
 from splitload.runtime.boundaries import Boundaries
 from splitload.runtime.feeds import to_ort
 from splitload.runtime.forks import making_session
-from splitload.runtime.settings import MAPPED, PLAIN, SPINNING
+from splitload.runtime.settings import FATAL, SPINNING, file_entries
 from splitload.runtime.stock import runtime_path, session_class
 
 TYPE_CHECKING = False
@@ -74,7 +74,7 @@ def open_session(
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if options.log_severity_level < 0:  # the caller did not say
-        options.log_severity_level = 4
+        options.log_severity_level = FATAL
     if not options.intra_op_num_threads and options.use_per_session_threads:
         options.intra_op_num_threads = inference_threads()
     options.enable_mem_reuse = options.enable_mem_pattern = False
@@ -83,7 +83,7 @@ def open_session(
             options.add_session_config_entry(key, value)
     if share_memory:
         share_arena(ort, options)
-    for entry in (({} if prepack else PLAIN) | (MAPPED if mapped and is_ort else {})).items():
+    for entry in file_entries(os.fspath(graph), prepack=prepack, mapped=mapped).items():
         options.add_session_config_entry(*entry)
     settings: dict[str, Any] = {"disabled_optimizers": _nothing_at_low_priority()} if background else {}
     settings["enable_fallback"] = 0  # which is to try the same once more, and to print about it

@@ -12,5 +12,18 @@ EXACT = {  # of the arena of all stages: regions as large as what is asked for, 
     "initial_chunk_size_bytes": -1,
     "max_dead_bytes_per_chunk": -1,
 }
+ENABLE_ALL, DISABLE_ALL = 99, 0  # of GraphOptimizationLevel
+FATAL = 4  # the least severity that is logged: what goes wrong is raised
 SHARES = {"session.use_env_allocators": "1"}  # of a session that takes its memory there
 SHRINKS = {"memory.enable_memory_arena_shrinkage": "cpu:0"}  # of a run that gives back what is free
+
+
+def file_entries(graph: str, *, prepack: bool, mapped: bool) -> dict[str, str]:
+    """Return the configuration entries that say how a stage's graph file is read.
+
+    Args:
+        graph: The .onnx or .ort file.
+        prepack: Whether to rearrange weights for faster inference.
+        mapped: Whether the weights of an .ort file stay mapped, or are read into memory.
+    """
+    return ({} if prepack else PLAIN) | (MAPPED if mapped and graph.endswith(".ort") else {})

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 
 
+def module_is_imported() -> bool:
+    """Return whether the Python module is there already: a second runtime would take time and memory for nothing."""
+    return sys.modules.get("onnxruntime") is not None  # None hides it
+
+
 def warm_up() -> None:
     """Have onnxruntime make what it makes once a process, on another thread.
 
@@ -13,7 +18,7 @@ def warm_up() -> None:
     is opened and makes its environment, in 15 to 20 ms, for which every answer waits: it comes before all imports that
     it can do without. Before that is done the interpreter does not exit, nor the process fork (see `forks`).
     """
-    if sys.modules.get("onnxruntime") is not None:
+    if module_is_imported():
         import threading
 
         from splitload.runtime.pool import started

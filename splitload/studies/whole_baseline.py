@@ -14,11 +14,10 @@ from splitload.bundle.manifest import Manifest, StageEntry, Variant
 from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.capi.library import NoLibraryError, beside_module
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
-from splitload.runtime.settings import MAPPED, PLAIN, SPINNING
+from splitload.runtime.settings import DISABLE_ALL, ENABLE_ALL, SPINNING, file_entries
 
 SOURCE = Path(__file__).with_suffix(".c")
 HEADER = "onnxruntime_c_api.h"
-_DISABLE_ALL, _ENABLE_ALL = 0, 99  # of GraphOptimizationLevel
 # Of the functions that the program calls; those in the first table return a status.
 _RETURN_STATUS = {
     "AddSessionConfigEntry": "OrtSessionOptions *, const char *, const char *",
@@ -146,7 +145,7 @@ def _stage(bundle: Path, stage: StageEntry) -> str:
     return _braces(
         [
             _text(bundle / stage.graph.name),
-            str(_ENABLE_ALL if stage.optimizes(stage.prepack) else _DISABLE_ALL),
+            str(ENABLE_ALL if stage.optimizes(stage.prepack) else DISABLE_ALL),
             *(str(len(each)) for each in (stage.inputs, outputs, entries)),
             _braces(map(_text, stage.inputs)),
             _braces(map(_text, outputs)),
@@ -157,8 +156,7 @@ def _stage(bundle: Path, stage: StageEntry) -> str:
 
 def _entries(stage: StageEntry) -> dict[str, str]:
     """Return the configuration entries of a stage's first session."""
-    is_mapped = stage.mapped and stage.graph.name.endswith(".ort")
-    return SPINNING | ({} if stage.prepack else PLAIN) | (MAPPED if is_mapped else {})
+    return SPINNING | file_entries(stage.graph.name, prepack=stage.prepack, mapped=stage.mapped)
 
 
 def _braces(words: Iterable[str]) -> str:

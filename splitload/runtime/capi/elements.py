@@ -8,7 +8,7 @@ from splitload.base.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    pass
 
 
 class Element(Record):
@@ -72,8 +72,3 @@ def of_format(code: str, item_bytes: int) -> Element | None:
     if item_bytes > 1 and order in "<>!" and ("<" if order == "<" else ">") != _ORDER:
         return None
     return BY_KIND.get((_KINDS.get(letter, ""), item_bytes))
-
-
-def has_type(specs: Any) -> bool:
-    """Return whether every tensor of some specs is of a type that passes."""
-    return all(spec.type in BY_TYPE for spec in specs)

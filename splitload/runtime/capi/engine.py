@@ -16,7 +16,7 @@ from splitload.runtime.capi.memory import Memory, UnknownKindError, address_of, 
 from splitload.runtime.capi.session import Session, Value, open_session, value_of
 from splitload.runtime.capi.tensor import bytes_of, tensor_of
 from splitload.runtime.forks import making_session
-from splitload.runtime.settings import EXACT, MAPPED, PLAIN, SHARES, SHRINKS, SPINNING
+from splitload.runtime.settings import EXACT, PLAIN, SHARES, SHRINKS, SPINNING, file_entries
 from splitload.runtime.tiny import TINY_MODEL
 
 TYPE_CHECKING = False
@@ -46,7 +46,7 @@ class LibraryEngine:
         self, graph: str, *, prepack: bool, mapped: bool, optimize: bool, background: bool, share_memory: bool
     ) -> Session:
         """Return a session on a stage's graph file."""
-        entries = SPINNING | ({} if prepack else PLAIN) | (MAPPED if mapped and graph.endswith(".ort") else {})
+        entries = SPINNING | file_entries(graph, prepack=prepack, mapped=mapped)
         if share_memory:
             with module_errors():
                 _share_arena(self._library)

@@ -10,6 +10,7 @@ from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
 from splitload.runtime.forks import make_beside, making_session
+from splitload.runtime.settings import DISABLE_ALL, FATAL
 from splitload.runtime.tiny import TINY_MODEL
 
 TYPE_CHECKING = False
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 VARIABLE = "SPLITLOAD_ORT_LIBRARY"
-_FATAL = 4  # severity of what is logged: what goes wrong is raised
 _DEVICE_ALLOCATOR, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 0, 1, 0
 
 # Arguments of the functions that are used; pointers of all kinds are addresses. Those in the first table return a
@@ -195,7 +195,7 @@ class Library:
         options = self.made(self.CreateSessionOptions)
         try:
             self.SetIntraOpNumThreads(options, 1)
-            self.SetSessionGraphOptimizationLevel(options, 0)
+            self.SetSessionGraphOptimizationLevel(options, DISABLE_ALL)
             self.ReleaseSession(self.made(self.CreateSessionFromArray, env, TINY_MODEL, len(TINY_MODEL), options))
         finally:
             self.ReleaseSessionOptions(options)
@@ -218,7 +218,7 @@ class Library:
         with making_session(), self._lock:
             if self._env is None:
                 self._memory_info = self.made(self.CreateCpuMemoryInfo, _DEVICE_ALLOCATOR, _DEFAULT_MEMORY)
-                self._env = self.made(self.CreateEnv, _FATAL, b"splitload")
+                self._env = self.made(self.CreateEnv, FATAL, b"splitload")
             return self._env
 
     def register_arena(self, settings: dict[str, int]) -> None:

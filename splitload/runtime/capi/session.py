@@ -13,14 +13,12 @@ from ctypes import c_char_p, c_int64, c_void_p
 from splitload.runtime.capi.elements import BY_NUMBER
 from splitload.runtime.capi.library import Library
 from splitload.runtime.capi.memory import Memory
+from splitload.runtime.settings import DISABLE_ALL, ENABLE_ALL, FATAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
-
-_ENABLE_ALL, _DISABLE_ALL = 99, 0  # of GraphOptimizationLevel
-_QUIET = 4  # severity of what is logged: what goes wrong is raised
 
 
 class Value:
@@ -56,18 +54,6 @@ class Value:
             address = library.number(library.GetTensorMutableData, self.handle)
             return Memory(address, tuple(shape), element, self)
         return self._memory
-
-    def is_tensor(self) -> bool:
-        """Return True, as nothing else passes through the C library; as of `onnxruntime.OrtValue`."""
-        return True
-
-    def data_type(self) -> str:
-        """Return onnxruntime's word for its type, such as "tensor(float)"."""
-        return self.memory.element.type
-
-    def shape(self) -> list[int]:
-        """Return its sizes."""
-        return list(self.memory.shape)
 
 
 def value_of(library: Library, memory: Memory) -> Value:
@@ -166,8 +152,8 @@ def open_session(
     options = library.made(library.CreateSessionOptions)
     kept = None
     try:
-        library.SetSessionGraphOptimizationLevel(options, _ENABLE_ALL if optimize else _DISABLE_ALL)
-        library.SetSessionLogSeverityLevel(options, _QUIET)
+        library.SetSessionGraphOptimizationLevel(options, ENABLE_ALL if optimize else DISABLE_ALL)
+        library.SetSessionLogSeverityLevel(options, FATAL)
         library.SetIntraOpNumThreads(options, threads)
         library.DisableMemPattern(options)
         for key, value in entries.items():

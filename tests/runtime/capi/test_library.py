@@ -199,7 +199,8 @@ def test_functions_do_what_their_names_say() -> None:
     assert (session.input_names(), session.output_names()) == (["x"], ["y"])
     value = value_of(found, memory_of(array.array("f", [1.5])))
     (answer,) = session.run(["y"], {"x": value}, {})
-    assert (answer.data_type(), answer.shape(), tensor_of(answer.memory).tolist()) == ("tensor(float)", [1], [1.5])
+    memory = answer.memory
+    assert (memory.element.type, memory.shape, tensor_of(memory).tolist()) == ("tensor(float)", (1,), [1.5])
 
 
 def test_a_version_that_the_library_lacks_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
