@@ -64,7 +64,7 @@ def own_splitload() -> None:
     """Have splitload be that of whoever started this process, wherever another one is installed."""
     from importlib.machinery import FileFinder, SourceFileLoader
 
-    if len(sys.argv) < 4:
+    if len(sys.argv) < 4 or "splitload" in sys.modules:
         return
     finder = FileFinder(sys.argv[3], (SourceFileLoader, [".py"]))
 
@@ -285,6 +285,7 @@ def _feeds(job: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def _buffer(row: dict[str, Any], folder: str) -> Any:
     """Return one input as a buffer, without numpy where its file holds numbers."""
+    own_splitload()
     from splitload.runtime.capi.elements import BY_TYPE
 
     element = BY_TYPE.get(row["type"])
