@@ -42,9 +42,9 @@ _PLACES = {
 
 def __getattr__(name: str) -> "Any":
     """Import what is asked for, and have onnxruntime begin beside the imports of what loads."""
-    import importlib
-
     if name == "torch":
+        import importlib
+
         return importlib.import_module("splitload.torch")
     if name not in _PLACES:
         raise AttributeError(f"module 'splitload' has no attribute '{name}'")
@@ -57,7 +57,8 @@ def __getattr__(name: str) -> "Any":
     collects = gc.isenabled()
     gc.disable()  # nothing that is imported is garbage, and to look for some takes a tenth of the time
     try:
-        found = globals()[name] = getattr(importlib.import_module(f"splitload.{_PLACES[name]}"), name)
+        module = __import__(f"splitload.{_PLACES[name]}", fromlist=[name])  # importlib is a module to import
+        found = globals()[name] = getattr(module, name)
     finally:
         if collects:
             gc.enable()

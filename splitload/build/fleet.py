@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from splitload.base.errors import BundleError
+from splitload.base.pieces import copy_file
 from splitload.bundle.manifest import Manifest, StageEntry, Variant
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
@@ -48,7 +48,7 @@ def keep_natives(source: Path, manifest: Manifest, folder: Path, made: Sequence[
         try:
             (folder / name).hardlink_to(place)
         except OSError:  # a file system without links
-            shutil.copyfile(place, folder / name)
+            copy_file(place, folder / name)
     return (*natives, *kept, portable)
 
 

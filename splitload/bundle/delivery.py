@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from splitload.base.errors import BundleError, OutputError, UsageError
+from splitload.base.pieces import copy_file
 from splitload.base.regular import regular_size
 from splitload.bundle.manifest import MANIFEST, Manifest, StageEntry
 from splitload.bundle.read import read_json
@@ -141,7 +142,7 @@ def _copy(source: Path, files: Iterable[str], made: Path) -> None:
     if needed > free:
         raise OutputError(f"'{source.name}' needs {needed >> 20} MiB and {free >> 20} MiB are free; make room")
     for name in names:
-        shutil.copyfile(source / name, made / name)
+        copy_file(source / name, made / name)
 
 
 def _copy_tail(place: Path, made: Path, stage: StageEntry | None) -> None:
@@ -166,4 +167,4 @@ def _copy_tail(place: Path, made: Path, stage: StageEntry | None) -> None:
     for file in sorted(files):
         copy = made / FOLDER / place.name / file.relative_to(place)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        copy_file(file, copy)

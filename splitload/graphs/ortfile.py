@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splitload.base.pieces import PIECE_BYTES
 from splitload.bundle.validate import MAX_ORT_BYTES
 from splitload.runtime.reading import LENGTH_BYTES
 
@@ -132,12 +133,12 @@ def lay_out(path: Path, names: Iterable[str], last: Collection[str] = ()) -> tup
             struct.pack_into("<I", head, field, start - LENGTH_BYTES - field)
         made = path.with_name(f"{path.name}.new")
         try:
-            with made.open("wb") as out:
+            with made.open("wb", PIECE_BYTES) as out:
                 out.write(head)
                 for weight, start in zip(weights, places, strict=True):
                     out.write(b"\0" * (start - LENGTH_BYTES - out.tell()) + struct.pack("<I", weight.length))
-                    for piece in range(weight.start, weight.start + weight.length, 8 << 20):
-                        out.write(old[piece : min(piece + (8 << 20), weight.start + weight.length)])
+                    for piece in range(weight.start, weight.start + weight.length, PIECE_BYTES):
+                        out.write(old[piece : min(piece + PIECE_BYTES, weight.start + weight.length)])
             shutil.copymode(path, made)
             made.replace(path)
         finally:

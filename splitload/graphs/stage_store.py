@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from splitload.base.pieces import copy_file
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import File
 
@@ -76,7 +76,7 @@ class StageStore(contextlib.AbstractContextManager["StageStore"]):
         except FileExistsError:  # with the same content, says its name
             pass
         except OSError:
-            shutil.copyfile(kept.path, folder / name)
+            copy_file(kept.path, folder / name)
         return kept._replace(path=folder / name, file=kept.file._replace(name=name))
 
 

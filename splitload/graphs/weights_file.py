@@ -9,8 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from splitload.base.pieces import PIECE_BYTES
+
 PAGE_BYTES = 4096
-_CHUNK_BYTES = 8 << 20
 
 
 class Piece(NamedTuple):
@@ -38,7 +39,7 @@ def write_pieces(folder: Path, pieces: Sequence[Piece], path: Path) -> tuple[int
         OSError: If one cannot be read, ends too soon, or the file cannot be written.
     """
     digest = hashlib.sha256()
-    with ExitStack() as opened, path.open("wb") as out:
+    with ExitStack() as opened, path.open("wb", PIECE_BYTES) as out:
         sources: dict[str, BinaryIO] = {}
         for piece in pieces:
             if piece.file not in sources:
@@ -54,7 +55,7 @@ def write_pieces(folder: Path, pieces: Sequence[Piece], path: Path) -> tuple[int
 def _chunks(source: BinaryIO, length: int) -> Iterable[bytes]:
     """Yield the next `length` bytes of `source`."""
     while length:
-        chunk = source.read(min(length, _CHUNK_BYTES))
+        chunk = source.read(min(length, PIECE_BYTES))
         if not chunk:
             raise OSError("the optimised model's weights end too soon; remove it from the cache folder")
         length -= len(chunk)

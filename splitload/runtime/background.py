@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from typing import Any
 from splitload.base.cache import cache_folder
 from splitload.base.errors import BundleError, OutputError
 from splitload.base.machine import cpu_architecture
+from splitload.base.pieces import copy_file
 from splitload.base.regular import sha256_of
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import seal
@@ -260,7 +260,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:  # a file system without links, or another one
-        shutil.copyfile(source, target)
+        copy_file(source, target)
 
 
 def _writable(folder: Path) -> Path | None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-import warnings
 
 from splitload.base.errors import PortableWarning, UsageError
 from splitload.base.machine import available_threads
@@ -162,6 +161,8 @@ class ParallelLoader(DropIn):
         if self.variant is not guess:
             self._files.read(self.variant)
         if self.why_portable is not None and self._folder not in _told:
+            import warnings
+
             _told.add(self._folder)
             warnings.warn(self.why_portable, PortableWarning, stacklevel=3)
         stages = self.variant.stages

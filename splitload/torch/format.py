@@ -19,6 +19,7 @@ import torch
 
 from splitload.base.errors import BundleError, OutputError
 from splitload.base.fields import Reader, is_count
+from splitload.base.pieces import PIECE_BYTES
 from splitload.base.record import Record
 from splitload.base.sealed import seal
 from splitload.bundle.manifest import MANIFEST, File, to_json
@@ -227,7 +228,7 @@ def write_stage(
     digest = hashlib.sha256()
     unnamed = folder / f"{stem}.safetensors"
     try:
-        with unnamed.open("xb") as file:
+        with unnamed.open("xb", PIECE_BYTES) as file:
             for data in chain[Any](
                 [len(text).to_bytes(8, "little") + text], (as_bytes(tensor).cpu().numpy() for _, tensor in laid)
             ):

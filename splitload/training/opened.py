@@ -10,6 +10,7 @@ from typing import Any
 
 from splitload.base.entries import is_whole
 from splitload.base.errors import ModelError
+from splitload.base.pieces import PIECE_BYTES
 from splitload.base.scratch import scratch_folder
 from splitload.frontends.onnx import Source, folder_of, read_graph
 from splitload.graphs.observe import elem_type, observe, one_line, plain_options
@@ -168,7 +169,7 @@ def _store_weights(graph: Any, division: Division, file: Path) -> None:
     """Move trained weights, and others that are not small, to a file."""
     from onnx import numpy_helper
 
-    with file.open("wb") as out:
+    with file.open("wb", PIECE_BYTES) as out:
         for tensor in graph.initializer:
             if tensor.name not in division.weights and tensor_bytes(tensor) < EXTERNAL_FROM_BYTES:
                 continue

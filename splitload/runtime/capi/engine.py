@@ -53,8 +53,9 @@ class LibraryEngine:
             entries |= SHARES
         with making_session(), module_errors():
             return open_session(
-                self._library, graph, entries, threads=inference_threads(), optimize=optimize, background=background
-            )
+                self._library, graph, entries, threads=inference_threads(), optimize=optimize, background=background,
+                large_pages=not share_memory,
+            )  # fmt: skip
 
     def names(self, session: Session) -> tuple[set[str], set[str]]:
         """Return the names of the inputs and of the outputs of a session."""

@@ -8,6 +8,7 @@ import os
 import sys
 from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 
+from splitload.runtime.capi.pages import in_large_pages, widen_heap
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
 from splitload.runtime.forks import make_beside, making_session
 from splitload.runtime.settings import DISABLE_ALL, FATAL
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "SPLITLOAD_ORT_LIBRARY"
 _DEVICE_ALLOCATOR, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 0, 1, 0
+_ARENA_BYTES = 8 << 20  # what many small models compute in; a larger one's arena goes on in regions of its own
 
 # Arguments of the functions that are used; pointers of all kinds are addresses. Those in the first table return a
 # status, which is null where all went well.
@@ -36,7 +38,9 @@ _RETURN_STATUS: dict[str, tuple[Any, ...]] = {
     "CreateSessionOptions": (c_void_p,),
     "CreateTensorWithDataAsOrtValue": (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_int, c_void_p),
     "DisableMemPattern": (c_void_p,),
+    "AllocatorAlloc": (c_void_p, c_size_t, c_void_p),
     "AllocatorFree": (c_void_p, c_void_p),
+    "CreateAllocator": (c_void_p, c_void_p, c_void_p),
     "GetAllocatorWithDefaultOptions": (c_void_p,),
     "GetDimensions": (c_void_p, c_void_p, c_size_t),
     "GetDimensionsCount": (c_void_p, c_void_p),
@@ -60,6 +64,7 @@ _OTHERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **{
         f"Release{what}": (None, (c_void_p,))
         for what in (
+            "Allocator",
             "ArenaCfg",
             "MemoryInfo",
             "RunOptions",
@@ -239,6 +244,24 @@ class Library:
         finally:
             self.ReleaseArenaCfg(config)
 
+    def widen_arena(self, session: c_void_p) -> None:
+        """Have the arena of a session, which has no memory yet, begin with some in large pages.
+
+        Args:
+            session: It has an arena of its own.
+        """
+        info = self.made(self.CreateCpuMemoryInfo, _ARENA_ALLOCATOR, _DEFAULT_MEMORY)
+        try:
+            allocator = self.made(self.CreateAllocator, session, info)
+            try:
+                block = self.made(self.AllocatorAlloc, allocator, _ARENA_BYTES)
+                in_large_pages(block.value or 0, (block.value or 0) + _ARENA_BYTES)
+                self.AllocatorFree(allocator, block)  # to the arena, which keeps it
+            finally:
+                self.ReleaseAllocator(allocator)
+        finally:
+            self.ReleaseMemoryInfo(info)
+
     def _checked(self, status: int | None, function: Any, arguments: Any) -> None:
         if status is not None:
             try:
@@ -306,7 +329,8 @@ def make_environment() -> None:
         return
 
     def work() -> None:
-        try:  # noqa: SIM105 - contextlib is not imported yet
+        try:
+            widen_heap()
             found.set_up()
         except RuntimeFailure:
             pass

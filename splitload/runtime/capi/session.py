@@ -135,6 +135,7 @@ def open_session(
     threads: int,
     optimize: bool = False,
     background: bool = False,
+    large_pages: bool = False,
 ) -> Session:
     """Return a session.
 
@@ -145,6 +146,7 @@ def open_session(
         threads: Inference threads, the calling one among them.
         optimize: Whether the graph is optimised first.
         background: Whether to do the work at low priority; the calling thread keeps it.
+        large_pages: Whether it computes in large pages, in an arena of its own.
 
     Raises:
         RuntimeFailure: If it cannot be made.
@@ -165,7 +167,10 @@ def open_session(
         else:
             path = _path(model, sys.platform)
             made = library.made(library.CreateSession, library.env, ctypes.addressof(path), options)
-        return Session(library, made, kept)
+        session = Session(library, made, kept)
+        if large_pages:
+            library.widen_arena(made)
+        return session
     finally:
         library.ReleaseSessionOptions(options)
 
