@@ -17,7 +17,7 @@ import runtime_models
 
 import splitload
 from splitload import ParallelLoader
-from splitload.runtime.capi.library import VARIABLE, beside_module
+from splitload.runtime.capi.find import VARIABLE, beside_module
 
 START = "import sys; sys.path.append(sys.argv.pop(1))\n"  # besides what `-S` leaves: the standard library
 LOADER = """

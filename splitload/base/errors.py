@@ -18,7 +18,9 @@ What is no error, but less than was promised, is a warning (UserWarning): Portab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class SplitloadError(Exception):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from functools import cache
+
+from splitload.base.kept import kept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _FEATURES = {"avx512f": f"{32 * 9 + 16:04X}", "avx2": f"{32 * 9 + 5:04X}", "avx"
 _CPUINFO_BYTES = 8192  # the first processor's entry; all of the file takes milliseconds on large servers
 
 
-@cache
+@kept
 def cpu_architecture() -> str:
     """Return the processor family and its vector level, for example "x86_64+avx2".
 
@@ -27,8 +27,11 @@ def cpu_architecture() -> str:
     machine = _machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
     flags: set[str] = set()
     if machine == "x86_64":
-        with contextlib.suppress(OSError):  # a quarter of the time that /proc/cpuinfo takes
+        try:  # a quarter of the time that /proc/cpuinfo takes
             features = _text(_MODALIAS).split(",")
+        except OSError:
+            pass
+        else:
             level = next((flag for flag, number in _FEATURES.items() if number in features), "")
             return f"{machine}+{level}" if level else machine
     try:
@@ -39,12 +42,14 @@ def cpu_architecture() -> str:
     return f"{machine}+{level}" if level else machine
 
 
-@cache
+@kept
 def cpu_model() -> str:
     """Return the processor's name as the system gives it."""
-    with contextlib.suppress(OSError):
+    try:
         if name := _cpuinfo("model name", "Model", "Hardware").strip():
             return name
+    except OSError:
+        pass
     return _processor() or _machine()
 
 
@@ -91,7 +96,7 @@ def inference_threads() -> int:
     return 0 if "" in cores else len(cores)
 
 
-@cache
+@kept
 def _core(processor: int) -> str:
     """Return the processors that share a core with this one, as Linux writes it; "" where the system does not tell."""
     try:
@@ -102,7 +107,9 @@ def _core(processor: int) -> str:
 
 def return_memory() -> None:
     """Give what was freed back to the system, where the C library keeps it otherwise (glibc)."""
-    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):
+    try:
         import ctypes
 
         ctypes.CDLL(None).malloc_trim(0)
+    except (ImportError, OSError, AttributeError, TypeError):
+        pass

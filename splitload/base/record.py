@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
+from _operator import itemgetter  # `operator` is a file to read
 
 __all__ = ["Record"]
 

@@ -16,7 +16,7 @@ from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console, shortened
 from splitload.commands.why import show_why
 from splitload.runtime.available import Available, available
-from splitload.runtime.capi.library import VARIABLE
+from splitload.runtime.capi.find import VARIABLE
 from splitload.runtime.engine import ENGINES, chosen
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.variants import choose

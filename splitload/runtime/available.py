@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from splitload.base.record import Record
-from splitload.runtime.capi.library import VARIABLE, NoLibraryError, beside_module, named_path, version_of
+from splitload.runtime.capi.find import VARIABLE, NoLibraryError, beside_module, named_path
+from splitload.runtime.capi.library import version_of
 from splitload.runtime.capi.table import API_VERSION
 
 if TYPE_CHECKING:

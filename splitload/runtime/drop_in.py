@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from splitload.base.errors import StageError, UsageError
 from splitload.base.record import Record
 from splitload.bundle.manifest import Manifest, Metadata
@@ -140,6 +138,8 @@ class DropIn:
                 callback(results, user_data, message)
             except BaseException as error:  # nobody else would hear of it
                 report(error)
+
+        import threading
 
         if not started(threading.Thread(target=work, name="splitload-run-async")):
             raise StageError("the system has no thread left for run_async; call run")

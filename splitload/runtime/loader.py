@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import os
-import threading
 import time
 
 from splitload.base.errors import PortableWarning, UsageError
@@ -146,7 +145,7 @@ class ParallelLoader(DropIn):
         self._is_upgraded = upgrade and self._caller.prepacks
         self._on_progress = on_progress
         self._wanted = min(threads or min(self.variant.threads, available_threads()), len(self.variant.stages))
-        self._switching = threading.Lock()
+        self._switching = _thread.allocate_lock()
         self._former: list[Staged] = []
         self._is_inherited = False  # by a forked child, which has not used it yet
         self.threads = 0
@@ -302,7 +301,7 @@ class ParallelLoader(DropIn):
         if isinstance(until, int | float):
             timeout, until = until, "loaded"
         if timeout is not None:
-            timeout = min(timeout, threading.TIMEOUT_MAX)  # there are whole numbers that no float holds
+            timeout = min(timeout, _thread.TIMEOUT_MAX)  # there are whole numbers that no float holds
         self._enter()
         if until not in ("loaded", "upgraded", "specialized"):
             raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
@@ -355,13 +354,15 @@ class ParallelLoader(DropIn):
         inherited = [*(value for each in staged for value in each.loading.values), self._caller.stand_in_made]
         self._specializer = None  # the parent makes that variant
         self._staged, self._former = self._staged.heir(self._given_up()), []
-        self._switching = threading.Lock()
+        self._switching = _thread.allocate_lock()
         self._is_inherited = True
         self.threads = 0
-        with contextlib.suppress(ImportError, AttributeError):
+        try:
             import ctypes
 
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+        except (ImportError, AttributeError):
+            pass
 
     def _enter(self) -> None:
         """Raise if the loader failed or is closed; begin to load if it is a forked child's, and this its first use."""

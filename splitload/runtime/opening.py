@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 
 from splitload.base.errors import BundleError, UsageError
 from splitload.base.record import Record
@@ -15,6 +14,7 @@ from splitload.runtime.pool import SHARED, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from typing import Any
 
@@ -108,6 +108,7 @@ class StageFiles:
         self.are_fetched = False
         files = [(self.path(stage), stage.read_order) for stage in variant.stages if stage.read_order]
         if not all(self._parts.is_cached(*file) for file in files):
+            import threading  # the first answer does not wait for it where nothing has to be read
 
             def stopped() -> bool:
                 return self._read is not variant
@@ -131,6 +132,8 @@ class StageFiles:
         return path
 
     def _read_ahead(self, path: str) -> None:
+        import threading
+
         self._parts.start(threading.Thread(target=self._parts.read_ahead, args=(path,), daemon=True))
 
 

@@ -10,20 +10,17 @@ Whoever loads may be interrupted at any place (see pool.py). What is left then i
 
 from __future__ import annotations
 
+import _thread
 import atexit
-import contextlib
 import os
-import threading
 import time
-import weakref
-from functools import partial
 
 from splitload.base.errors import StageError
-from splitload.runtime.pool import Latch
+from splitload.runtime.pool import Latch, Living
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, Protocol
 
     from splitload.base.regular import StrPath
@@ -86,7 +83,7 @@ class OrderedLoading:
         self.error: StageError | None = None
         self.is_closed = False
         self.threads = 0
-        self.lock = threading.Lock()
+        self.lock = _thread.allocate_lock()
         self._folder, self._pool, self._given_up = folder, pool, given_up
         self._hand_over_s = hand_over_s if num_stages == 1 else None
         self._next = 0
@@ -119,7 +116,7 @@ class OrderedLoading:
         turn = self._turn if self._hand_over_s is None else self._late_turn
         try:
             for lane in range(threads):
-                if self._pool.submit(partial(turn, load, after, lane), threads):
+                if self._pool.submit(_job(turn, load, after, lane), threads):
                     self.threads += 1
         except BaseException:  # an interrupt: nobody will ask for what was begun
             self.close()
@@ -152,7 +149,7 @@ class OrderedLoading:
                     self._tell(0)
                 elif self.is_over():
                     self._give_up(self.error)
-            if again and not self._pool.submit(partial(self._turn, load, after, 0)):
+            if again and not self._pool.submit(_job(self._turn, load, after, 0)):
                 self._fail(0, StageError("it was interrupted, and the system has no thread left to load it with"))
             raise
 
@@ -167,24 +164,17 @@ class OrderedLoading:
             if not self.is_closed:
                 self.values[index] = value
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """Run a block inside the runtime, for whose end `stop` and `close` wait.
+    def inside(self) -> _Inside:
+        """Return a block inside the runtime, for whose end `stop` and `close` wait.
 
         Raises:
-            StageError: If this is over.
+            StageError: When it begins, if this is over.
         """
-        with self.lock:
-            self.check()
-            self._go_inside()
-        try:
-            yield
-        finally:
-            self._leave()
+        return _Inside(self)
 
     def is_inside(self) -> bool:
         """Return whether this thread is inside the runtime."""
-        return threading.get_ident() in self._inside
+        return _thread.get_ident() in self._inside
 
     @property
     def is_ready(self) -> bool:
@@ -221,7 +211,7 @@ class OrderedLoading:
             with self.lock:
                 self._give_up(error)
                 # `after` may stop it: two threads that load would wait for each other
-                wait = self._inside and threading.get_ident() not in self._inside
+                wait = self._inside and _thread.get_ident() not in self._inside
             if wait:
                 self._left.wait()
         except BaseException:  # an interrupt: those who wait for a stage must know
@@ -246,7 +236,7 @@ class OrderedLoading:
         if self.is_over():
             heir.give_up(self.error)
             heir.is_closed = self.is_closed
-        self.lock = threading.Lock()
+        self.lock = _thread.allocate_lock()
         self._inside = set()
         self.give_up()
         return heir
@@ -267,7 +257,7 @@ class OrderedLoading:
             self._fail(index, error)
             raise
         if self._next < len(self.values):
-            self._pool.submit(partial(self._turn, load, after, lane), self.threads)
+            self._pool.submit(_job(self._turn, load, after, lane), self.threads)
 
     def _hand_out(self) -> int | None:
         """Return the next stage, which this thread has to load now; None if there is none."""
@@ -324,19 +314,36 @@ class OrderedLoading:
     def _go_inside(self) -> None:
         """Note that this thread is inside the runtime, where no process may end; the caller holds the lock."""
         _entered.add(self)
-        self._inside.add(threading.get_ident())
+        self._inside.add(_thread.get_ident())
 
     def _leave(self) -> None:
         """Note that this thread is no longer inside the runtime."""
         with self.lock:
-            self._inside.discard(threading.get_ident())
+            self._inside.discard(_thread.get_ident())
             if not self._inside:
                 _entered.discard(self)
             if self.is_over() and not self._inside:
                 self._left.set()
 
 
-_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+class _Inside:
+    def __init__(self, loading: OrderedLoading) -> None:
+        self._loading = loading
+
+    def __enter__(self) -> None:
+        with self._loading.lock:
+            self._loading.check()
+            self._loading._go_inside()
+
+    def __exit__(self, *_: object) -> None:
+        self._loading._leave()
+
+
+def _job(turn: Callable[[Load, After, int], None], load: Load, after: After, lane: int) -> Callable[[], None]:
+    return lambda: turn(load, after, lane)
+
+
+_owners = Living()
 _entered: set[OrderedLoading] = set()  # with threads inside the runtime, though their owner may be gone
 
 
@@ -348,7 +355,7 @@ def enlist(owner: Owner) -> None:
 @atexit.register
 def _let_all_go() -> None:
     """Let no thread be inside the runtime when the interpreter goes away: that would abort the process."""
-    for let_go in [*(owner._let_go for owner in list(_owners)), *(loading.close for loading in list(_entered))]:
+    for let_go in [*(owner._let_go for owner in _owners), *(loading.close for loading in list(_entered))]:
         while True:
             try:
                 let_go()
@@ -359,7 +366,7 @@ def _let_all_go() -> None:
 
 def _inherit_all() -> None:
     _entered.clear()
-    for owner in list(_owners):
+    for owner in _owners:
         owner._inherit()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 TYPE_CHECKING = False
@@ -24,9 +23,12 @@ def read_ahead(path: StrPath) -> None:
     Errors are left for the load to meet.
     """
     buffer = bytearray(_READ_BYTES)
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    except OSError:
+        pass
 
 
 def is_cached(path: StrPath, order: ReadOrder) -> bool:
@@ -37,12 +39,14 @@ def is_cached(path: StrPath, order: ReadOrder) -> bool:
     if not hasattr(os, "RWF_NOWAIT"):
         return True
     byte = bytearray(1)
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-        for sample in range(1, _SAMPLES + 1):
-            try:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for sample in range(1, _SAMPLES + 1):
                 os.preadv(file.fileno(), [byte], order[-1] * sample // _SAMPLES - 1, os.RWF_NOWAIT)
-            except BlockingIOError:
-                return False
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
     return True
 
 
@@ -58,7 +62,7 @@ def fetch(files: Sequence[tuple[StrPath, ReadOrder]], stopped: Callable[[], bool
         files: The files, and the order in which their weights are used.
         stopped: Whether nobody wants them any more.
     """
-    with contextlib.suppress(OSError):
+    try:
         for path, order in files:
             with open(path, "rb", buffering=0) as opened:
                 file = opened.fileno()
@@ -74,3 +78,5 @@ def fetch(files: Sequence[tuple[StrPath, ReadOrder]], stopped: Callable[[], bool
                     os.posix_fadvise(file, start, min(_READ_BYTES, order[-1] - start), os.POSIX_FADV_WILLNEED)
                     os.pread(file, 1, start - 1)
                 os.pread(file, 1, order[-1] - 1)
+    except OSError:
+        pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from splitload.bundle.manifest import Variant
@@ -155,6 +154,8 @@ class Staged:
             self._on_progress(loaded, len(self.variant.stages))
         except BaseException as error:  # not even SystemExit: others wait for this thread
             self._on_progress = None
+            import threading
+
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise  # it is the user's: the stage is loaded, and `run` was waiting for it here
             report(error)

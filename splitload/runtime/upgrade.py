@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-
 from splitload.base.errors import StageError
 from splitload.base.machine import return_memory
 from splitload.bundle.manifest import StageEntry
@@ -48,19 +45,26 @@ class Upgrade:
         """Begin, once, when all stages are loaded; a thread too many ends at once."""
         loading = self._loading
         if self.is_wanted and not self._is_begun and loading.all_loaded.is_set() and not loading.is_over():
+            import threading  # not before the first answer
+
             thread = threading.Thread(target=self._work, name="splitload-upgrade", daemon=True)
             if not started(thread) and not self._is_begun:
                 self.is_wanted = False
 
     def _work(self) -> None:
         """Replace sessions by such with prepacked weights; a stage that fails keeps the one it has."""
-        with contextlib.suppress(StageError), self._loading.inside():
-            with self._loading.lock:
-                first, self._is_begun = not self._is_begun, True
-            if first:
-                self._replace_all()
+        try:
+            with self._loading.inside():
+                with self._loading.lock:
+                    first, self._is_begun = not self._is_begun, True
+                if first:
+                    self._replace_all()
+        except StageError:
+            pass
 
     def _replace_all(self) -> None:
+        import threading
+
         try:
             for index, stage in enumerate(self._stages):
                 if self._loading.is_closed:
@@ -75,5 +79,7 @@ class Upgrade:
             self.done.set()
 
     def _replace(self, index: int, stage: StageEntry) -> None:
-        with contextlib.suppress(Exception):  # the stage answers as before
+        try:
             self._loading.replace(index, self._make(stage))
+        except Exception:  # noqa: S110 - the stage answers as before
+            pass

@@ -26,6 +26,31 @@ def warm_up() -> None:
 
         started(threading.Thread(target=first_session, name="splitload-warm-up"))
         return
+    from splitload.runtime.capi.find import NoLibraryError, beside_module, named_path
+
+    try:
+        path = named_path() or beside_module()
+    except NoLibraryError:  # who needs one will meet it
+        return
+    _open_beside(path)
     from splitload.runtime.capi.library import make_environment
 
-    make_environment()
+    make_environment(path)
+
+
+def _open_beside(path: str) -> None:
+    """Open a library on another thread while this one imports `ctypes`, by what that opens libraries with itself."""
+    try:
+        import _struct  # noqa: F401 - `ctypes` imports it, and nothing of the kind is opened beside the library
+        from _ctypes import dlopen
+    except ImportError:  # there is none on Windows
+        return
+    from splitload.runtime.forks import make_beside
+
+    def work() -> None:
+        try:
+            dlopen(path, 0)
+        except (OSError, ValueError):  # who needs it will meet what goes wrong
+            pass
+
+    make_beside(work)

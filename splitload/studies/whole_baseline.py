@@ -12,7 +12,7 @@ from splitload.base.errors import StageError, UsageError
 from splitload.base.machine import inference_threads
 from splitload.bundle.manifest import Manifest, StageEntry, Variant
 from splitload.runtime.capi.elements import BY_TYPE
-from splitload.runtime.capi.library import NoLibraryError, beside_module
+from splitload.runtime.capi.find import NoLibraryError, beside_module
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
 from splitload.runtime.settings import DISABLE_ALL, ENABLE_ALL, SPINNING, file_entries
 

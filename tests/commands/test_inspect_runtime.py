@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from command_line import Run, json_of, one_line, process
 
-from splitload.runtime.capi.library import VARIABLE, beside_module
+from splitload.runtime.capi.find import VARIABLE, beside_module
 from splitload.runtime.capi.table import API_VERSION
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -96,16 +98,20 @@ def test_close_during_upgrade(chain_bundle: Path, script: Script) -> None:
 
 @pytest.mark.parametrize("left", [0, 1, 3])
 def test_system_with_few_threads_left(chain_bundle: Path, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
-    real, starts = threading.Thread.start, []
+    starts = []
     loader = loader_with(pool=LoadingPool(2))
 
-    def start(thread: threading.Thread) -> None:
-        starts.append(thread)
-        if len(starts) > left:
-            raise RuntimeError("can't start new thread")
-        real(thread)
+    def limited(real: Callable[..., Any]) -> Callable[..., Any]:
+        def start(*arguments: Any) -> Any:
+            starts.append(arguments)
+            if len(starts) > left:
+                raise RuntimeError("can't start new thread")
+            return real(*arguments)
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+        return start
+
+    monkeypatch.setattr(_thread, "start_new_thread", limited(_thread.start_new_thread))
+    monkeypatch.setattr(threading.Thread, "start", limited(threading.Thread.start))
     if left == 0:
         with pytest.raises(StageError, match="no thread left"):
             loader(chain_bundle, threads=3)

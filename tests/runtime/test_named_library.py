@@ -17,7 +17,7 @@ from splitload import ParallelLoader
 from splitload.base.errors import LibraryWarning, UsageError
 from splitload.runtime import engine
 from splitload.runtime.capi import library as module
-from splitload.runtime.capi.library import VARIABLE
+from splitload.runtime.capi.find import VARIABLE
 from splitload.runtime.capi.table import API_VERSION
 
 Named = Callable[[Path], Path]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import functools
 import gc
 import math
+import sys
 import threading
 import time
 import weakref
@@ -14,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import splitload.runtime.pool
-from splitload.runtime.pool import Latch, LoadingPool
+from splitload.runtime.pool import Latch, Living, LoadingPool
 
 WAIT_S = 60
 
@@ -27,7 +29,7 @@ class Jobs:
         begun: Set when a job begins, by number.
         gates: A job ends when its gate is set.
         done: Set when a job has ended.
-        threads: The thread that ran each job, in the order they began.
+        threads: The identifier of the thread that ran each job, in the order they began.
     """
 
     def __init__(self, count: int, *, opened: bool = False) -> None:
@@ -35,7 +37,7 @@ class Jobs:
         self.begun = [threading.Event() for _ in range(count)]
         self.gates = [threading.Event() for _ in range(count)]
         self.done = [threading.Event() for _ in range(count)]
-        self.threads: list[threading.Thread] = []
+        self.threads: list[int] = []
         if opened:
             self.release()
 
@@ -48,7 +50,7 @@ class Jobs:
 
     def _run(self, number: int) -> None:
         self.started.append(number)
-        self.threads.append(threading.current_thread())
+        self.threads.append(threading.get_ident())
         self.begun[number].set()
         self.gates[number].wait(WAIT_S)
         self.done[number].set()
@@ -104,14 +106,14 @@ def test_a_latch_that_nobody_sets(timeout: float) -> None:
 
 def test_a_thread_whose_start_is_interrupted_may_come_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, jobs = pool_of(1), Jobs(4, opened=True)
-    real = threading.Thread.start
+    real = _thread.start_new_thread
 
-    def interrupted(thread: threading.Thread) -> None:
-        real(thread)
+    def interrupted(work: Callable[[], None], arguments: tuple[()]) -> None:
+        real(work, arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
+        patch.setattr(_thread, "start_new_thread", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pool.submit(jobs.job(0))
     until(lambda: len(pool._threads) == 1)  # it was started all the same
@@ -123,11 +125,11 @@ def test_a_thread_whose_start_is_interrupted_may_come_to_work(monkeypatch: pytes
 def test_a_thread_whose_start_is_interrupted_may_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, jobs = pool_of(1), Jobs(2, opened=True)
 
-    def interrupted(_: threading.Thread) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", interrupted)
+        patch.setattr(_thread, "start_new_thread", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pool.submit(jobs.job(0))
     assert not pool._threads
@@ -170,7 +172,7 @@ def test_no_more_threads_than_the_size(size: int) -> None:
     assert sorted(jobs.started[:size]) == list(range(size))
     assert jobs.started[size:] == list(range(size, 7))
     assert len(set(jobs.threads)) == size
-    assert all(thread.daemon and thread.name == "splitload-load" for thread in jobs.threads)
+    assert not set(jobs.threads) & {thread.ident for thread in threading.enumerate()}  # nobody waits for them to end
 
 
 def test_it_grows_for_a_job_that_asks_for_more() -> None:
@@ -219,12 +221,11 @@ def test_threads_end_when_idle_and_come_back() -> None:
     pool, jobs = pool_of(3, idle_s=0.001), Jobs(6)
     jobs.submit(pool, 0, 1, 2)
     assert all(begun.wait(WAIT_S) for begun in jobs.begun[:3])
-    assert all(thread.is_alive() for thread in jobs.threads)
+    first = set(jobs.threads)
+    assert first <= set(sys._current_frames())
     jobs.release()
     jobs.wait(0, 1, 2)
-    for thread in jobs.threads:
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
+    until(lambda: not first & set(sys._current_frames()))
     assert (len(pool._threads), len(pool._bells), len(pool._jobs)) == (0, 0, 0)
     jobs.submit(pool, 3, 4, 5)
     jobs.wait()
@@ -279,14 +280,14 @@ def test_an_idle_thread_holds_nothing_of_its_last_job() -> None:
 @pytest.fixture
 def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """While the event is set, the system has no thread left."""
-    real, none_left = threading.Thread.start, threading.Event()
+    real, none_left = _thread.start_new_thread, threading.Event()
 
-    def start(thread: threading.Thread) -> None:
+    def start(work: Callable[[], None], arguments: tuple[()]) -> int:
         if none_left.is_set():
             raise RuntimeError("can't start new thread")
-        real(thread)
+        return real(work, arguments)
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     yield none_left
     none_left.clear()
 
@@ -318,3 +319,16 @@ def test_with_few_threads_left_those_that_there_are_do_it(shortage: threading.Ev
     jobs.wait()
     assert jobs.started[:3] == [0, 1, 2]
     assert len(set(jobs.threads)) == 2
+
+
+def test_what_is_listed_is_not_kept_alive() -> None:
+    class One:
+        pass
+
+    living, kept, gone = Living(), One(), One()
+    living.add(kept)
+    living.add(gone)
+    living.add(kept)
+    assert set(living) == {kept, gone}
+    del gone
+    assert list(living) == [kept]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
-import mmap
 import os
-import threading
 
 from splitload.base.machine import inference_threads
 from splitload.bundle.manifest import TensorSpec
@@ -156,8 +155,10 @@ class LibraryEngine:
         return value_of(self._library, Memory(address_of(memory), shape, BY_TYPE[spec.type], memory))
 
 
-def _mapped(size: int) -> mmap.mmap:
+def _mapped(size: int) -> Any:
     """Return memory of the system's, in huge pages where it has such."""
+    import mmap
+
     memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -175,7 +176,7 @@ def _array_of(given: list[Any], dtype: str) -> Any:
 
 
 _have_arena: set[str] = set()  # paths of the libraries that have the arena of all stages
-_arenas = threading.Lock()
+_arenas = _thread.allocate_lock()
 
 
 def _share_arena(library: Library) -> None:
@@ -190,7 +191,7 @@ def _share_arena(library: Library) -> None:
 def _after_in_child() -> None:
     global _arenas
     _have_arena.clear()
-    _arenas = threading.Lock()
+    _arenas = _thread.allocate_lock()
 
 
 if hasattr(os, "register_at_fork"):

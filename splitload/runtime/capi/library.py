@@ -5,9 +5,9 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
-import sys
 from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 
+from splitload.runtime.capi.find import NoLibraryError, beside_module, named_path
 from splitload.runtime.capi.pages import in_large_pages, widen_heap
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
 from splitload.runtime.forks import make_beside, making_session
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-VARIABLE = "SPLITLOAD_ORT_LIBRARY"
 _DEVICE_ALLOCATOR, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 0, 1, 0
 _ARENA_BYTES = 8 << 20  # what many small models compute in; a larger one's arena goes on in regions of its own
 
@@ -85,10 +84,6 @@ _WORDS = (
     "", "FAIL", "INVALID_ARGUMENT", "NO_SUCHFILE", "NO_MODEL", "ENGINE_ERROR", "RUNTIME_EXCEPTION", "INVALID_PROTOBUF",
     "MODEL_LOADED", "NOT_IMPLEMENTED", "INVALID_GRAPH", "EP_FAIL",
 )  # fmt: skip
-
-
-class NoLibraryError(Exception):
-    """There is no C library that can be used; the message says why, in words that go on a sentence."""
 
 
 class RuntimeFailure(Exception):
@@ -318,13 +313,16 @@ def library(named: str | os.PathLike[str] | None = None) -> Library:
         return _opened[path]
 
 
-def make_environment() -> None:
-    """Make the environment of the library that is likely to be used, on a thread beside this one.
+def make_environment(path: str) -> None:
+    """Make the environment of a library on a thread beside this one.
 
     Whoever needs it will meet what goes wrong.
+
+    Args:
+        path: Its file.
     """
     try:
-        found = library()
+        found = library(path)
     except NoLibraryError:
         return
 
@@ -337,50 +335,3 @@ def make_environment() -> None:
 
     found.prepare()
     make_beside(work)
-
-
-def named_path(named: str | os.PathLike[str] | None = None) -> str:
-    """Return the library that is named, by the caller or by SPLITLOAD_ORT_LIBRARY; "" where none is."""
-    return os.fspath(named or os.environ.get(VARIABLE) or "")
-
-
-def beside_module() -> str:
-    """Return the path of the C library that the wheel brings, without importing the Python module.
-
-    Raises:
-        NoLibraryError: If the wheel is not installed, or brings none.
-    """
-    folders = _module_folders()
-    if not folders:
-        raise NoLibraryError(f"onnxruntime is not installed, and {VARIABLE} names no library")
-    for folder in folders:
-        place = os.path.join(folder, "capi")
-        for name in sorted(os.listdir(place) if os.path.isdir(place) else ()):
-            if is_library(name, sys.platform):
-                return os.path.join(place, name)
-    raise NoLibraryError(f"onnxruntime in '{folders[0]}' brings no C library")
-
-
-def is_library(name: str, platform: str) -> bool:
-    """Return whether a file in the wheel's folder is the C library, by its name.
-
-    Args:
-        name: Of the file.
-        platform: As `sys.platform`.
-    """
-    if platform == "win32":
-        return name.lower() == "onnxruntime.dll"
-    if platform == "darwin":
-        return name.startswith("libonnxruntime.") and name.endswith(".dylib")
-    return name == "libonnxruntime.so" or name.startswith("libonnxruntime.so.")
-
-
-def _module_folders() -> list[str]:
-    """Return where the package onnxruntime lies; nothing where it is not installed."""
-    if module := sys.modules.get("onnxruntime"):
-        return list(getattr(module, "__path__", ()))
-    for finder in sys.meta_path:
-        find = getattr(finder, "find_spec", None)
-        if find is not None and (spec := find("onnxruntime", None)) is not None:
-            return list(spec.submodule_search_locations or ())
-    return []

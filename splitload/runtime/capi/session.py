@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import ctypes
-import functools
 import os
 import sys
-import threading
 from ctypes import c_char_p, c_int64, c_void_p
 
+from splitload.base.kept import kept
 from splitload.runtime.capi.elements import BY_NUMBER
 from splitload.runtime.capi.library import Library
 from splitload.runtime.capi.memory import Memory
@@ -121,7 +120,7 @@ class Session:
         ]
 
 
-@functools.lru_cache(256)
+@kept
 def _names(names: tuple[str, ...]) -> Any:
     """Return names as the C library takes them."""
     return (c_char_p * len(names))(*(name.encode() for name in names))
@@ -198,8 +197,10 @@ def _at_low_priority(library: Library, options: c_void_p, workers: int) -> Any:
     left = [workers]
 
     def lower() -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            os.setpriority(os.PRIO_PROCESS, _thread.get_native_id(), 19)
+        except OSError:
+            pass
 
     def create(_: Any, work: Any, argument: Any) -> int | None:
         thread = c_void_p()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import sys
 
+from splitload.base.kept import kept
 from splitload.runtime.capi.elements import BY_KIND, Element
 from splitload.runtime.capi.memory import DLTensor, Memory, capsule_pointer, memory_of
 
@@ -166,7 +166,7 @@ class _Half(Tensor):
             return memoryview(raw).cast("B").cast(self._memory.element.format, self.shape)
 
 
-@functools.lru_cache(64)
+@kept
 def _class(element: Element, shape: tuple[int, ...]) -> Any:
     """Return the class of tensors of a type and shape: those that ctypes knows have its arrays' buffer protocol."""
     number = _NUMBERS.get(element.format)

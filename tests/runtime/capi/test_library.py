@@ -18,15 +18,8 @@ import pytest
 
 from splitload.runtime.capi import library as module
 from splitload.runtime.capi.engine import LibraryEngine
-from splitload.runtime.capi.library import (
-    Library,
-    NoLibraryError,
-    RuntimeFailure,
-    beside_module,
-    is_library,
-    library,
-    runtime_error,
-)
+from splitload.runtime.capi.find import VARIABLE, NoLibraryError, beside_module, is_library
+from splitload.runtime.capi.library import Library, RuntimeFailure, library, runtime_error
 from splitload.runtime.capi.memory import memory_of
 from splitload.runtime.capi.session import _path, open_session, value_of
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
@@ -116,7 +109,7 @@ def test_no_wheel_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_has_the_version_of_the_module_and_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(module.VARIABLE, raising=False)
+    monkeypatch.delenv(VARIABLE, raising=False)
     found = library()
     assert found is library()
     assert found.version == ort.__version__
@@ -127,7 +120,7 @@ def test_a_library_that_is_named_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_
     link = tmp_path / "another.so"
     link.symlink_to(beside_module())
     assert library(link).path == str(link)
-    monkeypatch.setenv(module.VARIABLE, str(link))
+    monkeypatch.setenv(VARIABLE, str(link))
     assert library().path == str(link)
 
 

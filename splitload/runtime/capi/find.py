@@ -1,0 +1,59 @@
+"""Where onnxruntime's C library lies: where the user says, or beside the Python module, which is not imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+VARIABLE = "SPLITLOAD_ORT_LIBRARY"
+
+
+class NoLibraryError(Exception):
+    """There is no C library that can be used; the message says why, in words that go on a sentence."""
+
+
+def named_path(named: str | os.PathLike[str] | None = None) -> str:
+    """Return the library that is named, by the caller or by SPLITLOAD_ORT_LIBRARY; "" where none is."""
+    return os.fspath(named or os.environ.get(VARIABLE) or "")
+
+
+def beside_module() -> str:
+    """Return the path of the C library that the wheel brings, without importing the Python module.
+
+    Raises:
+        NoLibraryError: If the wheel is not installed, or brings none.
+    """
+    folders = _module_folders()
+    if not folders:
+        raise NoLibraryError(f"onnxruntime is not installed, and {VARIABLE} names no library")
+    for folder in folders:
+        place = os.path.join(folder, "capi")
+        for name in sorted(os.listdir(place) if os.path.isdir(place) else ()):
+            if is_library(name, sys.platform):
+                return os.path.join(place, name)
+    raise NoLibraryError(f"onnxruntime in '{folders[0]}' brings no C library")
+
+
+def is_library(name: str, platform: str) -> bool:
+    """Return whether a file in the wheel's folder is the C library, by its name.
+
+    Args:
+        name: Of the file.
+        platform: As `sys.platform`.
+    """
+    if platform == "win32":
+        return name.lower() == "onnxruntime.dll"
+    if platform == "darwin":
+        return name.startswith("libonnxruntime.") and name.endswith(".dylib")
+    return name == "libonnxruntime.so" or name.startswith("libonnxruntime.so.")
+
+
+def _module_folders() -> list[str]:
+    """Return where the package onnxruntime lies; nothing where it is not installed."""
+    if module := sys.modules.get("onnxruntime"):
+        return list(getattr(module, "__path__", ()))
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        if find is not None and (spec := find("onnxruntime", None)) is not None:
+            return list(spec.submodule_search_locations or ())
+    return []
