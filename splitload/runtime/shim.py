@@ -13,9 +13,11 @@ from splitload.base.errors import BundleError, UsageError
 from splitload.bundle.beside import find
 from splitload.runtime.loader import ParallelLoader
 from splitload.runtime.stock import session_class
+from splitload.runtime.warmup import warm_up
 
 _log = logging.getLogger("splitload")
 _Stock: Any = session_class()
+warm_up()
 # What a stock session keeps in private attributes that clients read all the same, and how it is told.
 _BEHIND = {
     "_inputs_meta": "get_inputs",

@@ -71,6 +71,20 @@ print(library()._env is not None, sorted({"numpy", "onnxruntime"} & set(sys.modu
     assert run(code) == "True []\n"
 
 
+@pytest.mark.parametrize("before", ["", "import onnxruntime\n"], ids=["alone", "after onnxruntime"])
+def test_the_drop_in_class_has_the_module_begin(before: str) -> None:
+    code = f"""{before}
+import threading
+import splitload.runtime.stock as stock
+begun = threading.Event()
+stock.first_session = begun.set
+import splitload
+splitload.InferenceSession
+print(begun.wait({WAIT_S}))
+"""
+    assert run(code) == "True\n"
+
+
 def test_nothing_is_begun_by_who_does_not_load() -> None:
     assert run("import splitload, sys; print(sorted({'ctypes', 'threading', 'typing'} & set(sys.modules)))") in (
         "[]\n", "['threading', 'typing']\n",
