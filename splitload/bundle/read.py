@@ -81,7 +81,7 @@ def read_json(folder: StrPath, cure: str, verify: Verify = "sizes") -> Any:
     except OSError as error:
         raise BundleError(f"cannot read '{path}': {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"'{path}' is damaged: not JSON ({error})") from error
+        raise BundleError(f"'{path}' is damaged: not JSON ({error}); copy the bundle again") from error
     if verify == "hashes" and isinstance(data, dict) and KEY in data and not is_intact(text):
         raise BundleError(f"'{path}' is damaged (its own SHA-256 differs); copy the bundle again")
     return data
@@ -110,8 +110,8 @@ def parsed(text: bytes) -> Any:
         try:
             words = text.decode().strip(_SPACE)
             value, end = _json.make_scanner(_Strict)(words, 0)  # type: ignore[arg-type]
-        except (AttributeError, ValueError, StopIteration):  # or `_json` is another Python's: json knows
-            pass
+        except (AttributeError, ValueError, StopIteration, SystemError):  # or `_json` is another Python's: json knows
+            pass  # SystemError: it has no error to raise, whose class is in `json.decoder`
         else:
             if end == len(words):
                 return value

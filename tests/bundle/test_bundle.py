@@ -6,6 +6,8 @@ import contextlib
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,13 +197,45 @@ def test_not_an_object(data: Any) -> None:
         validate(data)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b"9" * 10_000], ids=["empty", "cut", "deep", "binary", "digits"]
-)
+NO_JSON = {
+    "empty": b"", "cut": b"{", "deep": b"[" * 100_000, "binary": b"\xff\xfe", "digits": b"9" * 10_000,
+    "comma": b'{"a": 1,}', "no colon": b'{"a" 1}', "no comma": b'{"a": 1 "b": 2}', "open string": b'{"a',
+    "escape": b'["\\q"]', "tab": b'["\t"]', "surrogate": b'["\\ud8', "list": b"[1", "more": b"{} {}", "word": b"nul",
+    "key": b"{1: 2}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
 def test_manifest_that_is_no_json(own_bundle: Path, content: bytes) -> None:
     (own_bundle / MANIFEST).write_bytes(content)
     with pytest.raises(BundleError, match=r"not JSON"):
         read_manifest(own_bundle)
+
+
+def test_manifest_that_is_no_json_without_the_module_for_it(own_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "contents"
+    folder.mkdir()
+    for name, content in NO_JSON.items():
+        (folder / name).write_bytes(content)
+    code = """
+import sys
+from pathlib import Path
+from splitload.base.errors import BundleError
+from splitload.bundle.read import read_manifest
+manifest = Path(sys.argv[1], "manifest.json")
+for file in sorted(Path(sys.argv[2]).iterdir()):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "json"]:
+        del sys.modules[name]
+    manifest.write_bytes(file.read_bytes())
+    try:
+        read_manifest(manifest.parent)
+    except BundleError as error:
+        assert "not JSON" in str(error), error
+        print(file.name)
+"""
+    words = [sys.executable, "-c", code, str(own_bundle), str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.splitlines(), done.stderr) == (sorted(NO_JSON), "")
 
 
 def test_oversize_manifest_is_not_even_read(own_bundle: Path) -> None:
