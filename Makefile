@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+# Of fifteen thousand files few are ever imported: each is compiled when it is, once for all later processes.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # Pinned: an unpinned torch brings gigabytes of GPU packages along. torchvision fits it, without its own torch.
 TORCH := torch==2.13.0
 TORCHVISION := torchvision==0.28.0
