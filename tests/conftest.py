@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -14,10 +15,34 @@ sys.path.insert(0, str(Path(__file__).parent))
 import runtime_models
 
 from splitload.base.errors import StageError
-from splitload.measure import pagecache
+from splitload.measure import pagecache, sampling
 
 # A shell that starts this in the background has SIGINT ignored, and so would every process that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_pauses() -> Iterator[None]:
+    """Start each process that is measured at once: no test compares how long two of them took."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "PAUSE_S", 0.0)
+        yield
+
+
+@pytest.fixture
+def profiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure each figure of this host's profile once, not five times: for tests of what is done with a profile."""
+    from splitload.devices.host import HostDevice
+
+    assert HostDevice.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(HostDevice.__init__.__kwdefaults__, "repeats", 1)
+
+
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch, profiled_once: None) -> None:
+    """Measure the gain of a bundle once as well, not three times."""
+    for module in ("gain", "train"):
+        monkeypatch.setattr(f"splitload.planner.{module}.GAIN_RUNS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,7 @@ def test_train_shows_plan_baselines_schedule_and_bundle(cli: Run) -> None:
     assert read_manifest(Path("mobilenet_v1.splitload"), "hashes").device == "s20"
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_train_profile_and_bench_on_this_host(cli: Run, chain_model: Path) -> None:
     profile = json_of(cli("profile", chain_model, "--device", "host", "-o", "host.json", "--json"))
     assert profile["source"] == "measured"

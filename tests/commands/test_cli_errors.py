@@ -210,6 +210,7 @@ raise SystemExit(main())
         assert f"has {found['plan']['num_stages']} stage" in line
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_interrupt_while_measuring_says_that_the_bundle_is_there(
     cli: Run, chain_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

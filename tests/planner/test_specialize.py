@@ -31,12 +31,14 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all, as measuring this machine takes ten seconds."""
+    """One for all, as measuring this machine takes seconds."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def specialize(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def specialize(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_samples: None
+) -> Run:
     monkeypatch.setenv("SPLITLOAD_CACHE", str(cache))
 
     def run(bundle: Path, *words: str) -> tuple[int, str, str]:

@@ -77,7 +77,7 @@ def script(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Script]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_samples: None) -> Path:
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"
