@@ -53,6 +53,7 @@ def test_every_room_is_known() -> None:
     assert used <= set(ROOMS)
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_cache(
     chain_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -351,7 +351,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_ends_in_mid_search_is_resumed(cli: Cli, number: signal.Signals) -> None:
-    words = [*WORDS, "--episodes", "20000"]
+    words = [*WORDS, "--episodes", "10000"]
     command = [sys.executable, "-c", STARTED, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
@@ -365,7 +365,7 @@ def test_a_process_that_ends_in_mid_search_is_resumed(cli: Cli, number: signal.S
             assert "the same command goes on with the search" in running.stderr.read()
     code, out, err = cli(*words, "--json")
     assert code == 0, err
-    assert 0 < int(err.split(",")[0].rpartition(" ")[2]) < 20_000
+    assert 0 < int(err.split(",")[0].rpartition(" ")[2]) < 10_000
     resumed = json.loads(out)
     del resumed["search_s"]
     assert {key: value for key, value in resumed.items() if key != "replaced"} == cli.found(*words)
