@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -31,8 +32,10 @@ def profile(seed: int, threads: int, segments: Mapping[tuple[int, int], Cost] | 
     return Profile("m", "a" * 64, "native", "d", "measured", tuple(blocks), 0.2, contention, segments or {})
 
 
-def optima(made: Profile, objective: str) -> dict[int, float]:
-    found = {}
+@functools.cache
+def optima(seed: int, threads: int, objective: str) -> dict[int, float]:
+    """Return the value of the best plan of `profile(seed, threads)` for each number of stages, by trying all."""
+    made, found = profile(seed, threads), {}
     for count in COUNTS:
         best = optimum(made, objective, count, limit_s=60)
         assert best.proved
@@ -58,7 +61,7 @@ def test_what_is_proved_is_optimal(objective: str, threads: int, settings: dict[
     proved = 0
     for seed in range(4):
         made = profile(seed, threads)
-        best = optima(made, objective)
+        best = optima(seed, threads, objective)
         env = SplitEnv(made, objective=objective, max_stages=max(COUNTS))
         result = QLearning(env, seed=seed, **settings).train(num_stages=COUNTS, patience=400)
         for count, plan in result.plans.items():

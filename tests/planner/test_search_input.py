@@ -77,7 +77,7 @@ def test_contradictions(fails: Fails, words: list[str], message: str) -> None:
 @pytest.mark.usefixtures("fails")
 def test_every_agent_takes_as_many_stages_as_there_are(runtime_folder: Path, agent: str) -> None:
     profile = Profile.read(runtime_folder / "chain.json")
-    found, most = (Search(profile, agent=agent, max_stages=count).run() for count in (12, 11))
+    found, most = (Search(profile, agent=agent, max_stages=count, episodes=1000).run() for count in (12, 11))
     assert found.partition == most.partition
 
 
