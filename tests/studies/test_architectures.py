@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("transformers")
+if find_spec("transformers") is None:  # it takes seconds to import, which only who needs it is to pay
+    pytest.skip("transformers is not installed", allow_module_level=True)
 
 from splitload.base.entries import is_whole
 from splitload.base.errors import CacheWarning

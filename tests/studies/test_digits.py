@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from splitload.studies import digits, personal_tables, records
 
-pytest.importorskip("sklearn")
+if find_spec("sklearn") is None:  # it takes seconds to import, which only who needs it is to pay
+    pytest.skip("scikit-learn is not installed", allow_module_level=True)
 pytest.importorskip("torch")
 
 SPLIT = {"pretrain": 60, "train": 40, "valid": 10, "test": 20}
