@@ -30,16 +30,17 @@ def without_pauses() -> Iterator[None]:
 
 
 @pytest.fixture
-def profiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure each figure of this host's profile once, not five times: for tests of what is done with a profile."""
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure this host once for each figure, and try a cut once: for tests of what is done with what was measured."""
     from splitload.devices.host import HostDevice
 
     assert HostDevice.__init__.__kwdefaults__ is not None
     monkeypatch.setitem(HostDevice.__init__.__kwdefaults__, "repeats", 1)
+    monkeypatch.setattr("splitload.planner.trial.TRIAL_RUNS", 1)
 
 
 @pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch, profiled_once: None) -> None:
+def few_samples(monkeypatch: pytest.MonkeyPatch, measured_once: None) -> None:
     """Measure the gain of a bundle once as well, not three times."""
     for module in ("gain", "train"):
         monkeypatch.setattr(f"splitload.planner.{module}.GAIN_RUNS", 1)

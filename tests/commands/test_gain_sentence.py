@@ -53,7 +53,7 @@ def test_what_is_not_known_is_said() -> None:
     assert gain.to_json()["layout_ratio"] is None
 
 
-@pytest.mark.usefixtures("profiled_once")
+@pytest.mark.usefixtures("measured_once")
 def test_train_and_bench_measure_beside_stock(run: Any, chain_model: Path) -> None:
     found = json.loads(run("train", chain_model, "--device", "host", "-o", "b.splitload", "--json"))
     gain = found["gain"]

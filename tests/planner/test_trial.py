@@ -78,6 +78,7 @@ def script(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Script]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_samples: None) -> Path:
+    monkeypatch.setattr(trial, "TRIAL_RUNS", TRIAL_RUNS)  # as they are in use
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache"
