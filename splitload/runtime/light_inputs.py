@@ -8,8 +8,7 @@ import struct
 from typing import BinaryIO
 
 from splitload.runtime.capi.elements import BY_KIND, Element
-from splitload.runtime.capi.memory import Memory, address_of
-from splitload.runtime.capi.tensor import Tensor, tensor_of
+from splitload.runtime.capi.tensor import Tensor, tensor_over
 
 _DRAWN = 1024  # floats that are drawn; larger tensors repeat them
 _MAGIC = b"\x93NUMPY"
@@ -40,7 +39,7 @@ def made_up_tensor(element: Element, shape: tuple[int, ...], seed: int = 0) -> T
         block = one * _DRAWN
     whole, rest = divmod(count, _DRAWN)
     raw = bytearray(block) * whole + block[: rest * element.item_bytes]
-    return _tensor(element, shape, raw)
+    return tensor_over(raw, element, shape)
 
 
 def read_npy(stream: BinaryIO) -> Tensor | None:
@@ -61,7 +60,7 @@ def read_npy(stream: BinaryIO) -> Tensor | None:
     element, shape = header
     if math.prod(shape) * element.item_bytes > os.fstat(stream.fileno()).st_size - stream.tell():
         return None
-    return _tensor(element, shape, bytearray(stream.read(math.prod(shape) * element.item_bytes)))
+    return tensor_over(bytearray(stream.read(math.prod(shape) * element.item_bytes)), element, shape)
 
 
 def _header(text: bytes) -> tuple[Element, tuple[int, ...]] | None:
@@ -78,7 +77,3 @@ def _header(text: bytes) -> tuple[Element, tuple[int, ...]] | None:
     if not fits or fields["fortran_order"] is not False or not isinstance(shape, tuple) or len(shape) > _MOST_SIZES:
         return None
     return (element, shape) if all(type(size) is int and 0 <= size < 2**31 for size in shape) else None
-
-
-def _tensor(element: Element, shape: tuple[int, ...], raw: bytearray) -> Tensor:
-    return tensor_of(Memory(address_of(raw), shape, element, raw))

@@ -13,7 +13,7 @@ from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.capi.library import Library, RuntimeFailure, module_errors, runtime_error
 from splitload.runtime.capi.memory import Memory, UnknownKindError, address_of, memory_of
 from splitload.runtime.capi.session import Session, Value, open_session, value_of
-from splitload.runtime.capi.tensor import bytes_of, tensor_of
+from splitload.runtime.capi.tensor import bytes_of, tensor_of, tensor_over
 from splitload.runtime.forks import making_session
 from splitload.runtime.settings import EXACT, PLAIN, SHARES, SHRINKS, SPINNING, file_entries
 from splitload.runtime.tiny import TINY_MODEL
@@ -121,8 +121,7 @@ class LibraryEngine:
     def given_back(self, spec: TensorSpec, value: Value) -> Any:
         """Return a copy of a tensor that was given."""
         memory = value.memory
-        copy = bytearray(bytes_of(memory))
-        return tensor_of(memory._replace(address=address_of(copy), owner=copy))
+        return tensor_over(bytearray(bytes_of(memory)), memory.element, memory.shape)
 
     def canary(self, graph: str) -> list[float]:
         """Return what a canary gives."""

@@ -46,7 +46,7 @@ class Memory(Record):
         return math.prod(self.shape) * self.element.item_bytes
 
 
-class _Buffer(ctypes.Structure):
+class Buffer(ctypes.Structure):
     """Source: `Py_buffer`, part of Python's stable interface since 3.11."""
 
     _fields_ = (
@@ -68,8 +68,8 @@ class DLTensor(ctypes.Structure):
 
 
 _python: Any = ctypes.pythonapi
-_get_buffer = ctypes.PYFUNCTYPE(c_int, py_object, c_void_p, c_int)(("PyObject_GetBuffer", _python))
-_release_buffer = ctypes.PYFUNCTYPE(None, c_void_p)(("PyBuffer_Release", _python))
+get_buffer = ctypes.PYFUNCTYPE(c_int, py_object, c_void_p, c_int)(("PyObject_GetBuffer", _python))
+release_buffer = ctypes.PYFUNCTYPE(None, c_void_p)(("PyBuffer_Release", _python))
 capsule_pointer = ctypes.PYFUNCTYPE(c_void_p, py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _python))
 
 
@@ -123,10 +123,10 @@ def address_of(view: memoryview | Any) -> int:
     Raises:
         BufferError: If it is in another order.
     """
-    buffer = _Buffer()
-    _get_buffer(view, ctypes.addressof(buffer), _SIMPLE)
+    buffer = Buffer()
+    get_buffer(view, ctypes.addressof(buffer), _SIMPLE)
     address: int = buffer.buf or 0
-    _release_buffer(ctypes.addressof(buffer))
+    release_buffer(ctypes.addressof(buffer))
     return address
 
 

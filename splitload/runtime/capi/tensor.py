@@ -6,8 +6,17 @@ import ctypes
 import sys
 
 from splitload.base.kept import kept
-from splitload.runtime.capi.elements import BY_KIND, Element
-from splitload.runtime.capi.memory import DLTensor, Memory, capsule_pointer, memory_of
+from splitload.runtime.capi.elements import BY_KIND, BY_TYPE, Element
+from splitload.runtime.capi.memory import (
+    Buffer,
+    DLTensor,
+    Memory,
+    address_of,
+    capsule_pointer,
+    get_buffer,
+    memory_of,
+    release_buffer,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _CPU = (1, 0)  # DLPack's device type and number of the processor
+_WITH_FORMAT = 4  # PyBUF_FORMAT
+_view_from = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(("PyMemoryView_FromBuffer", ctypes.pythonapi))
 _NUMBERS: dict[str, Any] = {
     "f": ctypes.c_float, "d": ctypes.c_double, "?": ctypes.c_bool, "b": ctypes.c_int8, "B": ctypes.c_uint8,
     "h": ctypes.c_int16, "H": ctypes.c_uint16, "i": ctypes.c_int32, "I": ctypes.c_uint32, "q": ctypes.c_int64,
@@ -27,6 +38,10 @@ class Tensor:
 
     `memoryview(tensor)`, `numpy.asarray(tensor)` and `torch.from_dlpack(tensor)` read it without copying. Python's
     buffers have no bfloat16, and those of Python 3.11 no float16: such tensors have `__array_interface__` and DLPack.
+    `copy.copy`, `copy.deepcopy` and `pickle` make tensors with memory of their own.
+
+    A class of Python's can offer a buffer from version 3.12 on. Before, a tensor is an array of ctypes too; what it has
+    of that beside the buffer is no part of the interface.
 
     Attributes:
         shape: Its sizes.
@@ -82,6 +97,30 @@ class Tensor:
     def __repr__(self) -> str:
         return f"Tensor(shape={self.shape}, dtype={self.dtype!r})"
 
+    def __dir__(self) -> list[str]:
+        return dir(Tensor)  # without what ctypes has beside it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restored, (self._memory.element.type, self.shape, self.tobytes())
+
+    if sys.version_info >= (3, 12):
+
+        def __buffer__(self, flags: int) -> memoryview:
+            """Return the elements in the format of their type.
+
+            Raises:
+                BufferError: If they are bfloat16, for which there is none.
+            """
+            memory = self._memory
+            code = memory.element.format
+            if not code:
+                raise BufferError(f"Python's buffers have no {self.dtype}; read the tensor by __dlpack__")
+            if not memory.nbytes:
+                return empty_view(code, memory.shape)
+            raw = bytes_of(memory)
+            raw.owner = memory
+            return memoryview(raw).cast("B").cast(code, memory.shape)
+
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return the processor."""
         return _CPU
@@ -128,7 +167,7 @@ def in_form(answer: Any, arrays: str) -> Any:
 
     if answer.dtype == "bfloat16":
         raise RuntimeError('numpy has no type for bfloat16; ParallelLoader(…, arrays="buffers") gives it')
-    return np.array(answer, np.dtype(answer.dtype))  # a view would have ctypes' byte order written out in its dtype
+    return np.array(answer)
 
 
 def _nested(numbers: Iterator[Any], shape: tuple[int, ...]) -> Any:
@@ -144,34 +183,70 @@ def bytes_of(memory: Memory) -> Any:
 def tensor_of(memory: Memory) -> Tensor:
     """Return a tensor over memory."""
     made = _class(memory.element, memory.shape)
-    tensor: Tensor = made.from_address(memory.address) if issubclass(made, _BUFFERS) else made()
+    tensor: Tensor = made() if made is Tensor else made.from_address(memory.address)
     tensor._memory = memory
     return tensor
 
 
-_BUFFERS: tuple[Any, ...] = (ctypes.Array, ctypes._SimpleCData)
+def tensor_over(raw: bytearray, element: Element, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor over the bytes of its elements."""
+    return tensor_of(Memory(address_of(raw), shape, element, raw))
 
 
-class _Half(Tensor):
-    """A tensor of a type that ctypes lacks."""
+def restored(type_: str, shape: tuple[int, ...], raw: bytes) -> Tensor:
+    """Return a copy of a tensor; pickled tensors name this function.
 
-    if sys.version_info >= (3, 12):
-
-        def __buffer__(self, flags: int) -> memoryview:
-            """Return the buffer of a float16."""
-            if not self._memory.element.format:
-                raise BufferError(f"Python's buffers have no {self.dtype}; read the tensor by __dlpack__")
-            raw = bytes_of(self._memory)
-            raw.owner = self._memory
-            return memoryview(raw).cast("B").cast(self._memory.element.format, self.shape)
+    Args:
+        type_: onnxruntime's word for its type, such as "tensor(float)".
+        shape: Its sizes.
+        raw: The bytes of its elements.
+    """
+    return tensor_over(bytearray(raw), BY_TYPE[type_], shape)
 
 
 @kept
 def _class(element: Element, shape: tuple[int, ...]) -> Any:
     """Return the class of tensors of a type and shape: those that ctypes knows have its arrays' buffer protocol."""
     number = _NUMBERS.get(element.format)
-    if number is None:
-        return _Half
+    if number is None or sys.version_info >= (3, 12):
+        return Tensor
     for size in reversed(shape):
         number = number * size
-    return type("Tensor", (Tensor, number), {"__module__": __name__, "__repr__": Tensor.__repr__})
+    made = type("Tensor", (Tensor, number), {"__module__": __name__})
+    _say_native(made, element.format)
+    return made
+
+
+def _say_native(made: Any, code: str) -> None:
+    """Have the buffers of a new class of ctypes' say "f" and not "<f": `memoryview` indexes native formats alone.
+
+    The word is memory of the class's own, and in Python 3.11, for which this is, it stays as it is.
+    """
+    buffer = Buffer()
+    get_buffer(made.from_address(ctypes.addressof(buffer)), ctypes.addressof(buffer), _WITH_FORMAT)
+    if len(ctypes.string_at(buffer.format)) == 2:
+        ctypes.memmove(buffer.format, code.encode() + b"\0", 2)
+    release_buffer(ctypes.addressof(buffer))
+
+
+def empty_view(code: str, shape: tuple[int, ...]) -> memoryview:
+    """Return a view of a tensor without elements, which `memoryview.cast` does not make.
+
+    Args:
+        code: The letter of `struct` for its type.
+        shape: Its sizes, one of them 0.
+    """
+    word = _word(code)
+    sizes = (ctypes.c_ssize_t * len(shape))(*shape)
+    buffer = Buffer(
+        buf=ctypes.addressof(word), itemsize=ctypes.sizeof(_NUMBERS.get(code, ctypes.c_int16)), ndim=len(shape),
+        format=ctypes.addressof(word), shape=ctypes.addressof(sizes),
+    )  # fmt: skip
+    view: memoryview = _view_from(ctypes.addressof(buffer))
+    return view
+
+
+@kept
+def _word(code: str) -> Any:
+    """Return a letter where views without elements find it, for good."""
+    return ctypes.create_string_buffer(code.encode())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import array
+import copy
 import ctypes
 import gc
+import pickle
 import struct
 import sys
 import weakref
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from splitload.runtime.capi.elements import BY_TYPE, ELEMENTS, Element, of_format
 from splitload.runtime.capi.memory import DLTensor, UnknownKindError, capsule_pointer, memory_of
-from splitload.runtime.capi.tensor import Tensor, in_form, tensor_of
+from splitload.runtime.capi.tensor import Tensor, empty_view, in_form, tensor_of
 
 NUMPY = [element for element in ELEMENTS if element.kind != "V"]
 SHAPES: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (0, 3), (2, 0), (1,) * 12)
@@ -62,6 +64,41 @@ def test_a_tensor_has_the_buffer_of_its_type(element: Any) -> None:
     view = memoryview(tensor)  # type: ignore[arg-type]
     assert (view.shape, view.itemsize, view.tobytes()) == ((2, 3), element.item_bytes, values.tobytes())
     assert of_format(view.format, view.itemsize) == element
+    assert (view.format, view.tolist(), view[1, 2]) == (element.format, values.tolist(), values[1, 2])
+    view[0, 0] = 1
+    assert values[0, 0] == 1
+    del tensor
+    gc.collect()
+    assert view.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_view_of_a_tensor_is_indexed_whatever_its_shape(shape: tuple[int, ...]) -> None:
+    values = numbers("float32", shape)
+    view = memoryview(tensor_of(memory_of(values)))  # type: ignore[arg-type]
+    assert (view.shape, view.format, view.readonly, view.tolist()) == (shape, "f", False, values.tolist())
+    if 0 in shape:  # as Python 3.12 makes them
+        view = empty_view("f", shape)
+        assert (view.shape, view.format, view.nbytes, view.tolist()) == (shape, "f", 0, values.tolist())
+
+
+@pytest.mark.parametrize("element", ELEMENTS, ids=lambda element: element.name)
+def test_a_tensor_is_copied_and_pickled(element: Any) -> None:
+    for shape in SHAPES:
+        raw = np.ones(shape, f"u{element.item_bytes}")
+        tensor = tensor_of(memory_of(raw)._replace(element=element))
+        for made in (copy.copy(tensor), copy.deepcopy([tensor, tensor])[0], pickle.loads(pickle.dumps(tensor))):  # noqa: S301
+            assert (made.shape, made.dtype, made.tobytes()) == (shape, element.name, raw.tobytes())
+            assert made._memory.address != tensor._memory.address
+            assert isinstance(made, Tensor)
+
+
+def test_a_tensor_shows_what_it_is_and_nothing_of_ctypes() -> None:
+    for shape in ((2, 3), ()):
+        tensor = tensor_of(memory_of(np.ones(shape, np.float32)))
+        assert repr(tensor) == str(tensor) == f"Tensor(shape={shape}, dtype='float32')"
+        shown = {name for name in dir(tensor) if not name.startswith("__")}
+        assert shown == {"dtype", "nbytes", "numbers", "shape", "tobytes", "tolist"}
 
 
 def test_bfloat16_comes_from_its_array_and_goes_to_torch() -> None:
