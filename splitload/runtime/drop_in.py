@@ -94,6 +94,7 @@ class DropIn:
         Raises:
             ValueError: If a required input is missing.
             TypeError: If names are no strings.
+            RuntimeError: If a value is of a kind that no input takes.
             onnxruntime's InvalidArgument: If a name is unknown, or a tensor of another type or shape than the model's.
             StageError: If a stage could not be loaded, or the loader is closed.
         """

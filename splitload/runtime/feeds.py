@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from splitload.bundle.manifest import Manifest, TensorSpec
+from splitload.runtime.capi.elements import BYTES
 from splitload.runtime.capi.memory import memory_of
 from splitload.runtime.capi.tensor import tensor_of
 
@@ -25,46 +26,52 @@ def checked(
         output_names: Names of outputs; None or empty for all.
         feeds: A value for each input, by name.
 
+    An input that is None is not handed to the runtime, as by a session: what reads it fails when it runs.
+
     Raises:
         ValueError: If a required input is missing.
         TypeError: If names are no strings.
+        RuntimeError: If a value is of a kind that no input takes.
         onnxruntime's InvalidArgument: If a name is unknown, or a tensor of another type or shape than the model's.
     """
     inputs = {spec.name: spec for spec in manifest.inputs}
     outputs = [spec.name for spec in manifest.outputs]
-    wanted, given = _names(output_names) or outputs, check_given(manifest, feeds.keys())
+    check_given(manifest, feeds.keys())
+    wanted = _names(output_names) if output_names else outputs  # whatever is false stands for all
+    values: dict[str, Any] = dict(zip(_names(feeds.keys()), feeds.values(), strict=True))
+    given = [name for name, value in values.items() if value is not None]
+    values.update({name: engine.value(inputs.get(name), values[name]) for name in given})
     for what, names, known in (("input", given, [*inputs]), ("output", wanted, outputs)):
         for name in names:
             if name not in known:
                 hint = "; those with a default value have it built in" if what == "input" else ""
                 raise invalid_argument(f"Invalid {what} name: {name}; the model has {known}{hint}")
-    values = {name: engine.value(inputs[name], value) for name, value in feeds.items()}
-    for name, value in values.items():
-        if described := engine.described(value):
+    for name in given:
+        if described := engine.described(values[name]):
             _check_tensor(inputs[name], *described)
     return wanted, values
 
 
-def check_given(manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """Return the names of inputs that are given.
-
-    Raises:
-        ValueError: If a required one is missing.
-        TypeError: If one is no string.
-    """
-    given = _names(names)
+def check_given(manifest: Manifest, names: Iterable[Any]) -> None:
+    """Raise `ValueError` if the name of a required input is not among those that are given, whatever else is."""
+    given = list(names)
     missing = [spec.name for spec in manifest.inputs if spec.name not in given and not spec.type.startswith("optional")]
     if missing:
         raise ValueError(f"Required inputs ({missing}) are missing from input feed ({given}).")
-    return given
 
 
-def to_ort(ort: Any, value: Any) -> Any:
-    """Return an array as an OrtValue; arrays of strings cannot be one, and they and all else stay as they are."""
+def to_ort(ort: Any, value: Any, type_: str | None = None) -> Any:
+    """Return an array as an OrtValue; arrays without numbers cannot be one, and they and all else stay as they are.
+
+    Args:
+        ort: The onnxruntime module.
+        value: What is given.
+        type_: What the input takes, see `as_array`.
+    """
     import numpy as np
 
-    made = as_array(value)
-    if isinstance(made, np.ndarray) and made.dtype.kind not in "OSU":
+    made = as_array(value, type_)
+    if isinstance(made, np.ndarray) and made.dtype.char not in "OSUV":
         return ort.OrtValue.ortvalue_from_numpy(made)
     return value
 
@@ -78,22 +85,54 @@ def native(value: Any) -> Any:
     return value if getattr(dtype, "isnative", True) else value.astype(dtype.newbyteorder("="))
 
 
-def as_array(value: Any) -> Any:
+def arrays_of(manifest: Manifest, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return feeds as the Python module takes them."""
+    types = {spec.name: spec.type for spec in manifest.inputs}
+    return {name: as_array(value, types.get(name)) for name, value in feeds.items()}
+
+
+def as_array(value: Any, type_: str | None = None) -> Any:
     """Return what the Python module takes: whatever has numbers that lie in memory as an array over them.
 
     All else is returned as it is.
+
+    Args:
+        value: What is given.
+        type_: What the input takes, such as "tensor(uint8)"; bytes are numbers to that one alone.
     """
     import numpy as np
 
     if isinstance(value, np.ndarray):
         return native(value)
-    if type(value).__name__ == "OrtValue" or isinstance(value, bytes | np.generic):
+    if type(value).__name__ == "OrtValue" or isinstance(value, np.generic):
+        return value
+    if isinstance(value, bytes) and type_ != BYTES:
         return value
     try:
         memory = memory_of(value)
     except TypeError:  # of `memory_of`, for what it cannot read
         return value
     return value if memory.element.kind == "V" else np.asarray(tensor_of(memory))
+
+
+def answered(engine: Engine, manifest: Manifest, wanted: Sequence[str], values: Mapping[str, Any]) -> list[Any]:
+    """Return outputs as `run` does: what was given for inputs that are outputs too as copies.
+
+    Args:
+        engine: What ran the model.
+        manifest: What the model has.
+        wanted: Names of outputs.
+        values: What the runtime was given and gave, in its form.
+    """
+    inputs = {spec.name: spec for spec in manifest.inputs}
+    answers = []
+    for name in wanted:
+        if name not in inputs:
+            answers.append(engine.answer(values[name]))
+        else:
+            value = values.get(name)
+            answers.append(None if value is None else engine.given_back(inputs[name], value))
+    return answers
 
 
 def given_back(ort: Any, spec: TensorSpec, value: Any) -> Any:
@@ -119,9 +158,9 @@ def given_back(ort: Any, spec: TensorSpec, value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def _names(names: Iterable[str] | None) -> list[str]:
-    """Return the names as a list; a single string is refused, as onnxruntime does."""
-    listed = [] if names is None else list(names)
+def _names(names: Iterable[Any]) -> list[str]:
+    """Return the names as a list; a single string is refused and bytes are taken, as by onnxruntime."""
+    listed = [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names]
     if isinstance(names, str) or not all(isinstance(name, str) for name in listed):
         raise TypeError(f"names must be a list of strings, not {names!r}")
     return listed

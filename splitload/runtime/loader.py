@@ -13,7 +13,7 @@ from splitload.bundle.read import Verify
 from splitload.runtime.capi.tensor import in_form
 from splitload.runtime.drop_in import DropIn
 from splitload.runtime.engine import check_engine, chosen, python_engine
-from splitload.runtime.feeds import as_array, checked
+from splitload.runtime.feeds import answered, arrays_of, checked
 from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.ordered import OrderedLoading, enlist
@@ -250,14 +250,10 @@ class ParallelLoader(DropIn):
             self.wait()
         values = staged.run(wanted, values, run_options, keep=keep)
         self._note_answer(staged)
-        answers = [values[name] for name in wanted]
-        if not keep:  # else a session too gives back the OrtValue that it was given
-            inputs = {spec.name: spec for spec in self.manifest.inputs}
-            answers = [
-                engine.given_back(inputs[name], value) if name in inputs else engine.answer(value)
-                for name, value in zip(wanted, answers, strict=True)
-            ]
-            answers = [in_form(answer, self._arrays) for answer in answers]
+        if keep:  # a session too gives back the OrtValue that it was given
+            answers = [values.get(name) for name in wanted]
+        else:
+            answers = [in_form(answer, self._arrays) for answer in answered(engine, self.manifest, wanted, values)]
         if self._specializer is not None:
             self._specializer.answered(feeds, wanted, answers)
         return answers
@@ -272,7 +268,7 @@ class ParallelLoader(DropIn):
         if keep:
             results: list[Any] = session.run_with_ort_values(names, feeds, run_options)
         else:
-            results = session.run(names, {name: as_array(value) for name, value in feeds.items()}, run_options)
+            results = session.run(names, arrays_of(self.manifest, feeds), run_options)
         if not staged.has_answered:
             staged.note_run(0, start_s)
             self._note_answer(staged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import onnxruntime as ort
 
 from splitload.bundle.manifest import TensorSpec
@@ -48,13 +49,16 @@ class PythonEngine:
 
     def value(self, spec: TensorSpec | None, given: Any) -> Any:
         """Return an array as an OrtValue, and all else as it is."""
-        return to_ort(ort, given)
+        value = to_ort(ort, given, None if spec is None else spec.type)
+        if spec is None and not (isinstance(value, ort.OrtValue | np.ndarray) or (isinstance(value, dict) and value)):
+            raise RuntimeError(f"Unable to handle object of type {type(given)}")  # before the name, as a session
+        return value
 
     def described(self, value: Any) -> tuple[str, Sequence[int]] | None:
         """Return the type and shape of an OrtValue or of an array of strings."""
         if isinstance(value, ort.OrtValue):
             return value.data_type(), value.shape() if value.is_tensor() else ()
-        if hasattr(value, "dtype") and hasattr(value, "shape") and value.shape != ():
+        if isinstance(value, np.ndarray) and value.shape != ():
             return "tensor(string)", value.shape
         return None  # a list or scalar: the runtime knows which it takes
 

@@ -56,6 +56,7 @@ ELEMENTS = (
     Element("tensor(uint64)", "uint64", 13, 8, "u", "Q", _UINT),
     Element("tensor(bfloat16)", "bfloat16", 16, 2, "V", "", _BFLOAT),
 )
+BYTES = "tensor(uint8)"  # what bytes are an input for
 BY_TYPE = {element.type: element for element in ELEMENTS}
 BY_NUMBER = {element.number: element for element in ELEMENTS}
 BY_KIND = {(element.kind, element.item_bytes): element for element in ELEMENTS if element.kind != "V"}

@@ -9,7 +9,7 @@ import os
 from splitload.base.machine import inference_threads
 from splitload.bundle.manifest import TensorSpec
 from splitload.runtime.boundaries import Boundaries
-from splitload.runtime.capi.elements import BY_TYPE
+from splitload.runtime.capi.elements import BY_TYPE, BYTES
 from splitload.runtime.capi.library import Library, RuntimeFailure, module_errors, runtime_error
 from splitload.runtime.capi.memory import Memory, UnknownKindError, address_of, memory_of
 from splitload.runtime.capi.session import Session, Value, open_session, value_of
@@ -64,20 +64,21 @@ class LibraryEngine:
         """Return a tensor over the memory of what is given; a list is made an array by numpy."""
         if isinstance(given, Value):
             return given
+        if isinstance(given, bytes) and (spec is None or spec.type != BYTES):
+            raise RuntimeError(f"Unexpected input data type{_of(spec)}: bytes are a tensor for a {BYTES} alone")
         try:
             memory = memory_of(given)
         except UnknownKindError as error:
-            if spec is not None and isinstance(given, dict) and given:
-                raise runtime_error("InvalidArgument", f"Unexpected input data type for input: {spec.name}") from None
+            if isinstance(given, dict) and given:
+                raise runtime_error("InvalidArgument", f"Unexpected input data type{_of(spec)}") from None
             if spec is None or not isinstance(given, list):
                 raise RuntimeError(str(error)) from None
             memory = memory_of(_array_of(given, BY_TYPE[spec.type].name))
         except TypeError as error:
-            where = "" if spec is None else f" for input: {spec.name}"
-            message = f"Unexpected input data type{where}: {error}"
-            if getattr(getattr(given, "dtype", None), "kind", None) in _NO_TENSORS:
-                raise RuntimeError(message) from error
-            raise runtime_error("InvalidArgument", message) from error
+            message = f"Unexpected input data type{_of(spec)}: {error}"
+            if _is_of_module(given):
+                raise runtime_error("InvalidArgument", message) from error
+            raise RuntimeError(message) from error
         with module_errors():
             return value_of(self._library, memory)
 
@@ -102,7 +103,7 @@ class LibraryEngine:
         boundaries: Boundaries,
     ) -> list[Any]:
         """Return the outputs that are needed."""
-        feeds = {name: values[name] for name in stage.inputs if name in values}
+        feeds = {name: values[name] for name in stage.inputs if values.get(name) is not None}
         targets = boundaries.lend(stage.outputs, needed)
         with module_errors():
             try:
@@ -152,6 +153,17 @@ class LibraryEngine:
     def _lent(self, memory: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Value:
         """Return a tensor over the beginning of memory that is lent to a stage."""
         return value_of(self._library, Memory(address_of(memory), shape, BY_TYPE[spec.type], memory))
+
+
+def _of(spec: TensorSpec | None) -> str:
+    """Return the words of an error that name an input."""
+    return "" if spec is None else f" for input: {spec.name}"
+
+
+def _is_of_module(given: Any) -> bool:
+    """Return whether the Python module takes something for a tensor, if perhaps of another type."""
+    kind = getattr(getattr(given, "dtype", None), "kind", None)
+    return type(given).__name__ == "OrtValue" or (isinstance(kind, str) and kind not in _NO_TENSORS)
 
 
 def _mapped(size: int) -> Any:

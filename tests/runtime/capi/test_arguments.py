@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import pytest
 import runtime_models
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from splitload import ParallelLoader
 from splitload.runtime.capi.elements import ELEMENTS
@@ -98,5 +97,5 @@ def test_a_view_that_its_owner_releases_is_still_read() -> None:
     assert engine.answer(value).tobytes() == b"abcd"
     assert set(engine.answer(deleted).numbers()) == {7.0}
     assert len(junk) == 100
-    with pytest.raises(InvalidArgument, match="the buffer of memoryview cannot be read"):
+    with pytest.raises(RuntimeError, match="the buffer of memoryview cannot be read"):
         engine.value(None, view)
