@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import runtime_models
 
@@ -45,6 +46,55 @@ from splitload import ParallelLoader
 with ParallelLoader(sys.argv[1], engine=sys.argv[2]) as model:
     pass
 """
+CALLS = """
+import array, threading
+from splitload import ParallelLoader
+from splitload.base.errors import MissingPackageError
+x, z = (memoryview(array.array("f", bytes(4 * size))) for size in (32, 16))
+feeds, cuda = {"x": x.cast("B").cast("f", (2, 16)), "z": z}, ["CUDAExecutionProvider"]
+
+
+def loader(**arguments):
+    return ParallelLoader(sys.argv[1], **{"arrays": "buffers"} | arguments)
+
+
+def missed(call):
+    try:
+        call()
+    except MissingPackageError as error:
+        text = str(error)
+        assert "\\n" not in text and "pip install " in text, text
+        return text
+    raise AssertionError("nothing was missed")
+
+
+with loader() as model:
+    for call in (
+        lambda: loader(arrays="numpy").run(None, feeds),
+        lambda: model.run(None, {"x": [[1.0] * 16], "z": z}),
+        model.io_binding,
+        lambda: model.run(None, feeds, object()),
+        lambda: model.run_with_ort_values(None, feeds),
+        lambda: model.create_ortvalue_from_shape_and_type([1], 1, "cpu"),
+        lambda: model.set_providers(cuda),
+        model.get_session_options,
+        model.get_provider_options,
+        model.get_input_memory_infos,
+        lambda: model.set_ep_dynamic_options({}),
+        lambda: loader(providers=cuda),
+        lambda: loader(specialize="background"),
+        lambda: __import__("splitload").InferenceSession(sys.argv[1]),
+    ):
+        print(missed(call))
+    done = threading.Event()
+    loader(arrays="numpy").run_async(None, feeds, lambda *told: (print(told[2]), done.set()), None)
+    assert done.wait(30)
+    assert model.run(["y"], feeds)[0].shape == (2, 16)
+    try:
+        model.run(None, {**feeds, "x": z})
+    except RuntimeError as error:
+        assert "Invalid rank" in str(error)
+"""
 COMMAND = "from splitload.cli import main; sys.exit(main())"
 
 
@@ -55,6 +105,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "packages").mkdir()
     (folder / "packages" / "splitload").symlink_to(Path(splitload.__file__).parent, target_is_directory=True)
     shutil.copy(beside_module(), folder / "libonnxruntime.so")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def without_numpy(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with splitload and onnxruntime, and nothing else."""
+    folder = tmp_path_factory.mktemp("without")
+    shutil.copytree(place, folder, symlinks=True, dirs_exist_ok=True)
+    package = Path(onnxruntime.__file__).parent
+    (folder / "packages" / "onnxruntime").symlink_to(package, target_is_directory=True)
     return folder
 
 
@@ -107,6 +167,23 @@ def test_what_numpy_is_needed_for_names_it(place: Path, chain_bundle: Path, tmp_
     np.save(tmp_path / "x.npy", np.asfortranarray(runtime_models.feeds()["x"]))
     done = alone(place, COMMAND, "run", chain_bundle, "--input", f"x={tmp_path / 'x.npy'}")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"splitload: 'splitload run' {cure}")
+
+
+@pytest.mark.parametrize("where", ["place", "without_numpy"])
+def test_calls_that_need_a_package_say_which_in_one_line(
+    chain_bundle: Path, where: str, request: pytest.FixtureRequest
+) -> None:
+    done = alone(request.getfixturevalue(where), CALLS, chain_bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, listed, *others, background, session, told = done.stdout.splitlines()
+    assert first == told
+    cure = "needs the package 'numpy', which is not installed: pip install numpy"
+    assert first == f'an array as an output {cure}, or take ParallelLoader(…, arrays="buffers")'
+    assert listed.startswith(f"a list as an input {cure}, or take ")
+    assert background == f"specialize='background' {cure}"
+    for line in (*others, session):
+        assert line.startswith("onnxruntime's Python module is needed (")
+        assert line.endswith(" and cannot be imported (No module named 'numpy'): 'pip install onnxruntime'")
 
 
 def test_what_the_module_is_needed_for_names_it(place: Path, chain_bundle: Path) -> None:

@@ -41,7 +41,7 @@ from splitload.runtime.forks import making_session
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.pool import Latch, started
 from splitload.runtime.session import open_session, run_stage, to_python
-from splitload.runtime.stock import path_option, stock_session, without_threads
+from splitload.runtime.stock import path_option, python_module, stock_session, without_threads
 
 MAX_GROWTH = 1.25  # over the portable stages' weights: what folding makes larger is not worth its loading
 _HEAD_BYTES = 1 << 20  # what a stage's graph may take besides
@@ -88,8 +88,6 @@ class Specializer:
 
     def answered(self, feeds: Mapping[str, Any], names: Sequence[str], outputs: Sequence[Any]) -> None:
         """Begin, after the first answer; the caller's values are copied, as they may change."""
-        import onnxruntime as ort
-
         if not self._begun.acquire(blocking=False):
             return
 
@@ -97,9 +95,10 @@ class Specializer:
             return copy.deepcopy(to_python(ort, value))
 
         try:
+            ort = python_module("specialize='background'")
             given = {name: kept(value) for name, value in feeds.items()}
             expected = {name: kept(value) for name, value in zip(names, outputs, strict=True)}
-        except Exception as error:  # an OrtValue that is no tensor, or one of a type that numpy lacks
+        except Exception as error:  # no module, an OrtValue that is no tensor, or one of a type that numpy lacks
             self._give_up(error)
             return
         thread = threading.Thread(target=self._work, args=(given, expected), name="splitload-specialize", daemon=True)

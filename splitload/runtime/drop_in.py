@@ -63,12 +63,11 @@ class DropIn:
     _caller: CallerOptions
     _folder: str
 
-    @property
-    def _ort(self) -> Any:
-        """The Python module, which is imported for what is said in its objects."""
-        import onnxruntime
+    def _module(self, what: str) -> Any:
+        """Return the Python module, which is imported for what is said in its objects."""
+        from splitload.runtime.stock import python_module
 
-        return onnxruntime
+        return python_module(what)
 
     def _compute(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False
@@ -104,8 +103,9 @@ class DropIn:
         self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, Any], run_options: Any = None
     ) -> list[Any]:
         """Compute the named outputs as OrtValues, of inputs that are such; nothing is copied. See `run`."""
+        ort = self._module("run_with_ort_values")
         for name, value in input_dict_ort_values.items():
-            if not isinstance(value, self._ort.OrtValue):
+            if not isinstance(value, ort.OrtValue):
                 raise TypeError(f"input '{name}' must be an OrtValue, it is {type(value).__name__}; `run` takes arrays")
         return self._compute(output_names, input_dict_ort_values, run_options, keep=True)
 
@@ -146,10 +146,14 @@ class DropIn:
             raise StageError("the system has no thread left for run_async; call run")
 
     def io_binding(self) -> Binding:
-        """Return an object to bind inputs and outputs to, with the methods of `onnxruntime.IOBinding`."""
+        """Return an object to bind inputs and outputs to, with the methods of `onnxruntime.IOBinding`.
+
+        Raises:
+            MissingPackageError: If the Python module cannot be imported.
+        """
         from splitload.runtime.binding import Binding
 
-        return Binding(self._ort, self)
+        return Binding(self._module("io_binding"), self)
 
     def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
         """Compute the outputs bound in `io_binding()`, see `run`; bound memory is written, others are in `get_outputs`.
@@ -185,7 +189,7 @@ class DropIn:
 
     def get_session_options(self) -> Any:
         """Return a copy of the caller's `onnxruntime.SessionOptions`, or the runtime's defaults."""
-        return self._caller.copy() or self._ort.SessionOptions()
+        return self._caller.copy() or self._module("get_session_options").SessionOptions()
 
     def get_providers(self) -> list[str]:
         """Return the execution providers, as a stock session lists them."""
@@ -234,7 +238,8 @@ class DropIn:
         from splitload.runtime.binding import check_device
 
         check_device(device_type)
-        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, element_type, "cpu")
+        ort = self._module("create_ortvalue_from_shape_and_type")
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, element_type, "cpu")
 
     def end_profiling(self) -> str:
         """Return "", as a stock session does that was not told to profile; `timeline` has what is measured anyway."""

@@ -145,10 +145,9 @@ def python_engine(caller: CallerOptions, reason: str = "") -> Engine:
     try:
         from splitload.runtime.python_engine import PythonEngine
     except ImportError as error:
-        hint = f" ({reason})" if reason else ""
-        raise MissingPackageError(
-            f"onnxruntime's Python module is needed{hint} and cannot be imported ({error}): 'pip install onnxruntime'"
-        ) from error
+        from splitload.runtime.stock import missing_module
+
+        raise missing_module(reason, error) from error
     made = PythonEngine(caller)
     check_floor(made.version)
     return made

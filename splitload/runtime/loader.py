@@ -177,8 +177,10 @@ class ParallelLoader(DropIn):
         """Take the native variant that an earlier run has made, or return what makes one where it is wanted."""
         from pathlib import Path
 
-        from splitload.runtime.background import Specializer, cached
+        from splitload.base.packages import named
 
+        with named("specialize='background'"):
+            from splitload.runtime.background import Specializer, cached
         if self.variant.kind == "native":
             return None
         if found := cached(manifest, self._engine.version):

@@ -40,6 +40,7 @@ class CallerOptions:
     Raises:
         UsageError: If something is asked for that a bundle cannot do; the message says what to do.
         ValueError: If a stock session would raise it.
+        MissingPackageError: If the Python module is needed and cannot be imported.
     """
 
     def __init__(
@@ -119,9 +120,10 @@ class CallerOptions:
         options: dict[str, Any] = {} if self.given is None else {"sess_options": self.given}
         from splitload.runtime.stock import session_class
 
+        session = session_class()
         try:
             with making_session():
-                return session_class()(_identity(names), providers=self.providers, enable_fallback=0, **options)
+                return session(_identity(names), providers=self.providers, enable_fallback=0, **options)
         except Exception as error:  # onnxruntime has no common root for its errors
             raise UsageError(
                 f"onnxruntime does not take these sess_options ({' '.join(str(error).split())[:200]}); weights and "
@@ -139,9 +141,13 @@ def checked_providers(
     Raises:
         UsageError: If one would be used that a bundle is not made for, or the processor is not among them.
         ValueError: If they are no list of names, or not as many options.
+        MissingPackageError: If the Python module, which knows the others, cannot be imported.
     """
     if providers in (None, [CPU]) and not provider_options:
         return [CPU]
+    from splitload.runtime.stock import python_module
+
+    python_module(f"another execution provider than {CPU}, or options of one")
     from onnxruntime.capi import onnxruntime_inference_collection as stock
 
     available = stock.C.get_available_providers()

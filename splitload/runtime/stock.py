@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from splitload.base.errors import MissingPackageError
 from splitload.runtime.forks import making_session
 from splitload.runtime.tiny import TINY_MODEL
 
@@ -17,12 +18,41 @@ if TYPE_CHECKING:
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
+def python_module(what: str) -> Any:
+    """Return onnxruntime's Python module, which is imported.
+
+    Args:
+        what: What needs it, as the error says.
+
+    Raises:
+        MissingPackageError: If it cannot be imported.
+    """
+    try:
+        import numpy  # noqa: F401 - without it the module prints a traceback before it raises
+        import onnxruntime
+    except ImportError as error:
+        raise missing_module(what, error) from error
+    return onnxruntime
+
+
+def missing_module(what: str, error: ImportError) -> MissingPackageError:
+    """Return the error that says what needs the Python module, and how to install it."""
+    hint = f" ({what})" if what else ""
+    return MissingPackageError(
+        f"onnxruntime's Python module is needed{hint} and cannot be imported ({error}): 'pip install onnxruntime'"
+    )
+
+
 def session_class() -> type[Any]:
     """Return the class that onnxruntime defines; imports onnxruntime.
 
     Who has a client library load bundles puts `splitload.InferenceSession` in place of `onnxruntime.InferenceSession`.
     That is only a name of the package; the class is taken from where it is defined: no loader calls itself.
+
+    Raises:
+        MissingPackageError: If onnxruntime cannot be imported.
     """
+    python_module("a session is asked for, or what one says of its options")
     from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
     return InferenceSession  # type: ignore[no-any-return]

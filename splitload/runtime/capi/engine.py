@@ -13,7 +13,7 @@ from splitload.runtime.capi.elements import BY_TYPE, BYTES
 from splitload.runtime.capi.library import Library, RuntimeFailure, module_errors, runtime_error
 from splitload.runtime.capi.memory import Memory, UnknownKindError, address_of, memory_of
 from splitload.runtime.capi.session import Session, Value, open_session, value_of
-from splitload.runtime.capi.tensor import bytes_of, tensor_of, tensor_over
+from splitload.runtime.capi.tensor import bytes_of, numpy_for, tensor_of, tensor_over
 from splitload.runtime.forks import making_session
 from splitload.runtime.settings import EXACT, PLAIN, SHARES, SHRINKS, SPINNING, file_entries
 from splitload.runtime.tiny import TINY_MODEL
@@ -178,8 +178,7 @@ def _mapped(size: int) -> Any:
 
 def _array_of(given: list[Any], dtype: str) -> Any:
     """Return a list as an array, or raise what the Python module raises."""
-    import numpy as np
-
+    np = numpy_for("a list as an input", "array.array, a memoryview or another buffer")
     try:
         return np.array(given, dtype)
     except (TypeError, ValueError, OverflowError):

@@ -122,6 +122,7 @@ def runtime_error(name: str, message: str) -> Exception:
         message: For people.
     """
     try:
+        import numpy  # noqa: F401 - without it the module prints a traceback before it raises
         from onnxruntime.capi import onnxruntime_pybind11_state as module
     except ImportError:
         return RuntimeError(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
+from splitload.base.errors import MissingPackageError
 from splitload.base.kept import kept
 from splitload.runtime.capi.elements import BY_KIND, BY_TYPE, Element
 from splitload.runtime.capi.memory import (
@@ -157,17 +158,36 @@ def in_form(answer: Any, arrays: str) -> Any:
 
     Raises:
         RuntimeError: If numpy has no type for it, as of onnxruntime's `run`.
+        MissingPackageError: If it needs numpy, which is not installed.
     """
     if arrays == "buffers":
         is_array = type(answer).__module__ == "numpy" and BY_KIND.get((answer.dtype.kind, answer.dtype.itemsize))
         return tensor_of(memory_of(answer)) if is_array else answer
     if not isinstance(answer, Tensor):
         return answer
-    import numpy as np
-
+    np = numpy_for("an array as an output", 'ParallelLoader(…, arrays="buffers")')
     if answer.dtype == "bfloat16":
         raise RuntimeError('numpy has no type for bfloat16; ParallelLoader(…, arrays="buffers") gives it')
     return np.array(answer)
+
+
+def numpy_for(what: str, instead: str) -> Any:
+    """Return numpy, which is imported.
+
+    Args:
+        what: What needs it.
+        instead: What can be done without it.
+
+    Raises:
+        MissingPackageError: If it is not installed.
+    """
+    try:
+        import numpy as np
+    except ImportError as error:
+        from splitload.base.packages import missing
+
+        raise MissingPackageError(f"{missing(what, 'numpy')}, or take {instead}") from error
+    return np
 
 
 def _nested(numbers: Iterator[Any], shape: tuple[int, ...]) -> Any:
