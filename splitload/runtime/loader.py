@@ -15,7 +15,7 @@ from splitload.runtime.drop_in import DropIn
 from splitload.runtime.engine import check_engine, chosen, python_engine
 from splitload.runtime.feeds import answered, arrays_of, checked
 from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
-from splitload.runtime.options import CallerOptions
+from splitload.runtime.options import CallerOptions, check_arguments
 from splitload.runtime.ordered import OrderedLoading, enlist
 from splitload.runtime.staged import Staged
 from splitload.runtime.variants import choose, likely, remember
@@ -113,7 +113,7 @@ class ParallelLoader(DropIn):
         arrays: Literal["numpy", "buffers"] = "numpy",
         library: str | os.PathLike[str] | None = None,
     ) -> None:
-        _check_arguments(bundle, threads, specialize)
+        check_arguments(bundle, threads, specialize)
         check_engine(engine, arrays)
         self._start_s = time.perf_counter()
         self._folder = os.path.realpath(bundle)  # wherever the caller goes meanwhile
@@ -380,15 +380,3 @@ class ParallelLoader(DropIn):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_arguments(bundle: object, threads: object, specialize: object) -> None:
-    if not isinstance(bundle, str | os.PathLike):
-        raise UsageError(
-            f"a bundle is the path of a folder, not {type(bundle).__name__}; splitload.InferenceSession takes the "
-            "bytes of a model"
-        )
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
-    if specialize not in (None, "background"):
-        raise UsageError(f"specialize takes 'background' or None, not {specialize!r}")

@@ -7,6 +7,8 @@ whatever depends on the options and the provider alone, and not on the model.
 
 from __future__ import annotations
 
+import os
+
 from splitload.base.errors import UsageError
 from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.runtime.forks import making_session
@@ -129,6 +131,19 @@ class CallerOptions:
                 f"onnxruntime does not take these sess_options ({' '.join(str(error).split())[:200]}); weights and "
                 "providers are fixed in a bundle, thread counts, logging and session entries are free"
             ) from error
+
+
+def check_arguments(bundle: object, threads: object, specialize: object) -> None:
+    """Raise `UsageError` unless these arguments of `ParallelLoader` can be meant."""
+    if not isinstance(bundle, str | os.PathLike):
+        raise UsageError(
+            f"a bundle is the path of a folder, not {type(bundle).__name__}; splitload.InferenceSession takes the "
+            "bytes of a model"
+        )
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
+    if specialize not in (None, "background"):
+        raise UsageError(f"specialize takes 'background' or None, not {specialize!r}")
 
 
 def checked_providers(
