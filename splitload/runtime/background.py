@@ -37,6 +37,7 @@ from splitload.bundle.tails import alone
 from splitload.bundle.tails import names as tails_of
 from splitload.bundle.validate import validate
 from splitload.runtime.answers import TOLERANCE, relative_error
+from splitload.runtime.feeds import as_array
 from splitload.runtime.forks import making_session
 from splitload.runtime.options import CallerOptions
 from splitload.runtime.pool import Latch, started
@@ -92,7 +93,7 @@ class Specializer:
             return
 
         def kept(value: Any) -> Any:
-            return copy.deepcopy(to_python(ort, value))
+            return copy.deepcopy(as_array(to_python(ort, value)))
 
         try:
             ort = python_module("specialize='background'")

@@ -115,7 +115,9 @@ def as_array(value: Any, type_: str | None = None) -> Any:
     return value if memory.element.kind == "V" else np.asarray(tensor_of(memory))
 
 
-def answered(engine: Engine, manifest: Manifest, wanted: Sequence[str], values: Mapping[str, Any]) -> list[Any]:
+def answered(
+    engine: Engine, manifest: Manifest, wanted: Sequence[str], values: Mapping[str, Any], *, keep: bool
+) -> list[Any]:
     """Return outputs as `run` does: what was given for inputs that are outputs too as copies.
 
     Args:
@@ -123,7 +125,10 @@ def answered(engine: Engine, manifest: Manifest, wanted: Sequence[str], values: 
         manifest: What the model has.
         wanted: Names of outputs.
         values: What the runtime was given and gave, in its form.
+        keep: Whether it stays in that form, and is not copied: so does a session with the OrtValue that it is given.
     """
+    if keep:
+        return [values.get(name) for name in wanted]
     inputs = {spec.name: spec for spec in manifest.inputs}
     answers = []
     for name in wanted:

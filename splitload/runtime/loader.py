@@ -6,14 +6,14 @@ import _thread
 import os
 import time
 
-from splitload.base.errors import PortableWarning, UsageError
+from splitload.base.errors import PortableWarning, StageError, UsageError
 from splitload.base.machine import available_threads
 from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, Variant
 from splitload.bundle.read import Verify
 from splitload.runtime.capi.tensor import in_form
 from splitload.runtime.drop_in import DropIn
 from splitload.runtime.engine import check_engine, chosen, python_engine
-from splitload.runtime.feeds import answered, arrays_of, checked
+from splitload.runtime.feeds import answered, checked
 from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
 from splitload.runtime.options import CallerOptions, check_arguments
 from splitload.runtime.ordered import OrderedLoading, enlist
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from splitload.plan.schedule import Schedule  # importing it costs a loader 0.5 ms
     from splitload.runtime.background import Specializer
-    from splitload.runtime.engine import EngineName
+    from splitload.runtime.engine import Engine, EngineName
 
 _told: set[str] = set()  # bundles of which it was said that their portable graph runs
 
@@ -146,10 +146,11 @@ class ParallelLoader(DropIn):
         self._on_progress = on_progress
         self._wanted = min(threads or min(self.variant.threads, available_threads()), len(self.variant.stages))
         self._switching = _thread.allocate_lock()
-        self._former: list[Staged] = []
+        self._former_engine: Engine | None = None
+        self._former_loading: Callable[[], OrderedLoading | None] = lambda: None
         self._is_inherited = False  # by a forked child, which has not used it yet
         self.threads = 0
-        self._staged = self._stage()
+        self._staged = self._stage(self._engine, self._given_up())
         enlist(self)
         self._begin()
 
@@ -198,12 +199,12 @@ class ParallelLoader(DropIn):
     def _loading(self) -> OrderedLoading:
         return self._staged.loading
 
-    def _stage(self) -> Staged:
-        """Return the stages, none of which is loaded, in the engine at hand."""
-        opener = StageOpener(self._files, self._engine, self._parts, share_memory=len(self.variant.stages) > 1)
+    def _stage(self, engine: Engine, given_up: Sequence[Callable[[], None]]) -> Staged:
+        """Return the stages, none of which is loaded, in an engine."""
+        opener = StageOpener(self._files, engine, self._parts, share_memory=len(self.variant.stages) > 1)
         return Staged(
-            self._folder, self.variant, self._engine, opener, self._parts,
-            is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=self._given_up(),
+            self._folder, self.variant, engine, opener, self._parts,
+            is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=given_up,
         )  # fmt: skip
 
     def _given_up(self) -> list[Callable[[], None]]:
@@ -215,7 +216,10 @@ class ParallelLoader(DropIn):
         self.threads = self._loading.threads
 
     def _use_module(self, why: str) -> None:
-        """Load the stages anew by the Python module; runs under way end as they began.
+        """Load the stages anew by the Python module, and no more of the former ones.
+
+        Runs under way go on through the stages that they find loaded, else begin anew. Nothing here keeps the former
+        stages: they go with the last run that uses them.
 
         Args:
             why: What is met that only the Python module knows.
@@ -223,18 +227,34 @@ class ParallelLoader(DropIn):
         Raises:
             UsageError: If the C library was asked for.
             MissingPackageError: If the Python module is not installed.
+            StageError: If the system has no thread left.
         """
+        import weakref
+
         with self._switching:
-            if self._staged.engine.name == "python":
+            former = self._staged
+            if former.engine.name == "python":
                 return
             if not self._may_switch:
                 raise UsageError(f"{why} needs engine='python' or 'auto', this loader was made with engine='library'")
-            self._loading.check()  # closed meanwhile
-            self._engine, self.why_engine = python_engine(self._caller, why), f"{why} came to be used"
-            former, self._staged = self._staged, self._stage()
-            self._former.append(former)
-            self._start_s = time.perf_counter()
-            self._begin()
+            former.loading.check()
+            engine = python_engine(self._caller, why)
+            made, start_s = self._stage(engine, ()), time.perf_counter()
+            left = weakref.ref(former.loading)
+            try:
+                made.begin(self._wanted, start_s)
+                made.given_up.extend(former.given_up)
+                why = f"{why} came to be used"
+                # no interrupt comes between: either all of it is so or nothing
+                self._former_engine, self._former_loading = former.engine, left
+                self._engine, self.why_engine, self._start_s, self._staged = engine, why, start_s, made
+            except BaseException:  # an interrupt, or no thread: nobody will ask for what was begun
+                made.give_way()
+                raise
+            if former.loading.is_closed:  # by who did not know of this one
+                made.loading.close()
+            former.give_way()
+            self.threads = made.loading.threads
 
     def _compute(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False
@@ -243,45 +263,29 @@ class ParallelLoader(DropIn):
         self._enter()
         if keep or run_options is not None:
             self._use_module("an OrtValue as an output" if keep else "an onnxruntime.RunOptions")
-        staged = self._staged
-        engine = staged.engine
-        if self._is_model and engine.name == "python":
-            return self._run_whole(staged, output_names, feeds, run_options, keep)
-        wanted, values = checked(engine, self.manifest, output_names, feeds)
-        if not self._overlap:
-            self.wait()
-        values = staged.run(wanted, values, run_options, keep=keep)
-        self._note_answer(staged)
-        if keep:  # a session too gives back the OrtValue that it was given
-            answers = [values.get(name) for name in wanted]
-        else:
-            answers = [in_form(answer, self._arrays) for answer in answered(engine, self.manifest, wanted, values)]
-        if self._specializer is not None:
-            self._specializer.answered(feeds, wanted, answers)
-        return answers
-
-    def _run_whole(
-        self, staged: Staged, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, keep: bool
-    ) -> list[Any]:
-        """Run the only stage, whose inputs and outputs are the model's: the runtime checks them itself."""
-        session = staged.session(0)
-        start_s = time.perf_counter()
-        names = output_names or self._outputs
-        if keep:
-            results: list[Any] = session.run_with_ort_values(names, feeds, run_options)
-        else:
-            results = session.run(names, arrays_of(self.manifest, feeds), run_options)
-        if not staged.has_answered:
-            staged.note_run(0, start_s)
-            self._note_answer(staged)
-        if self._specializer is not None:
-            self._specializer.answered(feeds, list(names), results)
-        return results if keep else [in_form(result, self._arrays) for result in results]
-
-    def _note_answer(self, staged: Staged) -> None:
-        """Begin what had to wait for the first answer."""
+        wanted: Sequence[str]
+        while True:
+            staged = self._staged
+            try:
+                if self._is_model and staged.engine.name == "python":
+                    wanted = output_names or self._outputs
+                    answers = staged.run_whole(wanted, self.manifest, feeds, run_options, keep=keep)
+                else:
+                    output_names, values = checked(staged.engine, self.manifest, output_names, feeds)
+                    wanted = output_names
+                    if not self._overlap:
+                        self.wait()
+                    values = staged.run(wanted, values, run_options, keep=keep)
+                    answers = answered(staged.engine, self.manifest, wanted, values, keep=keep)
+                break
+            except StageError:
+                if not staged.has_given_way:
+                    raise
         remember()
         staged.note_answer()
+        if self._specializer is not None:
+            self._specializer.answered(feeds, list(wanted), answers)
+        return answers if keep else [in_form(answer, self._arrays) for answer in answers]
 
     def wait(self, until: str | float = "loaded", timeout: float | None = None) -> bool:
         """Wait until all stages are loaded ("loaded"), made anew for speed ("upgraded") or natively ("specialized").
@@ -303,23 +307,18 @@ class ParallelLoader(DropIn):
         self._enter()
         if until not in ("loaded", "upgraded", "specialized"):
             raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
-        staged = self._staged
         if until == "specialized":
             made = self._specializer is None or self._specializer.done.wait(timeout)
-            staged.loading.check()
+            self._loading.check()
             return made
-        start = time.perf_counter()
-        if not staged.loading.all_loaded.wait(timeout):
-            return False
-        staged.loading.check()
-        if until == "loaded":
-            return True
-        staged.upgrade.begin()
-        if not staged.upgrade.is_wanted:
-            return True
-        in_time = staged.upgrade.done.wait(None if timeout is None else timeout - (time.perf_counter() - start))
-        staged.loading.check()
-        return in_time
+        deadline_s = None if timeout is None else time.perf_counter() + timeout
+        while True:
+            staged = self._staged
+            try:
+                return staged.wait(deadline_s, upgraded=until == "upgraded")
+            except StageError:
+                if not staged.has_given_way:
+                    raise
 
     @property
     def ready(self) -> bool:
@@ -336,11 +335,21 @@ class ParallelLoader(DropIn):
         remember()
         self._let_go()
         if len(self.variant.stages) > 1:
-            self._engine.empty_arena()
+            for engine in (self._former_engine, self._engine):
+                if engine is not None:
+                    engine.empty_arena()
 
     def _let_go(self) -> None:
-        for staged in (*self._former, self._staged):
-            staged.loading.close()
+        staged = None
+        while staged is not self._staged:  # another takes its place meanwhile
+            staged = self._staged
+            for loading in self._loadings():
+                loading.close()
+
+    def _loadings(self) -> list[OrderedLoading]:
+        """Return the loading, and the former one while anybody uses it."""
+        former = self._former_loading()
+        return [self._loading] if former is None else [former, self._loading]
 
     def _inherit(self) -> None:
         """Become, in a forked child, a loader that loads anew once it is used; closed or failed ones stay so.
@@ -348,10 +357,9 @@ class ParallelLoader(DropIn):
         Threads that load, and locks they hold, stayed with the parent. So did the threads of the sessions, for which
         the runtime would wait when it frees them: they are kept for good, and never run.
         """
-        staged = [*self._former, self._staged]
-        inherited = [*(value for each in staged for value in each.loading.values), self._caller.stand_in_made]
+        inherited = [*(value for each in self._loadings() for value in each.values), self._caller.stand_in_made]
         self._specializer = None  # the parent makes that variant
-        self._staged, self._former = self._staged.heir(self._given_up()), []
+        self._staged, self._former_loading = self._staged.heir(self._given_up()), lambda: None
         self._switching = _thread.allocate_lock()
         self._is_inherited = True
         self.threads = 0

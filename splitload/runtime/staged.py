@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from splitload.bundle.manifest import Variant
+from splitload.bundle.manifest import Manifest, Variant
+from splitload.runtime.feeds import arrays_of
 from splitload.runtime.opening import LoadingParts, StageOpener
 from splitload.runtime.ordered import OrderedLoading
 from splitload.runtime.pool import report
@@ -12,7 +13,7 @@ from splitload.runtime.upgrade import Upgrade
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Literal
 
     from splitload.base.regular import StrPath
@@ -30,6 +31,8 @@ class Staged:
         loading: On their way.
         upgrade: Made anew.
         has_answered: Whether a run has come to its end.
+        has_given_way: Whether another has taken its place.
+        given_up: What else has to know that nothing more will be loaded.
 
     Args:
         folder: The bundle, as errors name it.
@@ -60,9 +63,10 @@ class Staged:
         self._start_s = time.perf_counter()
         self._otherwise: set[str] = set()
         self._first_runs: dict[int, Done] = {}
-        self.has_answered = False
+        self.has_answered = self.has_given_way = False
+        self.given_up = list(given_up)  # the loading has this very list
         self.loading: OrderedLoading = OrderedLoading(
-            folder, len(variant.stages), parts.pool, hand_over_s=parts.hand_over_s, given_up=given_up
+            folder, len(variant.stages), parts.pool, hand_over_s=parts.hand_over_s, given_up=self.given_up
         )
         self._upgrade_it()
 
@@ -80,9 +84,45 @@ class Staged:
             self._folder, self.variant, self.engine, self._opener, self._parts,
             is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=given_up,
         )  # fmt: skip
-        heir.loading = self.loading.heir(given_up)
+        heir.loading = self.loading.heir(heir.given_up)
         heir._upgrade_it()
         return heir
+
+    def give_way(self) -> None:
+        """Load no more and make nothing anew, as another is used; runs under way go on through what is loaded.
+
+        It does not wait for a stage that is being loaded, which comes to nothing.
+        """
+        self.given_up.clear()
+        self.has_given_way = True
+        try:
+            self.loading.give_up()
+        except BaseException:  # an interrupt: those who wait for a stage must know
+            self.loading.give_up()
+            raise
+
+    def wait(self, deadline_s: float | None, *, upgraded: bool) -> bool:
+        """Wait until all stages are loaded; return whether they are.
+
+        Args:
+            deadline_s: For how long, by `time.perf_counter`; None for no limit.
+            upgraded: Whether to have them made anew for speed, and to wait for that too.
+
+        Raises:
+            StageError: If one could not be loaded, or nothing more will be.
+        """
+
+        def left_s() -> float | None:
+            return None if deadline_s is None else deadline_s - time.perf_counter()
+
+        in_time = self.loading.all_loaded.wait(left_s())
+        if in_time:
+            self.loading.check()
+        if in_time and upgraded:
+            self.upgrade.begin()
+            in_time = not self.upgrade.is_wanted or self.upgrade.done.wait(left_s())
+            self.loading.check()
+        return in_time
 
     def session(self, index: int) -> Any:
         """Return the session of a stage, waiting for it."""
@@ -116,6 +156,28 @@ class Staged:
                 boundaries.take_back(values.pop(name, None))
             values.update(zip(needed, results, strict=True))
         return values
+
+    def run_whole(
+        self, wanted: Sequence[str], manifest: Manifest, feeds: Mapping[str, Any], run_options: Any, *, keep: bool
+    ) -> list[Any]:
+        """Run the only stage, whose inputs and outputs are the model's, by the Python module, which checks them itself.
+
+        Args:
+            wanted: Names of outputs.
+            manifest: What the model has.
+            feeds: A value for each input, by name.
+            run_options: An `onnxruntime.RunOptions` or None.
+            keep: Whether all values are OrtValues and stay such.
+        """
+        session = self.session(0)
+        start_s = time.perf_counter()
+        if keep:
+            results: list[Any] = session.run_with_ort_values(wanted, feeds, run_options)
+        else:
+            results = session.run(wanted, arrays_of(manifest, feeds), run_options)
+        if not self.has_answered:
+            self.note_run(0, start_s)
+        return results
 
     def note_run(self, index: int, start_s: float) -> None:
         """Note when the first inference of a stage was, which ends now."""
