@@ -21,10 +21,10 @@ class Available(Record):
         engine: What loads bundles: "library" or "python".
         why: Why it is that one.
         library: Path of the C library that is looked at; None where there is none.
-        library_version: Of onnxruntime; None where it cannot be opened.
+        library_version: Version of onnxruntime that the C library is; None where it cannot be opened.
         api_version: The newest version of the C API that it has; None where that is not known.
         needed_api_version: The oldest version of the C API that will do.
-        module_version: Of the Python module; None where that is not installed.
+        module_version: Version of the Python module; None where that is not installed.
         variable: What SPLITLOAD_ORT_LIBRARY is; None where it is not set.
     """
 

@@ -26,7 +26,7 @@ class Memory(Record):
     Attributes:
         element_type: A numpy type, or ONNX's number of a type.
         shape: Its sizes.
-        address: Of its first byte.
+        address: Address of its first byte.
     """
 
     element_type: Any

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
         Attributes:
             name: "library" or "python".
-            version: Of onnxruntime.
+            version: Version of onnxruntime.
         """
 
         name: Literal["library", "python"]
@@ -104,7 +104,7 @@ def chosen(
 
     Args:
         wanted: What the caller asks for.
-        manifest: Of the bundle; None for any whose tensors are of numbers.
+        manifest: What the bundle says; None for any whose tensors are of numbers.
         caller: What the caller asks of sessions.
         named: The C library that is named, or None.
 

@@ -23,7 +23,7 @@ def made_up_tensor(element: Element, shape: tuple[int, ...], seed: int = 0) -> T
     Args:
         element: The type.
         shape: Its sizes.
-        seed: Of the floats.
+        seed: Seed of the floats.
 
     Raises:
         MemoryError: If it is too large, or OverflowError.

@@ -84,9 +84,17 @@ class ParallelLoader(DropIn):
 
     Raises:
         BundleError: If the bundle is incomplete or damaged.
-        MissingPackageError: If onnxruntime is not installed, or older than splitload needs.
-        UsageError: If `threads` is below 1, the bundle has no such `tail`, `frozen_only` is asked of a bundle that was
-            built without trainable layers, or a session's options ask for what a bundle cannot do.
+        MissingPackageError: If onnxruntime, or its Python module where that is needed, is not installed or older than
+            splitload needs.
+        UsageError: If `threads` is below 1, `engine`, `arrays` or `specialize` is another word, the bundle has no such
+            `tail`, `frozen_only` is asked of a bundle that was built without trainable layers, a session's options ask
+            for what a bundle cannot do, or `engine="library"` meets what the C library, perhaps the one that `library`
+            names, cannot do.
+
+    Warns:
+        LibraryWarning: If the C library that is named, by `library` or the variable, cannot be used and the Python
+            module is used instead, once a path and process.
+        PortableWarning: See `why_portable`.
     """
 
     _parts: ClassVar[LoadingParts] = LoadingParts()  # a subclass may hand in others

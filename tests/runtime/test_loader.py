@@ -102,6 +102,19 @@ def test_wrong_threads_are_refused(chain_bundle: Path, threads: Any) -> None:
         ParallelLoader(chain_bundle, threads=threads)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"engine": "c"}, "engine takes 'auto', 'library' or 'python', not 'c'"),
+        ({"arrays": "lists"}, "arrays takes 'numpy' or 'buffers', not 'lists'"),
+        ({"engine": "library", "library": "missing.so"}, "the engine 'library' cannot be used: 'missing.so' cannot be"),
+    ],
+)
+def test_wrong_engines_are_refused(chain_bundle: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"^{words}"):
+        ParallelLoader(chain_bundle, **arguments)
+
+
 def test_called_from_many_threads_while_loading(chain_bundle: Path, script: Script, session: Any) -> None:
     callers = 12
     barrier = threading.Barrier(callers + 1)

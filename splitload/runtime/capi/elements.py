@@ -17,11 +17,11 @@ class Element(Record):
     Attributes:
         type: onnxruntime's word for a tensor of them, such as "tensor(float)".
         name: numpy's word, such as "float32".
-        number: Of ONNXTensorElementDataType.
+        number: Value of the enumeration ONNXTensorElementDataType.
         item_bytes: Bytes of one.
         kind: The letter of `__array_interface__`, such as "f"; "V" where numpy has no such type.
         format: The letter of `struct`; "" where it has none.
-        dlpack_code: Of DLDataTypeCode.
+        dlpack_code: Value of the enumeration DLDataTypeCode.
     """
 
     type: str

@@ -38,7 +38,7 @@ def is_library(name: str, platform: str) -> bool:
     """Return whether a file in the wheel's folder is the C library, by its name.
 
     Args:
-        name: Of the file.
+        name: Name of the file.
         platform: As `sys.platform`.
     """
     if platform == "win32":

@@ -118,7 +118,7 @@ def runtime_error(name: str, message: str) -> Exception:
     """Return an error of the runtime's Python module, or a `RuntimeError` where that is not installed.
 
     Args:
-        name: Of its class, such as "InvalidArgument".
+        name: Name of its class, such as "InvalidArgument".
         message: For people.
     """
     try:
@@ -134,7 +134,7 @@ class Library:
 
     Attributes:
         path: Its file.
-        version: Of onnxruntime, such as "1.32.0".
+        version: Version of onnxruntime, such as "1.32.0".
 
     Args:
         path: Its file.

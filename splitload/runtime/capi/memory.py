@@ -29,7 +29,7 @@ class Memory(Record):
     """A tensor in the processor's memory, in C order.
 
     Attributes:
-        address: Of its first byte.
+        address: Address of its first byte.
         shape: Its sizes.
         element: The type of its elements.
         owner: What keeps the memory.

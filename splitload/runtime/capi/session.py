@@ -99,7 +99,7 @@ class Session:
         """Return outputs.
 
         Args:
-            names: Of the outputs wanted, each once.
+            names: Names of the outputs wanted, each once.
             feeds: The inputs.
             targets: Tensors that are written, for some of the outputs.
             options: The address of run options, or None.
