@@ -90,10 +90,22 @@ with loader() as model:
     loader(arrays="numpy").run_async(None, feeds, lambda *told: (print(told[2]), done.set()), None)
     assert done.wait(30)
     assert model.run(["y"], feeds)[0].shape == (2, 16)
-    try:
-        model.run(None, {**feeds, "x": z})
-    except RuntimeError as error:
-        assert "Invalid rank" in str(error)
+    for names, given, kind in (
+        (None, {**feeds, "x": z}, RuntimeError),
+        (None, {**feeds, "x": 3}, RuntimeError),
+        (None, {**feeds, "x": None}, RuntimeError),
+        (None, {**feeds, "q": z}, RuntimeError),
+        (["q"], feeds, RuntimeError),
+        (None, {1: z}, ValueError),
+        (None, {**feeds, 1: z}, TypeError),
+        ([3], feeds, TypeError),
+    ):
+        try:
+            model.run(names, given)
+        except Exception as error:
+            assert type(error) is kind, (names, given, error)
+        else:
+            raise AssertionError(names, given)
 """
 COMMAND = "from splitload.cli import main; sys.exit(main())"
 
