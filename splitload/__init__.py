@@ -15,7 +15,7 @@ TYPE_CHECKING = False  # importing `typing` takes longer than all of this
 if TYPE_CHECKING:
     from typing import Any
 
-    from splitload.base.errors import PortableWarning, SplitloadError
+    from splitload.base.errors import LibraryWarning, PortableWarning, SplitloadError
     from splitload.bundle.delivery import install
     from splitload.planner.from_torch import from_torch
     from splitload.runtime.capi.tensor import Tensor
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "IOBinding", "InferenceSession", "ParallelLoader", "PortableWarning", "SplitloadError", "Tensor", "__version__",
+    "IOBinding", "InferenceSession", "LibraryWarning", "ParallelLoader", "PortableWarning", "SplitloadError", "Tensor",
+    "__version__",
     "from_torch", "install",
 ]  # fmt: skip
 
 _PLACES = {
     "IOBinding": "runtime.shim",
     "InferenceSession": "runtime.shim",
+    "LibraryWarning": "base.errors",
     "ParallelLoader": "runtime.loader",
     "PortableWarning": "base.errors",
     "SplitloadError": "base.errors",

@@ -161,10 +161,8 @@ def _obstacle(
         return "sess_options, provider_options and other providers are the Python module's"
     if manifest is not None and (others := sorted(_types(manifest) - BY_TYPE.keys())):
         return f"the C library is used for tensors of numbers, and the bundle has {', '.join(others)}"
-    is_known_there = manifest is None or "tensor(bfloat16)" not in _types(
-        manifest
-    )  # numpy, which it answers with, has none
-    if wanted == "auto" and named is None and is_known_there and module_is_imported():
+    has_bfloat16 = manifest is not None and "tensor(bfloat16)" in _types(manifest)  # which the module cannot return
+    if wanted == "auto" and named is None and not has_bfloat16 and module_is_imported():
         return "onnxruntime is imported already"
     return None
 

@@ -15,10 +15,12 @@ import runtime_models
 
 from splitload import ParallelLoader
 from splitload.base.errors import LibraryWarning, UsageError
+from splitload.bundle.read import read_manifest
 from splitload.runtime import engine
 from splitload.runtime.capi import library as module
 from splitload.runtime.capi.find import VARIABLE
 from splitload.runtime.capi.table import API_VERSION
+from splitload.runtime.options import CallerOptions
 
 Named = Callable[[Path], Path]
 
@@ -116,3 +118,32 @@ def test_the_command_line_notes_it_in_one_line(chain_bundle: Path, tmp_path: Pat
 def test_a_name_that_no_file_has_is_told_of_too(chain_bundle: Path, path: str) -> None:
     with pytest.warns(LibraryWarning, match="cannot be opened as"):
         assert answers(chain_bundle, library=path)[0] == "python"
+
+
+def test_an_error_that_brings_the_module_leaves_later_loaders_to_the_library(chain_bundle: Path) -> None:
+    code = """
+import array, sys
+from splitload import ParallelLoader
+
+def loaded():
+    with ParallelLoader(sys.argv[1], arrays="buffers") as model:
+        try:
+            model.run(None, {"x": array.array("f", [1.0]), "z": array.array("f", [1.0])})
+        except Exception as error:
+            return type(error).__name__, model.engine, "onnxruntime" in sys.modules
+
+print(loaded(), loaded())
+import onnxruntime
+print(ParallelLoader(sys.argv[1], engine="python").engine)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(chain_bundle)], capture_output=True, text=True, timeout=60)
+    told = ("InvalidArgument", "library", True)
+    assert (done.stdout.splitlines(), done.stderr) == ([f"{told} {told}", "python"], "")
+
+
+@pytest.mark.parametrize(("kinds", "expected"), [({"tensor(float)"}, True), ({"tensor(bfloat16)"}, False)])
+def test_what_the_module_cannot_return_is_left_to_the_library(
+    chain_bundle: Path, monkeypatch: pytest.MonkeyPatch, kinds: set[str], expected: bool
+) -> None:
+    monkeypatch.setattr(engine, "_types", lambda _: kinds)
+    assert (engine._obstacle("auto", read_manifest(chain_bundle), CallerOptions(), None) is not None) is expected

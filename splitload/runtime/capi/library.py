@@ -13,6 +13,7 @@ from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
 from splitload.runtime.forks import make_beside, making_session
 from splitload.runtime.settings import DISABLE_ALL, FATAL
 from splitload.runtime.tiny import TINY_MODEL
+from splitload.runtime.warmup import bring_errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,11 +123,9 @@ def runtime_error(name: str, message: str) -> Exception:
         message: For people.
     """
     try:
-        import numpy  # noqa: F401 - without it the module prints a traceback before it raises
-        from onnxruntime.capi import onnxruntime_pybind11_state as module
+        return getattr(bring_errors(), name)(message)  # type: ignore[no-any-return]
     except ImportError:
         return RuntimeError(message)
-    return getattr(module, name)(message)  # type: ignore[no-any-return]
 
 
 class Library:
