@@ -131,6 +131,7 @@ class Staged:
             loading.load_here(self._load, self._after_load)
         session = loading.take(index)
         if session is None or loading.error is not None:
+            session = None  # the error, with its traceback, would keep it
             loading.check()
         return session
 
@@ -151,6 +152,7 @@ class Staged:
             results = engine.run_stage(
                 session, self.variant.stages[index], needed, values, run_options, keep=keep, boundaries=boundaries
             )
+            del session  # the error of a later stage, with its traceback, would keep it
             self.note_run(index, start_s)
             for name in last_reads:
                 boundaries.take_back(values.pop(name, None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -191,6 +192,20 @@ def test_first_failure_cancels_the_rest_and_every_call_raises_it(chain_bundle: P
             assert caught.value.__cause__ is script.failures[1]
     assert not script.started[2].is_set()
     model.close()
+
+
+def test_an_error_that_is_kept_keeps_no_stage_that_ran(chain_bundle: Path, script: Script) -> None:
+    script.failures[1] = OSError("no luck")
+    script.gates[0].set()
+    with script.loader(chain_bundle, threads=1) as model, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(model.run, None, feeds())
+        assert script.started[1].wait(WAIT_S)
+        first = weakref.ref(model._loading.values[0])
+        script.gates[1].set()
+        with pytest.raises(StageError, match="no luck") as caught:
+            call.result(WAIT_S)
+    assert caught.value.__traceback__ is not None
+    assert first() is None
 
 
 def test_a_corrupt_stage_file_is_an_error(own_bundle: Path) -> None:
