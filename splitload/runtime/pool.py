@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import sys
 import time
 from _weakref import ref
 
@@ -124,6 +125,9 @@ class LoadingPool:
     def _work(self) -> None:
         """Run jobs until none came for a while; the body of a thread."""
         here = _thread.get_ident()
+        if (module := sys.modules.get("threading")) is not None:  # as it does for threads of its own
+            sys.settrace(module.gettrace())
+            sys.setprofile(module.getprofile())
         while True:
             job, bell = None, None
             with self._lock:
@@ -182,7 +186,8 @@ def report(error: BaseException) -> None:
     try:
         import threading
 
-        thread = threading.current_thread()
+        here = _thread.get_ident()  # not `current_thread`, which has a dummy stay behind for a thread of the pool
+        thread = next((each for each in threading.enumerate() if each.ident == here), None)
         threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
     except BaseException:  # noqa: S110 - there is nobody left to tell
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -64,7 +65,12 @@ def warm_up() -> None:
 
 
 def _open_beside(path: str) -> None:
-    """Open a library on another thread while this one imports `ctypes`, by what that opens libraries with itself."""
+    """Open a library on another thread while this one imports `ctypes`, by what that opens libraries with itself.
+
+    An interrupt does not end the wait for it, so it is a file and nothing that may hang; all else is opened here.
+    """
+    if not os.path.isfile(path):
+        return
     try:
         import _struct  # noqa: F401 - `ctypes` imports it, and nothing of the kind is opened beside the library
         from _ctypes import dlopen

@@ -332,3 +332,32 @@ def test_what_is_listed_is_not_kept_alive() -> None:
     assert set(living) == {kept, gone}
     del gone
     assert list(living) == [kept]
+
+
+def test_what_traces_threads_sees_jobs() -> None:
+    pool, seen = pool_of(1, idle_s=0.001), []
+
+    def traced() -> None:
+        seen.append("ran")
+
+    threading.settrace(lambda frame, *_: seen.append(frame.f_code.co_name) if frame.f_code is traced.__code__ else None)
+    try:
+        assert pool.submit(traced)
+        until(lambda: "ran" in seen)
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+    assert seen == ["traced", "ran"]
+
+
+def test_an_error_is_reported_without_a_thread_that_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[threading.ExceptHookArgs] = []
+
+    def fails() -> None:
+        raise ValueError("told")
+
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    before = threading.enumerate()
+    assert pool_of(1, idle_s=0.001).submit(fails)
+    until(lambda: bool(told))
+    assert (told[0].exc_type, str(told[0].exc_value), told[0].thread) == (ValueError, "told", None)
+    assert threading.enumerate() == before

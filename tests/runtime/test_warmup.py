@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import onnxruntime.capi.onnxruntime_inference_collection as stock
 import pytest
 
-from splitload.runtime import warmup
+from splitload.runtime import forks, warmup
 
 WAIT_S = 60
 NAME = "splitload-warm-up"
@@ -83,6 +84,14 @@ splitload.InferenceSession
 print(begun.wait({WAIT_S}))
 """
     assert run(code) == "True\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_what_may_hang_when_it_is_opened_is_not_opened_where_no_interrupt_comes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "missing", "."):
+        warmup._open_beside(str(tmp_path / name))
+        assert not forks._inside
 
 
 def test_nothing_is_begun_by_who_does_not_load() -> None:

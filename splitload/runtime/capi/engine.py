@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from splitload.runtime.session import StageIO
 
+_LARGE_BYTES = 4 << 20  # smaller models compute in less than the large pages that an arena would begin with
 _NO_TENSORS = ("c", "f", "m", "M")  # kinds of numpy's types that are no tensor's: of these the module has another error
 
 
@@ -53,7 +54,7 @@ class LibraryEngine:
         with making_session(), module_errors():
             return open_session(
                 self._library, graph, entries, threads=inference_threads(), optimize=optimize, background=background,
-                large_pages=not share_memory,
+                large_pages=not share_memory and _is_large(graph),
             )  # fmt: skip
 
     def names(self, session: Session) -> tuple[set[str], set[str]]:
@@ -153,6 +154,13 @@ class LibraryEngine:
     def _lent(self, memory: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Value:
         """Return a tensor over the beginning of memory that is lent to a stage."""
         return value_of(self._library, Memory(address_of(memory), shape, BY_TYPE[spec.type], memory))
+
+
+def _is_large(graph: str) -> bool:
+    try:
+        return os.path.getsize(graph) >= _LARGE_BYTES
+    except OSError:  # the runtime says what is wrong
+        return False
 
 
 def _of(spec: TensorSpec | None) -> str:

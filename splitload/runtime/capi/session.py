@@ -10,7 +10,7 @@ from ctypes import c_char_p, c_int64, c_void_p
 
 from splitload.base.kept import kept
 from splitload.runtime.capi.elements import BY_NUMBER
-from splitload.runtime.capi.library import Library
+from splitload.runtime.capi.library import Library, RuntimeFailure
 from splitload.runtime.capi.memory import Memory
 from splitload.runtime.settings import DISABLE_ALL, ENABLE_ALL, FATAL
 
@@ -145,7 +145,7 @@ def open_session(
         threads: Inference threads, the calling one among them.
         optimize: Whether the graph is optimised first.
         background: Whether to do the work at low priority; the calling thread keeps it.
-        large_pages: Whether it computes in large pages, in an arena of its own.
+        large_pages: Whether it computes in large pages where there is room, in an arena of its own.
 
     Raises:
         RuntimeFailure: If it cannot be made.
@@ -168,7 +168,10 @@ def open_session(
             made = library.made(library.CreateSession, library.env, ctypes.addressof(path), options)
         session = Session(library, made, kept)
         if large_pages:
-            library.widen_arena(made)
+            try:
+                library.widen_arena(made)
+            except RuntimeFailure:  # there is no room for it: the model may have enough
+                pass
         return session
     finally:
         library.ReleaseSessionOptions(options)

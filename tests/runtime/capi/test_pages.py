@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from splitload.runtime.capi.library import Library, RuntimeFailure, library
 from splitload.runtime.capi.memory import address_of
 from splitload.runtime.capi.pages import PAGE_BYTES, in_large_pages
+from splitload.runtime.capi.session import open_session
+from splitload.runtime.tiny import TINY_MODEL
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 pytestmark = pytest.mark.skipif(not SETTING.exists(), reason="this system has no large pages that are asked for")
@@ -63,6 +66,15 @@ print(list(tensor_of(output.memory).numbers()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str(wanted), "[2.5]"]
+
+
+def test_a_session_without_room_for_large_pages_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeFailure(1, "no room")
+
+    monkeypatch.setattr(Library, "widen_arena", fails)
+    session = open_session(library(), TINY_MODEL, {}, threads=1, large_pages=True)
+    assert session.output_names() == ["y"]
 
 
 @pytest.mark.parametrize("length", [0, PAGE_BYTES - 1])
