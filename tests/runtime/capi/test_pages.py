@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not SETTING.exists(), reason="this system has no
 def asked_for() -> list[tuple[int, int]]:
     """Return the ranges of addresses whose memory asks for large pages."""
     ranges = []
-    with open("/proc/self/smaps") as file:  # noqa: PTH123 - a program without pathlib has this function too
+    with open("/proc/self/smaps", errors="replace") as file:  # noqa: PTH123 - a program without pathlib has this function too
         for line in file:
             word = line.split()[0]
             if not word.endswith(":"):
