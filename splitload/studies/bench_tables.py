@@ -9,7 +9,6 @@ from typing import Any
 from splitload.measure.arm_names import ARM_NAMES
 
 _MIB = 1 << 20
-_HEADLINE = ("stock", "tuned", "splitload")
 _LARGE_BYTES = 79_000_000
 # the models that targets are set for; the specification's own one, lowlight, stands beside them
 TARGETED = {
@@ -78,19 +77,6 @@ def ttfo(records: Iterable[Named]) -> Table:
         for record in found
     ]
     return ("model", *present, "k", "n"), rows
-
-
-def headline(records: Iterable[Named]) -> Table:
-    """Return what a newcomer asks first: a stock session, what an expert gets by hand, and splitload."""
-    rows = []
-    for _, record in records:
-        if all(arm in record["arms"] for arm in _HEADLINE):
-            first = (spread(record["arms"][arm]["ttfo_s"]) for arm in _HEADLINE)
-            whole = (_figure(record["arms"][arm], "process_s", 1e3) for arm in ("stock", "splitload"))
-            counts = str(record["plan"]["num_stages"]), str(record["runs"])
-            rows.append((_model(record), *first, _ratio(record, "stock", "splitload", "ttfo_s"), *whole, *counts))
-    head = ("model", *(f"TTFO {arm}" for arm in _HEADLINE), "stock ÷ splitload")
-    return (*head, "process stock", "process splitload", "k", "n"), rows
 
 
 def timeline(records: Iterable[Named]) -> Table:

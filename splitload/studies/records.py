@@ -175,7 +175,7 @@ def gradients_table(records: Iterable[Named]) -> str:
 _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Iterable[Named]], str]]] = {
     "bench": ("bench", _warm, lambda found: _table(*bench_tables.bench(found))),
     "ttfo": ("bench", _warm, lambda found: _table(*bench_tables.ttfo(found))),
-    "headline": ("bench", _warm, lambda found: _table(*bench_tables.headline(found))),
+    "headline": ("whole", _every, lambda found: _table(*whole_tables.headline(found))),
     "timeline": ("timeline", _every, lambda found: _table(*bench_tables.timeline(found))),
     "targets": ("bench", _warm, lambda found: _table(*bench_tables.targets(found))),
     "cold": ("bench", lambda record: not _warm(record), lambda found: _table(*bench_tables.cold(found))),

@@ -11,6 +11,27 @@ _MIB = 1 << 20
 _MS = ("process_s", "exit_s", "ttfo_s", "settled_ttfo_s", "steady_inference_s")
 
 
+def headline(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return what a newcomer asks first: the whole process, and the time to first output in it, imports done."""
+    body = []
+    for row in (row for _, record in records for row in record["rows"] if row["of"] == "model"):
+        arms = row["arms"]
+        ratio = arms["stock"]["process_s"]["median"] / arms["splitload-buffers"]["process_s"]["median"]
+        first = (("stock", "ttfo_s"), ("tuned", "ttfo_s"), ("splitload", "settled_ttfo_s"))
+        body.append(
+            (
+                f"{row['model']} ({row['model_bytes'] / 1e6:.0f} MB)",
+                *(_figure(arms[arm], "process_s", 1e3) for arm in ("stock", "tuned", "splitload", "splitload-buffers")),
+                f"{ratio:.2f}",
+                *(f"{arms[arm][key]['median'] * 1e3:.0f}" for arm, key in first),
+                str(row["num_stages"]),
+                str(row["runs"]),
+            )
+        )
+    whole = ("process: stock", "tuned", "splitload", "with buffers", "stock ÷ buffers")
+    return ("model", *whole, "TTFO: stock", "tuned", "splitload", "k", "n"), body
+
+
 def whole(records: Iterable[tuple[str, Any]]) -> Table:
     """Return every figure of every model and arm: medians, with the quartiles of the whole process and of the TTFO."""
     body = [
