@@ -37,8 +37,8 @@ test-lowest: PINS = $(FLOORS)
 test-lowest test-newest: | $(VENV)/bin/python  ## each in an environment that is thrown away
 	rm -rf build/$@
 	$(PYTHON) -m venv build/$@
-	build/$@/bin/python -m pip --disable-pip-version-check install -qq $(TORCH) $(PINS) --editable '.[dev]'
-	build/$@/bin/python -m pip --disable-pip-version-check install -qq --no-deps $(TORCHVISION) pillow
+	build/$@/bin/python -m pip --disable-pip-version-check install -qq --no-compile $(TORCH) $(PINS) --editable '.[dev]'
+	build/$@/bin/python -m pip --disable-pip-version-check install -qq --no-compile --no-deps $(TORCHVISION) pillow
 	build/$@/bin/python -m pip --disable-pip-version-check list | grep -E '^(numpy|onnxruntime|gymnasium|onnx) '
 	build/$@/bin/python -m pytest -n logical --dist loadfile $(ROOMS)
 	rm -rf build/$@
