@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +55,11 @@ def test_every_module_has_a_purpose_and_no_bare_import():
             imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not {"envs", "agents", "deploy"} & {each.split(".")[0] for each in imported}, name
+
+
+def test_every_folder_of_tests_is_collected(request):
+    left_out = request.config.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    parts = {part for folder in folders for part in folder.relative_to(ROOT / "tests").parts}
+    assert "build" in parts
+    assert [part for part in parts for pattern in left_out if fnmatch(part, pattern)] == []

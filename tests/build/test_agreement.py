@@ -1,7 +1,9 @@
 """A new bundle is run once beside a stock session, on the user's inputs or made-up ones, before it counts."""
 
+import functools
 import json
 import shutil
+from pathlib import Path
 
 import models
 import numpy as np
@@ -153,13 +155,13 @@ def test_a_stage_is_opened_as_a_loader_opens_it(tmp_path, monkeypatch, optimized
     (bundle / "manifest.json").write_text(json.dumps(manifest.to_json()))
     opened = []
 
-    def opens(path, **settings):
-        opened.append((path.name, *(settings[key] for key in ("prepack", "mapped", "optimize"))))
-        return open_session(path, **settings)
+    def opens(make, path, **settings):
+        opened.append((Path(path).name, *(settings[key] for key in ("prepack", "mapped", "optimize"))))
+        return make(path, **settings)
 
     with runtime_models.loader_with(open_session=opens)(bundle) as loaded:
         loaded.run(None, {"x": floats(1, 4)})
-    monkeypatch.setattr(agreement, "open_session", opens)
+    monkeypatch.setattr(agreement, "open_session", functools.partial(opens, open_session))
     assert compare_with_stock(bundle, manifest, model, {}).agrees
     first, second = opened
     assert first == second

@@ -28,7 +28,6 @@ from splitload.graphs import layout, stages
 from splitload.graphs.layout import channel_block
 from splitload.graphs.proto import all_tensors, is_external
 from splitload.plan.partition import Partition
-from splitload.runtime.session import open_session
 
 WAIT_S = 60
 
@@ -382,9 +381,9 @@ def test_native_stages_do_not_lean_on_others(bundle: Path) -> None:
 def test_weights_are_restored_once_by_the_load_and_not_by_each_run(bundle: Path) -> None:
     seen: dict[str, set[bool]] = {}
 
-    def watched(graph: Path, *, optimize: bool = False, **options: Any) -> Any:
-        seen.setdefault(graph.name, set()).add(optimize)
-        return open_session(graph, optimize=optimize, **options)
+    def watched(make: Any, graph: str, *, optimize: bool = False, **options: Any) -> Any:
+        seen.setdefault(Path(graph).name, set()).add(optimize)
+        return make(graph, optimize=optimize, **options)
 
     with loader_with(open_session=watched)(bundle) as loader:
         assert loader.wait("upgraded", WAIT_S)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _CPU = (1, 0)  # DLPack's device type and number of the processor
 _WITH_FORMAT = 4  # PyBUF_FORMAT
 _view_from = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(("PyMemoryView_FromBuffer", ctypes.pythonapi))
+_BYTE = ctypes.c_uint8()  # where tensors without elements lie that have no memory: older numpys do not take null
+_AS_BITS = {"bfloat16": "u2", "bool": "u1"}  # in DLPack: numpy has no bfloat16, and refuses bool before 1.25
 _NUMBERS: dict[str, Any] = {
     "f": ctypes.c_float, "d": ctypes.c_double, "?": ctypes.c_bool, "b": ctypes.c_int8, "B": ctypes.c_uint8,
     "h": ctypes.c_int16, "H": ctypes.c_uint16, "i": ctypes.c_int32, "I": ctypes.c_uint32, "q": ctypes.c_int64,
@@ -71,8 +73,8 @@ class Tensor:
         """See numpy's array interface, version 3; a bfloat16 is two bytes there."""
         memory = self._memory
         return {
-            "version": 3, "shape": memory.shape, "typestr": memory.element.typestr, "data": (memory.address, False),
-            "strides": None,
+            "version": 3, "shape": memory.shape, "typestr": memory.element.typestr, "strides": None,
+            "data": (memory.address or ctypes.addressof(_BYTE), False),
         }  # fmt: skip
 
     def tobytes(self) -> bytes:
@@ -141,10 +143,10 @@ class Tensor:
             import numpy as np
         except ImportError as error:
             raise BufferError("DLPack needs numpy: 'pip install numpy'; the buffer of a tensor does not") from error
-        if self.dtype != "bfloat16":
+        if self.dtype not in _AS_BITS:
             return np.asarray(self).__dlpack__(**wishes)
         wishes.pop("max_version", None)  # the structure of the first version is known here
-        capsule = np.asarray(self).view(np.uint16).__dlpack__(**wishes)
+        capsule = np.asarray(self).view(_AS_BITS[self.dtype]).__dlpack__(**wishes)
         DLTensor.from_address(capsule_pointer(capsule, b"dltensor")).code = self._memory.element.dlpack_code
         return capsule
 
