@@ -33,7 +33,7 @@ CODES = dict(zip("bBhHiIlLqQfd", "bBhHiIlLqQfd", strict=True))
 MAX_RANK = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
 DOCUMENTED = (RuntimeError, ValueError, TypeError, *(
     getattr(ort.capi.onnxruntime_pybind11_state, name)
-    for name in ("InvalidArgument", "Fail", "NotImplemented", "RuntimeException")  # the last of a model without its input
+    for name in ("InvalidArgument", "Fail", "NotImplemented", "RuntimeException")  # the last without an input
 ))  # fmt: skip
 
 
