@@ -13,10 +13,9 @@ from splitload.base.errors import LibraryWarning, MissingPackageError, UsageErro
 from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.capi.engine import LibraryEngine
-from splitload.runtime.capi.find import NoLibraryError, named_path
+from splitload.runtime.capi.find import NoLibraryError, module_is_imported, named_path
 from splitload.runtime.capi.library import library
 from splitload.runtime.variants import check_floor
-from splitload.runtime.warmup import module_is_imported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,37 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-
-_brings_errors = False  # whether splitload has imported the Python module, and for the class of an error alone
-
-
-def module_is_imported() -> bool:
-    """Return whether the Python module is there already: a second runtime would take time and memory for nothing.
-
-    Not where it came for an error: then the library is there, and the next loader is as those before.
-    """
-    return sys.modules.get("onnxruntime") is not None and not _brings_errors  # None hides it
-
-
-def bring_errors() -> Any:
-    """Return what has the classes of the runtime's errors, of its Python module.
-
-    Raises:
-        ImportError: If the module is not installed, or lacks numpy.
-    """
-    global _brings_errors
-    was_there = "onnxruntime" in sys.modules
-    import numpy  # noqa: F401 - without it the module prints a traceback before it raises
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-    _brings_errors = _brings_errors or not was_there
-    return errors
+from splitload.runtime.capi.find import NoLibraryError, beside_module, module_is_imported, named_path
 
 
 def warm_up() -> None:
@@ -52,8 +23,6 @@ def warm_up() -> None:
 
         started(threading.Thread(target=first_session, name="splitload-warm-up"))
         return
-    from splitload.runtime.capi.find import NoLibraryError, beside_module, named_path
-
     try:
         path = named_path() or beside_module()
     except NoLibraryError:  # who needs one will meet it

@@ -1,11 +1,19 @@
-"""Where onnxruntime's C library lies: where the user says, or beside the Python module, which is not imported."""
+"""Where onnxruntime's C library lies: where the user says, or beside the Python module, which is not imported for it.
+
+And whether that module is imported all the same, by the program or by splitload for the class of an error.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 VARIABLE = "SPLITLOAD_ORT_LIBRARY"
+_brings_errors = False  # whether splitload has imported the Python module, and for the class of an error alone
 
 
 class NoLibraryError(Exception):
@@ -57,3 +65,26 @@ def _module_folders() -> list[str]:
         if find is not None and (spec := find("onnxruntime", None)) is not None:
             return list(spec.submodule_search_locations or ())
     return []
+
+
+def module_is_imported() -> bool:
+    """Return whether the Python module is there already: a second runtime would take time and memory for nothing.
+
+    Not where it came for an error: then the library is there, and the next loader is as those before.
+    """
+    return sys.modules.get("onnxruntime") is not None and not _brings_errors  # None hides it
+
+
+def bring_errors() -> Any:
+    """Return what has the classes of the runtime's errors, of its Python module.
+
+    Raises:
+        ImportError: If the module is not installed, or lacks numpy.
+    """
+    global _brings_errors
+    was_there = "onnxruntime" in sys.modules
+    import numpy  # noqa: F401 - without it the module prints a traceback before it raises
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    _brings_errors = _brings_errors or not was_there
+    return errors

@@ -7,13 +7,12 @@ import ctypes
 import os
 from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 
-from splitload.runtime.capi.find import NoLibraryError, beside_module, named_path
+from splitload.runtime.capi.find import NoLibraryError, beside_module, bring_errors, named_path
 from splitload.runtime.capi.pages import in_large_pages, widen_heap
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
 from splitload.runtime.forks import make_beside, making_session
 from splitload.runtime.settings import DISABLE_ALL, FATAL
 from splitload.runtime.tiny import TINY_MODEL
-from splitload.runtime.warmup import bring_errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
