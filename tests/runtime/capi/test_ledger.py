@@ -42,7 +42,8 @@ def balance(bundles: Path, runs: int, lifetimes: int) -> dict[str, Any]:
     """Return what ledger.py prints."""
     command = [sys.executable, str(SCRIPT), str(bundles), str(runs), str(lifetimes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -116,4 +117,5 @@ def test_exit_with_living_tensors_is_clean(chain_bundle: Path, how: str) -> None
         done = subprocess.run(
             [sys.executable, "-c", EXIT, str(chain_bundle), how], capture_output=True, text=True, timeout=60
         )
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
