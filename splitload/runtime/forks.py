@@ -41,10 +41,11 @@ class making_session:
             _inside.discard(_thread.get_ident())
 
 
-def make_beside(work: Callable[[], None]) -> None:
+def make_beside(work: Callable[[], None]) -> bool:
     """Do what makes a session on a thread of its own, if the system has one; the interpreter does not exit meanwhile.
 
-    Returns when that thread runs: it would wait for Python's lock, for as long as this one imports.
+    Returns when that thread runs, which would wait for Python's lock for as long as this one imports; False where the
+    system has none left.
 
     Args:
         work: What is done; it must not raise.
@@ -78,8 +79,9 @@ def make_beside(work: Callable[[], None]) -> None:
         _thread.start_new_thread(on_thread, ())
     except RuntimeError:  # there is no thread left
         _inside.discard(begun)
-        return
+        return False
     runs.acquire()
+    return True
 
 
 def _before() -> None:

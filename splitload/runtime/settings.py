@@ -14,6 +14,7 @@ EXACT = {  # of the arena of all stages: regions as large as what is asked for, 
 }
 ENABLE_ALL, DISABLE_ALL = 99, 0  # of GraphOptimizationLevel
 FATAL = 4  # the least severity that is logged: what goes wrong is raised
+ENVIRONMENT = FATAL, b"splitload"  # what it logs, and under which name
 SHARES = {"session.use_env_allocators": "1"}  # of a session that takes its memory there
 SHRINKS = {"memory.enable_memory_arena_shrinkage": "cpu:0"}  # of a run that gives back what is free
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _struct
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import onnxruntime.capi.onnxruntime_inference_collection as stock
 import pytest
 
 from splitload.runtime import forks, warmup
+from splitload.runtime.capi import early, library
+from splitload.runtime.capi.find import NoLibraryError, beside_module
 
 WAIT_S = 60
 NAME = "splitload-warm-up"
@@ -87,11 +90,83 @@ print(begun.wait({WAIT_S}))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
-def test_what_may_hang_when_it_is_opened_is_not_opened_where_no_interrupt_comes(tmp_path: Path) -> None:
+def test_what_may_hang_when_it_is_opened_is_not_opened_where_no_interrupt_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name in ("pipe", "missing", "."):
-        warmup._open_beside(str(tmp_path / name))
-        assert not forks._inside
+    opened: list[tuple[str, int]] = []
+
+    def refuse(path: str) -> None:
+        opened.append((path, threading.get_ident()))
+        raise NoLibraryError(path)
+
+    monkeypatch.setattr(library, "library", refuse)
+    paths = [str(tmp_path / name) for name in ("pipe", "missing", ".")]
+    for path in paths:
+        early.begin(path)
+    assert opened == [(path, threading.get_ident()) for path in paths]
+    assert not forks._inside
+
+
+def environment_of(path: Path) -> int | None:
+    early.begin(str(path))
+    return early.environment(str(path))
+
+
+def test_the_environment_is_made_before_ctypes_is_there() -> None:
+    code = """
+import sys, time
+from splitload.runtime.capi import early
+from splitload.runtime.capi.find import beside_module
+path = beside_module()
+early.begin(path)
+print({"ctypes", "threading"} & set(sys.modules) or "neither")
+print(early.environment(path) is not None)
+from splitload.runtime.capi.library import library
+print(library().env.value == early.environment(path))
+"""
+    assert run(code) == "neither\nTrue\nTrue\n"
+
+
+def test_the_environment_of_another_file_is_left_to_who_needs_it(tmp_path: Path) -> None:
+    text = tmp_path / "libonnxruntime.so"
+    text.write_text("no library\n")
+    assert environment_of(text) is None
+    assert environment_of(Path(_struct.__file__)) is None  # a library, but another one
+    with pytest.raises(NoLibraryError, match="cannot be opened"):
+        library.library(text)
+
+
+def test_the_environment_of_an_older_library_is_left_to_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early, "API_VERSION", 10_000)
+    monkeypatch.setattr(early, "_begun", {})
+    assert environment_of(Path(beside_module())) is None
+
+
+def test_no_environment_is_waited_for_where_the_system_has_no_thread_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> int:
+        raise RuntimeError("no thread left")
+
+    monkeypatch.setattr(forks._thread, "start_new_thread", start)
+    monkeypatch.setattr(early, "_begun", {})
+    assert environment_of(Path(beside_module())) is None
+    assert not forks._inside
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_who_audits_what_is_opened_may_refuse_it() -> None:
+    code = """
+import sys
+from splitload.runtime.capi import early
+from splitload.runtime.capi.find import beside_module
+def refuse(event, arguments):
+    if event == "ctypes.dlopen" and "onnxruntime" in str(arguments):
+        raise PermissionError(event)
+sys.addaudithook(refuse)
+early.begin(beside_module())
+print(early.environment(beside_module()), "onnxruntime" in open("/proc/self/maps").read())
+"""
+    assert run(code) == "None False\n"
 
 
 def test_nothing_is_begun_by_who_does_not_load() -> None:

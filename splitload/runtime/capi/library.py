@@ -7,11 +7,12 @@ import ctypes
 import os
 from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 
+from splitload.runtime.capi.early import environment
 from splitload.runtime.capi.find import NoLibraryError, beside_module, bring_errors, named_path
-from splitload.runtime.capi.pages import in_large_pages, widen_heap
+from splitload.runtime.capi.pages import in_large_pages
 from splitload.runtime.capi.table import API_VERSION, FUNCTIONS
-from splitload.runtime.forks import make_beside, making_session
-from splitload.runtime.settings import DISABLE_ALL, FATAL
+from splitload.runtime.forks import making_session
+from splitload.runtime.settings import DISABLE_ALL, ENVIRONMENT
 from splitload.runtime.tiny import TINY_MODEL
 
 TYPE_CHECKING = False
@@ -179,10 +180,6 @@ class Library:
         ask(*arguments, ctypes.addressof(number))
         return number.value
 
-    def prepare(self) -> None:
-        """Look up what makes the environment, so that the thread that makes it is at once outside Python's lock."""
-        self.CreateCpuMemoryInfo, self.CreateEnv  # noqa: B018
-
     def set_up(self) -> None:
         """Make the environment and, unless somebody waits for it already, what the first session makes for all others.
 
@@ -217,7 +214,8 @@ class Library:
         with making_session(), self._lock:
             if self._env is None:
                 self._memory_info = self.made(self.CreateCpuMemoryInfo, _DEVICE_ALLOCATOR, _DEFAULT_MEMORY)
-                self._env = self.made(self.CreateEnv, FATAL, b"splitload")
+                begun = environment(self.path)
+                self._env = c_void_p(begun) if begun else self.made(self.CreateEnv, *ENVIRONMENT)
             return self._env
 
     def register_arena(self, settings: dict[str, int]) -> None:
@@ -312,25 +310,13 @@ def library(named: str | os.PathLike[str] | None = None) -> Library:
         return _opened[path]
 
 
-def make_environment(path: str) -> None:
-    """Make the environment of a library on a thread beside this one.
-
-    Whoever needs it will meet what goes wrong.
+def set_up(path: str) -> None:
+    """Make what all sessions of a library share; whoever needs it will meet what goes wrong.
 
     Args:
         path: Its file.
     """
     try:
-        found = library(path)
-    except NoLibraryError:
-        return
-
-    def work() -> None:
-        try:
-            widen_heap()
-            found.set_up()
-        except RuntimeFailure:
-            pass
-
-    found.prepare()
-    make_beside(work)
+        library(path).set_up()
+    except (NoLibraryError, RuntimeFailure):
+        pass

@@ -6,9 +6,7 @@ the setting is `never`, all of this changes nothing.
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from ctypes import c_int, c_size_t, c_void_p
 
 PAGE_BYTES = 2 << 20  # a large page of most processors; where it is another one, pages are large in places
 _ADVICE = 14  # MADV_HUGEPAGE
@@ -16,11 +14,12 @@ _BLOCK_BYTES = 120_000  # just what malloc still takes from its heap: from 128 K
 _HEAP_BYTES = 8 << 20  # what the environment takes, 7 MB with onnxruntime 1.32, and large pages to hold it
 _IS_LINUX = sys.platform == "linux"
 
-# They keep Python's lock: to ask for it again takes longer than they do.
-_python = ctypes.pythonapi
-_allocate = ctypes.PYFUNCTYPE(c_void_p, c_size_t)(("PyMem_RawMalloc", _python))
-_free = ctypes.PYFUNCTYPE(None, c_void_p)(("PyMem_RawFree", _python))
-_advise = ctypes.PYFUNCTYPE(c_int, c_void_p, c_size_t, c_int)(("madvise", _python)) if _IS_LINUX else None
+if _IS_LINUX:
+    from splitload.runtime.capi.raw import Address, Int, Size, function, place
+
+    _allocate = function(place("PyMem_RawMalloc"), Address, Size, keeps_lock=True)
+    _free = function(place("PyMem_RawFree"), None, Address, keeps_lock=True)
+    _advise = function(place("madvise"), Int, Address, Size, Int, keeps_lock=True)
 
 
 def in_large_pages(begin: int, end: int) -> None:
@@ -31,7 +30,7 @@ def in_large_pages(begin: int, end: int) -> None:
         end: The address behind its last one.
     """
     begin, end = -(-begin // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
-    if _advise is not None and begin < end:
+    if _IS_LINUX and begin < end:
         _advise(begin, end - begin, _ADVICE)  # a system that has none says so, which changes nothing
 
 
