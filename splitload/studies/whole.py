@@ -54,7 +54,6 @@ MODELS = tuple(
         "vgg19",
     )
 )  # fmt: skip
-BASELINE = "zoo:squeezenet1_1"  # the model that the program in C answers for
 _MEASURES = (whole, first_output, settled_first_output)  # of the programs of an arm, which may have fewer
 _BUILDS = {"splitload": "after", "splitload-buffers": "after", "before": "before"}
 
@@ -90,10 +89,9 @@ def model_row(
         for name in WAYS
     }
     variant, why_portable = choose(bundle, manifest, builds["after"].packages["onnxruntime"])
-    if model == BASELINE:
-        given = {name: (each.raw, each.shape) for name, each in inputs.items()}
-        program = compiled(folder, model_header(bundle.resolve(), manifest, variant, given), header)
-        commands["c"] = [[str(program)]]
+    given = {name: (each.raw, each.shape) for name, each in inputs.items()}
+    program = compiled(folder, model_header(bundle.resolve(), manifest, variant, given), header)
+    commands["c"] = [[str(program)]]
     samples = _in_turns(commands, runs)
     return {
         "of": "model",

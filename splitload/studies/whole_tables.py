@@ -76,7 +76,8 @@ def targets(records: Iterable[tuple[str, Any]]) -> Table:
             str(target["what"]),
             str(target["figure"]),
             f"{'≥' if target['at_least'] else '≤'} {target['target']:g}",
-            "–" if target["value"] is None else f"{target['value']:.2f}",
+            _number(target["value"]),
+            _number(target.get("in_c")),  # which earlier records lack
             {True: "yes", False: "no", None: "–"}[target["met"]],
             str(target["model"] or "–"),
             str(target["models"]),
@@ -86,7 +87,11 @@ def targets(records: Iterable[tuple[str, Any]]) -> Table:
         if row["of"] == "targets"
         for target in row["targets"]
     ]
-    return ("of medians", "figure", "target", "measured", "met", "worst model", "models"), body
+    return ("of medians", "figure", "target", "measured", "the same with C", "met", "worst model", "models"), body
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _figure(figures: Mapping[str, Any], key: str, scale: float, *, digits: int = 0) -> str:
