@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,12 +50,11 @@ def test_systems_that_do_not_tell(evictable: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_is_fetched(evictable: Path) -> None:
     end = 250 * PAGE
+    os.truncate(evictable, 64_000_000)
     fetch([(evictable, (8 * PAGE, 20 * PAGE, end))], never)
-    deadline = time.monotonic() + WAIT_S
-    while pagecache.resident_bytes([evictable]) < end and time.monotonic() < deadline:
-        time.sleep(0.01)  # all was asked for in order, and may arrive in another
-    assert end <= pagecache.resident_bytes([evictable]) < 400 * PAGE  # the kernel reads on a little
+    assert end <= pagecache.resident_bytes([evictable]) < 32_000_000  # the kernel reads on, 8 MB on some machines
     fetch([(evictable.with_name("missing"), (PAGE, 2 * PAGE))], never)
+    fetch([(evictable, (PAGE, 100_000_000))], never)  # a file that is shorter than it was
 
 
 def test_nothing_is_fetched_for_nobody(evictable: Path) -> None:
