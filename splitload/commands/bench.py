@@ -17,7 +17,7 @@ from splitload.build.assemble import VariantPlan
 from splitload.bundle.read import read_manifest
 from splitload.bundle.verification import verify
 from splitload.commands.console import Console
-from splitload.commands.gain_sentence import gain_sentence
+from splitload.commands.gain_sentence import buffers_sentence, gain_sentence
 from splitload.devices import Measuring
 from splitload.devices.host import HostDevice
 from splitload.frontends import deep, open_source
@@ -77,6 +77,8 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         gain = gain_of(summary, plan["num_stages"], options.runs, trial)
     if gain is not None:
         console.print(gain_sentence(gain))
+    if (with_buffers := buffers_sentence(summary, options.runs)) is not None:
+        console.print(with_buffers)
     return {
         "kind": "bench",
         "schema_version": 2,
@@ -299,7 +301,9 @@ def _show(
     cache = "cold files" if options.cold else "warm page cache"
     if options.storage_mbps is not None:
         cache += f", storage capped at {options.storage_mbps:g} MB/s"
-    title = f"{subject.graph.name}: medians of {options.runs} fresh process(es) an arm, in turns, {cache}"
+    title = (
+        f"{subject.graph.name}: medians of {count_of(options.runs, 'sample')} an arm, fresh processes in turns, {cache}"
+    )
     broken = _NARROW if len(summary) > 5 else {}
     console.table(title, ("", *(broken.get(name, name) for name in summary)), rows)
 

@@ -1,6 +1,8 @@
-"""What a bundle gains, as a sentence for people."""
+"""What a bundle gains, in sentences for people."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from splitload.base.phrases import count_of, milliseconds
 from splitload.planner.gain import Gain
@@ -27,7 +29,31 @@ def gain_sentence(gain: Gain) -> str:
     else:
         factors = f"layout and mapping make a factor of {gain.layout_ratio:.2f}, the cut one of {gain.cut_ratio:.2f}"
         parts.append(f"Of the {gain.ratio:.2f}, {factors}.")
-    return f"{' '.join(parts)} (Measured, medians of {gain.runs} fresh processes each, in turns.)"
+    return f"{' '.join(parts)} {_measured(gain.runs)}"
+
+
+def buffers_sentence(arms: Mapping[str, Mapping[str, Mapping[str, float]]], runs: int) -> str | None:
+    """Return what the whole process takes where tensors are buffers in place of numpy arrays, for people.
+
+    Args:
+        arms: What `summarize` returns, by the name of the arm.
+        runs: Samples of each arm.
+
+    Returns:
+        None where stock or splitload-buffers was not among the arms.
+    """
+    if not {"stock", "splitload-buffers"} <= arms.keys():
+        return None
+    stock_s, here_s = (arms[name]["process_s"]["median"] for name in ("stock", "splitload-buffers"))
+    return (
+        f"With buffers in place of numpy arrays (splitload-buffers): whole process {milliseconds(here_s)}; with a "
+        f"stock session it takes {milliseconds(stock_s)}, {_times(stock_s / here_s)}. {_measured(runs)}"
+    )
+
+
+def _measured(runs: int) -> str:
+    """Return what lies behind measured figures."""
+    return f"(Measured, {'one fresh process' if runs == 1 else f'medians of {runs} fresh processes'} each, in turns.)"
 
 
 def _times(ratio: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from splitload.commands.gain_sentence import gain_sentence
+from splitload.commands.gain_sentence import buffers_sentence, gain_sentence
 from splitload.planner.gain import GAIN_RUNS, Gain
 
 
@@ -47,6 +47,25 @@ def test_sentences(gain: Gain, sentence: str) -> None:
     assert gain_sentence(gain) == sentence
 
 
+def arms(**process_s: float) -> dict[str, dict[str, dict[str, float]]]:
+    return {name.replace("_", "-"): {"process_s": {"median": value}} for name, value in process_s.items()}
+
+
+def test_the_process_with_buffers_is_named_where_it_was_measured() -> None:
+    assert buffers_sentence(arms(stock=0.3, splitload=0.2, splitload_buffers=0.05), 9) == (
+        "With buffers in place of numpy arrays (splitload-buffers): whole process 50.0 ms; with a stock session it "
+        "takes 300.0 ms, 6.00 times as long. (Measured, medians of 9 fresh processes each, in turns.)"
+    )
+    assert buffers_sentence(arms(stock=0.3, splitload=0.2), 9) is None
+    assert buffers_sentence(arms(splitload_buffers=0.05), 9) is None
+
+
+def test_one_sample_is_no_median() -> None:
+    told = buffers_sentence(arms(stock=0.3, splitload_buffers=0.4), 1)
+    assert told is not None
+    assert told.endswith("0.75 times as long, a loss. (Measured, one fresh process each, in turns.)")
+
+
 def test_what_is_not_known_is_said() -> None:
     gain = Gain("measured", 2, times(0.02, 0.2), times(0.08, 0.3), 3)
     assert "What of it comes from the cut was not measured." in gain_sentence(gain)
@@ -61,10 +80,13 @@ def test_train_and_bench_measure_beside_stock(run: Any, chain_model: Path) -> No
     assert gain["splitload"]["ttfo_s"] == found["ttfo_s"]["measured"]
     assert gain["ratio"] == gain["stock"]["ttfo_s"] / gain["splitload"]["ttfo_s"]
     assert gain["stock"]["process_s"] > gain["stock"]["ttfo_s"] > 0
-    out = run("bench", chain_model, "--bundle", "b.splitload", "--runs", "1", "--arms", "stock,splitload")
-    last = out.splitlines()[-1]
-    assert last.startswith("First output after ")
-    assert last.endswith("(Measured, medians of 1 fresh processes each, in turns.)")
+    out = run(
+        "bench", chain_model, "--bundle", "b.splitload", "--runs", "1", "--arms", "stock,splitload,splitload-buffers"
+    )
+    both = out.splitlines()[-2:]
+    assert both[0].startswith("First output after ")
+    assert both[1].startswith("With buffers in place of numpy arrays (splitload-buffers): whole process ")
+    assert all(line.endswith("(Measured, one fresh process each, in turns.)") for line in both)
 
 
 def test_a_simulated_device_shows_one_stage_beside_the_plan(run: Any) -> None:
