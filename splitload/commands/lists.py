@@ -9,6 +9,8 @@ from typing import Any
 from splitload.commands.console import Console
 from splitload.devices import names, open_device
 
+_PAPER = "Reinforcement Learning Based Asymmetrical DNN Modularization for Optimal Loading"
+
 
 def devices(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Show the devices; return what `--json` prints."""
@@ -18,6 +20,7 @@ def devices(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         ("name", "times are", "description"),
         [(each.name, each.source, each.description) for each in known],
     )
+    console.print(f'Table 1 is that of "{_PAPER}" (ICLR 2021 submission).')
     return {"devices": [{"name": each.name, "source": each.source, "description": each.description} for each in known]}
 
 

@@ -142,8 +142,9 @@ def test_devices_and_zoo(cli: Run) -> None:
     found = [device["name"] for device in json_of(cli("devices", "--json"))["devices"]]
     assert found == list(devices.names())
     assert {"host", "pixel6", "redmi9", "rpi4", "s20"} <= set(found)
-    lines = [line for line in cli("devices")[1].splitlines() if line.strip()]
+    *lines, paper = [line for line in cli("devices")[1].splitlines() if line.strip()]
     assert [line.split()[0] for line in lines[3:]] == found  # none takes two lines
+    assert paper.startswith('Table 1 is that of "Reinforcement Learning Based Asymmetrical DNN Modularization for ')
     assert "zoo:mobilenet_v1" in [model["name"] for model in json_of(cli("zoo", "--json"))["models"]]
     assert "zoo:mobilenet_v1" in cli("zoo")[1]
 
