@@ -91,12 +91,12 @@ def test_says_what_it_needs(place: Path, words: list[str]) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"splitload: 'splitload {words[0]}' needs the package '")
-    assert done.stderr.endswith("', which is not installed: pip install 'splitload[desk]'\n")
+    assert done.stderr.endswith("', which is not installed: pip install '.[desk]' (in a checkout of splitload)\n")
 
 
 @pytest.mark.slow
 def test_an_environment_of_its_own(place: Path, tmp_path: Path) -> None:
-    """What `pip install splitload` brings; needs a package index."""
+    """What `pip install .` brings; needs a package index."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", "setuptools>=77", "wheel"], check=True)
@@ -112,4 +112,4 @@ def test_an_environment_of_its_own(place: Path, tmp_path: Path) -> None:
     for words in NEEDS_MORE.values():
         done = run([str(python), "-m", "splitload"], own, words)
         assert done.returncode == 1
-        assert "pip install 'splitload[desk]'" in done.stderr
+        assert "pip install '.[desk]'" in done.stderr

@@ -4,9 +4,13 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
+
+from splitload.base.packages import install
+from splitload.frontends import torch_packages
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"splitload": ROOT / "splitload"} | {
@@ -45,6 +49,22 @@ def test_a_device_gets_numpy_and_onnxruntime_alone():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     required = re.search(r"^dependencies = \[(.*?)\]", text, re.M | re.S)[1]
     assert re.findall(r'"([A-Za-z0-9_-]+)', required) == ["numpy", "onnxruntime"]
+
+
+def test_what_is_said_to_install_is_what_the_documentation_says():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    advised = {"torch"}
+    for path in modules().values():
+        source = path.read_text(encoding="utf-8")
+        assert "install 'splitload" not in source, path  # no package index has it
+        advised |= set(re.findall(r"""\binstall\(["'](\w+)["']""", source))
+    assert advised >= {"bench", "cluster", "desk"}
+    assert advised <= set(extras)
+    for command in [*(install(extra) for extra in advised), torch_packages.INSTALL]:
+        steps, _, where = command.partition(" (")
+        assert where == "in a checkout of splitload)"
+        assert all(step in page for step in steps.split(" && ")), command
 
 
 def test_every_module_has_a_purpose_and_no_bare_import():

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from splitload.base.errors import MissingPackageError
 
-INSTALL = "pip install 'splitload[desk]'"
 _PACKAGES = {  # by the name that is imported
     "flatbuffers": "flatbuffers",
     "google": "protobuf",
@@ -18,6 +17,18 @@ _PACKAGES = {  # by the name that is imported
     "onnx": "onnx",
     "rich": "rich",
 }
+
+
+def install(extra: str, *, before: str = "", after: str = "") -> str:
+    """Return the command that installs what an extra of splitload names, which no package index has: docs/install.md.
+
+    Args:
+        extra: Its name in pyproject.toml.
+        before: What is to be installed before it.
+        after: What after it.
+    """
+    commands = [f"pip install {each}" for each in (before, f"'.[{extra}]'", after) if each]
+    return f"{' && '.join(commands)} (in a checkout of splitload)"
 
 
 def has(name: str) -> bool:
@@ -46,5 +57,5 @@ def named(what: str) -> Iterator[None]:
 
 def missing(what: str, package: str) -> MissingPackageError:
     """Return the error that says what needs a package, and how to install it; numpy is no matter of the desk's."""
-    install = "pip install numpy" if package == "numpy" else INSTALL
-    return MissingPackageError(f"{what} needs the package '{package}', which is not installed: {install}")
+    cure = "pip install numpy" if package == "numpy" else install("desk")
+    return MissingPackageError(f"{what} needs the package '{package}', which is not installed: {cure}")

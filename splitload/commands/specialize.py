@@ -10,7 +10,7 @@ from typing import Any
 
 from splitload.base.errors import BundleError
 from splitload.base.machine import cpu_architecture
-from splitload.base.packages import INSTALL, has
+from splitload.base.packages import has, install
 from splitload.base.phrases import count_of
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
@@ -68,7 +68,7 @@ def _as_it_is_cut(options: argparse.Namespace, console: Console) -> dict[str, An
     where = bundle if chosen.kind == "native" or kept is None else kept[0]
     variant = chosen if chosen.kind == "native" or kept is None else kept[1]
     files_bytes = sum({file.name: file.bytes for file in manifest.files()}.values())
-    stages, hint = count_of(len(variant.stages), "stage"), f"With {INSTALL} a plan is searched on this machine"
+    stages, hint = count_of(len(variant.stages), "stage"), f"With {install('desk')} a plan is searched on this machine"
     if there:
         console.print(f"{where}: a part for {cpu_architecture()} is there already, {stages}. {hint}")
     else:

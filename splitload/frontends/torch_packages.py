@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Iterator
 
 from splitload.base.errors import MissingPackageError
+from splitload.base.packages import install
 
-INSTALL = "pip install torch==2.13.0 transformers onnxscript && pip install --no-deps torchvision==0.28.0"
+INSTALL = install("torch", before="torch==2.13.0", after="--no-deps torchvision==0.28.0 pillow")
 
 _ONE_AT_A_TIME = threading.RLock()
 

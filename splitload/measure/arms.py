@@ -16,6 +16,7 @@ from typing import Any
 from splitload.base.entries import is_whole, making
 from splitload.base.errors import MissingPackageError, ModelError, OutputError, UsageError
 from splitload.base.machine import available_threads, cpu_architecture
+from splitload.base.packages import install
 from splitload.frontends.onnx import Source, model_files
 from splitload.frontends.torch_packages import INSTALL as INSTALL_TORCH
 from splitload.measure.convert import BATCH
@@ -24,7 +25,6 @@ from splitload.measure.job import ConvertModel
 from splitload.measure.sampling import Arm, saved_inputs
 from splitload.plan.graph import ModelGraph
 
-INSTALL = "pip install 'splitload[bench]'"
 _VERSION = 2  # raise it when a change in `convert` changes a file
 # How a torch user builds the modules of the zoo; those that are not here are torchvision's, by the same name.
 _ZOO = {
@@ -167,7 +167,7 @@ def _no_synthetic(arm: str, subject: Subject) -> None:
 def _need(*packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            cure = INSTALL_TORCH if package in ("torch", "torchvision", "transformers") else INSTALL
+            cure = INSTALL_TORCH if package in ("torch", "torchvision", "transformers") else install("bench")
             raise MissingPackageError(f"needs the package '{package}'. Install it: {cure}")
 
 

@@ -21,9 +21,9 @@ import joblib
 
 from splitload.base.errors import ClusterError, MissingPackageError, StageError, UsageError
 from splitload.base.machine import available_threads
+from splitload.base.packages import install
 from splitload.measure.process import isolated_workers
 
-INSTALL = 'pip install "splitload[cluster]"'
 CONNECT_S = 5.0
 WORKERS_S = 10.0  # an adaptive cluster starts its workers when it is asked for them
 
@@ -96,7 +96,9 @@ def check_cluster(address: str) -> None:
     try:
         from distributed.comm import connect
     except ImportError as error:
-        raise MissingPackageError(f"a cluster needs the package 'distributed'. Install it: {INSTALL}") from error
+        raise MissingPackageError(
+            f"a cluster needs the package 'distributed'. Install it: {install('cluster')}"
+        ) from error
 
     async def answered() -> None:
         comm = await connect(address, timeout=CONNECT_S)

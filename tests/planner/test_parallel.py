@@ -195,7 +195,7 @@ def test_without_the_package_the_cure_is_said(monkeypatch: pytest.MonkeyPatch) -
     for name in [name for name in sys.modules if name.partition(".")[0] == "distributed"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(MissingPackageError, match=r"pip install .splitload\[cluster\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install '\.\[cluster\]' \(in a checkout of splitload\)"):
         run_all(divmod, [(1, 2)], cluster="tcp://localhost:8786")
 
 
