@@ -15,7 +15,7 @@ from splitload.base.errors import BundleError, OutputError, UsageError
 from splitload.base.pieces import copy_file
 from splitload.base.regular import regular_size
 from splitload.bundle.manifest import MANIFEST, Manifest, StageEntry
-from splitload.bundle.read import read_json
+from splitload.bundle.read import checked, read_json
 from splitload.bundle.replace import check_place, replacing
 from splitload.bundle.tails import FOLDER, alone, names
 from splitload.bundle.verification import Verified, check_tail, manifest_of, verify
@@ -98,7 +98,7 @@ def install(source: str | Path, target: str | Path, *, on_stayed: Callable[[str]
     """
     source, target = Path(source), Path(target)
     data = read_json(source, _CURE, "hashes")
-    manifest = manifest_of(data)
+    manifest = checked(source, data, manifest_of)
     if target.exists() and source.samefile(target):
         raise UsageError(f"'{source}' and '{target}' are the same bundle")
     brought = sorted(set(names(source)) - set(names(target)))

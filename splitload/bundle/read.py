@@ -21,12 +21,13 @@ MAX_MANIFEST_BYTES = 16 << 20
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-    from typing import Any, Literal, Protocol
+    from collections.abc import Callable, Collection, Iterator
+    from typing import Any, Literal, Protocol, TypeVar
 
     from splitload.base.regular import StrPath
 
     Verify = Literal["none", "sizes", "hashes"]
+    _T = TypeVar("_T")
 
     class HasFiles(Protocol):
         """A manifest of any format."""
@@ -50,7 +51,7 @@ def read_manifest(folder: StrPath, verify: Verify = "sizes") -> Manifest:
         BundleError: If anything is amiss.
     """
     cure = "'splitload train MODEL --device host -o NAME.splitload' makes one"
-    manifest = validate(read_json(folder, cure, verify))
+    manifest = checked(folder, read_json(folder, cure, verify), validate)
     check_files(folder, manifest, verify)
     if verify == "hashes":
         check_references(folder, manifest)
@@ -85,6 +86,18 @@ def read_json(folder: StrPath, cure: str, verify: Verify = "sizes") -> Any:
     if verify == "hashes" and isinstance(data, dict) and KEY in data and not is_intact(text):
         raise BundleError(f"'{path}' is damaged (its own SHA-256 differs); copy the bundle again")
     return data
+
+
+def checked(folder: StrPath, data: Any, check: Callable[[Any], _T]) -> _T:
+    """Return what `check` makes of a bundle's manifest, whatever the format.
+
+    Raises:
+        BundleError: If the manifest is not as the format asks; the message names the file.
+    """
+    try:
+        return check(data)
+    except BundleError as error:
+        raise BundleError(f"'{os.path.join(folder, MANIFEST)}': {error}") from error
 
 
 _SPACE = " \t\n\r"

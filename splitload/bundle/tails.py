@@ -122,7 +122,7 @@ def read_version(place: Path, version: int, stage: StageEntry, verify: str) -> T
     try:
         with open_regular(path) as file:
             text = file.read(_MAX_BYTES)
-        row = Reader(json.loads(text), str(path))
+        row = Reader(json.loads(text), f"'{path}': tail")
     except BundleError as error:
         raise BundleError(f"{error}; or {_BACK}") from error
     except OSError as error:
@@ -137,14 +137,20 @@ def read_version(place: Path, version: int, stage: StageEntry, verify: str) -> T
     if row.get("base") != _base(stage):
         raise BundleError(f"'{folder}' is the tail of another bundle; {_BACK}")
     graph, weights = folder / stage.graph.name, folder / _weights(stage).name
+    new = _weights(stage)._replace(sha256=row.sha256("weights")) if verify == "hashes" else _weights(stage)
+    for written, entry in ((graph, stage.graph), (weights, new)):
+        if not _is_as_written(written, entry, verify):
+            raise BundleError(f"'{written}' is damaged; {_BACK}")
+    return Tail(place.name, version, graph, row.mapping("notes"))
+
+
+def _is_as_written(file: Path, entry: File, verify: str) -> bool:
+    """Return whether a file is there and, unless `verify` is "none", what was written, as far as that is looked at."""
     with contextlib.suppress(OSError):
-        sizes = check_regular(graph).st_size, check_regular(weights).st_size
-        same = sizes == (stage.graph.bytes, _weights(stage).bytes)
-        if verify == "hashes":
-            same = same and sha256_of(weights) == row.sha256("weights") and sha256_of(graph) == stage.graph.sha256
-        if same or verify == "none":
-            return Tail(place.name, version, graph, row.mapping("notes"))
-    raise BundleError(f"'{folder}' is damaged; {_BACK}")
+        if check_regular(file).st_size == entry.bytes:
+            return verify != "hashes" or sha256_of(file) == entry.sha256
+        return verify == "none"
+    return False
 
 
 def files_of(tail: Tail, stage: StageEntry) -> tuple[Path, ...]:

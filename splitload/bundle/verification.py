@@ -16,7 +16,7 @@ from splitload.base.record import Record
 from splitload.base.regular import regular_size
 from splitload.base.sealed import KEY
 from splitload.bundle.manifest import MANIFEST, TORCH_FORMAT, File, Manifest, StageEntry
-from splitload.bundle.read import check_files, check_graph, check_references, read_json
+from splitload.bundle.read import check_files, check_graph, check_references, checked, read_json
 from splitload.bundle.tails import CURRENT, FOLDER, UNFINISHED, counted_versions, files_of, names, read_version
 from splitload.bundle.validate import file_entry, validate
 
@@ -69,7 +69,7 @@ def verify(bundle: str | Path) -> Verified:
     """
     folder = Path(bundle)
     data = read_json(folder, "'splitload train MODEL --device host -o NAME.splitload' makes one", "hashes")
-    manifest = manifest_of(data)
+    manifest = checked(folder, data, manifest_of)
     check_files(folder, manifest, "hashes")
     files = {folder / MANIFEST, *(folder / file.name for file in manifest.files())}
     tails = []

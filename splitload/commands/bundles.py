@@ -11,7 +11,7 @@ from splitload.base.errors import UsageError
 from splitload.base.machine import cpu_architecture
 from splitload.base.phrases import count_of
 from splitload.bundle import delivery, verification
-from splitload.bundle.manifest import Variant
+from splitload.bundle.manifest import MANIFEST, Variant
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console, shortened
 from splitload.commands.why import show_why
@@ -72,7 +72,13 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         shown["training"] |= {"output_kind": training.output_kind, "output_doubt": training.output_doubt}
     if options.why:
         trained = manifest.training is not None
-        show_why(manifest.plan, len(manifest.variants[0].stages), console, trained=trained)
+        show_why(
+            manifest.plan,
+            len(manifest.variants[0].stages),
+            console,
+            trained=trained,
+            where=f"'{bundle / MANIFEST}': plan",
+        )
     if why_portable is not None:
         console.note(why_portable)
     shown["here"] = {

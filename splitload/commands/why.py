@@ -13,13 +13,16 @@ from splitload.plan.objectives import OBJECTIVES
 from splitload.planner.why import MAX_PLANS
 
 
-def show_why(plan: Mapping[str, Any], num_stages: int, console: Console, *, trained: bool = False) -> None:
+def show_why(
+    plan: Mapping[str, Any], num_stages: int, console: Console, *, trained: bool = False, where: str = "plan"
+) -> None:
     """Show what a manifest says about how its plan was found.
 
     Args:
         plan: What the manifest says.
         num_stages: Stages of the bundle.
         console: Where to show it.
+        where: What the plan is, for errors.
         trained: Whether the last stage is one of its own because it is trained.
 
     Raises:
@@ -27,7 +30,7 @@ def show_why(plan: Mapping[str, Any], num_stages: int, console: Console, *, trai
     """
     if "why" not in plan:
         raise BundleError("the bundle does not say why its plan is as it is; build it again with 'splitload train'")
-    notes = Reader(plan, "plan")
+    notes = Reader(plan, where)
     why = notes.child("why")
     objective, source = (
         notes.choice("objective", *OBJECTIVES),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.atomic import write_text
+from splitload.base.errors import UsageError
 from splitload.measure.provenance import provenance
 from splitload.studies import (
     architecture_tables,
@@ -48,11 +49,19 @@ def write_record(
 
 
 def read_records(folder: Path) -> dict[str, list[Named]]:
-    """Return the records in a folder by kind, each with its file name, in order of the names."""
+    """Return the records in a folder by kind, each with its file name, in order of the names.
+
+    Raises:
+        UsageError: If a file there is no record; the message names it.
+    """
     records: dict[str, list[Named]] = {}
     for path in sorted(folder.glob("*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        records.setdefault(data["kind"], []).append((path.name, data))
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            kind = data["kind"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"'{path}' is damaged, or no record: {type(error).__name__}: {error}") from error
+        records.setdefault(kind, []).append((path.name, data))
     return records
 
 

@@ -24,7 +24,7 @@ from splitload.base.record import Record
 from splitload.base.sealed import seal
 from splitload.bundle.manifest import MANIFEST, File, to_json
 from splitload.bundle.manifest import TORCH_FORMAT as FORMAT
-from splitload.bundle.read import Verify, check_files, read_json
+from splitload.bundle.read import Verify, check_files, checked, read_json
 from splitload.bundle.replace import check_place
 from splitload.bundle.validate import MAX_STAGES, file_entry, own_hash
 
@@ -122,7 +122,7 @@ def read_manifest(folder: Path, verify: Verify = "sizes") -> TorchManifest:
         BundleError: If anything is amiss.
     """
     cure = "'splitload.torch.save(module, example_inputs, bundle)' makes one"
-    manifest = validate(read_json(folder, cure, verify))
+    manifest = checked(folder, read_json(folder, cure, verify), validate)
     check_files(folder, manifest, verify)
     return manifest
 

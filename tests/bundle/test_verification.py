@@ -211,3 +211,16 @@ def test_a_changed_weight_is_found_by_hashes_alone(own_bundle: Path) -> None:
         ParallelLoader(own_bundle, verify="hashes")
     assert main(["run", str(own_bundle)]) == 0
     assert main(["verify", str(own_bundle)]) == 1
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"format": "splitload-bundle", "version": 1}'])
+@pytest.mark.parametrize("words", [["run"], ["inspect"], ["verify"], ["tails"], ["specialize"], ["install"]], ids=str)
+def test_a_manifest_that_is_none_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], manifest: str
+) -> None:
+    (tmp_path / "b.splitload").mkdir()
+    path = tmp_path / "b.splitload" / MANIFEST
+    path.write_text(manifest)
+    target = [str(tmp_path / "c.splitload")] if words == ["install"] else []
+    assert main([*words, str(path.parent), *target]) == 1
+    assert capsys.readouterr().err.startswith(f"splitload: '{path}': ")

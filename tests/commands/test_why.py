@@ -73,8 +73,8 @@ def test_notes_of_another_form_are_refused(run: Any, change: dict[str, Any]) -> 
     run("train", "--device", "s20", "--agent", "uniform", "--max-stages", "2", "-o", "b.splitload")
     plan = dict(read_manifest(Path("b.splitload")).plan)
     show_why(plan, 2, Console(json=True))
-    with pytest.raises(BundleError):
-        show_why({**plan, **change}, 2, Console(json=True))
+    with pytest.raises(BundleError, match=r"^'b/manifest\.json': plan"):
+        show_why({**plan, **change}, 2, Console(json=True), where="'b/manifest.json': plan")
     del plan["why"]
     with pytest.raises(BundleError, match="build it again"):
         show_why(plan, 2, Console(json=True))

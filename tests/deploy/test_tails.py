@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,7 @@ def test_tails_that_are_written_at_the_same_time_are_all_kept(bundle: Path) -> N
         ("current", "x", "is damaged: it should hold numbers of versions"),
         ("current", "7\n", "goes back"),
         ("0001/tail.json", "{", "not JSON"),
+        ("0001/tail.json", "[]", "'.*/0001/tail.json': tail must be an object, it is list"),
         ("0001/tail.json", "{}", "is not version 1 of a tail|is missing"),
     ],
 )
@@ -133,6 +135,15 @@ def test_a_damaged_tail_is_told_apart(bundle: Path, tmp_path: Path, file: str, t
     with pytest.raises(BundleError, match=message):
         ParallelLoader(bundle)
     assert answer(bundle, tail=None).shape == (5, CLASSES)
+
+
+@pytest.mark.parametrize("pattern", ["*.bin", "*.onnx"])
+def test_the_file_of_a_tail_that_is_damaged_is_named(bundle: Path, tmp_path: Path, pattern: str) -> None:
+    personalize(bundle, data(tmp_path / "train.npz"), settings=QUICK)
+    (file,) = (bundle / "tails" / "default" / "0001").glob(pattern)
+    overwrite(file, "")
+    with pytest.raises(BundleError, match=f"^'{re.escape(str(file))}' is damaged; 'splitload finetune --revert'"):
+        ParallelLoader(bundle)
 
 
 def test_the_tail_of_another_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The tables in README.md, docs/ and results/README.md are those of the records."""
 
+import pytest
+
+from splitload.base.errors import UsageError
 from splitload.studies import records
 
 
@@ -66,6 +69,13 @@ def test_a_record_has_a_row_on_each_line(tmp_path):
     assert (read[1]["schema_version"], read[1]["rows"]) == (3, rows)
     assert read[1]["provenance"]["command"] == "python -m module x"
     assert '{"a": [1, 2]},\n{"b": 2}\n' in file.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_record_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "kind.json").write_text(text)
+    with pytest.raises(UsageError, match=r"^'.*kind\.json' is damaged, or no record: "):
+        records.read_records(tmp_path)
 
 
 def test_steps_are_shown_in_thousands():
