@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from splitload.base.errors import ModelError, SplitloadError
 from splitload.bundle.manifest import Manifest, TensorSpec, Variant
 from splitload.graphs.observe import one_line
-from splitload.runtime.answers import TOLERANCE, relative_error
+from splitload.runtime.answers import TOLERANCE, relative_error, unreturned
 from splitload.runtime.inputs import cure, example_inputs, made_up
 from splitload.runtime.session import open_session, run_stage, still_read, to_python
 from splitload.runtime.stock import stock_session
@@ -84,6 +84,8 @@ def compare_with_stock(folder: Path, manifest: Manifest, original: Path, feeds: 
     import onnxruntime as ort
 
     missing = made_up(manifest.inputs, feeds)
+    if reason := unreturned(manifest.outputs):
+        return Agreement({}, made_up=missing, untried=reason)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     names = [spec.name for spec in manifest.outputs]

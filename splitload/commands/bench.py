@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import splitload
 from splitload.base.entries import discard
-from splitload.base.errors import BundleError, SplitloadError, StageError, UsageError
+from splitload.base.errors import BundleError, ModelError, SplitloadError, StageError, UsageError
 from splitload.base.phrases import count_of
 from splitload.build.assemble import VariantPlan
 from splitload.bundle.read import read_manifest
@@ -35,6 +35,7 @@ from splitload.planner.read_model import read_and_profile
 from splitload.planner.search import Search
 from splitload.planner.trial import choose_measured
 from splitload.planner.write_bundle import write_bundle
+from splitload.runtime.answers import unreturned
 from splitload.runtime.inputs import read_feeds
 from splitload.runtime.variants import choose
 
@@ -191,6 +192,8 @@ def _arms(
     Each is run once, unmeasured. One that this version of onnxruntime, say, cannot run is left out, unless it was asked
     for by name, or nothing can be compared without it.
     """
+    if reason := unreturned(subject.graph.output_tensors()):
+        raise ModelError(f"there is no answer of a stock session to compare with: {reason}")
     inputs = subject.graph.input_tensors()
     left_out: dict[str, str] = {}
 

@@ -111,6 +111,11 @@ def _answer(model: ParallelLoader, feeds: Mapping[str, Any], kind: type[Splitloa
     except StageError:
         raise
     except Exception as error:  # onnxruntime has no common root for its errors
+        if model.engine == "python":
+            from splitload.runtime.answers import unreturned
+
+            if reason := unreturned(model.get_outputs()):
+                raise ModelError(reason) from error
         raise kind(f"the model does not run on these inputs{cure}: {' '.join(str(error).split())}") from error
 
 

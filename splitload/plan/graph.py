@@ -186,6 +186,10 @@ class ModelGraph:
         """Return the model's inputs as tensors."""
         return [self.tensors[name] for name in self.inputs]
 
+    def output_tensors(self) -> list[Tensor]:
+        """Return the model's outputs as tensors."""
+        return [self.tensors[name] for name in self.outputs]
+
     def node_range(self, start: int, end: int) -> tuple[int, int]:
         """Return the half-open node range of the blocks `[start, end)`."""
         return self.blocks[start].start, self.blocks[end - 1].end

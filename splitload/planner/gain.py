@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitload.base.errors import ModelError
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
 from splitload.measure.sampling import Arm, Sample
 from splitload.plan.graph import ModelGraph
+from splitload.runtime.answers import unreturned
 
 GAIN_RUNS = 3  # fresh processes of each arm, at the end of `splitload train`
 
@@ -78,8 +80,11 @@ def measure_gain(
     """Measure a bundle beside a stock session on a device, `GAIN_RUNS` times each, in turns, with a warm page cache.
 
     Raises:
+        ModelError: If a stock session cannot return what the model computes.
         StageError: If one of the two fails.
     """
+    if reason := unreturned(graph.output_tensors()):
+        raise ModelError(reason)
     arms = [Arm("stock", source.path), Arm("splitload", bundle)]
     samples: dict[str, list[Sample]] = {arm.name: [] for arm in arms}
     for turn in range(GAIN_RUNS):

@@ -61,6 +61,34 @@ def test_it_is_said_why_nothing_was_compared(tmp_path, capsys):
     assert "give fitting inputs with --input NAME=FILE.npy (made up: x)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "number", "cure"), [("bfloat16", 16, 'arrays="buffers"'), ("int4", 22, "Cast to int8")]
+)
+def test_an_output_that_the_python_module_cannot_return_is_named(tmp_path, capsys, word, number, cure):
+    model = models.text(
+        f"g (float[2,3] x) => ({word}[2,3] y) {{ t = MatMul(x, w) y = Cast <to={number}> (t) }}",
+        opset=21,
+        ir=10,
+        w=floats(3, 3),
+    )
+    code, found, err = train(capsys, model, tmp_path)
+    assert (code, found["agrees"]) == (0, False)
+    assert f"cannot return the output 'y', a tensor({word}); " in " ".join(err.split())
+    assert cure in err
+    assert "--input" not in err
+
+
+def test_run_names_an_output_that_it_cannot_return(tmp_path, capsys):
+    model = models.text("g (float[2,3] x) => (int4[2,3] y) { y = Cast <to=22> (x) }", opset=21, ir=10)
+    assert train(capsys, model, tmp_path)[0] == 0
+    assert cli.main(["run", str(tmp_path / "b.splitload")]) == 1
+    err = " ".join(capsys.readouterr().err.split())
+    assert err == (
+        "splitload: onnxruntime's Python module cannot return the output 'y', a tensor(int4); let the model end in a "
+        "Cast to int8"
+    )
+
+
 def test_a_bundle_that_answers_otherwise_is_told_of(tmp_path, capsys, monkeypatch):
     real = agreement.run_stage
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 
 from splitload.base.errors import StageError
@@ -145,3 +146,12 @@ def test_bench_on_cold_files(cli: Cli, evictable: Path, chain_model: Path) -> No
     assert record["plan"] is None
     assert record["storage_bytes_per_s"] is None
     assert all(row["touched_bytes"] > 0 for rows in record["samples"].values() for row in rows)
+
+
+def test_a_model_whose_answer_stock_cannot_return_is_told_of(cli: Cli, tmp_path: Path) -> None:
+    body = "g (float[2,3] x) => (bfloat16[2,3] y) { y = Cast <to=16> (x) }"
+    code, _, err = cli(models.save(models.text(body), tmp_path), "--runs", "1")
+    assert code == 1
+    assert (
+        "no answer of a stock session to compare with: onnxruntime's Python module cannot return the output 'y'" in err
+    )

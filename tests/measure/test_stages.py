@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
-from splitload.measure.stages import _alike
+from splitload.measure.stages import _alike, _same
 
 ONE = np.ones(3, np.float32)
 TEXTS = np.array(["a", "b"], object)
@@ -56,3 +57,17 @@ def test_alike(left: Any, right: Any) -> None:
 def test_not_alike(left: Any, right: Any) -> None:
     assert not _alike(left, right)
     assert not _alike(right, left)
+
+
+def bfloat16(*values: float) -> ort.OrtValue:
+    bits = (np.array(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, 16)
+
+
+def test_types_that_numpy_lacks_are_compared() -> None:
+    assert _same(ort, bfloat16(1.0, 300.0, np.inf), bfloat16(1.5, 302.0, np.inf))
+    assert _same(ort, bfloat16(), bfloat16())
+    assert not _same(ort, bfloat16(1.0, 300.0), bfloat16(1.0, 330.0))
+    assert not _same(ort, bfloat16(1.0), bfloat16(np.nan))
+    assert not _same(ort, bfloat16(1.0), bfloat16(1.0, 1.0))
+    assert _same(ort, *[ort.OrtValue.ortvalue_from_numpy(ONE)] * 2)

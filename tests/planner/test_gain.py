@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
-from splitload.planner.gain import gain_of
+from splitload.base.errors import ModelError
+from splitload.bundle.manifest import TensorSpec
+from splitload.planner.gain import gain_of, measure_gain
+
+
+def test_what_stock_cannot_return_is_not_measured() -> None:
+    graph = cast(Any, SimpleNamespace(output_tensors=lambda: [TensorSpec("y", "tensor(bfloat16)", None)]))
+    with pytest.raises(ModelError, match="cannot return the output 'y', a tensor"):
+        measure_gain(cast(Any, None), cast(Any, None), graph, Path("b.splitload"), 1, {}, None)
 
 
 def test_a_benchmark_says_what_it_measured() -> None:
