@@ -23,7 +23,13 @@ class Parser(argparse.ArgumentParser):
             raise unknown_name("command", args[0], commands)
         words = takewhile(lambda word: word.startswith("-"), args or ()) if commands is not None else args or ()
         self._check_options(takewhile(lambda word: word != "--", words))
-        return super().parse_known_args(args, namespace)
+        found, others = super().parse_known_args(args, namespace)
+        if commands is None and others:  # argparse would send who reads on to the help of all commands
+            self.error(f"unrecognized arguments: {' '.join(others)}")
+        for action in self._actions:
+            if getattr(found, action.dest, None) == "":  # as a path it would mean the current folder
+                self.error(f"{[*action.option_strings, action.metavar][0]} needs a name, not ''")
+        return found, others
 
     def _check_options(self, words: Iterable[str]) -> None:
         """Refuse an option that there is not before argparse misses one that is required."""

@@ -98,15 +98,15 @@ def _cache_options(cache: _Sub) -> None:
 
 
 def _inspect_options(inspect: _Sub) -> None:
-    inspect.add_argument("bundle", nargs="?", metavar="BUNDLE")
+    _takes_bundle(inspect, nargs="?")
     inspect.add_argument("--why", action="store_true", help="show what decided about its plan")
     inspect.add_argument(
         "--runtime", action="store_true", help="show what a bundle is loaded and run by here, and why; needs no BUNDLE"
     )
 
 
-def _takes_bundle(sub: _Sub) -> None:
-    sub.add_argument("bundle", metavar="BUNDLE")
+def _takes_bundle(sub: _Sub, **more: Any) -> None:
+    sub.add_argument("bundle", metavar="BUNDLE", help="the folder NAME.splitload that 'splitload train' writes", **more)
 
 
 def _install_options(install: _Sub) -> None:

@@ -30,8 +30,6 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     Raises:
         SplitloadError: If the bundle is damaged or the inputs do not fit.
     """
-    if options.output == "":
-        raise UsageError("-o needs a name, for example -o outputs")
     manifest = read_manifest(Path(options.bundle))
     folder = Path(options.output) if options.output else None
     files = {} if folder is None else _planned(folder, manifest.outputs)

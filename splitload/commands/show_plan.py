@@ -80,9 +80,9 @@ def _show_stages(console: Console, result: TrainResult) -> None:
                 f"{cost.first_inference_s * 1e3:.2f}",
             )
         )
-    count = count_of(partition.num_stages, "stage")
+    counts = f"{count_of(profile.num_blocks, 'block')} in {count_of(partition.num_stages, 'stage')}"
     console.table(
-        f"{graph.name} on {profile.device}: {profile.num_blocks} blocks in {count}; each alone, {profile.source}",
+        f"{graph.name} on {profile.device}: {counts}; each alone, {profile.source}",
         ("stage", "blocks", "part of the model", "MB", "load alone ms", "infer ms"),
         rows,
     )

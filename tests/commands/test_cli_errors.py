@@ -50,6 +50,16 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "seed": ([*TRAIN, "--seed", "x"], "--seed"),
     "seed below 0": ([*TRAIN, "--seed=-5"], "whole number of at least 0"),
     "no name": ([*TRAIN, "-o", ""], "-o needs a name"),
+    "word too many": (["devices", "extra"], "unrecognized arguments: extra (see 'splitload devices --help')"),
+    "no folder for outputs": (["run", "BUNDLE", "-o", ""], "-o needs a name"),
+    "no model": (["train", "", "--device", "s20"], "MODEL needs a name"),
+    "no name of a device": (["train", "model.onnx", "--device="], "--device needs a name"),
+    **{
+        f"no bundle to {word}": ([word, ""], "BUNDLE needs a name") for word in ("run", "inspect", "verify", "finetune")
+    },
+    "no target": (["install", "BUNDLE", ""], "TARGET needs a name"),
+    "no file for a profile": (["profile", "model.onnx", "--device", "s20", "-o", ""], "-o needs a name"),
+    "no data": (["finetune", "BUNDLE", "--data="], "--data needs a name"),
     "split points that do not fit": (["train", "MODEL", "--device", "s20", "--split-points=99"], "split points [99]"),
     "case": (["train", "model.onnx", "--device", "S20"], "unknown device 'S20'. Did you mean s20?"),
     "split points": ([*TRAIN, "--split-points", "1,x"], "block numbers with commas between"),
