@@ -79,6 +79,9 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
         check_target(target)
     else:  # personalized tails are carried over
         check_place(target, FORMAT)
+    known = {spec.name for spec in manifest.inputs}
+    if unknown := sorted(feeds.keys() - known):
+        raise UsageError(f"the model has no input {unknown}; it has {sorted(known)}")
     device = HostDevice(cache)
     trained = _trained(target, manifest)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder, StageStore(cache) as store:

@@ -277,6 +277,14 @@ def test_neither_torch_nor_onnx_is_imported(bundle: Path, tmp_path: Path) -> Non
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_an_input_that_there_is_not_is_no_fault_of_the_training(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "q.npy", np.ones(1, np.float32))
+    assert main(["specialize", str(bundle), "--input", f"q={tmp_path / 'q.npy'}"]) == 2
+    assert capsys.readouterr().err == "splitload: the model has no input ['q']; it has ['image']\n"
+
+
 @pytest.mark.slow
 def test_a_specialized_bundle_is_trained_by_the_same_steps(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
