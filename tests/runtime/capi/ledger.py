@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,11 +128,33 @@ def chain_feeds(rows: int = 2) -> dict[str, Any]:
     return {"x": floats(rows, WIDTH), "z": floats(WIDTH)}
 
 
+def same(one: Any, other: Any, *, is_exact: bool) -> bool:
+    """Return whether two answers are the same: to the bit, or but for the order in which products are added up."""
+    if is_exact:
+        return bool(one.tobytes() == other.tobytes())
+    numbers, others = (array.array("f", each.tobytes()) for each in (one, other))
+    return len(numbers) == len(others) and all(abs(a - b) < 1e-5 for a, b in zip(numbers, others, strict=True))
+
+
+def run_until_upgraded(model: ParallelLoader) -> None:
+    """Run while sessions are swapped in, and until all are."""
+    deadline_s = time.perf_counter() + 60
+    while not model.wait("upgraded", 0.01):
+        model.run(None, chain_feeds())
+        assert time.perf_counter() < deadline_s, "the upgrade takes more than 60 s"
+
+
 def right_runs(model: ParallelLoader, turn: int) -> None:
-    """Run in the ways that succeed; outputs are kept for a while, and read in every form."""
+    """Run in the ways that succeed; outputs are kept for a while, and read in every form.
+
+    Sessions with rearranged weights compute one row with other last bits. They are swapped in between the first two
+    runs here, and never between two others, however busy the machine is.
+    """
     y, early = model.run(None, chain_feeds(1 + turn % 7))
+    if turn == 0:
+        run_until_upgraded(model)
     (again,) = model.run(["early"], {"x": floats(1 + turn % 7, WIDTH), "z": floats(WIDTH)})
-    assert again.tobytes() == early.tobytes()
+    assert same(again, early, is_exact=turn > 0)
     assert memoryview(y).shape == y.shape
     held = y.__dlpack__() if turn % 2 else None
     del y
@@ -174,8 +197,9 @@ def lifetime(folder: Path, turn: int) -> Any:
             return None
         answer, _ = model.run(None, chain_feeds())
         if kind == "upgraded":
-            assert model.wait("upgraded", 60)
-            model.run(None, chain_feeds())
+            run_until_upgraded(model)
+        again, _ = model.run(None, chain_feeds())
+        assert same(again, answer, is_exact=kind != "upgraded")
         if kind != "dropped":
             model.close()
         return answer
