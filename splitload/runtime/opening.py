@@ -175,6 +175,7 @@ class StageOpener:
             raise BundleError(f"'{path}' is missing; copy the bundle again") from error  # the runtime has other words
         reads, gives = self._engine.names(made)
         if not (reads <= set(stage.inputs) and gives >= {spec.name for spec in stage.outputs}):
+            del made  # the error, with its traceback, would keep it
             # sizes do not tell, and a run would blame the caller
             raise BundleError(f"'{path}' does not hold the stage that the manifest says; copy the bundle again")
         return made

@@ -66,6 +66,9 @@ class OrderedLoading:
         pool: What loads.
         hand_over_s: How long the pool leaves a stage that is the only one to who asks for it, see `load_here`; None
             where only the pool loads.
+        lets_go: Whether what was loaded goes once a stage fails, as nobody has a use for it without the others. The
+            error makes a cycle with this by its traceback: all that this holds stays until the garbage is collected,
+            perhaps in a forked child, where a session that is freed waits for its threads, which the parent has.
         given_up: What else is done when it is given up, with the lock held; perhaps more than once.
     """
 
@@ -76,6 +79,7 @@ class OrderedLoading:
         pool: Pool,
         *,
         hand_over_s: float | None = None,
+        lets_go: bool = False,
         given_up: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.values: list[Any] = [None] * num_stages
@@ -86,6 +90,7 @@ class OrderedLoading:
         self.lock = _thread.allocate_lock()
         self._folder, self._pool, self._given_up = folder, pool, given_up
         self._hand_over_s = hand_over_s if num_stages == 1 else None
+        self._lets_go = lets_go
         self._next = 0
         self._start_s = time.perf_counter()
         self._latches = [Latch() for _ in range(num_stages)]
@@ -159,9 +164,9 @@ class OrderedLoading:
         return self.values[index]
 
     def replace(self, index: int, value: Any) -> None:
-        """Put another value in the place of one that was loaded, unless this was closed."""
+        """Put another value in the place of one that was loaded, unless all were let go of."""
         with self.lock:
-            if not self.is_closed:
+            if not (self.is_closed or self._has_let_go()):
                 self.values[index] = value
 
     def inside(self) -> _Inside:
@@ -231,8 +236,9 @@ class OrderedLoading:
         one, and finds it closed.
         """
         heir: OrderedLoading = OrderedLoading(
-            self._folder, len(self.values), self._pool, hand_over_s=self._hand_over_s, given_up=given_up
-        )
+            self._folder, len(self.values), self._pool,
+            hand_over_s=self._hand_over_s, lets_go=self._lets_go, given_up=given_up,
+        )  # fmt: skip
         if self.is_over():
             heir.give_up(self.error)
             heir.is_closed = self.is_closed
@@ -278,7 +284,9 @@ class OrderedLoading:
             with self.lock:
                 if self.is_closed:
                     return
-                self.values[index] = value
+                if not self._has_let_go():
+                    self.values[index] = value
+                del value  # an error of `after`, with its traceback, would keep it
                 self.loads[index] = (lane, start_s - self._start_s, end_s - self._start_s)
                 loaded = len(self.loads)
                 self._tell(index)
@@ -306,10 +314,16 @@ class OrderedLoading:
             self._next, self.is_closed = len(self.values), True
         else:
             self._next, self.error = len(self.values), self.error or error
+            if self._lets_go:
+                self.values = [None] * len(self.values)
         for latch in (*self._latches, *self._further):
             latch.set()
         for each in self._given_up:
             each()
+
+    def _has_let_go(self) -> bool:
+        """Return whether what was loaded went, as a stage failed."""
+        return self._lets_go and self.error is not None
 
     def _go_inside(self) -> None:
         """Note that this thread is inside the runtime, where no process may end; the caller holds the lock."""

@@ -66,8 +66,9 @@ class Staged:
         self.has_answered = self.has_given_way = False
         self.given_up = list(given_up)  # the loading has this very list
         self.loading: OrderedLoading = OrderedLoading(
-            folder, len(variant.stages), parts.pool, hand_over_s=parts.hand_over_s, given_up=self.given_up
-        )
+            folder, len(variant.stages), parts.pool,
+            hand_over_s=parts.hand_over_s, lets_go=True, given_up=self.given_up,
+        )  # fmt: skip
         self._upgrade_it()
 
     def _upgrade_it(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import weakref
@@ -208,6 +209,37 @@ def test_an_error_that_is_kept_keeps_no_stage_that_ran(chain_bundle: Path, scrip
     assert first() is None
 
 
+def swap_stage_files(bundle: Path) -> None:
+    first, second = sorted(bundle.glob("portable-0[12]*.onnx"))
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "swapped"])
+def test_a_failed_load_keeps_no_session_until_the_garbage_is_collected(own_bundle: Path, fault: str) -> None:
+    if fault == "swapped":
+        swap_stage_files(own_bundle)
+    else:
+        next(own_bundle.glob("portable-02*.onnx")).write_bytes(b"nothing")
+    made = []
+
+    def opens(open_session: Any, *values: Any, **options: Any) -> Any:
+        session = open_session(*values, **options)
+        made.append(weakref.ref(session))
+        return session
+
+    gc.disable()
+    try:
+        model = runtime_models.loader_with(open_session=opens)(own_bundle, threads=1, verify="none")
+        with pytest.raises(StageError):
+            model.run(None, feeds())
+        with model._loading.lock:  # a run may raise the error before all that comes with it is done
+            assert [session() for session in made] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_a_corrupt_stage_file_is_an_error(own_bundle: Path) -> None:
     graph = next(path for path in sorted(own_bundle.glob("*-01-*.onnx")))
     graph.write_bytes(b"\xff" * graph.stat().st_size)
@@ -229,10 +261,7 @@ def test_a_stage_file_that_is_gone_is_named(own_bundle: Path, script: Script) ->
 
 
 def test_stage_files_in_each_others_place_are_a_damaged_bundle(own_bundle: Path) -> None:
-    first, second = sorted(own_bundle.glob("portable-0[12]*.onnx"))
-    one, two = first.read_bytes(), second.read_bytes()
-    first.write_bytes(two)
-    second.write_bytes(one)
+    swap_stage_files(own_bundle)
     message = r"does not hold the stage that the manifest says; copy the bundle again"
     with ParallelLoader(own_bundle, verify="none") as model, pytest.raises(StageError, match=message):
         model.run(None, feeds())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -113,6 +115,57 @@ def test_what_was_closed_takes_nothing_more() -> None:
     assert owner.loading.values == [None] * 4
     with pytest.raises(StageError, match="closed"), owner.loading.inside():
         pytest.fail("it is inside")
+
+
+class Session:
+    """What is loaded, as far as it can be told whether anybody keeps it."""
+
+
+@pytest.mark.parametrize("fails", ["load", "after"])
+def test_what_fails_keeps_no_value_until_the_garbage_is_collected(fails: str) -> None:
+    """Stage 0 is loaded before stage 2 fails, stage 1 and what `replace` brings come after."""
+    pool, made = HandPool(), []
+    loading = OrderedLoading(Path("m.splitload"), 4, pool, lets_go=True)
+
+    def session() -> Session:
+        one = Session()
+        made.append(weakref.ref(one))
+        return one
+
+    def load(index: int, lane: int) -> Session:
+        if index == 1:
+            pool.run()  # the next stage, on another lane
+            assert loading.error is not None
+        if (index, fails) == (2, "load"):
+            raise OSError("no luck")
+        return session()
+
+    def after(index: int, loaded: int) -> None:
+        if (index, fails) == (2, "after"):
+            raise OSError("no luck")
+
+    gc.disable()
+    try:
+        loading.start(2, load, after)
+        pool.run()
+        pool.run()
+        loading.replace(0, session())
+        assert made
+        assert [each() for each in made] == [None] * len(made)
+        assert loading.values == [None] * 4
+    finally:
+        gc.enable()
+    with pytest.raises(StageError, match="no luck"):
+        loading.check()
+
+
+def test_what_is_of_use_without_the_others_stays() -> None:
+    pool = HandPool()
+    owner = Owner(pool)
+    owner.stages.fail(1, OSError("no luck"))
+    owner.start()
+    pool.run_all()
+    assert owner.loading.values == [0, None, None, None]
 
 
 def test_a_stage_is_handed_over_once() -> None:
