@@ -282,11 +282,12 @@ class OrderedLoading:
             value = load(index, lane)
             end_s = time.perf_counter()
             with self.lock:
+                if not (self.is_closed or self._has_let_go()):
+                    self.values[index] = value
+                # before this thread has left, and the process may end; an error of `after` would keep it as well
+                del value
                 if self.is_closed:
                     return
-                if not self._has_let_go():
-                    self.values[index] = value
-                del value  # an error of `after`, with its traceback, would keep it
                 self.loads[index] = (lane, start_s - self._start_s, end_s - self._start_s)
                 loaded = len(self.loads)
                 self._tell(index)

@@ -159,6 +159,24 @@ def test_what_fails_keeps_no_value_until_the_garbage_is_collected(fails: str) ->
         loading.check()
 
 
+def test_what_comes_too_late_goes_before_the_process_may_end() -> None:
+    """The runtime would be freeing a session while the process takes it down."""
+    pool, was_inside = HandPool(), []
+    loading = OrderedLoading(Path("m.splitload"), 1, pool)
+
+    class Late:
+        def __del__(self) -> None:
+            was_inside.append(loading.is_inside())
+
+    def load(index: int, lane: int) -> Late:
+        loading.give_up()
+        return Late()
+
+    loading.start(1, load, lambda *_: None)
+    pool.run()
+    assert was_inside == [True]
+
+
 def test_what_is_of_use_without_the_others_stays() -> None:
     pool = HandPool()
     owner = Owner(pool)
