@@ -247,6 +247,13 @@ class OrderedLoading:
         self.give_up()
         return heir
 
+    def _let_go(self) -> None:
+        """See `Owner`; for one that is enlisted itself, as threads may outlive its owner."""
+        self.close()
+
+    def _inherit(self) -> None:
+        """See `Owner`: it is the owner who asks for an heir."""
+
     def _late_turn(self, load: Load, after: After, lane: int) -> None:
         """Load the only stage, unless `load_here` does within a moment, which saves the start of a thread."""
         self._asked_for.wait(self._hand_over_s)

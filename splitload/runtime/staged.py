@@ -7,7 +7,7 @@ import time
 from splitload.bundle.manifest import Manifest, Variant
 from splitload.runtime.feeds import arrays_of
 from splitload.runtime.opening import LoadingParts, StageOpener
-from splitload.runtime.ordered import OrderedLoading
+from splitload.runtime.ordered import OrderedLoading, enlist
 from splitload.runtime.pool import report
 from splitload.runtime.upgrade import Upgrade
 
@@ -72,6 +72,7 @@ class Staged:
         self._upgrade_it()
 
     def _upgrade_it(self) -> None:
+        enlist(self.loading)  # a thread that has yet to begin may hold it when the loader is gone
         self.upgrade = Upgrade(self.loading, self.variant.stages, self._opener.faster, is_wanted=self._is_upgraded)
 
     def begin(self, threads: int, start_s: float) -> None:

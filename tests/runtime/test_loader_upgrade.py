@@ -215,6 +215,41 @@ def test_exit_after_a_loader_was_dropped_while_it_is_upgraded_is_clean(chain_bun
     assert (done.returncode, done.stderr) == (0, "")
 
 
+LATE = """
+import atexit, sys, threading
+exits, done = threading.Event(), threading.Event()
+@atexit.register  # before splitload's own, and so called after it
+def last():
+    exits.set()
+    assert done.wait(60)
+    print(made)
+import numpy as np
+from splitload import ParallelLoader
+from splitload.runtime.opening import LoadingParts
+from splitload.runtime.upgrade import Upgrade
+made, work = [], Upgrade._work
+def late(self):
+    assert exits.wait(60)
+    work(self)
+    done.set()
+Upgrade._work = late
+def counted(real, graph, *, background=False, **options):
+    made.append(background)
+    return real(graph, background=background, **options)
+class Loader(ParallelLoader):
+    _parts = LoadingParts(open_session=counted)
+Loader(sys.argv[1]).run(None, {'x': np.ones((1, 16), 'f'), 'z': np.ones(16, 'f')})
+"""
+
+
+def test_an_upgrade_whose_thread_comes_to_run_when_the_interpreter_exits_makes_nothing(chain_bundle: Path) -> None:
+    """The process would end while the runtime makes a session, and calls back into an interpreter that is gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, str(chain_bundle)], capture_output=True, text=True, timeout=WAIT_S * 2
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[False, False, False, False]\n", "")
+
+
 @pytest.mark.parametrize("blocked", ["", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])"])
 @pytest.mark.parametrize("call", ["model.wait()", RUN])
 def test_interrupt_while_waiting_does_not_hang_at_exit(chain_bundle: Path, call: str, blocked: str) -> None:
