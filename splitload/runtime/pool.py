@@ -12,6 +12,7 @@ of, which take a twentieth of the time in which a small model answers.
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import sys
 import time
@@ -170,7 +171,11 @@ class Living:
 _pools = Living()
 
 
+_awaited: list[threading.Thread] = []  # for whose end the interpreter waits when it exits
+
+
 def _reset_all() -> None:
+    _awaited.clear()
     for pool in _pools:
         pool._reset()
 
@@ -202,3 +207,22 @@ def started(thread: threading.Thread) -> bool:
             raise error.__context__ from None
         return False
     return True
+
+
+def await_at_exit(thread: threading.Thread) -> None:
+    """Have the interpreter wait for a daemon thread when it exits, once all loadings are closed.
+
+    What such a thread is the last to hold, a session perhaps, is freed when its work is done already.
+    """
+    _awaited[:] = [each for each in _awaited if each.is_alive()]
+    _awaited.append(thread)
+
+
+@atexit.register  # before that of `ordered`, which closes the loadings, and so called after it
+def _join_all() -> None:
+    for thread in _awaited:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except (KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
+                pass

@@ -6,7 +6,7 @@ from splitload.base.errors import StageError
 from splitload.base.machine import return_memory
 from splitload.bundle.manifest import StageEntry
 from splitload.runtime.ordered import OrderedLoading
-from splitload.runtime.pool import started
+from splitload.runtime.pool import await_at_exit, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class Upgrade:
             import threading  # not before the first answer
 
             thread = threading.Thread(target=self._work, name="splitload-upgrade", daemon=True)
-            if not started(thread) and not self._is_begun:
+            if started(thread):
+                await_at_exit(thread)
+            elif not self._is_begun:
                 self.is_wanted = False
 
     def _work(self) -> None:

@@ -217,8 +217,9 @@ def test_exit_after_a_loader_was_dropped_while_it_is_upgraded_is_clean(chain_bun
 
 LATE = """
 import atexit, sys, threading
+import splitload.runtime.pool
 exits, done = threading.Event(), threading.Event()
-@atexit.register  # before splitload's own, and so called after it
+@atexit.register  # called after all is closed, and before the pool's own waits for threads
 def last():
     exits.set()
     assert done.wait(60)
