@@ -19,6 +19,7 @@ from splitload.runtime.inputs import cure, made_up
 REPEATS = 5
 WORTHWHILE = 0.15  # what another way than the plain one must gain; measurements are not better than that
 WORTHWHILE_S = 0.001
+MISSES = 1  # of the pairs of neighbouring samples that may gain less: processors change their speed
 MIN_WEIGHTS_BYTES = 1 << 20  # with fewer there is nothing to map or rearrange
 
 
@@ -51,9 +52,9 @@ def tune(
     Every scheme is measured up to `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in
     which the stages load and run one after the other. One that further samples could not make better than the plain one
     gets none, see `_settled`. Without a megabyte of weights nothing is measured. A stage takes the scheme with the
-    earliest first result, and is made anew in the background (`upgrade`) if rearranged weights make it faster in the
-    long run. Stages that share weights stay mapped: rearranged or read, a weight would be in memory once
-    for each. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from the start:
+    earliest first result, if that gains on the plain one in the median and in nearly every pair of samples, and is made
+    anew in the background (`upgrade`) if rearranged weights make it faster in the long run. Stages that share weights
+    stay mapped: rearranged or read, a weight would be in memory once for each. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from the start:
     its answers never change.
 
     Args:
@@ -145,8 +146,8 @@ def _in_turns(
 def _settled(rows: Sequence[Mapping[str, float]], plain: Sequence[Mapping[str, float]]) -> bool:
     """Return whether more samples of a scheme, up to `REPEATS`, could change nothing.
 
-    - For the first result they could not: were all further ones better than the best, and those of the plain scheme
-      worse than the worst, the median of `REPEATS` would still gain too little.
+    - For the first result they could not: too many pairs of neighbouring samples gain too little, or the median of
+      `REPEATS` would, were all further ones better than the best and those of the plain scheme worse than the worst.
     - For later runs most of `REPEATS` pairs of neighbouring samples say the same, whether it is faster or not.
     """
     most = REPEATS // 2 + 1
@@ -154,7 +155,7 @@ def _settled(rows: Sequence[Mapping[str, float]], plain: Sequence[Mapping[str, f
         return False
     best = sorted(row["first_s"] for row in rows)[len(rows) - most]
     worst = sorted(row["first_s"] for row in plain)[most - 1]
-    if _pays(best, worst):
+    if _pays(best, worst) and _misses(rows, plain) <= MISSES:
         return False
     if "steady_s" not in rows[0]:
         return True
@@ -165,6 +166,11 @@ def _settled(rows: Sequence[Mapping[str, float]], plain: Sequence[Mapping[str, f
 def _pays(first_s: float, plain_s: float) -> bool:
     """Return whether a first result comes enough sooner than in the plain way."""
     return plain_s - first_s >= max(WORTHWHILE * plain_s, WORTHWHILE_S)
+
+
+def _misses(rows: Sequence[Mapping[str, float]], plain: Sequence[Mapping[str, float]]) -> int:
+    """Return how many samples of a scheme gain too little on the plain one's beside them."""
+    return sum(not _pays(row["first_s"], other["first_s"]) for row, other in zip(rows, plain, strict=False))
 
 
 def _faster(steady_s: float, other_s: float) -> bool:
@@ -179,9 +185,12 @@ def _choose(stage: StageEntry, samples: Mapping[Scheme, Sequence[Mapping[str, fl
     a session is made anew where most pairs of neighbouring samples say that later runs are faster then.
     """
     first_s = {scheme: statistics.median(row["first_s"] for row in rows) for scheme, rows in samples.items()}
-    best = min(samples, key=first_s.__getitem__)
-    if not _pays(first_s[best], first_s[PLAIN]):
-        best = PLAIN
+    paying = [
+        scheme
+        for scheme, rows in samples.items()
+        if _pays(first_s[scheme], first_s[PLAIN]) and _misses(rows, samples[PLAIN]) <= MISSES
+    ]
+    best = min(paying, key=first_s.__getitem__, default=PLAIN)
     pairs = zip(samples.get(PACKED, ()), samples[PLAIN], strict=False)  # it may have been settled sooner
     faster = [_faster(row["steady_s"], plain["steady_s"]) for row, plain in pairs]
     pays = not best.prepack and 2 * sum(faster) > len(faster)

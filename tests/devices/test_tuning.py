@@ -56,6 +56,15 @@ def test_the_earliest_first_result_wins(
     assert entry._replace(mapped=True, prefetch=False, prepack=False, upgrade=True) == ENTRY
 
 
+def test_a_processor_that_changes_its_speed_is_no_gain() -> None:
+    def stage(*first_s: float) -> list[dict[str, float]]:
+        return [{"first_s": each, "steady_s": 0.05} for each in first_s]
+
+    samples = {PLAIN: stage(0.12, 0.08, 0.12, 0.12, 0.08), PACKED: stage(0.08, 0.08, 0.12, 0.08, 0.08)}
+    assert not module._choose(ENTRY, samples).prepack
+    assert module._choose(ENTRY, samples | {PACKED: stage(0.08, 0.06, 0.12, 0.08, 0.06)}).prepack
+
+
 def test_a_gain_of_less_than_a_millisecond_is_none() -> None:
     samples = {scheme: rows(0.0008 if scheme == PREFETCH else 0.0015, 0.001) for scheme in SCHEMES}
     assert not module._choose(ENTRY, samples).prefetch
@@ -66,9 +75,12 @@ def test_a_gain_of_less_than_a_millisecond_is_none() -> None:
     [
         ([0.2, 0.3, 0.2], None, True),  # two more of 0.2 beside two more plain ones of 0.11 gain nothing
         ([0.2, 0.3], None, False),
-        ([0.09, 0.3, 0.2], None, False),
+        ([0.08, 0.3, 0.08], None, False),
+        ([0.09, 0.3, 0.2], None, True),
         ([0.09, 0.3, 0.2, 0.2], None, True),  # one more leaves the median at 0.2
         ([0.05, 0.05, 0.05], None, False),  # it wins, and others may too
+        ([0.05, 0.05, 0.1], None, False),
+        ([0.05, 0.1, 0.1, 0.05], None, True),  # two pairs gain too little
         ([0.2, 0.3, 0.2], [0.06, 0.05, 0.05], True),
         ([0.2, 0.3, 0.2], [0.03, 0.03, 0.03], True),
         ([0.2, 0.3, 0.2], [0.03, 0.05, 0.03], False),
