@@ -28,7 +28,8 @@ from splitload.studies import (
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/measuring.md", "results/README.md"))  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_LISTED_ELSEWHERE = ("headline", "targets", "whole_targets", "whole_starts")  # whose records another table lists
+# whose records another table lists
+_LISTED_ELSEWHERE = ("headline", "targets", "whole_bound", "whole_targets", "whole_starts")
 Named = tuple[str, Any]  # a record and the name of its file
 
 
@@ -202,6 +203,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "starts": ("starts", _every, lambda found: _table(*build_tables.starts(found))),
     "whole": ("whole", _every, lambda found: _table(*whole_tables.whole(found))),
     "whole_targets": ("whole", _every, lambda found: _table(*whole_tables.targets(found))),
+    "whole_bound": ("whole", _every, lambda found: _table(*whole_tables.bound(found))),
     "whole_starts": ("whole", _every, lambda found: _table(*whole_tables.starts(found))),
     "gradients": ("gradients", _every, gradients_table),
     "torch_load": ("torch_load", _every, torch_table),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -67,6 +68,43 @@ def starts(records: Iterable[tuple[str, Any]]) -> Table:
     ]
     head = ("build", "`import splitload`", "then `ParallelLoader`", "`splitload --version`", "`python -c pass`")
     return (*head, "imports numpy, onnxruntime", "n"), body
+
+
+def bound(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return how near the process with buffers comes to what a program with Python in it cannot do without.
+
+    That is the whole process of the program in C, and Python's own start before it; medians of one record.
+    """
+    body: list[tuple[str, ...]] = []
+    for _, record in records:
+        start_s = next(
+            row["figures"]["pass_s"]["median"]
+            for row in record["rows"]
+            if row["of"] == "start" and row["build"] == "after"
+        )
+        ratios: list[tuple[float, float, float]] = []
+        for row in record["rows"]:
+            if row["of"] != "model" or "c" not in row["arms"]:
+                continue
+            c, stock, tuned, buffers = (
+                row["arms"][arm]["process_s"]["median"] for arm in ("c", "stock", "tuned", "splitload-buffers")
+            )
+            least = c + start_s
+            ratios.append((buffers / least, stock / least, tuned / least))
+            body.append(
+                (
+                    row["model"],
+                    f"{c * 1e3:.0f}",
+                    f"{least * 1e3:.0f}",
+                    f"{buffers * 1e3:.0f}",
+                    *map(_number, ratios[-1]),
+                )
+            )
+        if ratios:
+            means = (_number(statistics.geometric_mean(each)) for each in zip(*ratios, strict=True))
+            body.append(("geometric mean", "", "", "", *means))
+    head = ("model", "in C", "Python's start and that", "buffers", "buffers ÷ that", "stock ÷ that", "tuned ÷ that")
+    return head, body
 
 
 def targets(records: Iterable[tuple[str, Any]]) -> Table:

@@ -147,6 +147,7 @@ def test_tables_have_every_arm_and_target() -> None:
     )
     assert "| this | 2.0 (2.0–2.0) |" in table("whole_starts")
     assert "| before | 200.0 (200.0–200.0) |" in table("whole_starts")
+    assert "| m | 500 | 510 | 1000 | 1.96 | 15.69 | 7.84 |" in table("whole_bound")  # Python starts in 10 ms
     assert "w.json" not in table("whole_targets")
     first = "8000 (4000–16000) | 4000 (2000–8000) | 3000 (1500–6000) | 1000 (500–2000) | 8.00 |"
     assert f"| m (5 MB) | {first} 8000 | 1000 | 500 | 1 | 9 |" in table("headline")
