@@ -54,8 +54,8 @@ def tune(
     gets none, see `_settled`. Without a megabyte of weights nothing is measured. A stage takes the scheme with the
     earliest first result, if that gains on the plain one in the median and in nearly every pair of samples, and is made
     anew in the background (`upgrade`) if rearranged weights make it faster in the long run. Stages that share weights
-    stay mapped: rearranged or read, a weight would be in memory once for each. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from the start:
-    its answers never change.
+    stay mapped: rearranged or read, a weight would be in memory once for each. One that answers otherwise with
+    rearranged weights, beyond rounding, has them rearranged from the start: its answers never change.
 
     Args:
         machine: Where the processes run.
