@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from splitload.base.pieces import PIECE_BYTES
 from splitload.bundle.validate import MAX_ORT_BYTES
-from splitload.runtime.reading import LENGTH_BYTES
 
 ALIGNMENT_BYTES = 64  # a line of the processor's cache
+LENGTH_BYTES = 4  # before each vector, so before each weight
 MIN_BYTES = 4096  # smaller ones stay in the head
 
 # Kinds of fields, in the order of their numbers: bytes of a number; STRING; the name of a table; a list of STRING or a

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 20
 _SAMPLES = 16
-LENGTH_BYTES = 4  # before each vector of an .ort file, so before each weight; read when the session is made
 
 
 def read_ahead(path: StrPath) -> None:
