@@ -55,10 +55,11 @@ def fetch(files: Sequence[tuple[StrPath, ReadOrder]], stopped: Callable[[], bool
     The graphs come first, from which the sessions are made, then the weights. They are sent nowhere, which copies
     nothing: Linux then reads ahead of what is sent, and holds what it has read in large pages, which later loads map
     with few faults. It reads what `posix_fadvise` asks for into small ones.
+
     Errors are left for the load to meet.
 
     Args:
-        files: The files, and the order in which their weights are used.
+        files: The files, with the places where their weights begin and, last, where reading ends.
         stopped: Whether nobody wants them any more.
     """
     parts = [(path, 0, order[0]) for path, order in files] + [(path, order[0], order[-1]) for path, order in files]
@@ -68,6 +69,6 @@ def fetch(files: Sequence[tuple[StrPath, ReadOrder]], stopped: Callable[[], bool
                 with open(path, "rb", buffering=0) as file:
                     while start < end and not stopped():
                         sent = os.sendfile(nowhere.fileno(), file.fileno(), start, min(_READ_BYTES, end - start))
-                        start += sent or end  # it is shorter
+                        start = start + sent if sent else end  # the file is shorter than it was
     except OSError:
         pass
