@@ -18,7 +18,7 @@ from splitload.runtime.settings import ENVIRONMENT
 
 _IS_POSIX = os.name == "posix"  # Windows opens libraries otherwise
 if _IS_POSIX:
-    from splitload.runtime.capi.raw import Address, Int, Text, function, place, pointers, written
+    from splitload.runtime.capi.raw import Address, Int, Text, function, made, place, pointers
 
 
 class _Begun:
@@ -103,4 +103,4 @@ def _environment(handle: int) -> int | None:
         return None
     index = FUNCTIONS.index("CreateEnv")
     create = function(pointers(table, index + 1)[index], Address, Int, Text, Address)
-    return written(create, *ENVIRONMENT)[1]
+    return made(create, *ENVIRONMENT)

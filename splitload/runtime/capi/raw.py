@@ -1,4 +1,4 @@
-"""C functions, called by what `ctypes` is made of: it takes 3 to 4 ms to import, and some calls come before that."""
+"""C functions, called by what `ctypes` is made of: `ctypes` takes 3 to 4 ms to import, and some calls come before."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ def pointers(address: int, count: int) -> Any:
     return (Address * count).from_address(address)
 
 
-def written(call: Any, *arguments: Any) -> tuple[Any, int | None]:
-    """Return what a function returns, and the pointer that it writes to the address that is its last argument."""
+def made(create: Any, *arguments: Any) -> int | None:
+    """Return the pointer that a function writes to the address that is its last argument; None where it writes none."""
     pointer = Address()
-    returned = call(*arguments, addressof(pointer))
-    return returned, pointer.value
+    create(*arguments, addressof(pointer))
+    address: int | None = pointer.value
+    return address
