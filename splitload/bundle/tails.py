@@ -136,16 +136,17 @@ def read_version(place: Path, version: int, stage: StageEntry, verify: str) -> T
         raise BundleError(f"'{path}' is damaged (its own SHA-256 differs); {_BACK}")
     if row.get("base") != _base(stage):
         raise BundleError(f"'{folder}' is the tail of another bundle; {_BACK}")
-    graph, weights = folder / stage.graph.name, folder / _weights(stage).name
-    new = _weights(stage)._replace(sha256=row.sha256("weights")) if verify == "hashes" else _weights(stage)
-    for written, entry in ((graph, stage.graph), (weights, new)):
-        if not _is_as_written(written, entry, verify):
-            raise BundleError(f"'{written}' is damaged; {_BACK}")
-    return Tail(place.name, version, graph, row.mapping("notes"))
+    weights = _weights(stage)
+    if verify == "hashes":
+        weights = weights._replace(sha256=row.sha256("weights"))
+    for entry in (stage.graph, weights):
+        if not _is_as_written(folder / entry.name, entry, verify):
+            raise BundleError(f"'{folder / entry.name}' is damaged; {_BACK}")
+    return Tail(place.name, version, folder / stage.graph.name, row.mapping("notes"))
 
 
 def _is_as_written(file: Path, entry: File, verify: str) -> bool:
-    """Return whether a file is there and, unless `verify` is "none", what was written, as far as that is looked at."""
+    """Return whether a file is there, with its entry's size unless `verify` is "none", and its SHA-256 for "hashes"."""
     with contextlib.suppress(OSError):
         if check_regular(file).st_size == entry.bytes:
             return verify != "hashes" or sha256_of(file) == entry.sha256
