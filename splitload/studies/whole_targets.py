@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SMALLEST = "squeezenet1_1"  # which is compared with a program in C
+SMALLEST = "squeezenet1_1"  # the model whose process has a target beside the program in C
 SMALL_BYTES = 100_000_000  # a model below it is small
 LARGE_BYTES = 79_000_000  # of this size on, the time to first output is compared with what is possible
 Row = Mapping[str, Any]
@@ -65,16 +65,15 @@ class Target:
         if not ratios:
             return cls(what, figure, at_least, target, None, None, None, 0)
         worst = (min if at_least else max)(ratios, key=lambda model: ratios[model])
-        value, bound = (_summed(figure, at_least, each) for each in (ratios, in_c or {}))
-        met = also and value is not None and (value >= target if at_least else value <= target)
+        value = _summed(figure, at_least, ratios)
+        met = also and (value >= target if at_least else value <= target)
         named = None if figure == "median" else worst
-        return cls(what, figure, at_least, target, value, met, named, len(ratios), bound)
+        told_in_c = _summed(figure, at_least, in_c) if in_c else None
+        return cls(what, figure, at_least, target, value, met, named, len(ratios), told_in_c)
 
 
-def _summed(figure: str, at_least: bool, ratios: Mapping[str, float]) -> float | None:
-    """Return one figure for all models; None where there are none."""
-    if not ratios:
-        return None
+def _summed(figure: str, at_least: bool, ratios: Mapping[str, float]) -> float:
+    """Return one figure for all models, of which there is one at least."""
     if figure == "geometric mean":
         return statistics.geometric_mean(ratios.values())
     return (min if at_least else max)(ratios.values())
