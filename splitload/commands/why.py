@@ -22,8 +22,8 @@ def show_why(
         plan: What the manifest says.
         num_stages: Stages of the bundle.
         console: Where to show it.
-        where: What the plan is, for errors.
         trained: Whether the last stage is one of its own because it is trained.
+        where: What the plan is, for errors.
 
     Raises:
         BundleError: If the bundle does not say why, or in another form than `splitload train` writes.

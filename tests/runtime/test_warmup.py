@@ -115,7 +115,7 @@ def environment_of(path: Path) -> int | None:
 
 def test_the_environment_is_made_before_ctypes_is_there() -> None:
     code = """
-import sys, time
+import sys
 from splitload.runtime.capi import early
 from splitload.runtime.capi.find import beside_module
 path = beside_module()
