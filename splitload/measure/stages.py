@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.measure.job import ComparePacked, Input, Job, SampleStages, StageFile, TryScheme
-from splitload.runtime.answers import identical, relative_error
+from splitload.runtime.answers import LACKING, identical, relative_error
 from splitload.runtime.boundaries import in_arrays
 from splitload.runtime.inputs import example_inputs, load_feeds
 from splitload.runtime.reading import read_ahead
@@ -159,15 +159,16 @@ def _same(ort: Any, left: Any, right: Any) -> bool:
     """Return whether two outputs are alike, as onnxruntime gives them; numpy lacks some of their types."""
     import numpy as np
 
-    lacking = left.data_type() if isinstance(left, ort.OrtValue) else ""
-    if lacking not in ("tensor(bfloat16)", "tensor(int4)", "tensor(uint4)"):
+    kind = left.data_type() if isinstance(left, ort.OrtValue) else ""
+    if kind not in LACKING:
         return _alike(to_python(ort, left), to_python(ort, right))
     if left.shape() != right.shape():
         return False
     count = math.prod(left.shape())
-    size = 2 * count if lacking == "tensor(bfloat16)" else (count + 1) // 2
+    is_bfloat16 = kind == "tensor(bfloat16)"
+    size = 2 * count if is_bfloat16 else (count + 1) // 2  # two numbers of 4 bits a byte
     contents = [ctypes.string_at(each.data_ptr(), size) if size else b"" for each in (left, right)]
-    if lacking != "tensor(bfloat16)":
+    if not is_bfloat16:
         return contents[0] == contents[1]
     # a bfloat16 is the upper half of a float32
     wide = [(np.array(memoryview(each).cast("H"), np.uint32) << 16).view(np.float32) for each in contents]

@@ -12,8 +12,8 @@ from splitload.runtime.inputs import InputSpec
 TOLERANCE = 1e-4  # of the largest element of an output
 _AT_ONCE = 1 << 18  # elements that are compared at a time
 
-# types that numpy lacks, and what helps whose output is of one
-_UNRETURNED = {
+# types that numpy lacks, and what helps where an output is of one
+LACKING = {
     "tensor(bfloat16)": 'ParallelLoader(…, arrays="buffers") can; for others let the model end in a Cast to float',
     "tensor(int4)": "let the model end in a Cast to int8",
     "tensor(uint4)": "let the model end in a Cast to uint8",
@@ -23,7 +23,7 @@ _UNRETURNED = {
 def unreturned(outputs: Iterable[InputSpec]) -> str | None:
     """Return which output onnxruntime's Python module cannot return, and what helps; None where it returns all."""
     for spec in outputs:
-        if (cure := _UNRETURNED.get(spec.type)) is not None:
+        if (cure := LACKING.get(spec.type)) is not None:
             return f"onnxruntime's Python module cannot return the output '{spec.name}', a {spec.type}; {cure}"
     return None
 
