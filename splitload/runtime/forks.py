@@ -42,7 +42,7 @@ class making_session:
 
 
 def make_beside(work: Callable[[], None]) -> bool:
-    """Do what makes a session on a thread of its own, if the system has one; the interpreter does not exit meanwhile.
+    """Do what makes a session, or what all share, on a thread of its own; the interpreter does not exit meanwhile.
 
     Returns when that thread runs, which would wait for Python's lock for as long as this one imports; False where the
     system has none left.
