@@ -71,7 +71,7 @@ def begin(path: str) -> None:
             if handle := open_library(name, os.RTLD_NOW):
                 begun.address = _environment(handle)
         except OSError:  # it is another library
-            return
+            pass
         finally:
             begun.done.release()
         from splitload.runtime.capi.library import set_up  # which somebody imports by now
