@@ -51,8 +51,11 @@ def make_beside(work: Callable[[], None]) -> bool:
         work: What is done; it must not raise.
     """
     begun, runs, done = object(), _thread.allocate_lock(), _thread.allocate_lock()
+    decided = _thread.allocate_lock()  # taken by that thread when it begins, or by who gives it up before
 
     def on_thread() -> None:
+        if not decided.acquire(blocking=False):
+            return
         here = _thread.get_ident()
         try:
             _inside.add(here)  # with no gate: `begun` is inside already
@@ -73,14 +76,17 @@ def make_beside(work: Callable[[], None]) -> bool:
     runs.acquire()
     done.acquire()
     atexit.register(wait)
-    with _gate:
-        _inside.add(begun)
     try:
+        with _gate:
+            _inside.add(begun)
         _thread.start_new_thread(on_thread, ())
-    except RuntimeError:  # there is no thread left
-        _inside.discard(begun)
-        return False
-    runs.acquire()
+        runs.acquire()
+    except BaseException as error:  # there is no thread left, or it is an interrupt
+        if decided.acquire(blocking=False):
+            _inside.discard(begun)
+            if isinstance(error, RuntimeError):
+                return False
+        raise
     return True
 
 

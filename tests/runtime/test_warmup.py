@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime.capi.onnxruntime_inference_collection as stock
@@ -150,6 +151,28 @@ def test_no_environment_is_waited_for_where_the_system_has_no_thread_left(monkey
     monkeypatch.setattr(forks._thread, "start_new_thread", start)
     monkeypatch.setattr(early, "_begun", {})
     assert environment_of(Path(beside_module())) is None
+    assert not forks._inside
+
+
+@pytest.mark.parametrize("starts", [False, True], ids=["before the thread starts", "once it has"])
+def test_an_interrupt_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch, *, starts: bool) -> None:
+    real = forks._thread.start_new_thread
+
+    def start(*arguments: Any) -> None:
+        if starts:
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    path = beside_module()
+    monkeypatch.setattr(early, "_begun", {})
+    monkeypatch.setattr(forks._thread, "start_new_thread", start)
+    with pytest.raises(KeyboardInterrupt):
+        early.begin(path)
+    assert early.environment(path) is None  # who needs it makes it
+    monkeypatch.setattr(forks._thread, "start_new_thread", real)
+    assert environment_of(Path(path)) is not None
+    forks._before()  # would wait for what never ends
+    forks._gate.release()
     assert not forks._inside
 
 

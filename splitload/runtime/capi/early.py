@@ -63,7 +63,7 @@ def begin(path: str) -> None:
         sys.audit("ctypes.dlopen", path)  # as `ctypes` does
     except Exception:
         return
-    begun = _begun[path] = _Begun()
+    begun = _Begun()
 
     def work() -> None:
         try:
@@ -78,8 +78,13 @@ def begin(path: str) -> None:
 
         set_up(path)
 
-    if not make_beside(work):
-        begun.done.release()
+    try:
+        _begun[path] = begun
+        if not make_beside(work):
+            begun.done.release()
+    except BaseException:  # an interrupt: the thread may never come to work
+        _begun.pop(path, None)
+        raise
 
 
 def environment(path: str) -> int | None:
