@@ -171,7 +171,7 @@ class Living:
 _pools = Living()
 
 
-_awaited: list[threading.Thread] = []  # for whose end the interpreter waits when it exits
+_awaited: list[Latch] = []  # for which the interpreter waits when it exits
 
 
 def _reset_all() -> None:
@@ -209,20 +209,40 @@ def started(thread: threading.Thread) -> bool:
     return True
 
 
-def await_at_exit(thread: threading.Thread) -> None:
+def dropping(work: Callable[[], None]) -> tuple[Callable[[], None], Latch]:
+    """Return what a thread does to work and drop what that holds, and what is set then.
+
+    Args:
+        work: What is done.
+    """
+    ended, held = Latch(), [work]
+
+    def work_and_drop() -> None:
+        try:
+            held.pop()()
+        finally:
+            ended.set()
+
+    return work_and_drop, ended
+
+
+def await_at_exit(ended: Latch) -> None:
     """Have the interpreter wait for a daemon thread when it exits, once all loadings are closed.
 
     What such a thread is the last to hold, a session perhaps, is freed when its work is done already.
+
+    Args:
+        ended: Set when it has dropped that, see `dropping`.
     """
-    _awaited[:] = [each for each in _awaited if each.is_alive()]
-    _awaited.append(thread)
+    _awaited[:] = [each for each in _awaited if not each.is_set()]
+    _awaited.append(ended)
 
 
 @atexit.register  # before that of `ordered`, which closes the loadings, and so called after it
-def _join_all() -> None:
-    for thread in _awaited:
-        while thread.is_alive():
+def _await_all() -> None:
+    for ended in _awaited:
+        while not ended.is_set():
             try:
-                thread.join()
+                ended.wait()
             except (KeyboardInterrupt, SystemExit):  # the process ends as it is, and cannot sooner
                 pass

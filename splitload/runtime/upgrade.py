@@ -6,7 +6,7 @@ from splitload.base.errors import StageError
 from splitload.base.machine import return_memory
 from splitload.bundle.manifest import StageEntry
 from splitload.runtime.ordered import OrderedLoading
-from splitload.runtime.pool import await_at_exit, started
+from splitload.runtime.pool import await_at_exit, dropping, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class Upgrade:
         if self.is_wanted and not self._is_begun and loading.all_loaded.is_set() and not loading.is_over():
             import threading  # not before the first answer
 
-            thread = threading.Thread(target=self._work, name="splitload-upgrade", daemon=True)
-            if started(thread):
-                await_at_exit(thread)
+            work, ended = dropping(self._work)
+            if started(threading.Thread(target=work, name="splitload-upgrade", daemon=True)):
+                await_at_exit(ended)
             elif not self._is_begun:
                 self.is_wanted = False
 

@@ -6,6 +6,8 @@ import _thread
 import functools
 import gc
 import math
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -361,3 +363,35 @@ def test_an_error_is_reported_without_a_thread_that_stays_behind(monkeypatch: py
     until(lambda: bool(told))
     assert (told[0].exc_type, str(told[0].exc_value), told[0].thread) == (ValueError, "told", None)
     assert threading.enumerate() == before
+
+
+AWAITED = """
+import atexit, os, signal, threading, time
+order = []
+@atexit.register  # called after the pool's own
+def last():
+    print(order)
+from splitload.runtime.pool import await_at_exit, dropping, started
+class Held:
+    def __del__(self):
+        order.append("freed")
+    def work(self):
+        exits.wait(60)
+        for _ in range(3):
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        order.append("worked")
+exits = threading.Event()
+work, ended = dropping(Held().work)
+assert started(threading.Thread(target=work, daemon=True))
+await_at_exit(ended)
+atexit.register(exits.set)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise here")
+def test_interrupts_do_not_end_the_wait_at_exit() -> None:
+    """`Thread.join` takes a thread for ended when one comes."""
+    done = subprocess.run([sys.executable, "-c", AWAITED], capture_output=True, text=True, timeout=WAIT_S)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['worked', 'freed']\n", "")
