@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import _struct
+import _thread
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +143,10 @@ def test_the_environment_of_another_file_is_left_to_who_needs_it(tmp_path: Path)
 def test_the_environment_of_an_older_library_is_left_to_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early, "API_VERSION", 10_000)
     monkeypatch.setattr(early, "_begun", {})
+    monkeypatch.setattr(library, "set_up", None)  # it would have the library complain once more
     assert environment_of(Path(beside_module())) is None
+    while forks._inside:
+        time.sleep(0.01)
 
 
 def test_no_environment_is_waited_for_where_the_system_has_no_thread_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +161,7 @@ def test_no_environment_is_waited_for_where_the_system_has_no_thread_left(monkey
 
 @pytest.mark.parametrize("starts", [False, True], ids=["before the thread starts", "once it has"])
 def test_an_interrupt_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch, *, starts: bool) -> None:
-    real = forks._thread.start_new_thread
+    real = _thread.start_new_thread
 
     def start(*arguments: Any) -> None:
         if starts:
@@ -190,6 +195,22 @@ early.begin(beside_module())
 print(early.environment(beside_module()), "onnxruntime" in open("/proc/self/maps").read())
 """
     assert run(code) == "None False\n"
+
+
+@pytest.mark.parametrize("event", ["ctypes.dlsym/handle", "ctypes.dlsym"])
+def test_who_audits_calls_may_refuse_one(event: str) -> None:
+    code = f"""
+import sys
+from splitload.runtime.capi import early
+from splitload.runtime.capi.find import beside_module
+def refuse(event, arguments):
+    if event == "{event}" and "OrtGetApiBase" in arguments:
+        raise RuntimeError(event)
+sys.addaudithook(refuse)
+early.begin(beside_module())
+print(early.environment(beside_module()) is not None)
+"""
+    assert run(code) == f"{event == 'ctypes.dlsym'}\n"  # by which `ctypes` asks, later
 
 
 def test_nothing_is_begun_by_who_does_not_load() -> None:

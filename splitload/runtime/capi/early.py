@@ -70,10 +70,12 @@ def begin(path: str) -> None:
             widen_heap()
             if handle := open_library(name, os.RTLD_NOW):
                 begun.address = _environment(handle)
-        except OSError:  # it is another library
+        except Exception:  # noqa: S110 - it is another library, or who audits calls refuses one
             pass
         finally:
             begun.done.release()
+        if begun.address is None:
+            return
         from splitload.runtime.capi.library import set_up  # which somebody imports by now
 
         set_up(path)
