@@ -7,12 +7,14 @@ ends at once there. Programs that import splitload keep their handler.
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 
 TYPE_CHECKING = False  # importing `typing` takes longer than all of this
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 EXIT_CODE = 130
 _SCRIPTS = ("splitload", "splitload.exe")
@@ -43,11 +45,15 @@ def begin() -> None:
 
 
 def work() -> None:
-    """Have a Ctrl-C raise `KeyboardInterrupt` from now on: something is under way."""
+    """Have a Ctrl-C raise `KeyboardInterrupt` from now on: something is under way.
+
+    One that comes while an object is freed would be printed and forgotten; it is raised again after that.
+    """
     if _taken:
         import signal
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _raise_again
 
 
 def finish() -> None:
@@ -82,6 +88,13 @@ def is_interrupt(error: BaseException | None) -> bool:
     while isinstance(error, ImportError):
         error = error.__cause__ or error.__context__
     return isinstance(error, KeyboardInterrupt)
+
+
+def _raise_again(unraisable: Any) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _thread.start_new_thread(_thread.interrupt_main, ())  # from here it would be raised here, and forgotten too
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _end_early(*_: object) -> None:

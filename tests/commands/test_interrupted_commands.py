@@ -79,6 +79,31 @@ def test_once_all_is_said(chain_bundle: Path, tmp_path: Path, at: str, code: int
     assert done.stdout.splitlines()[-1].startswith("output" if words[0] == "run" else "splitload ")
 
 
+def test_one_that_comes_while_an_object_is_freed_is_not_forgotten() -> None:
+    code = """
+import sys, time
+sys.argv[0] = "splitload"
+import splitload
+from splitload.base.interrupts import work
+work()
+class Freed:
+    def __init__(self, error):
+        self.error = error
+    def __del__(self):
+        raise self.error
+Freed(ValueError("another"))
+try:
+    Freed(KeyboardInterrupt())
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "told\n")
+    assert done.stderr.splitlines()[-1] == "ValueError: another"
+    assert "KeyboardInterrupt" not in done.stderr
+
+
 def test_the_script_for_a_device_does_so_too(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "splitload.deploy.personalize", "nothing", "--data", "nothing.npz"]
     for at in ("splitload.runtime.loader", "splitload.deploy.arguments"):
