@@ -26,7 +26,8 @@ MANIFEST = "manifest.json"  # the file of a bundle that says what it holds
 FORMAT = "splitload-bundle"
 TORCH_FORMAT = "splitload-torch"  # of the bundles of torch modules, whose manifest is `torch/format.py`'s
 VERSION = 2  # what is written
-READABLE = (1, 2)  # what is read, for ever
+VERSION_OF_MEMORY = 3  # what is written where a ceiling, or what stages need under one, is said
+READABLE = (1, 2, 3)  # what is read, for ever
 NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 
@@ -74,6 +75,13 @@ class StageEntry(Record):
         read_order: Where in the .ort file each larger weight starts, in the order in which they are used, and where
             reading ahead ends: behind it lies what is read in places only. Empty where that is not known.
         reoptimize: Whether a session with rearranged weights is optimised by the runtime as well.
+        working_bytes: The most that the tensors of one of its runs take at a time, what it reads and makes included;
+            None where that is not known, as for the others.
+        passing_bytes: What inputs and outputs of earlier stages take during its run that later stages read and it does
+            not.
+        mapped_bytes: What a run of it reads of its weights, in whole pages: all weights that it reads, shared ones
+            included, but of tables only the rows that are looked up.
+        session_bytes: What its session takes whether it runs or not, beside weights.
     """
 
     name: str
@@ -92,10 +100,17 @@ class StageEntry(Record):
     upgrade: bool = False
     read_order: tuple[int, ...] = ()
     reoptimize: bool = False
+    working_bytes: int | None = None
+    passing_bytes: int | None = None
+    mapped_bytes: int | None = None
+    session_bytes: int | None = None
 
     def optimizes(self, prepack: bool) -> bool:
         """Return whether the runtime optimises the graph of a session, which rearranges weights or does not."""
         return not self.optimized or (prepack and self.reoptimize)
+
+
+MEMORY_OF_STAGE = ("working_bytes", "passing_bytes", "mapped_bytes", "session_bytes")
 
 
 class Canary(Record):
@@ -144,6 +159,8 @@ class Variant(Record):
         overlap: Whether inference starts while later stages load.
         stages: In the order they run, at least one.
         needs: What it needs; None in version 1, where it needs `cpu` and `runtime` as they are.
+        residency: How much of it may be in memory at a time: a ceiling in bytes, or "stage" for the weights of one
+            stage; None for all of it.
     """
 
     kind: Literal["native", "portable"]
@@ -153,6 +170,7 @@ class Variant(Record):
     overlap: bool
     stages: tuple[StageEntry, ...]
     needs: Needs | None = None
+    residency: Literal["stage"] | int | None = None
 
     def fits(self, cpu: str, runtime: str) -> bool:
         """Return whether it was made for this processor and runtime version, and nothing is left to try."""
@@ -291,7 +309,17 @@ class Manifest(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
-        return {"format": FORMAT, "version": VERSION, **to_json(self)}
+        return {"format": FORMAT, "version": self._version(), **to_json(self)}
+
+    def _version(self) -> int:
+        """Return the least version that has all that is said: readers of before take what they can."""
+        for variant in self.variants:
+            for stage in variant.stages:
+                if any(getattr(stage, name) is not None for name in MEMORY_OF_STAGE):
+                    return VERSION_OF_MEMORY
+            if variant.residency is not None:
+                return VERSION_OF_MEMORY
+        return VERSION
 
     def files(self) -> Iterator[File]:
         """Yield every file of every variant."""

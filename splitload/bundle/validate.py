@@ -15,6 +15,7 @@ from splitload.bundle.manifest import (
     FORMAT,
     LOSSES,
     MANIFEST,
+    MEMORY_OF_STAGE,
     OPTIMIZERS,
     OUTPUT_KINDS,
     READABLE,
@@ -56,7 +57,7 @@ def validate(data: Any) -> Manifest:
     if not is_count(top.data.get("version")) or top.data["version"] not in READABLE:
         raise BundleError(
             f"the bundle has version {top.data.get('version')!r}, this splitload reads versions "
-            f"{' and '.join(map(str, READABLE))}; make it again or update splitload"
+            f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}; make it again or update splitload"
         )
     top.only("format", "version", *own_hash(top), *Manifest._fields)
     manifest = Manifest(
@@ -107,7 +108,15 @@ def _variant(reader: Reader) -> Variant:
         overlap=reader.flag("overlap"),
         stages=tuple(_stage(item) for item in reader.items("stages", at_least=1, at_most=MAX_STAGES)),
         needs=_needs(reader.child("needs")) if "needs" in reader.data else None,
+        residency=_residency(reader) if "residency" in reader.data else None,
     )
+
+
+def _residency(reader: Reader) -> Any:
+    value = reader.get("residency")
+    if value != "stage" and not (is_count(value) and value):
+        raise BundleError(f"{reader.where}.residency must be 'stage' or a count of at least 1, it is {value!r:.40}")
+    return value
 
 
 def _needs(reader: Reader) -> Needs:
@@ -150,6 +159,7 @@ def _stage(reader: Reader) -> StageEntry:
         upgrade=reader.flag("upgrade", default=not reader.flag("prepack")),
         reoptimize=reader.flag("reoptimize", default=False),
         read_order=_read_order(reader) if "read_order" in reader.data else (),
+        **{name: reader.count(name) for name in MEMORY_OF_STAGE if name in reader.data},
     )
 
 

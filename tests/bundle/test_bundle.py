@@ -22,7 +22,7 @@ from splitload import ParallelLoader, PortableWarning
 from splitload.base.errors import BundleError, UsageError
 from splitload.base.machine import cpu_architecture
 from splitload.base.sealed import KEY
-from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.manifest import MANIFEST, MEMORY_OF_STAGE
 from splitload.bundle.read import MAX_MANIFEST_BYTES, read_manifest
 from splitload.bundle.validate import MAX_STAGES, validate
 from splitload.bundle.write import write_manifest
@@ -95,7 +95,7 @@ def canary(graph: int = 8, answers: int = 8) -> dict[str, Any]:
 
 WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     (("format",), "zip", "not a splitload bundle's: format is 'zip'"),
-    (("version",), 3, "has version 3, this splitload reads versions 1 and 2"),
+    (("version",), 4, "has version 4, this splitload reads versions 1, 2 and 3"),
     (("version",), 1.0, "has version 1.0"),
     (("version",), True, "has version True"),
     (("model",), 3, "model must be a string"),
@@ -152,6 +152,11 @@ WRONG: list[tuple[tuple[Any, ...], Any, str]] = [
     ((*STAGE, "read_order"), [0, 1], "read_order must be places in a file of"),
     ((*STAGE, "read_order"), [2, 2, 3], "read_order must rise"),
     ((*STAGE, "prepack"), None, "prepack must be true or false"),
+    *(((*STAGE, name), -1, f"{name} must be a count") for name in MEMORY_OF_STAGE),
+    *(
+        (("variants", 0, "residency"), value, "residency must be 'stage' or a count")
+        for value in (0, "all", None, True)
+    ),
     *(
         ((*STAGE, "graph", "name"), name, "not a plain file name")
         for name in (
@@ -185,6 +190,18 @@ def test_what_a_variant_needs_reads_back_and_its_files_are_the_bundles(data: Any
     manifest = validate(data)
     assert manifest.to_json() == data
     assert {"canary.ort", "canary.bin"} <= {file.name for file in manifest.files()}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("variants", 0, "residency"), 40_000_000), ((*STAGE, "working_bytes"), 0)]
+)
+def test_what_is_said_of_memory_makes_version_3_and_reads_back(data: Any, path: tuple[Any, ...], value: Any) -> None:
+    assert validate(data).to_json()["version"] == 2
+    place, key = edit(*path)(data)
+    place[key] = value
+    written = validate({**data, "version": 3}).to_json()
+    assert written == {**data, "version": 3}
+    assert validate(written) == validate(data)
 
 
 def test_version_1_reads_as_version_2_with_nothing_said(data: Any) -> None:

@@ -178,7 +178,7 @@ def test_target_that_is_no_bundle_is_left_alone(tmp_path: Path, make: str) -> No
 
 
 def test_a_bundle_of_a_later_version_may_be_replaced(own_bundle: Path, data: Any) -> None:
-    (own_bundle / MANIFEST).write_text(json.dumps({**data, "version": 3}))
+    (own_bundle / MANIFEST).write_text(json.dumps({**data, "version": 4}))
     check_target(own_bundle)
 
 
