@@ -25,7 +25,7 @@ def read_bytes(word: str) -> int:
     digits = text[: len(text) - len(unit)].strip()
     if unit in _UNITS and digits and _DIGITS.issuperset(digits) and digits.count(".") <= 1 and digits != ".":
         whole, _, part = digits.partition(".")
-        size_bytes = int((whole or "0") + part) * _UNITS[unit] // 10 ** len(part)  # exact, where a float is not
+        size_bytes: int = int((whole or "0") + part) * _UNITS[unit] // 10 ** len(part)  # exact, where a float is not
         if 0 < size_bytes < 1 << 63:
             return size_bytes
     raise ValueError(f"it must be a size such as 48MB, 48MiB or 48000000, not '{word:.40}'")

@@ -111,6 +111,7 @@ class StageEntry(Record):
 
 
 MEMORY_OF_STAGE = ("working_bytes", "passing_bytes", "mapped_bytes", "session_bytes")
+MEMORY_OF_VARIANT = ("residency", "arena_bytes", "input_bytes")
 
 
 class Canary(Record):
@@ -161,6 +162,9 @@ class Variant(Record):
         needs: What it needs; None in version 1, where it needs `cpu` and `runtime` as they are.
         residency: How much of it may be in memory at a time: a ceiling in bytes, or "stage" for the weights of one
             stage; None for all of it.
+        arena_bytes: What the working memory of one run came to, as measured where the variant was made; None where that
+            is not known.
+        input_bytes: Of the inputs it was measured with; None where that is not known.
     """
 
     kind: Literal["native", "portable"]
@@ -171,6 +175,8 @@ class Variant(Record):
     stages: tuple[StageEntry, ...]
     needs: Needs | None = None
     residency: Literal["stage"] | int | None = None
+    arena_bytes: int | None = None
+    input_bytes: int | None = None
 
     def fits(self, cpu: str, runtime: str) -> bool:
         """Return whether it was made for this processor and runtime version, and nothing is left to try."""
@@ -317,7 +323,7 @@ class Manifest(Record):
             for stage in variant.stages:
                 if any(getattr(stage, name) is not None for name in MEMORY_OF_STAGE):
                     return VERSION_OF_MEMORY
-            if variant.residency is not None:
+            if any(getattr(variant, name) is not None for name in MEMORY_OF_VARIANT):
                 return VERSION_OF_MEMORY
         return VERSION
 

@@ -109,6 +109,8 @@ def _variant(reader: Reader) -> Variant:
         stages=tuple(_stage(item) for item in reader.items("stages", at_least=1, at_most=MAX_STAGES)),
         needs=_needs(reader.child("needs")) if "needs" in reader.data else None,
         residency=_residency(reader) if "residency" in reader.data else None,
+        arena_bytes=reader.count("arena_bytes") if "arena_bytes" in reader.data else None,
+        input_bytes=reader.count("input_bytes") if "input_bytes" in reader.data else None,
     )
 
 

@@ -132,6 +132,12 @@ def _run_options(run: _Sub) -> None:
     run.add_argument("--threads", type=_AT_LEAST_ONE, metavar="N", help="loading threads (default: the bundle's)")
     run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")
     run.add_argument(
+        "--residency",
+        metavar="SIZE",
+        help="how much of the model may be in memory at a time: all, stage, or a ceiling such as 48MB (default: the "
+        "bundle's)",
+    )
+    run.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",

@@ -16,6 +16,7 @@ from splitload import ParallelLoader  # which has the runtime begin, beside the 
 from splitload.base.errors import ModelError, PortableWarning, SplitloadError, StageError, UsageError
 from splitload.base.packages import has, missing
 from splitload.base.phrases import count_of, milliseconds
+from splitload.base.sizes import megabytes
 from splitload.bundle.manifest import TensorSpec
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
@@ -41,8 +42,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PortableWarning)  # it is printed below
         loader = ParallelLoader(
-            options.bundle, threads=options.threads, tail=options.tail, upgrade=False, arrays=arrays
-        )
+            options.bundle, threads=options.threads, tail=options.tail, upgrade=False, arrays=arrays,
+            residency=options.residency,
+        )  # fmt: skip
     with loader as model:
         outputs = _answer(
             model, ready, UsageError if options.input else ModelError, cure(made_up(manifest.inputs, given))
@@ -54,6 +56,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         num_threads = model.threads
         used = model.engine
         tail = model.tail
+        residency = model.residency
     if model.why_portable is not None:
         console.note(model.why_portable)
     console.print(
@@ -62,6 +65,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     )
     if tail is not None:
         console.print(f"the last stage is version {tail.version} of the tail '{tail.name}'")
+    if residency != "all":
+        kept = "the weights of one stage" if isinstance(residency, str) else megabytes(residency)
+        console.print(f"no more than {kept} in memory at a time")
     console.drawing(timeline)
     console.print(f"time to first output: {milliseconds(timeline.ttfo_s)} measured, one run")
     described = {name: _described(value) for name, value in zip(names, outputs, strict=True)}
@@ -80,6 +86,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "tail": None if tail is None else {"name": tail.name, "version": tail.version},
         "num_stages": len(variant.stages),
         "threads": num_threads,
+        "residency": residency,
         "ttfo_s": timeline.ttfo_s,
         "load_s": timeline.load_makespan_s,
         "all_loaded_s": timeline.load_makespan_s,

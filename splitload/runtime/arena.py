@@ -13,7 +13,9 @@ import contextlib
 import os
 import threading
 
+from splitload.runtime.feeds import to_ort
 from splitload.runtime.forks import making_session
+from splitload.runtime.options import identity
 from splitload.runtime.settings import EXACT, SHARES, SHRINKS
 from splitload.runtime.stock import tiny_session
 
@@ -43,6 +45,25 @@ def share_arena(ort: Any, options: Any) -> None:
             _is_there = True
     for entry in SHARES.items():
         options.add_session_config_entry(*entry)
+
+
+def widen_arena(ort: Any, size_bytes: int, *, own_threads: bool) -> None:
+    """Have the arena hold a free piece of memory: a tensor of so many bytes is made there, and let go of.
+
+    Args:
+        ort: The onnxruntime module.
+        size_bytes: How large the piece is.
+        own_threads: See `empty_arena`.
+    """
+    import numpy as np
+
+    options = ort.SessionOptions()
+    for entry in SHARES.items():
+        options.add_session_config_entry(*entry)
+    session = tiny_session(options, own_threads, identity(["n"]))
+    shape = (size_bytes // 4, *session.get_inputs()[0].shape[1:])
+    zeros = np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32)  # the system has one page
+    session.run_with_ort_values(["y"], {"x": to_ort(ort, zeros)}, None)
 
 
 def empty_arena(ort: Any, *, own_threads: bool) -> None:

@@ -78,6 +78,9 @@ if TYPE_CHECKING:
         def canary(self, graph: str) -> list[float]:
             """Return what a canary gives, all outputs one after the other."""
 
+        def reserve(self, session: Any, size_bytes: int) -> None:
+            """Have the arena that a session shares with others hold a free piece of so many bytes."""
+
         def empty_arena(self) -> None:
             """Give back to the system what nobody uses of the arena of all stages."""
 

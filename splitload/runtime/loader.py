@@ -71,6 +71,10 @@ class ParallelLoader(DropIn):
             there is no C library. With "auto" stages are loaded anew by the module when `run_options`, an `io_binding`
             or `run_with_ort_values` come to be used.
         arrays: What `run` returns: "numpy" arrays, or "buffers", each a `Tensor`, without importing numpy.
+        residency: How much of the model may be in memory at a time: "all"; "stage", the weights of one stage and those
+            of the next; or a ceiling, such as "48MB" or a count of bytes, for weights, working memory and sessions,
+            which callers share. None for what the bundle's execution scheme says, which is "all" unless it was made
+            under a ceiling. Weights stay mapped then, are never rearranged, and leave memory when others need the room.
         library: Path of the C library; None for SPLITLOAD_ORT_LIBRARY, or the one that came with the module.
 
     Attributes:
@@ -119,6 +123,7 @@ class ParallelLoader(DropIn):
         specialize: Literal["background"] | None = None,
         engine: EngineName = "auto",
         arrays: Literal["numpy", "buffers"] = "numpy",
+        residency: str | int | None = None,
         library: str | os.PathLike[str] | None = None,
     ) -> None:
         check_arguments(bundle, threads, specialize)
@@ -129,7 +134,7 @@ class ParallelLoader(DropIn):
         self._files = StageFiles(self._folder, self.tail, self._parts)
         stored, guess = self.manifest, likely(self.manifest)
         # a native one made in the background may be in the cache, and is known by the runtime's version
-        is_known = specialize is None or guess.kind == "native"
+        is_known = (specialize is None or guess.kind == "native") and residency is None and guess.residency is None
         if is_known:
             self._files.read(guess)
         try:
@@ -143,14 +148,14 @@ class ParallelLoader(DropIn):
             )
             self._engine, self.why_engine = chosen(engine, stored, self._caller, library)
             self.manifest = self._caller.fixed(stored)
-            self._choose(stored, guess if is_known else None, specialize)
+            self._choose(stored, guess if is_known else None, specialize, residency)
         except BaseException:  # nobody will ask for what is being read
             self._files.stop()
             raise
         self._may_switch = engine == "auto"
         self._arrays = arrays
         self._overlap = overlap and self.variant.overlap
-        self._is_upgraded = upgrade and self._caller.prepacks
+        self._is_upgraded = upgrade and self._caller.prepacks and self._ceiling is None
         self._on_progress = on_progress
         self._wanted = min(threads or min(self.variant.threads, available_threads()), len(self.variant.stages))
         self._switching = _thread.allocate_lock()
@@ -162,11 +167,14 @@ class ParallelLoader(DropIn):
         enlist(self)
         self._begin()
 
-    def _choose(self, stored: Manifest, guess: Variant | None, specialize: str | None) -> None:
+    def _choose(
+        self, stored: Manifest, guess: Variant | None, specialize: str | None, residency: str | int | None
+    ) -> None:
         """Choose the variant that runs here, and begin to read it unless it was guessed."""
         self.variant, self.why_portable = choose(self._folder, self.manifest, self._engine.version, self._engine.canary)
         self._specializer = self._find_specializer(stored) if specialize is not None else None
-        if self.variant is not guess:
+        self._ceiling = self._ceiling_of(residency, specialize)
+        if self.variant is not guess and not self._is_scarce():
             self._files.read(self.variant)
         if self.why_portable is not None and self._folder not in _told:
             import warnings
@@ -177,10 +185,30 @@ class ParallelLoader(DropIn):
         self._outputs = [spec.name for spec in self.manifest.outputs]
         self._is_model = (
             len(stages) == 1
+            and self._ceiling is None
             and self.manifest is stored
             and set(stages[0].inputs) == {spec.name for spec in self.manifest.inputs}
             and {spec.name for spec in stages[0].outputs} == set(self._outputs)
         )
+
+    def _ceiling_of(self, residency: str | int | None, specialize: str | None) -> int | str | None:
+        """Return the ceiling, see `residency.wanted`, where there is any."""
+        if residency is None and self.variant.residency is None:
+            return None
+        from splitload.runtime.residency import wanted  # for whoever has a ceiling
+
+        ceiling = wanted(residency, self.variant)
+        if ceiling is not None and specialize is not None:
+            raise UsageError("specialize='background' takes as much memory as the model; leave it or residency out")
+        return ceiling
+
+    def _is_scarce(self) -> bool:
+        """Return whether files that are read as a whole would push each other out of memory."""
+        if self._ceiling is None:
+            return False
+        from splitload.runtime.residency import is_scarce
+
+        return is_scarce(self.variant)
 
     def _find_specializer(self, manifest: Manifest) -> Specializer | None:
         """Take the native variant that an earlier run has made, or return what makes one where it is wanted."""
@@ -204,14 +232,32 @@ class ParallelLoader(DropIn):
         return self._engine.name
 
     @property
+    def residency(self) -> int | str:
+        """How much of the model may be in memory at a time: "all", "stage" or a ceiling in bytes."""
+        return "all" if self._ceiling is None else self._ceiling
+
+    @property
+    def _shares_memory(self) -> bool:
+        """Whether working memory comes from the arena of all stages."""
+        return len(self.variant.stages) > 1 or self._ceiling is not None
+
+    @property
     def _loading(self) -> OrderedLoading:
         return self._staged.loading
 
     def _stage(self, engine: Engine, given_up: Sequence[Callable[[], None]]) -> Staged:
         """Return the stages, none of which is loaded, in an engine."""
-        opener = StageOpener(self._files, engine, self._parts, share_memory=len(self.variant.stages) > 1)
+        opener = StageOpener(
+            self._files, engine, self._parts, share_memory=self._shares_memory, keep_mapped=self._ceiling is not None
+        )
+        residency = None
+        if self._ceiling is not None:
+            from splitload.runtime.residency import Residency
+
+            paths = [self._files.mapped_by(stage) for stage in self.variant.stages]
+            residency = Residency(self._ceiling, self.variant, paths, engine)
         return Staged(
-            self._folder, self.variant, engine, opener, self._parts,
+            self._folder, self.variant, engine, opener, self._parts, residency=residency,
             is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=given_up,
         )  # fmt: skip
 
@@ -342,7 +388,7 @@ class ParallelLoader(DropIn):
         """Stop loading and let go of all stages; calls under way end with an error or their result."""
         remember()
         self._let_go()
-        if len(self.variant.stages) > 1:
+        if self._shares_memory:
             for engine in (self._former_engine, self._engine):
                 if engine is not None:
                     engine.empty_arena()

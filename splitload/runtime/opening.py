@@ -102,6 +102,17 @@ class StageFiles:
             return os.fspath(self._tail.graph)
         return os.path.join(self.folder, stage.graph.name)
 
+    def mapped_by(self, stage: StageEntry) -> list[str]:
+        """Return the files that a session on a stage maps, that of its graph first."""
+        graph = self.path(stage)
+        names = (*(() if stage.weights is None else (stage.weights.name,)), *stage.shares)
+        folders = (os.path.dirname(graph), self.folder)  # a personalized stage has its weights beside it
+        found = (
+            next((path for folder in folders if os.path.exists(path := os.path.join(folder, name))), "")
+            for name in names
+        )
+        return [graph, *filter(None, found)]
+
     def read(self, variant: Variant) -> None:
         """Begin to read a variant, perhaps before onnxruntime is imported; what was fetched of another one stops."""
         self._read = variant
@@ -145,13 +156,19 @@ class StageOpener:
         engine: What makes them.
         parts: What stands between.
         share_memory: Whether working memory comes from the arena of all stages.
+        keep_mapped: Whether all weights stay mapped as they are in the files, whatever the entries say.
     """
 
-    def __init__(self, files: StageFiles, engine: Engine, parts: LoadingParts, *, share_memory: bool) -> None:
+    def __init__(
+        self, files: StageFiles, engine: Engine, parts: LoadingParts, *, share_memory: bool, keep_mapped: bool = False
+    ) -> None:
         self._files, self._engine, self._parts, self._share_memory = files, engine, parts, share_memory
+        self._keep_mapped = keep_mapped
 
     def first(self, stage: StageEntry) -> Any:
         """Return the session on a stage that answers first."""
+        if self._keep_mapped:
+            return self._open(self._files.path(stage), stage, prepack=False, background=False)
         return self._open(self._files.about_to_load(stage), stage, prepack=stage.prepack, background=False)
 
     def faster(self, stage: StageEntry) -> Any:
@@ -164,8 +181,8 @@ class StageOpener:
                 self._engine.open,
                 path,
                 prepack=prepack,
-                mapped=stage.mapped,
-                optimize=stage.optimizes(prepack),
+                mapped=stage.mapped or self._keep_mapped,
+                optimize=stage.optimizes(prepack) and not self._keep_mapped,
                 background=background,
                 share_memory=self._share_memory,
             )

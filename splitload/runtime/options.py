@@ -125,7 +125,7 @@ class CallerOptions:
         session = session_class()
         try:
             with making_session():
-                return session(_identity(names), providers=self.providers, enable_fallback=0, **options)
+                return session(identity(names), providers=self.providers, enable_fallback=0, **options)
         except Exception as error:  # onnxruntime has no common root for its errors
             raise UsageError(
                 f"onnxruntime does not take these sess_options ({' '.join(str(error).split())[:200]}); weights and "
@@ -211,7 +211,7 @@ def _tell(options: Any) -> None:
         logging.getLogger("splitload").info("%s has no effect: the graph was optimised when the bundle was made", level)
 
 
-def _identity(names: Sequence[str]) -> bytes:
+def identity(names: Sequence[str]) -> bytes:
     """Return an ONNX model `y = Identity(x)` whose sizes are named `names`, then one of each denotation.
 
     Written byte by byte, for a device has no onnx. Source: the field numbers of onnx/onnx.proto.

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from splitload.bundle.manifest import TensorSpec
 from splitload.runtime import session
-from splitload.runtime.arena import empty_arena
+from splitload.runtime.arena import empty_arena, widen_arena
 from splitload.runtime.boundaries import Boundaries, in_arrays
 from splitload.runtime.canary import in_module
 from splitload.runtime.feeds import given_back, to_ort
@@ -91,6 +91,10 @@ class PythonEngine:
     def canary(self, graph: str) -> list[float]:
         """Return what a canary gives."""
         return in_module(graph, self._caller.own_threads)
+
+    def reserve(self, session: Any, size_bytes: int) -> None:
+        """Have the arena of all stages hold a free piece of so many bytes."""
+        widen_arena(ort, size_bytes, own_threads=self._caller.own_threads)
 
     def empty_arena(self) -> None:
         """Give back to the system what nobody uses of the arena of all stages."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from splitload.base.errors import StageError
 from splitload.bundle.manifest import Manifest, Variant
 from splitload.runtime.feeds import arrays_of
 from splitload.runtime.opening import LoadingParts, StageOpener
@@ -19,8 +20,27 @@ if TYPE_CHECKING:
     from splitload.base.regular import StrPath
     from splitload.plan.schedule import Schedule  # importing it costs a loader 0.5 ms
     from splitload.runtime.engine import Engine
+    from splitload.runtime.ledger import Run
+    from splitload.runtime.residency import Residency
 
     Done = tuple[int, Literal["load", "infer"], int, float, float]  # the fields of a `schedule.Task`
+
+
+class _NoCeiling:
+    """The room of a run where weights stay in memory."""
+
+    def using(self, stage: int) -> _NoCeiling:
+        """See `Run.using`: weights are there already."""
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_ALL = _NoCeiling()
 
 
 class Staged:
@@ -40,6 +60,7 @@ class Staged:
         engine: What loads and runs them.
         opener: Makes sessions by it.
         parts: See `LoadingParts`.
+        residency: What keeps the stages below a ceiling; None where there is none.
         is_upgraded: Whether stages are made anew for speed where it pays.
         on_progress: See `ParallelLoader`, or None.
         given_up: What else has to know that nothing more will be loaded.
@@ -53,11 +74,12 @@ class Staged:
         opener: StageOpener,
         parts: LoadingParts,
         *,
+        residency: Residency | None = None,
         is_upgraded: bool,
         on_progress: Callable[[int, int], None] | None,
         given_up: Sequence[Callable[[], None]],
     ) -> None:
-        self.engine, self.variant = engine, variant
+        self.engine, self.variant, self.residency = engine, variant, residency
         self._folder, self._opener, self._parts = folder, opener, parts
         self._is_upgraded, self._on_progress = is_upgraded, on_progress
         self._start_s = time.perf_counter()
@@ -65,6 +87,8 @@ class Staged:
         self._first_runs: dict[int, Done] = {}
         self.has_answered = self.has_given_way = False
         self.given_up = list(given_up)  # the loading has this very list
+        if residency is not None:
+            self.given_up.append(residency.close)
         self.loading: OrderedLoading = OrderedLoading(
             folder, len(variant.stages), parts.pool,
             hand_over_s=parts.hand_over_s, lets_go=True, given_up=self.given_up,
@@ -84,6 +108,7 @@ class Staged:
         """Return what takes its place in a forked child, see `OrderedLoading.heir`."""
         heir = Staged(
             self._folder, self.variant, self.engine, self._opener, self._parts,
+            residency=None if self.residency is None else self.residency.heir(),
             is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=given_up,
         )  # fmt: skip
         heir.loading = self.loading.heir(heir.given_up)
@@ -146,14 +171,28 @@ class Staged:
             run_options: An `onnxruntime.RunOptions` or None.
             keep: Whether all values are OrtValues and stay such.
         """
+        if self.residency is None:
+            return self._run(wanted, values, run_options, _ALL, keep=keep)
+        try:
+            with self.residency.run(values) as room:
+                return self._run(wanted, values, run_options, room, keep=keep)
+        except StageError:
+            self.loading.check()  # which knows why it was closed
+            raise
+
+    def _run(
+        self, wanted: Sequence[str], values: dict[str, Any], run_options: Any, room: Run | _NoCeiling, *, keep: bool
+    ) -> dict[str, Any]:
+        """See `run`; `room` is what this run may take of the memory under a ceiling."""
         engine = self.engine
         boundaries = engine.boundaries(self._otherwise)
         for index, needed, last_reads in self.variant.steps(wanted):
             session = self.session(index)
             start_s = time.perf_counter()
-            results = engine.run_stage(
-                session, self.variant.stages[index], needed, values, run_options, keep=keep, boundaries=boundaries
-            )
+            with room.using(index):
+                results = engine.run_stage(
+                    session, self.variant.stages[index], needed, values, run_options, keep=keep, boundaries=boundaries
+                )
             del session  # the error of a later stage, with its traceback, would keep it
             self.note_run(index, start_s)
             for name in last_reads:
@@ -205,7 +244,13 @@ class Staged:
         return Schedule(tuple(sorted([*loads, *runs], key=lambda task: (task.start_s, task.end_s))), "measured")
 
     def _load(self, index: int, lane: int) -> Any:
-        return self._opener.first(self.variant.stages[index])
+        stage = self.variant.stages[index]
+        if self.residency is None:
+            return self._opener.first(stage)
+        with self.residency.loading(index):
+            session = self._opener.first(stage)
+            self.residency.loaded(index, session)
+        return session
 
     def _after_load(self, index: int, loaded: int) -> None:
         if self.has_answered:

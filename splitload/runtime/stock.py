@@ -99,12 +99,13 @@ def stock_session(model: StrPath | bytes, options: Any) -> Any:
     return session_class()(source, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def tiny_session(options: Any, own_threads: bool) -> Any:
-    """Return a session on the smallest model, which gives its input `x`, one float32, back.
+def tiny_session(options: Any, own_threads: bool, model: bytes = TINY_MODEL) -> Any:
+    """Return a session on a small model.
 
     Args:
         options: Its `onnxruntime.SessionOptions`, see `without_threads`.
         own_threads: Whether sessions have threads of their own, or the process has a pool that all must use.
+        model: By default the smallest one, which gives its input `x`, one float32, back.
     """
     import onnxruntime as ort
 
@@ -112,7 +113,7 @@ def tiny_session(options: Any, own_threads: bool) -> Any:
     without_threads(options, own_threads)
     options.log_severity_level = 4
     with making_session():
-        return stock_session(TINY_MODEL, options)
+        return stock_session(model, options)
 
 
 def without_threads(options: Any, own_threads: bool) -> None:

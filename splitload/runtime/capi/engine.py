@@ -133,6 +133,11 @@ class LibraryEngine:
             values = session.run(session.output_names(), {}, {})
         return [number for value in values for number in tensor_of(value.memory).numbers()]
 
+    def reserve(self, session: Session, size_bytes: int) -> None:
+        """Have the arena that a session shares with others hold a free piece of so many bytes, which nobody touches."""
+        with module_errors():
+            session.reserve(size_bytes)
+
     def empty_arena(self) -> None:
         """Give back to the system what nobody uses of the arena of all stages, by a run of the smallest model."""
         if not _have_arena:

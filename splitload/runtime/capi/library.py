@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _DEVICE_ALLOCATOR, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 0, 1, 0
-_ARENA_BYTES = 8 << 20  # what many small models compute in; a larger one's arena goes on in regions of its own
 
 # Arguments of the functions that are used; pointers of all kinds are addresses. Those in the first table return a
 # status, which is null where all went well.
@@ -236,18 +235,21 @@ class Library:
         finally:
             self.ReleaseArenaCfg(config)
 
-    def widen_arena(self, session: c_void_p) -> None:
-        """Have the arena of a session, which has no memory yet, begin with some in large pages.
+    def widen_arena(self, session: c_void_p, size_bytes: int, *, large_pages: bool) -> None:
+        """Have the arena of a session hold a free piece of memory.
 
         Args:
-            session: It has an arena of its own.
+            session: Its arena may be one of its own.
+            size_bytes: How large the piece is; nobody touches it.
+            large_pages: Whether it comes in large pages once it is touched.
         """
         info = self.made(self.CreateCpuMemoryInfo, _ARENA_ALLOCATOR, _DEFAULT_MEMORY)
         try:
             allocator = self.made(self.CreateAllocator, session, info)
             try:
-                block = self.made(self.AllocatorAlloc, allocator, _ARENA_BYTES)
-                in_large_pages(block.value or 0, (block.value or 0) + _ARENA_BYTES)
+                block = self.made(self.AllocatorAlloc, allocator, size_bytes)
+                if large_pages:
+                    in_large_pages(block.value or 0, (block.value or 0) + size_bytes)
                 self.AllocatorFree(allocator, block)  # to the arena, which keeps it
             finally:
                 self.ReleaseAllocator(allocator)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+_ARENA_BYTES = 8 << 20  # what many small models compute in; a larger one's arena goes on in regions of its own
+
 
 class Value:
     """A tensor of the runtime's.
@@ -83,6 +85,14 @@ class Session:
     def output_names(self) -> list[str]:
         """Return the names of the outputs, in order."""
         return self._listed(self._library.SessionGetOutputCount, self._library.SessionGetOutputName)
+
+    def reserve(self, size_bytes: int) -> None:
+        """Have its arena hold a free piece of memory of so many bytes.
+
+        Raises:
+            RuntimeFailure: If there is none.
+        """
+        self._library.widen_arena(self._handle, size_bytes, large_pages=False)
 
     def _listed(self, count: Any, name_of: Any) -> list[str]:
         library, names = self._library, []
@@ -169,7 +179,7 @@ def open_session(
         session = Session(library, made, kept)
         if large_pages:
             try:
-                library.widen_arena(made)
+                library.widen_arena(made, _ARENA_BYTES, large_pages=True)
             except RuntimeFailure:  # there is no room for it: the model may have enough
                 pass
         return session

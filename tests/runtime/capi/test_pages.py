@@ -69,7 +69,7 @@ print(list(tensor_of(output.memory).numbers()))
 
 
 def test_a_session_without_room_for_large_pages_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeFailure(1, "no room")
 
     monkeypatch.setattr(Library, "widen_arena", fails)

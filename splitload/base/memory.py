@@ -1,0 +1,67 @@
+"""How much memory the system leaves a process, as far as it tells: what is available, and what its group may have."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_GROUPS = "/sys/fs/cgroup"
+_OWN = "/proc/self/cgroup"
+_SYSTEM = "/proc/meminfo"
+
+
+def left_bytes() -> int | None:
+    """Return what this process and the files that are cached for it may still take; None where nothing tells.
+
+    Files that are cached now count as left: the system lets go of them where memory is asked for.
+    """
+    found = []
+    try:
+        found.append(_named(_SYSTEM, "MemAvailable:") * 1024)  # it is in KiB
+    except (OSError, LookupError, ValueError):
+        pass
+    for folder, (limit, usage, cached) in _groups():
+        try:
+            most = int(_text(f"{folder}/{limit}"))
+            files = sum(_named(f"{folder}/memory.stat", name) for name in cached)
+            found.append(most - int(_text(f"{folder}/{usage}")) + files)
+        except (OSError, LookupError, ValueError):  # no such file at the root, or "max"
+            pass
+    return max(0, min(found)) if found else None
+
+
+def _groups() -> Iterator[tuple[str, tuple[str, str, tuple[str, ...]]]]:
+    """Yield the memory groups of this process and all above them, each with the names of what it tells."""
+    second = "memory.max", "memory.current", ("inactive_file", "active_file")
+    first = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+    try:
+        lines = _text(_OWN).splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root, names = (_GROUPS, second) if not controllers else (f"{_GROUPS}/memory", first)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        while True:
+            yield root + path.rstrip("/"), names
+            if path in ("", "/"):
+                break
+            path = os.path.dirname(path)
+
+
+def _named(path: str, name: str) -> int:
+    """Return the number on the line of a file that begins with a name."""
+    for line in _text(path).splitlines():
+        words = line.split()
+        if words and words[0] == name:
+            return int(words[1])
+    raise LookupError(name)
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.read().strip()

@@ -1,0 +1,275 @@
+"""Accounts for the memory of one model under a ceiling: whose weights are in memory, who runs, who has to wait.
+
+It knows no files and no pages: whoever asks for the weights of a stage is told when there is room for them, and what
+has to leave is dropped before. Weights stay until others need their room. Then those leave whose next use is farthest
+away, which no other rule betters (Belady, 1966): of a model that runs again and again some stages stay, and the others
+take turns in what is left.
+
+Who waits may be interrupted at any place, see `pool.py`.
+"""
+
+from __future__ import annotations
+
+import _thread
+
+from splitload.base.errors import StageError, UsageError
+from splitload.base.sizes import megabytes
+from splitload.runtime.pool import Latch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Ledger:
+    """The weights of the stages of one model, and the working memory of those who run it.
+
+    At every moment the weights that are in memory and the working memory take `room_bytes` at most. Working memory is
+    kept by the runtime when a run has ended, so that the most that was taken at a time counts until `shrink` is called.
+
+    Args:
+        sizes_bytes: Of the weights of each stage, in the order in which they run; each fits beside the working memory
+            of one run.
+        room_bytes: Of all; infinite where only the number of stages counts.
+        one_stage: Whether weights of one stage at a time are used; those of the next one may be read meanwhile.
+        drop: Has the weights of a stage leave memory.
+        shrink: Has the runtime give back what it keeps of working memory, while nobody runs.
+    """
+
+    def __init__(
+        self,
+        sizes_bytes: Sequence[int],
+        room_bytes: float,
+        *,
+        drop: Callable[[int], None],
+        shrink: Callable[[], None] = lambda: None,
+        one_stage: bool = False,
+    ) -> None:
+        self._sizes, self._room, self._one_stage = sizes_bytes, room_bytes, one_stage
+        self._largest = max(sizes_bytes)
+        self._drop, self._shrink = drop, shrink
+        self._lock = _thread.allocate_lock()
+        self._waiting: list[Latch] = []
+        self._takers: list[object] = []  # who needs room for weights, in the order they came
+        self._comers: list[object] = []  # who waits to run; a run that has begun never waits for them
+        self._resident: set[int] = set()
+        self._used_bytes = 0  # of the weights that are in memory
+        self._users = [0] * len(sizes_bytes)
+        self._runs: set[Run] = set()
+        self._held_bytes = 0.0  # of working memory
+        self._is_closed = False
+
+    @property
+    def resident(self) -> frozenset[int]:
+        """The stages whose weights are, or come to be, in memory."""
+        with self._lock:
+            return frozenset(self._resident)
+
+    def run(self, working_bytes: int) -> Run:
+        """Return a block in which a run goes through the stages; it begins when there is room for it.
+
+        Args:
+            working_bytes: What it takes besides weights.
+
+        Raises:
+            UsageError: When it begins, if there never will be.
+            StageError: When it begins, if this was closed.
+        """
+        return Run(self, working_bytes)
+
+    def loading(self, stage: int) -> Use:
+        """Return a block in which a stage is loaded, which touches its weights; they leave memory when it ends."""
+        return Use(self, stage, None)
+
+    def ahead(self) -> int | None:
+        """Return the stage whose weights had better be read now, which count as in memory from now on.
+
+        That is the one that is needed next of those that are not there; None where there is no room for it, but that of
+        stages which are needed sooner.
+        """
+        with self._lock:
+            if self._is_closed or self._takers:  # who waits for room has it first
+                return None
+            missing = [stage for stage in range(len(self._sizes)) if stage not in self._resident]
+            if not missing or (self._one_stage and len(self._resident) > 1):
+                return None
+            stage = min(missing, key=self._distance)
+            return stage if self._bring(stage, self._distance(stage)) else None
+
+    def changed(self) -> Latch:
+        """Return a latch that is set once anything has changed."""
+        latch = Latch()
+        with self._lock:
+            if self._is_closed:
+                latch.set()
+            self._waiting.append(latch)
+        return latch
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody may begin anything more."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Have all who wait, or come, find that it is closed."""
+        self._is_closed = True
+        with self._lock:
+            self._tell()
+
+    def _until(self, attempt: Callable[[bool], bool], queue: list[object]) -> None:
+        """Wait until an attempt succeeds.
+
+        Args:
+            attempt: Called with the lock held, and with whether all who came before have what they wait for.
+            queue: Where who does not succeed at once stands.
+
+        Raises:
+            StageError: If this is closed.
+        """
+        ticket = object()
+        try:
+            while True:
+                with self._lock:
+                    if self._is_closed:
+                        raise StageError("the model was closed")
+                    if attempt(not queue or queue[0] is ticket):
+                        return
+                    if ticket not in queue:
+                        queue.append(ticket)
+                    latch = Latch()
+                    self._waiting.append(latch)
+                latch.wait()
+        finally:
+            if ticket in queue:
+                with self._lock:
+                    queue.remove(ticket)
+                    self._tell()
+
+    def _tell(self) -> None:
+        """Wake who waits; the caller holds the lock."""
+        for latch in self._waiting:
+            latch.set()
+        self._waiting.clear()
+
+    def _begin(self, run: Run) -> bool:
+        """Let a run begin if there is room for it beside the largest stage; the caller holds the lock."""
+        taken = run.working_bytes + sum(each.working_bytes for each in self._runs)
+        if not self._runs and max(taken, self._held_bytes) + self._largest > self._room:
+            if taken + self._largest > self._room:
+                raise UsageError(
+                    f"a run on these inputs takes {megabytes(taken)} beside the {megabytes(self._largest)} of the "
+                    f"largest stage, the ceiling leaves {megabytes(self._room)}; give smaller inputs or more residency"
+                )
+            self._shrink()
+            self._held_bytes = 0.0
+        held = max(taken, self._held_bytes)
+        if held + self._largest > self._room or not self._make_room(self._room - held):
+            return False
+        self._held_bytes = held
+        self._runs.add(run)
+        return True
+
+    def _end(self, run: Run) -> None:
+        with self._lock:
+            self._runs.discard(run)
+            self._tell()
+
+    def _take(self, stage: int, run: Run | None, may_bring: bool) -> bool:
+        """Use the weights of a stage if they are in memory, or there is room for them; the caller holds the lock."""
+        if run is not None:
+            run.stage = stage
+        if self._one_stage and any(users and each != stage for each, users in enumerate(self._users)):
+            return False
+        if stage not in self._resident and not (may_bring and self._bring(stage)):
+            return False
+        if self._one_stage:
+            for each in self._resident - {stage}:
+                self._evict(each)
+        self._users[stage] += 1
+        self._tell()  # the reader: another stage is next
+        return True
+
+    def _give(self, stage: int, run: Run | None) -> None:
+        """Use the weights of a stage no more; of one that was loaded they leave."""
+        with self._lock:
+            self._users[stage] -= 1
+            if run is not None:
+                run.stage = stage + 1
+            elif not self._users[stage]:
+                self._evict(stage)
+            self._tell()
+
+    def _bring(self, stage: int, distance: float = -1) -> bool:
+        """Count the weights of a stage as in memory, if those whose next use is farther away make room for them."""
+        if not self._make_room(self._room - self._held_bytes - self._sizes[stage], distance):
+            return False
+        self._resident.add(stage)
+        self._used_bytes += self._sizes[stage]
+        return True
+
+    def _make_room(self, most_bytes: float, distance: float = -1) -> bool:
+        """Have weights leave until those in memory take so many bytes; nothing leaves where that cannot be.
+
+        Args:
+            most_bytes: What may stay.
+            distance: Only those leave whose next use is farther away than this.
+        """
+        leaving, used = [], self._used_bytes
+        if used > most_bytes:
+            idle = [each for each in self._resident if not self._users[each] and self._distance(each) > distance]
+            for each in sorted(idle, key=self._distance, reverse=True):
+                leaving.append(each)
+                used -= self._sizes[each]
+                if used <= most_bytes:
+                    break
+        if used > most_bytes:
+            return False
+        for each in leaving:
+            self._evict(each)
+        return True
+
+    def _evict(self, stage: int) -> None:
+        if stage in self._resident:
+            self._resident.remove(stage)
+            self._used_bytes -= self._sizes[stage]
+            self._drop(stage)
+
+    def _distance(self, stage: int) -> int:
+        """Return how many stages run before a stage does, as far as is known: another run may follow each."""
+        count = len(self._sizes)
+        places = [run.stage for run in self._runs] or [0]
+        return min((stage - place) % count for place in places)
+
+
+class Run:
+    """One run of the model; see `Ledger.run`."""
+
+    def __init__(self, ledger: Ledger, working_bytes: int) -> None:
+        self.working_bytes = working_bytes
+        self.stage = 0  # which it uses, waits for or will use next
+        self._ledger = ledger
+
+    def __enter__(self) -> Run:
+        self._ledger._until(lambda is_first: is_first and self._ledger._begin(self), self._ledger._comers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger._end(self)
+
+    def using(self, stage: int) -> Use:
+        """Return a block in which the weights of a stage stay in memory; it begins when there is room for them."""
+        return Use(self._ledger, stage, self)
+
+
+class Use:
+    """The use of a stage's weights; see `Run.using`."""
+
+    def __init__(self, ledger: Ledger, stage: int, run: Run | None) -> None:
+        self._ledger, self._stage, self._run = ledger, stage, run
+
+    def __enter__(self) -> None:
+        ledger = self._ledger
+        ledger._until(lambda is_first: ledger._take(self._stage, self._run, is_first), ledger._takers)
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger._give(self._stage, self._run)

@@ -1,0 +1,233 @@
+"""The accounts of memory under a ceiling: never more than it, no more reads than needed, nobody waits for ever."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from splitload.base.errors import StageError, UsageError
+from splitload.runtime.ledger import Ledger, Run
+
+
+class Memory:
+    """What is in memory, seen from outside: stages that are used have to be there, and all of it has to fit."""
+
+    def __init__(self, sizes: list[int], room: float, *, one_stage: bool = False) -> None:
+        self.sizes, self.room = sizes, room
+        self.dropped: list[int] = []
+        self.shrunk = 0
+        self.ledger = Ledger(sizes, room, drop=self.dropped.append, shrink=self._shrink, one_stage=one_stage)
+        self.working: list[int] = []
+        self.used: list[int] = []
+        self._lock = threading.Lock()
+
+    def _shrink(self) -> None:
+        self.shrunk += 1
+
+    def go(
+        self, working: int, stages: range | None = None, between: Callable[[int], None] = lambda stage: None
+    ) -> None:
+        """Run through the stages."""
+        with self.ledger.run(working) as run:
+            with self._lock:
+                self.working.append(working)
+            for stage in stages or range(len(self.sizes)):
+                with run.using(stage):
+                    with self._lock:
+                        self.used.append(stage)
+                        self.check()
+                    between(stage)
+                    with self._lock:
+                        self.used.remove(stage)
+            with self._lock:
+                self.working.remove(working)
+
+    def check(self) -> None:
+        resident = self.ledger.resident
+        assert resident.issuperset(self.used)
+        assert sum(self.sizes[stage] for stage in resident) + sum(self.working) <= self.room
+
+
+def waiting(ledger: Ledger) -> int:
+    return len(ledger._takers) + len(ledger._comers)
+
+
+def until_waiting(ledger: Ledger, count: int = 1) -> None:
+    while waiting(ledger) < count:
+        ledger.changed().wait(0.001)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 6])
+def test_as_few_stages_leave_as_can_be(slots: int) -> None:
+    """No rule has fewer of k stages in turn leave than k (k - c) in k - 1 runs, where c of them fit."""
+    memory = Memory([10] * 6, 10 * slots + 1)
+    for _ in range(5):
+        memory.go(1)
+    before = len(memory.dropped)
+    for _ in range(5):
+        memory.go(1)
+    assert len(memory.dropped) - before == 6 * (6 - slots)
+
+
+def test_stages_of_many_runs_at_once_fit_and_all_runs_end() -> None:
+    draw = random.Random(4)  # noqa: S311 - a test
+    for _ in range(20):
+        sizes = [draw.randint(1, 9) for _ in range(draw.randint(1, 7))]
+        memory = Memory(sizes, max(sizes) + draw.randint(3, 12))
+        failures: list[BaseException] = []
+
+        def work(memory: Memory = memory, failures: list[BaseException] = failures, seed: int = 0) -> None:
+            own = random.Random(seed)  # noqa: S311
+            try:
+                for _ in range(5):
+                    memory.go(own.randint(1, 3), between=lambda _: threading.Event().wait(own.choice((0, 0, 1e-4))))
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, kwargs={"seed": seed}) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            if memory.ledger.ahead() is None:
+                memory.ledger.changed().wait(0.001)
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert waiting(memory.ledger) == 0
+
+
+def test_a_second_run_waits_where_both_do_not_fit() -> None:
+    memory = Memory([10, 10], 15)
+    other = threading.Thread(target=memory.go, args=(4,))
+    with memory.ledger.run(4):
+        other.start()
+        until_waiting(memory.ledger)
+        assert memory.working == []
+    other.join()
+
+
+def test_a_run_that_has_begun_goes_before_one_that_waits() -> None:
+    memory = Memory([10, 10], 15)
+    other = threading.Thread(target=memory.go, args=(4,))
+    with memory.ledger.run(4) as run:
+        other.start()
+        until_waiting(memory.ledger)
+        for stage in (0, 1):
+            with run.using(stage):
+                pass
+    other.join()
+    assert waiting(memory.ledger) == 0
+
+
+def test_what_is_read_ahead_takes_no_room_of_what_is_needed_sooner() -> None:
+    memory = Memory([10] * 5, 31)
+    with memory.ledger.run(1) as run:
+        with run.using(0):
+            assert [memory.ledger.ahead() for _ in range(3)] == [1, 2, None]
+        assert memory.ledger.ahead() == 3  # in the place of the one that has run
+        assert memory.dropped == [0]
+        with run.using(1):
+            assert memory.ledger.ahead() is None
+    assert memory.ledger.resident == {1, 2, 3}
+
+
+def test_a_run_that_needs_room_has_it_before_the_reader() -> None:
+    memory = Memory([10] * 3, 21)
+    with memory.ledger.run(1) as run, run.using(0), memory.ledger.loading(1):
+        thread = threading.Thread(target=lambda: memory.ledger.loading(2).__enter__())
+        thread.start()
+        until_waiting(memory.ledger)
+        assert memory.ledger.ahead() is None
+    thread.join()
+    assert 2 in memory.ledger.resident
+
+
+def test_weights_leave_when_a_stage_is_loaded() -> None:
+    memory = Memory([10, 10], 21)
+    with memory.ledger.loading(1):
+        assert memory.ledger.resident == {1}
+    assert memory.dropped == [1]
+    assert memory.ledger.resident == frozenset()
+
+
+def test_one_stage_is_used_at_a_time() -> None:
+    memory = Memory([10, 20, 30], float("inf"), one_stage=True)
+    second = threading.Thread(target=memory.go, args=(1,))
+    with memory.ledger.run(1) as run, run.using(1):
+        assert memory.ledger.ahead() == 2
+        assert memory.ledger.ahead() is None
+        second.start()  # its first stage has to wait
+        until_waiting(memory.ledger)
+        assert memory.ledger.resident == {1, 2}
+    second.join()
+    assert memory.dropped[:2] == [1, 2]
+
+
+def test_a_run_that_never_fits_is_refused_and_others_go_on() -> None:
+    memory = Memory([10_000_000], 15_000_000)
+    with pytest.raises(UsageError, match=r"takes 6.0 MB .* 10.0 MB .* leaves 15.0 MB; give smaller inputs"):
+        memory.go(6_000_000)
+    memory.go(5_000_000)
+    assert waiting(memory.ledger) == 0
+
+
+def test_working_memory_that_the_runtime_keeps_counts_until_it_is_given_back() -> None:
+    memory = Memory([10, 10], 25)
+    memory.go(12)
+    assert memory.ledger.resident == {1}  # beside 12 there is room for one
+    memory.go(2)
+    assert memory.ledger.resident == {1}
+    memory.go(15)
+    assert memory.shrunk == 0
+    memory.go(2)
+    assert memory.shrunk == 0
+
+
+def test_the_runtime_is_asked_to_give_back_what_stands_in_the_way() -> None:
+    memory = Memory([10, 4], 24)
+    with memory.ledger.run(7), memory.ledger.run(7):
+        pass
+    memory.ledger._room = 20  # as if other sessions had come
+    memory.go(7)
+    assert memory.shrunk == 1
+
+
+def test_who_waits_learns_that_it_was_closed() -> None:
+    memory = Memory([10, 10], 12)
+    failures: list[BaseException] = []
+
+    def work(run: Run) -> None:
+        try:
+            run.using(1).__enter__()
+        except StageError as error:
+            failures.append(error)
+
+    with memory.ledger.run(1) as run, run.using(0):
+        thread = threading.Thread(target=work, args=(run,))
+        thread.start()
+        until_waiting(memory.ledger)
+        memory.ledger.close()
+        thread.join()
+    assert [str(error) for error in failures] == ["the model was closed"]
+    with pytest.raises(StageError):
+        memory.go(1)
+
+
+def test_who_is_interrupted_while_it_waits_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory([10, 10], 12)
+
+    class Interrupted:
+        def set(self) -> None: ...
+
+        def wait(self) -> None:
+            raise KeyboardInterrupt
+
+    with memory.ledger.run(1) as run, run.using(0), monkeypatch.context() as patch:
+        patch.setattr("splitload.runtime.ledger.Latch", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            memory.ledger.loading(1).__enter__()
+    assert waiting(memory.ledger) == 0
+    memory.go(1)
