@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitload.base.entries import is_whole
+from splitload.base.entries import RECORD, is_whole, making
 from splitload.base.errors import ModelError
 from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import Metadata
+from splitload.graphs.large_weights import cut_large_weights, large_weights
 from splitload.graphs.observe import flops, observe
 from splitload.graphs.optimize import optimize_into
 from splitload.graphs.padding import unpad
@@ -104,6 +106,7 @@ def load_graph(
     cache: Path,
     *,
     max_blocks: int = DEFAULT_MAX_BLOCKS,
+    max_weight_bytes: int | None = None,
     feeds: Mapping[str, Any] | None = None,
 ) -> ModelGraph:
     """Optimise the whole model once, and return what can be cut.
@@ -122,6 +125,8 @@ def load_graph(
         kind: Which graph is wanted.
         cache: The user's cache folder.
         max_blocks: The most blocks, at least 1.
+        max_weight_bytes: The most bytes of one weight; larger ones are cut where they can be, see `cut_large_weights`.
+            None to leave them whole.
         feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
 
     Raises:
@@ -135,7 +140,9 @@ def load_graph(
             path = native / "model.onnx"
         else:
             kind = "portable"
-    return read_graph(path, source, kind, max_blocks=max_blocks, feeds=feeds)
+    if max_weight_bytes is not None:
+        path = _with_cut_weights(path, max_weight_bytes)
+    return read_graph(path, source, kind, max_blocks=max_blocks, max_weight_bytes=max_weight_bytes, feeds=feeds)
 
 
 def read_graph(
@@ -144,6 +151,7 @@ def read_graph(
     kind: GraphKind,
     *,
     max_blocks: int = DEFAULT_MAX_BLOCKS,
+    max_weight_bytes: int | None = None,
     feeds: Mapping[str, Any] | None = None,
     tail: frozenset[str] = frozenset(),
     trainable: tuple[str, ...] = (),
@@ -155,6 +163,7 @@ def read_graph(
         source: The model it was made of.
         kind: Which graph it is.
         max_blocks: The most blocks, at least 1.
+        max_weight_bytes: The most bytes of weights in a block of several nodes; None for any.
         feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
         tail: Outputs of the nodes of the trainable tail, which come last.
         trainable: Names of the weights that are trained.
@@ -192,6 +201,7 @@ def read_graph(
         source.name, source.sha256, source.size_bytes, kind, path, nodes, tensors, inputs,
         tuple(value.name for value in graph.output), weights, max_blocks,
         next((index for index, node in enumerate(body) if not tail.isdisjoint(node.output)), None), trainable,
+        max_weight_bytes,
     )  # fmt: skip
 
 
@@ -215,6 +225,23 @@ def _optimized_folder(
     if not is_whole(folder):
         optimize_into(folder, source.path, kind, feeds, model=source.path, model_bytes=source.size_bytes, finish=fit)
     return folder
+
+
+def _with_cut_weights(path: Path, max_weight_bytes: int) -> Path:
+    """Return an optimised file, or if weights in it are cut the file with their parts, from the cache or made now."""
+    folder = path.parent.with_name(f"{path.parent.name}-parts{max_weight_bytes}")
+    if is_whole(folder):
+        return folder / path.name
+    if not large_weights(parse_model(path), max_weight_bytes):
+        return path
+    with making(folder, "the model with its large weights cut") as made:
+        for file in path.parent.iterdir():
+            if file.name == path.name:
+                shutil.copyfile(file, made / file.name)
+            elif file.name != RECORD:
+                (made / file.name).symlink_to(file.absolute())  # only read, and left behind
+        cut_large_weights(made / path.name, max_weight_bytes)
+    return folder / path.name
 
 
 def folder_of(source: Source, kind: GraphKind, cache: Path, part: str = "") -> Path:

@@ -109,6 +109,8 @@ class ModelGraph:
         max_blocks: The most blocks it is divided into.
         tail_start: Position of the first node of the trainable tail, which is the last block; None where there is none.
         trainable: Names of the weights that are trained, all read by the tail.
+        max_weight_bytes: The most bytes of weights in a block that could be divided further, though there be more than
+            `max_blocks` then; None for any.
     """
 
     name: str
@@ -124,6 +126,7 @@ class ModelGraph:
     max_blocks: int = DEFAULT_MAX_BLOCKS
     tail_start: int | None = None
     trainable: tuple[str, ...] = ()
+    max_weight_bytes: int | None = None
 
     @cached_property
     def cut_points(self) -> tuple[CutPoint, ...]:
@@ -163,13 +166,16 @@ class ModelGraph:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The model divided at its best cut points into at most `max_blocks` blocks; two if there is a tail."""
+        """The model divided at its best cut points into at most `max_blocks` blocks; two if there is a tail.
+
+        There are more where a block would hold more than `max_weight_bytes` and could be divided.
+        """
         if self.tail_start is None:
-            cuts = choose_cuts(self.cut_points, self.cumulative_cost(), self.max_blocks)
+            cuts = self._chosen(self.cut_points, self.max_blocks, len(self.nodes))
             bounds = [0, *(cut.position for cut in cuts), len(self.nodes)]
         else:
             body = [cut for cut in self.cut_points if cut.position < self.tail_start]
-            cuts = choose_cuts(body, self.cumulative_cost(), max(self.max_blocks - 1, 1))
+            cuts = self._chosen(body, max(self.max_blocks - 1, 1), self.tail_start)
             bounds = [0, *(cut.position for cut in cuts), self.tail_start, len(self.nodes)]
         return tuple(
             Block(
@@ -181,6 +187,16 @@ class ModelGraph:
             )
             for start, end in pairwise(bounds)
         )
+
+    def _chosen(self, cuts: Sequence[CutPoint], max_blocks: int, end: int) -> list[CutPoint]:
+        """Return the cuts of nodes `[0, end)` into blocks, chosen out of `cuts`."""
+        required: list[CutPoint] = []
+        if self.max_weight_bytes is not None:
+            own = [0] * len(self.nodes)
+            for name, first in self.first_use.items():
+                own[first] += self.weights_bytes[name]
+            required = needed_cuts(cuts, [0, *accumulate(own)], end, self.max_weight_bytes)
+        return choose_cuts(cuts, self.cumulative_cost(), max_blocks, required)
 
     def input_tensors(self) -> list[Tensor]:
         """Return the model's inputs as tensors."""
@@ -240,7 +256,40 @@ class ModelGraph:
         return first if first == last else f"{first} … {last}"
 
 
-def choose_cuts(cuts: Sequence[CutPoint], cumulative_cost: Sequence[float], max_blocks: int) -> list[CutPoint]:
+def needed_cuts(
+    cuts: Sequence[CutPoint], weights_before: Sequence[int], end: int, max_weight_bytes: int
+) -> list[CutPoint]:
+    """Return cuts between which there are at most so many bytes of weights, or no other cut.
+
+    The parts are at least half as large as they may be, where there are cuts for that, and of such cuts that with the
+    smallest boundary is taken.
+
+    Args:
+        cuts: Legal cut points in order of position.
+        weights_before: Bytes of weights before each position, non-decreasing.
+        end: Position behind the last node.
+        max_weight_bytes: The most bytes between two cuts.
+    """
+    chosen: list[CutPoint] = []
+    start = next_cut = 0
+    while weights_before[end] - weights_before[start] > max_weight_bytes and next_cut < len(cuts):
+        last = next_cut
+        least, most = (weights_before[start] + share for share in (max_weight_bytes / 2, max_weight_bytes))
+        while last + 1 < len(cuts) and weights_before[cuts[last + 1].position] <= most:
+            last += 1
+        fitting = [at for at in range(next_cut, last) if weights_before[cuts[at].position] >= least]
+        taken = min([last, *reversed(fitting)], key=lambda at: cuts[at].boundary_bytes)
+        chosen.append(cuts[taken])
+        start, next_cut = cuts[taken].position, taken + 1
+    return chosen
+
+
+def choose_cuts(
+    cuts: Sequence[CutPoint],
+    cumulative_cost: Sequence[float],
+    max_blocks: int,
+    required: Sequence[CutPoint] = (),
+) -> list[CutPoint]:
     """Choose at most `max_blocks - 1` cuts, spread over the cost and each the best of its neighbourhood.
 
     Cuts are taken from the smallest boundary up; one is passed over only when a taken cut, which by that order has a
@@ -250,14 +299,19 @@ def choose_cuts(cuts: Sequence[CutPoint], cumulative_cost: Sequence[float], max_
     Args:
         cuts: Legal cut points in order of position.
         cumulative_cost: Share of cost before each position, non-decreasing.
-        max_blocks: The most blocks wanted, at least 1.
+        max_blocks: The most blocks wanted, at least 1; `required` may make more.
+        required: Cuts that are taken first.
     """
+    max_blocks = max(max_blocks, len(required) + 1)
     if len(cuts) < max_blocks:
         return list(cuts)
-    ranked = sorted(cuts, key=lambda cut: (cut.boundary_bytes, len(cut.boundary), cut.position))
+    first = [(cumulative_cost[cut.position], cut.position) for cut in required]
+    held = {cut.position for cut in required}
+    others = [cut for cut in cuts if cut.position not in held]
+    ranked = sorted(others, key=lambda cut: (cut.boundary_bytes, len(cut.boundary), cut.position))
 
     def spread(distance: float) -> list[int]:
-        taken: list[tuple[float, int]] = [(-math.inf, -1), (math.inf, -1)]
+        taken: list[tuple[float, int]] = [(-math.inf, -1), *first, (math.inf, -1)]
         for cut in ranked:
             cost = cumulative_cost[cut.position]
             at = bisect.bisect(taken, (cost, cut.position))

@@ -37,6 +37,7 @@ def read_model(
     feeds: Mapping[str, Any],
     *,
     max_blocks: int = DEFAULT_MAX_BLOCKS,
+    max_weight_bytes: int | None = None,
     trainable: str | None = None,
     new_head: int | None = None,
 ) -> tuple[Source, ModelGraph, Division | None]:
@@ -49,6 +50,7 @@ def read_model(
         cache: The user's cache folder.
         feeds: Values of inputs, by their names; what is missing is made up.
         max_blocks: Most blocks that it is divided into.
+        max_weight_bytes: The most bytes of one weight; larger ones are cut where they can be. None to leave them whole.
         trainable: Layers that stay together in the last stage, a count or a pattern; None where none is trained.
         new_head: Classes of a fresh layer in the place of the last linear one; None for the one that is there.
 
@@ -66,9 +68,11 @@ def read_model(
             "another one, make it an input without a default"
         )
     with report.status(f"optimising {source.name}"):
+        kind = device.graph_kind
+        parts = {"max_blocks": max_blocks, "max_weight_bytes": max_weight_bytes}
         if trainable is None:
-            return source, load_graph(source, device.graph_kind, cache, max_blocks=max_blocks, feeds=feeds), None
-        opened = load_opened(source, device.graph_kind, cache, trainable, max_blocks=max_blocks, feeds=feeds)
+            return source, load_graph(source, kind, cache, **parts, feeds=feeds), None
+        opened = load_opened(source, kind, cache, trainable, **parts, feeds=feeds)
     return source, opened.graph, opened.division
 
 

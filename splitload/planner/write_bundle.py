@@ -64,7 +64,13 @@ def with_portable(
     if plan.graph.kind == "portable":
         return [plan]
     with report.status("adding the portable graph for other machines"):
-        portable = load_graph(source, "portable", cache, max_blocks=_blocks(plan, cut_as))
+        portable = load_graph(
+            source,
+            "portable",
+            cache,
+            max_blocks=_blocks(plan, cut_as),
+            max_weight_bytes=plan.graph.max_weight_bytes,
+        )
     return [plan, _portable_plan(VariantPlan(portable, Partition(len(portable.blocks)), 1), cut_as, report)]
 
 
@@ -100,7 +106,15 @@ def with_opened(
     The plan that runs anywhere has two stages, what is frozen and what is trained, or is cut as a portable variant was.
     """
     with report.status("adding the portable graph for other machines"):
-        opened = load_opened(source, "portable", cache, trainable, max_blocks=_blocks(plan, cut_as), feeds=feeds)
+        opened = load_opened(
+            source,
+            "portable",
+            cache,
+            trainable,
+            max_blocks=_blocks(plan, cut_as),
+            max_weight_bytes=plan.graph.max_weight_bytes,
+            feeds=feeds,
+        )
     if plan.graph.kind == "portable":
         return [plan], opened
     last = len(opened.graph.blocks) - 1

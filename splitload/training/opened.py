@@ -13,6 +13,7 @@ from splitload.base.errors import ModelError
 from splitload.base.pieces import PIECE_BYTES
 from splitload.base.scratch import scratch_folder
 from splitload.frontends.onnx import Source, folder_of, read_graph
+from splitload.graphs.large_weights import cut_large_weights
 from splitload.graphs.observe import elem_type, observe, one_line, plain_options
 from splitload.graphs.optimize import optimize_into
 from splitload.graphs.proto import bodies, point, split_constants, store_constants, tensor_bytes
@@ -50,6 +51,7 @@ def load_opened(
     trainable: str | Collection[str],
     *,
     max_blocks: int = DEFAULT_MAX_BLOCKS,
+    max_weight_bytes: int | None = None,
     feeds: Mapping[str, Any] | None = None,
 ) -> Opened:
     """Divide a model before its first trainable layer, optimise what comes before, and return what can be cut.
@@ -60,6 +62,7 @@ def load_opened(
         cache: The user's cache folder.
         trainable: A count of last layers, a pattern of their names, or the names of the trained weights.
         max_blocks: The most blocks.
+        max_weight_bytes: The most bytes of one weight before the trainable layers; see `load_graph`.
         feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
 
     Raises:
@@ -73,11 +76,19 @@ def load_opened(
     outputs = [value.name for value in whole.output]
     parts_of = (_VERSION, division.weights, division.features)
     part = "-" + hashlib.sha256(repr(parts_of).encode()).hexdigest()[:12]
+    if max_weight_bytes is not None:
+        part += f"-parts{max_weight_bytes}"
     folder = folder_of(source, kind, cache, part)
     if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(folder.parent, ".opened-") as made:
             tail = _separate(source, division, made, feeds)
+
+            def finish(place: Path) -> None:
+                if max_weight_bytes is not None:
+                    cut_large_weights(place / "model.onnx", max_weight_bytes)
+                _merge(place / "model.onnx", tail, division, outputs, made)
+
             optimize_into(
                 folder,
                 made / "body.onnx",
@@ -85,13 +96,14 @@ def load_opened(
                 feeds,
                 model=source.path,
                 model_bytes=source.size_bytes,
-                finish=lambda place: _merge(place / "model.onnx", tail, division, outputs, made),
+                finish=finish,
             )
     graph = read_graph(
         folder / "model.onnx",
         source,
         kind,
         max_blocks=max_blocks,
+        max_weight_bytes=max_weight_bytes,
         feeds=feeds,
         tail=division.tail,
         trainable=division.weights,
