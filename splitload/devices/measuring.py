@@ -224,6 +224,8 @@ class MeasuringDevice:
             for name, value in sorted((feeds or {}).items())
         }
         bounds = [block.end for block in graph.blocks]
+        if graph.max_weight_bytes is not None:  # other weights may be cut into as many parts
+            bounds.append(graph.max_weight_bytes)
         on = self._machine
         machine = (on.cpu, on.cpu_model, on.threads, on.onnxruntime())
         key = hashlib.sha256(repr((_CACHE_VERSION, bounds, shapes, machine, self._repeats)).encode()).hexdigest()[:16]

@@ -39,14 +39,12 @@ class LargeWeight(NamedTuple):
     Attributes:
         name: Of the weight.
         axis: Its output features.
-        result_axis: The same in what its nodes give.
         bounds: Where its parts begin, and where the last one ends, in output features.
         readers: The nodes that read it.
     """
 
     name: str
     axis: int
-    result_axis: int
     bounds: tuple[int, ...]
     readers: tuple[Any, ...]
 
@@ -54,8 +52,8 @@ class LargeWeight(NamedTuple):
 def cut_large_weights(path: Path, max_weight_bytes: int) -> int:
     """Cut the weights of an optimised file that are larger than a limit into parts of about equal size.
 
-    Weights stay whole that something else reads as well, such as a lookup or a quantised product, that are given from
-    outside, or of which a convolution in groups is made; so do all that do not run over output features alone.
+    What stays whole: weights that something else reads as well, such as a lookup; that are inputs or outputs of the
+    model; of convolutions in groups, or of such that a sum is fused with; of integers; and all of other operators.
 
     Args:
         path: The .onnx file; it and its weights are replaced.
@@ -104,11 +102,11 @@ def large_weights(model: Any, max_weight_bytes: int) -> list[LargeWeight]:
         total = math.prod(dims) * item_bytes
         if total <= max_weight_bytes or name in fixed or opset < _MIN_OPSET:
             continue
-        axes = {_axes(node, name, shapes) for node in readers.get(name, ())}
-        if len(axes) == 1 and (both := axes.pop()) is not None:
-            bounds = _bounds(dims[both[0]], total // dims[both[0]], max_weight_bytes)
+        axes = {_axis(node, name, shapes) for node in readers.get(name, ())}
+        if len(axes) == 1 and (axis := axes.pop()) is not None:
+            bounds = _bounds(dims[axis], total // dims[axis], max_weight_bytes)
             if len(bounds) > 2:
-                found.append(LargeWeight(name, *both, bounds, tuple(readers[name])))
+                found.append(LargeWeight(name, axis, bounds, tuple(readers[name])))
     return found
 
 
@@ -132,24 +130,35 @@ def _casts(node: Any) -> bool:
     return node.op_type == "Cast" and is_maker(node)
 
 
-def _axes(node: Any, weight: str, shapes: Mapping[str, tuple[int, tuple[int, ...]]]) -> tuple[int, int] | None:
-    """Return the axis of output features in a weight and in what the node gives; None if it cannot be cut."""
+def _axis(node: Any, weight: str, shapes: Mapping[str, tuple[int, tuple[int, ...]]]) -> int | None:
+    """Return the axis of output features in a weight, or None if the node cannot be cut along it."""
     if len(node.output) != 1 or [place for place, name in enumerate(node.input) if name == weight] != [1]:
         return None
     domain, values, dims = node.domain, attributes(node), shapes[weight][1]
     kind = (node.op_type, "" if domain in _STANDARD else domain)
     if kind in (("Conv", ""), ("FusedConv", "com.microsoft"), ("Conv", DOMAIN)):
-        axes = (0, 1) if values.get("group", 1) == 1 else None
+        axis = 0 if values.get("group", 1) == 1 else None
     elif kind in (("Gemm", ""), ("FusedGemm", "com.microsoft")) and len(dims) == 2:
-        axes = (0 if values.get("transB") else 1, 1)
+        axis = 0 if values.get("transB") else 1
     elif kind in (("MatMul", ""), ("FusedMatMul", "com.microsoft")) and len(dims) == 2:
-        axes = None if values.get("transBatchB") else (0 if values.get("transB") else 1, -1)
+        axis = None if values.get("transBatchB") else 0 if values.get("transB") else 1
     else:
-        axes = None
-    if axes is None or any(node.input[3:]):  # what a convolution adds to its result is a whole one
+        axis = None
+    if axis is None or any(node.input[3:]):  # what a convolution adds to its result is a whole one
         return None
-    bias = shapes.get(node.input[2]) if any(node.input[2:]) else (0, ())
-    return axes if bias is not None and bias[1][-1:] in ((), (1,), (dims[axes[0]],)) else None
+    return axis if _fits(node, shapes, dims[axis]) or _adds_later(node, values) else None
+
+
+def _fits(node: Any, shapes: Mapping[str, tuple[int, tuple[int, ...]]], features: int) -> bool:
+    """Return whether what a node adds is constant, and one number for each output feature or for all."""
+    if not any(node.input[2:]):
+        return True
+    return node.input[2] in shapes and shapes[node.input[2]][1][-1:] in ((), (1,), (features,))
+
+
+def _adds_later(node: Any, values: Mapping[str, Any]) -> bool:
+    """Return whether an Add behind the node can do what it does with its third input, which may have any shape."""
+    return node.op_type == "Gemm" and values.get("beta", 1.0) == 1.0
 
 
 def _bounds(features: int, feature_bytes: int, max_weight_bytes: int) -> tuple[int, ...]:
@@ -168,19 +177,22 @@ def _parts(node: Any, weight: LargeWeight, slices: _Slices, rewriter: Rewriter) 
 
     weights = slices.of(weight.name, weight.axis, weight.bounds)
     biases = slices.of_bias(node, weight.bounds)
-    results = []
+    name, result = node.name or node.output[0], node.output[0]
+    results: list[str] = []
     for begin, end in pairwise(weight.bounds):
         part = type(node)()
         part.CopyFrom(node)
-        part.name = f"{node.name or node.output[0]}/{begin}-{end}"
-        part.input[1] = weights[len(results)]
-        if biases:
-            part.input[2] = biases[len(results)]
-        results.append(rewriter.free_name(f"{node.output[0]}/{begin}-{end}"))
+        part.name = f"{name}/{begin}-{end}"
+        part.input[1:] = [weights[len(results)], *biases[len(results) : len(results) + 1]]
+        results.append(rewriter.free_name(f"{result}/{begin}-{end}"))
         part.output[0] = results[-1]
         yield part
-    name = f"{node.name or node.output[0]}/join"
-    yield helper.make_node("Concat", results, [node.output[0]], name, axis=weight.result_axis)
+    added = [] if biases else list(filter(None, node.input[2:]))
+    joined = rewriter.free_name(f"{result}/joined") if added else result
+    axis = 1 if node.op_type.endswith("Conv") else -1
+    yield helper.make_node("Concat", results, [joined], f"{name}/join", axis=axis)
+    if added:
+        yield helper.make_node("Add", [joined, *added], [result], f"{name}/add")
 
 
 class _Slices:
@@ -201,6 +213,7 @@ class _Slices:
         self._graph = rewriter.model.graph
         self._stored = {tensor.name: tensor for tensor in self._graph.initializer}
         self._casts = {node.output[0]: node for node in self._graph.node if _casts(node)}
+        self._shapes = _shapes(self._graph)
         self._made: dict[tuple[str, tuple[int, ...]], list[str]] = {}
 
     def of(self, name: str, axis: int, bounds: tuple[int, ...]) -> list[str]:
@@ -216,12 +229,14 @@ class _Slices:
         return self._made[key]
 
     def of_bias(self, node: Any, bounds: tuple[int, ...]) -> list[str]:
-        """Return the names of the parts of what a node adds; none if it adds nothing, or the same to all features."""
-        name = node.input[2] if len(node.input) > 2 else ""
-        leaf = self._casts[name].input[0] if name in self._casts else name
-        if not name or tuple(self._stored[leaf].dims)[-1:] != (bounds[-1],) or bounds[-1] == 1:
+        """Return what each part adds; nothing if the node adds nothing, or what is to be added to all later."""
+        if not any(node.input[2:]) or not _fits(node, self._shapes, bounds[-1]):
             return []
-        return self.of(name, len(self._stored[leaf].dims) - 1, bounds)
+        name = node.input[2]
+        dims = self._shapes[name][1]
+        if dims[-1:] != (bounds[-1],):  # one number for all features
+            return [name] * (len(bounds) - 1)
+        return self.of(name, len(dims) - 1, bounds)
 
     def drop_whole(self) -> None:
         """Drop weights that only their parts are read of."""

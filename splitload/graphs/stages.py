@@ -36,11 +36,10 @@ from splitload.graphs.proto import (
 from splitload.graphs.shared import StoredWeights, read_external
 from splitload.graphs.stage_store import StageStore, key_of
 from splitload.graphs.weights_file import Piece, places_of, write_pieces
-from splitload.plan.graph import ModelGraph
+from splitload.plan.graph import LOOKUPS, ModelGraph
 from splitload.runtime.stock import path_option, session_beside
 
 _GRAPH_BYTES = 128 << 20  # room in an .ort file for all that is no weight
-_LOOKUPS = {"Gather", "GatherND", "GatherElements"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,8 +382,8 @@ def _write_graph(model: Any, folder: Path, stem: str) -> File:
 
 def _tables(graph: Any) -> list[str]:
     """Return names of weights of which single rows are looked up, and which nothing else reads."""
-    looked_up = {node.input[0] for node in graph.node if node.op_type in _LOOKUPS and not node.domain}
-    read = {name for node in graph.node for name in node_inputs(node)[1 if node.op_type in _LOOKUPS else 0 :]}
+    looked_up = {node.input[0] for node in graph.node if node.op_type in LOOKUPS and not node.domain}
+    read = {name for node in graph.node for name in node_inputs(node)[1 if node.op_type in LOOKUPS else 0 :]}
     read.update(value.name for value in graph.output)
     return [tensor.name for tensor in graph.initializer if tensor.name in looked_up - read]
 

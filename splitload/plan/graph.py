@@ -17,6 +17,7 @@ from typing import Literal
 
 GraphKind = Literal["native", "portable"]
 DEFAULT_MAX_BLOCKS = 64
+LOOKUPS = frozenset({"Gather", "GatherND", "GatherElements"})  # operators that read rows of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,17 @@ class ModelGraph:
             for name in node.weights:
                 first.setdefault(name, index)
         return first
+
+    def largest_weight(self) -> tuple[str, Node, int] | None:
+        """Return the largest weight that a node reads as a whole, the node and the bytes; None where there is none.
+
+        No ceiling on memory can be lower. Of the tables of lookups only rows are read.
+        """
+        read = [(name, node) for node in self.nodes if node.op_type not in LOOKUPS for name in node.weights]
+        if not read:
+            return None
+        name, node = max(read, key=lambda each: self.weights_bytes[each[0]])
+        return name, node, self.weights_bytes[name]
 
     def boundary(self, position: int) -> tuple[str, ...]:
         """Return the names of the tensors that cross the cut at `position` (none at either end)."""

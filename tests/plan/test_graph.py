@@ -100,6 +100,27 @@ def test_heavy_weights_are_spread_over_the_blocks() -> None:
     assert max(block.weights_bytes for block in heavy.blocks) < 2_000_000
 
 
+@pytest.mark.parametrize("max_blocks", [1, 3, 40])
+def test_no_block_that_could_be_divided_holds_more_than_it_may(max_blocks: int) -> None:
+    nodes = [(f"t{index}" if index else "x", f"w{index}", f"t{index + 1}") for index in range(40)]
+    weights = {f"w{index}": 50 if index == 7 else index % 5 for index in range(40)}
+    made = graph(nodes, weights=weights, max_blocks=max_blocks, max_weight_bytes=12)
+    assert {block.end - block.start for block in made.blocks if block.weights_bytes > 12} == {1}
+    assert len(made.blocks) <= max(max_blocks, 2 * sum(weights.values()) // 12 + 1)
+    assert made.largest_weight() == ("w7", made.nodes[7], 50)
+    if max_blocks == 40:
+        assert made.blocks == replace(made, max_weight_bytes=None).blocks
+
+
+def test_of_cuts_that_keep_a_block_small_enough_the_smallest_is_taken() -> None:
+    nodes = [(f"t{index}" if index else "x", f"w{index}", f"t{index + 1}") for index in range(6)]
+    made = graph(nodes, weights={f"w{index}": 4 for index in range(6)}, max_blocks=1, max_weight_bytes=16)
+    assert [block.end for block in made.blocks] == [4, 6]
+    sizes = {"t2": 8}
+    small = {name: replace(each, nbytes=sizes.get(name, 99)) for name, each in made.tensors.items()}
+    assert [block.end for block in replace(made, tensors=small).blocks] == [2, 6]
+
+
 def test_a_long_chain_with_long_skips_keeps_every_cut() -> None:
     down = [(f"t{index}" if index else "x", "", f"t{index + 1}") for index in range(1000)]
     up = [(f"{f's{index}' if index else 't1000'} t{999 - index}", "", f"s{index + 1}") for index in range(999)]
