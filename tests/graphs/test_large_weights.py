@@ -28,6 +28,7 @@ from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.partition import Partition
 from splitload.runtime.session import open_session
 from splitload.runtime.stock import stock_session
+from splitload.training.opened import load_opened
 
 KINDS: tuple[GraphKind, ...] = ("native", "portable")
 MOST = 80_000  # bytes of a part; of the weights below, 64 output features take 24,576
@@ -238,6 +239,21 @@ def test_without_a_limit_or_a_large_weight_nothing_is_made(tmp_path: Path) -> No
     assert again.path == plain.path != cut.path
     assert load_graph(source, "portable", tmp_path / "cache", max_weight_bytes=MOST).path == cut.path
     assert before == {path: path.stat() for path in (tmp_path / "cache").rglob("*")}
+
+
+def test_before_a_tail_that_is_trained_weights_are_cut_and_in_it_they_stay(tmp_path: Path) -> None:
+    body = "a = Gemm(x, v, d) b = Relu(a) y = Gemm(b, w, e)"
+    weights = {"v": W, "d": BIAS, "w": floats(320, 96), "e": floats(96)}
+    model = text(f"g (float[n,96] x) => (float[n,96] y) {{ {body} }}", **weights)
+    source = Source.open(models.save(model, tmp_path), "model")
+    opened = load_opened(source, "native", tmp_path / "cache", "1", max_weight_bytes=MOST, feeds=X)
+    sizes = opened.graph.weights_bytes
+    assert opened.graph.trainable == ("w", "e")
+    assert [name for name in sizes if sizes[name] > MOST] == ["w"]
+    assert len(opened.graph.blocks) == len(opened.graph.nodes)
+    assert check_graph(source, opened.graph, feeds=X).passed
+    plain = load_opened(source, "native", tmp_path / "cache", "1", feeds=X)
+    assert largest(plain.graph) == W.nbytes
 
 
 def test_a_bundle_with_parts_in_several_stages_answers_like_a_stock_session(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def graph(
     types: dict[str, str] | None = None,
     weights: dict[str, int] | None = None,
     max_blocks: int = 64,
+    max_weight_bytes: int | None = None,
 ) -> ModelGraph:
     """A graph of nodes given as (inputs, weights, outputs), names apart by blanks; `x` is the input."""
     sizes, types = sizes or {}, types or {}
@@ -29,8 +31,9 @@ def graph(
     names = used_names(["x", *(name for node in made for name in (*node.inputs, *node.outputs))])
     tensors = {name: Tensor(name, types.get(name, "tensor(float)"), None, sizes.get(name, 4)) for name in names}
     return ModelGraph(
-        "g", "0" * 64, 1, "portable", Path("g"), made, tensors, ("x",), made[-1].outputs, weights or {}, max_blocks
-    )
+        "g", "0" * 64, 1, "portable", Path("g"), made, tensors, ("x",), made[-1].outputs, weights or {}, max_blocks,
+        max_weight_bytes=max_weight_bytes,
+    )  # fmt: skip
 
 
 def test_the_whole_topological_order_has_cut_points_with_boundary_and_size() -> None:
