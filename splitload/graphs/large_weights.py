@@ -158,7 +158,7 @@ def _fits(node: Any, shapes: Mapping[str, tuple[int, tuple[int, ...]]], features
 
 def _adds_later(node: Any, values: Mapping[str, Any]) -> bool:
     """Return whether an Add behind the node can do what it does with its third input, which may have any shape."""
-    return node.op_type == "Gemm" and values.get("beta", 1.0) == 1.0
+    return bool(node.op_type == "Gemm" and values.get("beta", 1.0) == 1.0)
 
 
 def _bounds(features: int, feature_bytes: int, max_weight_bytes: int) -> tuple[int, ...]:
@@ -225,7 +225,8 @@ class _Slices:
                 self._made[key] = [self._stored_part(name, axis, *part) for part in pairwise(bounds)]
             else:
                 leaves = self.of(cast.input[0], axis, bounds)
-                self._made[key] = [self._cast_part(cast, leaf, part) for leaf, part in zip(leaves, pairwise(bounds))]
+                parts = zip(leaves, pairwise(bounds), strict=True)
+                self._made[key] = [self._cast_part(cast, leaf, part) for leaf, part in parts]
         return self._made[key]
 
     def of_bias(self, node: Any, bounds: tuple[int, ...]) -> list[str]:

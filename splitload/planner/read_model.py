@@ -68,11 +68,25 @@ def read_model(
             "another one, make it an input without a default"
         )
     with report.status(f"optimising {source.name}"):
-        kind = device.graph_kind
-        parts = {"max_blocks": max_blocks, "max_weight_bytes": max_weight_bytes}
         if trainable is None:
-            return source, load_graph(source, kind, cache, **parts, feeds=feeds), None
-        opened = load_opened(source, kind, cache, trainable, **parts, feeds=feeds)
+            graph = load_graph(
+                source,
+                device.graph_kind,
+                cache,
+                max_blocks=max_blocks,
+                max_weight_bytes=max_weight_bytes,
+                feeds=feeds,
+            )
+            return source, graph, None
+        opened = load_opened(
+            source,
+            device.graph_kind,
+            cache,
+            trainable,
+            max_blocks=max_blocks,
+            max_weight_bytes=max_weight_bytes,
+            feeds=feeds,
+        )
     return source, opened.graph, opened.division
 
 

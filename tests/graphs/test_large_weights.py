@@ -97,7 +97,9 @@ CUT = {
     "Gemm and what is fused with it": Case(
         "a = Gemm <transB=1> (x, w, b) y = Relu(a)", {"w": W.T.copy(), "b": BIAS}, {"x": floats(2, 96)}
     ),
-    "MatMul and a bias": Case("a = MatMul(x, w) y = Add(a, b)", {"w": W, "b": BIAS}, {"x": floats(2, 20, 96)}, ends=ROWS),
+    "MatMul and a bias": Case(
+        "a = MatMul(x, w) y = Add(a, b)", {"w": W, "b": BIAS}, {"x": floats(2, 20, 96)}, ends=ROWS
+    ),
     "MatMul of a vector": Case("y = MatMul(x, w)", {"w": W}, {"x": floats(96)}, ends="(float[96] x) => (float[320] y)"),
     "one weight of two products": Case(
         "a = MatMul(x, w) t = Tanh(x) b = MatMul(t, w) y = Add(a, b)", {"w": W}
