@@ -2,7 +2,9 @@
 
 A stage reads whole weights, so that a model whose largest weight is larger than the memory of a device cannot run
 there, however it is cut. Output features of a Gemm, MatMul or Conv do not depend on each other: each part of the weight
-gives a part of the result, with the same products summed in the same order.
+gives a part of the result, of the same products. Their sums are bit for bit the same for single rows, in blocks, and in
+sessions that rearrange weights. Otherwise they may be rounded in another order: onnxruntime sums in runs of 128 inputs,
+or of more where a thread computes at most 64 features. Source: `MlasSgemmOperation` in onnxruntime 1.32, and a trial.
 
 The optimised graph is what is cut, as its fusions and its layout stay: an activation that is fused with a product is
 computed by each part, and blocked parts read their input in blocks that are made once and are joined as blocks. Where
@@ -27,6 +29,7 @@ from splitload.graphs.tidy import DOMAIN
 
 MULTIPLES = (64, 16)  # output features that a part is whole in: what a kernel computes at once, or a block at least
 _ITEM_BYTES = {1: 4, 10: 2, 11: 8}  # of float, float16 and double, as onnx numbers types
+_INT64 = 7
 _COLUMNS = "columns.bin"  # parts that are no runs of bytes, until the weights are written anew
 _CHUNK_BYTES = 8 << 20
 _STANDARD = ("", "ai.onnx")
@@ -53,7 +56,7 @@ def cut_large_weights(path: Path, max_weight_bytes: int) -> int:
     """Cut the weights of an optimised file that are larger than a limit into parts of about equal size.
 
     What stays whole: weights that something else reads as well, such as a lookup; that are inputs or outputs of the
-    model; of convolutions in groups, or of such that a sum is fused with; of integers; and all of other operators.
+    model; of convolutions in groups; of integers; and all of other operators.
 
     Args:
         path: The .onnx file; it and its weights are replaced.
@@ -144,14 +147,14 @@ def _axis(node: Any, weight: str, shapes: Mapping[str, tuple[int, tuple[int, ...
         axis = None if values.get("transBatchB") else 0 if values.get("transB") else 1
     else:
         axis = None
-    if axis is None or any(node.input[3:]):  # what a convolution adds to its result is a whole one
+    if axis is None or not (_fits(node, shapes, dims[axis]) or _adds_later(node, values)):
         return None
-    return axis if _fits(node, shapes, dims[axis]) or _adds_later(node, values) else None
+    return axis
 
 
 def _fits(node: Any, shapes: Mapping[str, tuple[int, tuple[int, ...]]], features: int) -> bool:
     """Return whether what a node adds is constant, and one number for each output feature or for all."""
-    if not any(node.input[2:]):
+    if not any(node.input[2:3]):
         return True
     return node.input[2] in shapes and shapes[node.input[2]][1][-1:] in ((), (1,), (features,))
 
@@ -178,16 +181,24 @@ def _parts(node: Any, weight: LargeWeight, slices: _Slices, rewriter: Rewriter) 
     weights = slices.of(weight.name, weight.axis, weight.bounds)
     biases = slices.of_bias(node, weight.bounds)
     name, result = node.name or node.output[0], node.output[0]
+    summed = node.input[3] if len(node.input) > 3 else ""  # what a convolution adds to its result, as large as that
     results: list[str] = []
     for begin, end in pairwise(weight.bounds):
         part = type(node)()
         part.CopyFrom(node)
         part.name = f"{name}/{begin}-{end}"
-        part.input[1:] = [weights[len(results)], *biases[len(results) : len(results) + 1]]
+        part.input[1] = weights[len(results)]
+        part.input[2:] = biases[len(results) : len(results) + 1]
+        if summed:
+            own = rewriter.free_name(f"{summed}/{begin}-{end}")
+            yield helper.make_node(
+                "Slice", [summed, *map(slices.number, (begin, end, 1))], [own], f"{name}/sum-{begin}-{end}"
+            )
+            part.input.extend([*[""] * (3 - len(part.input)), own])
         results.append(rewriter.free_name(f"{result}/{begin}-{end}"))
         part.output[0] = results[-1]
         yield part
-    added = [] if biases else list(filter(None, node.input[2:]))
+    added = [] if biases else list(filter(None, node.input[2:3]))
     joined = rewriter.free_name(f"{result}/joined") if added else result
     axis = 1 if node.op_type.endswith("Conv") else -1
     yield helper.make_node("Concat", results, [joined], f"{name}/join", axis=axis)
@@ -214,6 +225,7 @@ class _Slices:
         self._stored = {tensor.name: tensor for tensor in self._graph.initializer}
         self._casts = {node.output[0]: node for node in self._graph.node if _casts(node)}
         self._shapes = _shapes(self._graph)
+        self._numbers: dict[int, str] = {}
         self._made: dict[tuple[str, tuple[int, ...]], list[str]] = {}
 
     def of(self, name: str, axis: int, bounds: tuple[int, ...]) -> list[str]:
@@ -231,13 +243,20 @@ class _Slices:
 
     def of_bias(self, node: Any, bounds: tuple[int, ...]) -> list[str]:
         """Return what each part adds; nothing if the node adds nothing, or what is to be added to all later."""
-        if not any(node.input[2:]) or not _fits(node, self._shapes, bounds[-1]):
+        if not any(node.input[2:3]) or not _fits(node, self._shapes, bounds[-1]):
             return []
         name = node.input[2]
         dims = self._shapes[name][1]
         if dims[-1:] != (bounds[-1],):  # one number for all features
             return [name] * (len(bounds) - 1)
         return self.of(name, len(dims) - 1, bounds)
+
+    def number(self, value: int) -> str:
+        """Return the name of a list of one number."""
+        if value not in self._numbers:
+            data = np.array([value], np.int64).tobytes()
+            self._numbers[value] = self._rewriter.add(f"number/{value}", _INT64, (1,), data)
+        return self._numbers[value]
 
     def drop_whole(self) -> None:
         """Drop weights that only their parts are read of."""

@@ -46,8 +46,7 @@ class Case:
         feeds: What it is run on.
         parts: Of every weight that is cut, in all.
         ends: The inputs and outputs.
-        exact: Whether the parts give the same bits: with at most 64 output features, or as convolutions that are not in
-            blocks, products may be summed in another order.
+        exact: Whether the parts give the same bits, as blocks and sums of at most 128 products do; else 1e-6.
     """
 
     body: str
@@ -183,13 +182,17 @@ def test_parts_of_a_blocked_product_share_one_way_in_and_one_out(tmp_path: Path,
 
 
 @needs_blocks
-def test_a_convolution_that_a_sum_is_fused_with_stays_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", ["", ", d"])
+def test_a_convolution_that_a_sum_is_fused_with_adds_each_part_of_it(bias: str, tmp_path: Path) -> None:
     conv = "Conv <kernel_shape=[3,3], pads=[1,1,1,1]>"
-    body = f"a = {conv} (x, v) t = Relu(a) b = {conv} (t, w) c = Add(b, t) y = Relu(c)"
-    weights = {"v": floats(96, 16, 3, 3), "w": floats(96, 96, 3, 3)}
-    ends = "(float[1,16,6,6] x) => (float[1,96,6,6] y)"
-    _, plain, cut = Case(body, weights, {"x": floats(1, 16, 6, 6)}, ends=ends).graphs(tmp_path, "native")
-    assert largest(cut) == largest(plain) == weights["w"].nbytes
+    body = f"a = {conv} (x, v) t = Relu(a) b = {conv} (t, w{bias}) c = Add(b, t) y = Relu(c)"
+    weights = {"v": floats(96, 16, 3, 3), "w": floats(96, 96, 3, 3), "d": floats(96)}
+    feeds = {"x": floats(2, 16, 6, 6)}
+    case = Case(body, weights, feeds, 6, "(float[2,16,6,6] x) => (float[2,96,6,6] y)")
+    source, plain, cut = case.graphs(tmp_path, "native")
+    assert "Slice" not in [node.op_type for node in plain.nodes]
+    assert [node.op_type for node in cut.nodes].count("Slice") == 6
+    assert_cut(case, source, plain, cut)
 
 
 def test_a_fused_activation_stays_with_each_part(tmp_path: Path) -> None:
