@@ -13,7 +13,6 @@ import onnx
 import pytest
 from layout_models import needs_blocks
 from models import floats, text
-from onnx import helper
 
 from splitload import ParallelLoader
 from splitload.build.agreement import compare_with_stock
@@ -22,6 +21,7 @@ from splitload.build.equality import check_graph
 from splitload.bundle.read import read_manifest
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.folding import is_maker
+from splitload.graphs.names import rename_uses
 from splitload.graphs.observe import plain_options
 from splitload.graphs.tidy import DOMAIN
 from splitload.plan.graph import GraphKind, ModelGraph
@@ -228,13 +228,14 @@ def test_weights_in_files_of_their_own_and_batches_of_any_size(tmp_path: Path) -
 
 
 def test_names_that_are_taken_are_not_given_again(tmp_path: Path) -> None:
-    body = """g (float[n,96] x) => (float[n,320] y) { y = MatMul(x, w) }"""
-    model = text(body, w=W)
-    model.graph.node.insert(0, helper.make_node("Identity", ["x"], ["y/0-128"]))
-    model.graph.node.insert(1, helper.make_node("Tanh", ["y/0-128"], ["w/0-128"]))
-    model.graph.node[2].input[0] = "w/0-128"
-    _, cut = both(Source.open(models.save(model, tmp_path), "m"), tmp_path, "portable")
-    assert largest(cut) <= MOST
+    model = text("g (float[n,96] x) => (float[n,320] y) { a = Abs(x) b = Tanh(a) y = MatMul(b, w) }", w=W)
+    for old, new in {"a": "y/0-128", "b": "w/0-128"}.items():  # which no text form takes
+        rename_uses(model.graph, {old: new})
+        next(node for node in model.graph.node if node.output[0] == old).output[0] = new
+    source = Source.open(models.save(model, tmp_path), "model")
+    _, cut = both(source, tmp_path, "portable")
+    assert [node.op_type for node in cut.nodes] == ["Abs", "Tanh", "MatMul", "MatMul", "Concat"]
+    assert check_graph(source, cut).passed
 
 
 def test_without_a_limit_or_a_large_weight_nothing_is_made(tmp_path: Path) -> None:
