@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from splitload.base.errors import ModelError
 from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
@@ -14,11 +14,23 @@ from splitload.devices.machine import Machine
 from splitload.graphs.describe import describe
 from splitload.graphs.stages import StageWriter, WrittenStage
 from splitload.measure.fresh import save_inputs
-from splitload.measure.job import LoadModel, SampleStages, StageFile
+from splitload.measure.job import LoadModel, MeasureArena, SampleStages, StageFile
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Segment
 from splitload.runtime.inputs import cure, made_up
+
+
+class WorkingMemory(NamedTuple):
+    """What runs of a model take beside weights and sessions.
+
+    Attributes:
+        arena_bytes: It.
+        input_bytes: Of the inputs that were given.
+    """
+
+    arena_bytes: int
+    input_bytes: int
 
 
 class Runs:
@@ -81,6 +93,20 @@ class Runs:
         job = LoadModel("splitload", ".", self._inputs, threads, steady=False)
         answer = self._machine.run(job, self._folder, self._failed)
         return FirstOutput(answer["load_s"], answer["ttfo_s"])
+
+    def working_memory(self, plan: Partition, reserve_bytes: int) -> WorkingMemory:
+        """Run a plan again and again in a fresh process, and return what that takes beside weights and sessions.
+
+        Args:
+            plan: Its stages stay mapped.
+            reserve_bytes: With how large a piece of memory the arena begins.
+
+        Raises:
+            ModelError: If the model does not run.
+        """
+        job = MeasureArena(self._inputs, tuple(map(self._file, plan.stages())), reserve_bytes)
+        answer = self._machine.run(job, self._folder, self._failed)
+        return WorkingMemory(answer["arena_bytes"], answer["input_bytes"])
 
     def _manifest(self, plan: Partition, threads: int) -> Manifest:
         """Return what makes a bundle of the folder."""

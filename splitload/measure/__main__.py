@@ -24,7 +24,10 @@ UNMEASURED_RUNS, STEADY_RUNS, STEADY_S = 3, 10, 1.0
 # background and returns the figures that the engine knows better than a clock around the calls.
 _Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
 _Open = Callable[[], _Opened]
-_MODULES = {"stages": "stages", "scheme": "stages", "packed": "stages", "convert": "convert", "module": "modules"}
+_MODULES = {
+    "stages": "stages", "scheme": "stages", "packed": "stages", "arena": "arena", "convert": "convert",
+    "module": "modules",
+}  # fmt: skip
 
 
 def main(answer_with: Callable[[dict[str, Any], str], dict[str, Any]] | None = None) -> None:

@@ -8,7 +8,7 @@ import py_compile
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ def run_job(
     *,
     at_first: Callable[[], int] | None = None,
     environment: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what a fresh process answers to a job.
 
@@ -51,6 +52,7 @@ def run_job(
         failed: Returns the error to raise where it fails, of the last line that it wrote.
         at_first: Called at the moment that is measured, where the time of the whole process counts; the process waits.
         environment: Variables of its environment, besides those of this process.
+        within: Words before its command, which run that in a group of its own for instance.
 
     Returns:
         The answer, as the class of the job says it. `first_at_s`, a moment, becomes `process_s`, the seconds since the
@@ -67,6 +69,7 @@ def run_job(
             command = python(_compiled(Path(made)), *words, str(PACKAGE.parents[1]))
         else:
             command = python(job.program, *words)
+        command = [*within, *command]
         wait = (at_first or (lambda: 0)) if job.whole_process else None
         return _answer(command, made, wait, failed, None if environment is None else os.environ | environment)
 

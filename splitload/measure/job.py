@@ -219,6 +219,29 @@ class ComparePacked(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureArena(Job):
+    """Run the stages of a partition again and again, as a loader does under a ceiling.
+
+    The answer has `arena_bytes`, what that takes beside weights and sessions, and `input_bytes`, of the inputs.
+
+    Attributes:
+        inputs: The model's inputs.
+        stages: All stages.
+        reserve_bytes: With how large a piece of memory the arena begins.
+    """
+
+    kind: ClassVar[str] = "arena"
+    inputs: tuple[Input, ...]
+    stages: tuple[StageFile, ...]
+    reserve_bytes: int
+
+    @classmethod
+    def read(cls, row: Reader) -> MeasureArena:
+        """Return what a message says."""
+        return cls(_inputs(row), _stages(row, "stages"), row.count("reserve_bytes"))
+
+
+@dataclass(frozen=True, slots=True)
 class ConvertModel(Job):
     """Write the files that another engine reads; the answer is empty.
 
@@ -319,10 +342,10 @@ class LoadModule(Job):
         return cls(arm, device, dtype, *(row.count(key, 1) for key in ("layers", "width", "tokens")))
 
 
-KINDS: Mapping[str, Any] = {
-    each.kind: each
-    for each in (LoadModel, SampleStages, TryScheme, ComparePacked, ConvertModel, TrainEpoch, LoadModule)
-}
+_CLASSES = (
+    LoadModel, SampleStages, TryScheme, ComparePacked, MeasureArena, ConvertModel, TrainEpoch, LoadModule,
+)  # fmt: skip
+KINDS: Mapping[str, Any] = {each.kind: each for each in _CLASSES}
 
 
 def read_job(data: Any, kinds: Mapping[str, Any] = KINDS) -> Job:

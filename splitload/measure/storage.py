@@ -74,7 +74,7 @@ class Controller:
         Raises:
             StageError: If the system refuses, or a file lies on no disk of its own.
         """
-        disks = sorted({_disk(file) for file in files})
+        disks = sorted({disk_of(file) for file in files})
         group = self.root / f"{_GROUP}{os.getpid()}"
         for left in self.root.glob(f"{_GROUP}*"):  # by processes that were killed
             with suppress(OSError):
@@ -140,7 +140,7 @@ def reader(folder: Path, size: int) -> Iterator[Callable[[int], float]]:
         yield read_s
 
 
-def _disk(file: Path, devices: Path = Path("/sys/dev/block")) -> str:
+def disk_of(file: Path, devices: Path = Path("/sys/dev/block")) -> str:
     """Return the whole disk a file lies on as MAJOR:MINOR; partitions are not throttled."""
     number = file.stat().st_dev
     name = f"{os.major(number)}:{os.minor(number)}"

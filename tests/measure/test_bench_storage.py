@@ -79,7 +79,7 @@ def test_controllers_are_found(version: int, monkeypatch: pytest.MonkeyPatch, tm
 def test_what_is_written_to_a_group(
     version: int, file: str, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(storage, "_disk", lambda file: "8:0")
+    monkeypatch.setattr(storage, "disk_of", lambda file: "8:0")
     monkeypatch.setattr(storage.Path, "rmdir", lambda folder: None)  # plain files would keep a folder
     (tmp_path / "cgroup.subtree_control").write_text("cpu\n")
     with storage.Controller(tmp_path, version, tmp_path).capped([tmp_path, tmp_path], 5000):
@@ -95,16 +95,16 @@ def test_a_partition_is_capped_by_its_disk(tmp_path: Path) -> None:
     number = tmp_path.stat().st_dev
     name = f"{os.major(number)}:{os.minor(number)}"
     with pytest.raises(StageError, match="lies on no disk"):
-        storage._disk(tmp_path, tmp_path / "none")
+        storage.disk_of(tmp_path, tmp_path / "none")
     disk = tmp_path / "sda"
     (disk / "sda1").mkdir(parents=True)
     (disk / "dev").write_text("8:0\n")
     devices = tmp_path / "block"
     devices.mkdir()
     (devices / name).symlink_to(disk / "sda1")
-    assert storage._disk(tmp_path, devices) == name
+    assert storage.disk_of(tmp_path, devices) == name
     (disk / "sda1" / "partition").touch()
-    assert storage._disk(tmp_path, devices) == "8:0"
+    assert storage.disk_of(tmp_path, devices) == "8:0"
 
 
 @pytest.mark.root
