@@ -50,11 +50,10 @@ class Ledger:
         self._drop, self._shrink = drop, shrink
         self._lock = _thread.allocate_lock()
         self._waiting: list[Latch] = []
-        self._takers: list[object] = []  # who needs room for weights, in the order they came
-        self._comers: list[object] = []  # who waits to run; a run that has begun never waits for them
+        self._takers: list[Run | Use] = []  # who needs room for weights, in the order they came
+        self._comers: list[Run | Use] = []  # who waits to run; a run that has begun never waits for them
         self._resident: set[int] = set()
-        self._used_bytes = 0  # of the weights that are in memory
-        self._users = [0] * len(sizes_bytes)
+        self._uses: set[Use] = set()
         self._runs: set[Run] = set()
         self._held_bytes = 0.0  # of working memory
         self._is_closed = False
@@ -116,34 +115,47 @@ class Ledger:
         with self._lock:
             self._tell()
 
-    def _until(self, attempt: Callable[[bool], bool], queue: list[object]) -> None:
-        """Wait until an attempt succeeds.
+    def _until(self, waiter: Run | Use, attempt: Callable[[bool], bool], queue: list[Run | Use]) -> None:
+        """Wait until an attempt succeeds; who is interrupted has to call `_end`.
 
         Args:
+            waiter: Who waits.
             attempt: Called with the lock held, and with whether all who came before have what they wait for.
             queue: Where who does not succeed at once stands.
 
         Raises:
             StageError: If this is closed.
         """
-        ticket = object()
-        try:
-            while True:
-                with self._lock:
-                    if self._is_closed:
-                        raise StageError("the model was closed")
-                    if attempt(not queue or queue[0] is ticket):
-                        return
-                    if ticket not in queue:
-                        queue.append(ticket)
-                    latch = Latch()
-                    self._waiting.append(latch)
-                latch.wait()
-        finally:
-            if ticket in queue:
-                with self._lock:
-                    queue.remove(ticket)
-                    self._tell()
+        while True:
+            with self._lock:
+                if self._is_closed:
+                    raise StageError("the model was closed")
+                if attempt(not queue or queue[0] is waiter):
+                    if waiter in queue:
+                        queue.remove(waiter)
+                        self._tell()
+                    return
+                if waiter not in queue:
+                    queue.append(waiter)
+                latch = Latch()
+                self._waiting.append(latch)
+            latch.wait()
+
+    def _end(self, waiter: Run | Use) -> None:
+        """Have who waits or has something wait no more and have nothing; once or again."""
+        with self._lock:
+            for queue in (self._takers, self._comers):
+                queue[:] = [each for each in queue if waiter not in (each, getattr(each, "run", None))]
+            if isinstance(waiter, Run):
+                self._runs.discard(waiter)
+                self._uses -= {use for use in self._uses if use.run is waiter}
+            elif waiter in self._uses:
+                self._uses.discard(waiter)
+                if waiter.run is not None:
+                    waiter.run.stage = waiter.stage + 1
+                elif not self._is_used(waiter.stage):  # one that was loaded
+                    self._evict(waiter.stage)
+            self._tell()
 
     def _tell(self) -> None:
         """Wake who waits; the caller holds the lock."""
@@ -169,42 +181,27 @@ class Ledger:
         self._runs.add(run)
         return True
 
-    def _end(self, run: Run) -> None:
-        with self._lock:
-            self._runs.discard(run)
-            self._tell()
-
-    def _take(self, stage: int, run: Run | None, may_bring: bool) -> bool:
+    def _take(self, use: Use, may_bring: bool) -> bool:
         """Use the weights of a stage if they are in memory, or there is room for them; the caller holds the lock."""
-        if run is not None:
-            run.stage = stage
-        if self._one_stage and any(users and each != stage for each, users in enumerate(self._users)):
+        stage = use.stage
+        if use.run is not None:
+            use.run.stage = stage
+        if self._one_stage and any(each.stage != stage for each in self._uses):
             return False
         if stage not in self._resident and not (may_bring and self._bring(stage)):
             return False
         if self._one_stage:
             for each in self._resident - {stage}:
                 self._evict(each)
-        self._users[stage] += 1
+        self._uses.add(use)
         self._tell()  # the reader: another stage is next
         return True
-
-    def _give(self, stage: int, run: Run | None) -> None:
-        """Use the weights of a stage no more; of one that was loaded they leave."""
-        with self._lock:
-            self._users[stage] -= 1
-            if run is not None:
-                run.stage = stage + 1
-            elif not self._users[stage]:
-                self._evict(stage)
-            self._tell()
 
     def _bring(self, stage: int, distance: float = -1) -> bool:
         """Count the weights of a stage as in memory, if those whose next use is farther away make room for them."""
         if not self._make_room(self._room - self._held_bytes - self._sizes[stage], distance):
             return False
         self._resident.add(stage)
-        self._used_bytes += self._sizes[stage]
         return True
 
     def _make_room(self, most_bytes: float, distance: float = -1) -> bool:
@@ -214,9 +211,9 @@ class Ledger:
             most_bytes: What may stay.
             distance: Only those leave whose next use is farther away than this.
         """
-        leaving, used = [], self._used_bytes
+        leaving, used = [], sum(self._sizes[each] for each in self._resident)
         if used > most_bytes:
-            idle = [each for each in self._resident if not self._users[each] and self._distance(each) > distance]
+            idle = [each for each in self._resident if not self._is_used(each) and self._distance(each) > distance]
             for each in sorted(idle, key=self._distance, reverse=True):
                 leaving.append(each)
                 used -= self._sizes[each]
@@ -228,11 +225,13 @@ class Ledger:
             self._evict(each)
         return True
 
+    def _is_used(self, stage: int) -> bool:
+        return any(use.stage == stage for use in self._uses)
+
     def _evict(self, stage: int) -> None:
         if stage in self._resident:
-            self._resident.remove(stage)
-            self._used_bytes -= self._sizes[stage]
-            self._drop(stage)
+            self._drop(stage)  # before it counts no more
+            self._resident.discard(stage)
 
     def _distance(self, stage: int) -> int:
         """Return how many stages run before a stage does, as far as is known: another run may follow each."""
@@ -250,10 +249,14 @@ class Run:
         self._ledger = ledger
 
     def __enter__(self) -> Run:
-        self._ledger._until(lambda is_first: is_first and self._ledger._begin(self), self._ledger._comers)
+        self._ledger._until(self, lambda is_first: is_first and self._ledger._begin(self), self._ledger._comers)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End it, with what it uses; once or again: an interrupt may have left the block before."""
         self._ledger._end(self)
 
     def using(self, stage: int) -> Use:
@@ -262,14 +265,17 @@ class Run:
 
 
 class Use:
-    """The use of a stage's weights; see `Run.using`."""
+    """The use of a stage's weights; see `Run.using` and `Ledger.loading`."""
 
     def __init__(self, ledger: Ledger, stage: int, run: Run | None) -> None:
-        self._ledger, self._stage, self._run = ledger, stage, run
+        self.stage, self.run, self._ledger = stage, run, ledger
 
     def __enter__(self) -> None:
-        ledger = self._ledger
-        ledger._until(lambda is_first: ledger._take(self._stage, self._run, is_first), ledger._takers)
+        self._ledger._until(self, lambda is_first: self._ledger._take(self, is_first), self._ledger._takers)
 
     def __exit__(self, *_: object) -> None:
-        self._ledger._give(self._stage, self._run)
+        self.end()
+
+    def end(self) -> None:
+        """See `Run.end`."""
+        self._ledger._end(self)

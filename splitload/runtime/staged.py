@@ -173,11 +173,14 @@ class Staged:
         """
         if self.residency is None:
             return self._run(wanted, values, run_options, _ALL, keep=keep)
+        room = self.residency.run(values)
         try:
-            with self.residency.run(values) as room:
+            with room:
                 return self._run(wanted, values, run_options, room, keep=keep)
-        except StageError:
-            self.loading.check()  # which knows why it was closed
+        except BaseException as error:
+            room.end()  # an interrupt may have come before or behind the block
+            if isinstance(error, StageError):
+                self.loading.check()  # which knows why it was closed
             raise
 
     def _run(
@@ -247,9 +250,14 @@ class Staged:
         stage = self.variant.stages[index]
         if self.residency is None:
             return self._opener.first(stage)
-        with self.residency.loading(index):
-            session = self._opener.first(stage)
-            self.residency.loaded(index, session)
+        use = self.residency.loading(index)
+        try:
+            with use:
+                session = self._opener.first(stage)
+                self.residency.loaded(index, session)
+        except BaseException:
+            use.end()
+            raise
         return session
 
     def _after_load(self, index: int, loaded: int) -> None:

@@ -21,15 +21,16 @@ from splitload.studies import (
     memory_table,
     personal_tables,
     plan_tables,
+    residency_tables,
     size_tables,
     whole_tables,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/measuring.md", "results/README.md"))  # that have tables
+DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/measuring.md", "docs/memory.md", "results/README.md"))  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
-_LISTED_ELSEWHERE = ("headline", "targets", "whole_bound", "whole_targets", "whole_starts")
+_LISTED_ELSEWHERE = ("headline", "residency_targets", "targets", "whole_bound", "whole_targets", "whole_starts")
 Named = tuple[str, Any]  # a record and the name of its file
 
 
@@ -212,6 +213,8 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "matrix": ("matrix", _has("pair"), lambda found: _table(*matrix_tables.pairs(found))),
     "next_version": ("matrix", _has("ttfo"), lambda found: _table(*matrix_tables.first_outputs(found))),
     "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),
+    "residency": ("residency", _every, lambda found: _table(*residency_tables.residency(found))),
+    "residency_targets": ("residency", _every, lambda found: _table(*residency_tables.targets(found))),
     "clients": ("clients", _every, lambda found: _table(*client_tables.clients(found))),
 }
 

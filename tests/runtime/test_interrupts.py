@@ -45,7 +45,7 @@ def elsewhere(over):
 def main():
     global model
     sys.setprofile(prof)
-    model = Loader(bundle)
+    model = Loader(bundle, residency=sys.argv[2])
     model.run(None, feeds)
     model.wait("upgraded")
     model.close()
@@ -103,11 +103,10 @@ def bundles(chain_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_an_interrupt_anywhere(bundles: dict[int, Path], count: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", EVERYWHERE, bundles[count]], check=False, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize(("count", "residency"), [(1, "all"), (2, "all"), (2, "stage")])
+def test_an_interrupt_anywhere(bundles: dict[int, Path], count: int, residency: str) -> None:
+    command = [sys.executable, "-c", EVERYWHERE, bundles[count], residency]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     places, answered = map(int, done.stdout.split())
     assert places > 200

@@ -227,7 +227,9 @@ def test_who_is_interrupted_while_it_waits_leaves_the_queue(monkeypatch: pytest.
 
     with memory.ledger.run(1) as run, run.using(0), monkeypatch.context() as patch:
         patch.setattr("splitload.runtime.ledger.Latch", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            memory.ledger.loading(1).__enter__()
+        use = memory.ledger.loading(1)
+        with pytest.raises(KeyboardInterrupt), use:
+            pass
+        use.end()
     assert waiting(memory.ledger) == 0
     memory.go(1)
