@@ -4,8 +4,9 @@ An agent knows an environment or a cost matrix, not a neural network: nothing he
 """
 
 from splitload.agents.annealing import anneal
-from splitload.agents.baselines import random_partition, uniform_blocks, uniform_bytes
+from splitload.agents.baselines import nearest_allowed, random_partition, uniform_blocks, uniform_bytes
 from splitload.agents.exact import balance
+from splitload.agents.exact_steady import steady
 from splitload.agents.exact_ttfo import Optimum, ttfo
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Plan, Progress, SearchResult
@@ -18,7 +19,9 @@ __all__ = [
     "SearchResult",
     "anneal",
     "balance",
+    "nearest_allowed",
     "random_partition",
+    "steady",
     "ttfo",
     "uniform_blocks",
     "uniform_bytes",

@@ -26,6 +26,7 @@ def anneal(
     steps: int = 20_000,
     near: float = 0.8,
     coldest: float = 1e-2,
+    start: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
     """Return the best split points that simulated annealing came across.
 
@@ -34,7 +35,7 @@ def anneal(
     neighbours, so that a third to a half of all moves are taken at first, and falls by the same factor each step.
 
     Args:
-        value: What to make small, of the k - 1 split points; not negative.
+        value: What to make small, of the k - 1 split points; not negative, and infinite for plans that are not allowed.
         num_blocks: N.
         num_stages: k, from 1 to N.
         trainable_from: First trainable block; with two or more stages the last one begins at or before it.
@@ -42,12 +43,13 @@ def anneal(
         steps: Plans to value, besides a few to set the temperature.
         near: Share of the moves that go by one block.
         coldest: The last temperature, as a share of the first.
+        start: The first plan, which is allowed; None where all plans are, and any will do.
 
     Raises:
         ValueError: If no such partition exists.
     """
     rng = random.Random(seed)  # noqa: S311 - not for secrets
-    plan = random_partition(num_blocks, num_stages, trainable_from, seed=seed)
+    plan = start or random_partition(num_blocks, num_stages, trainable_from, seed=seed)
     last = num_blocks - 1 if trainable_from is None else min(num_blocks - 1, trainable_from)
     if len(plan) in (0, last):
         return plan  # there is no other
@@ -55,12 +57,15 @@ def anneal(
     best, lowest = plan, here
     differences = []
     for _ in range(_SAMPLES):  # a walk over neighbours, whatever they are worth
-        plan = _moved(plan, last, near, rng)
-        before, here = here, value(plan)
-        differences.append(abs(here - before))
+        other = _moved(plan, last, near, rng)
+        there = value(other)
+        if there == math.inf:
+            continue
+        differences.append(abs(there - here))
+        plan, here = other, there
         if here < lowest:
             best, lowest = plan, here
-    temperature = sum(differences) / _SAMPLES
+    temperature = sum(differences) / max(len(differences), 1)
     plan, here = best, lowest
     cooling = coldest ** (1 / max(steps, 1))
     for _ in range(steps):

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["random_partition", "uniform_blocks", "uniform_bytes"]
+from splitload.agents.exact import Allowed
+
+__all__ = ["nearest_allowed", "random_partition", "uniform_blocks", "uniform_bytes"]
 
 
 def uniform_bytes(weights_bytes: ArrayLike, num_stages: int, trainable_from: int | None = None) -> tuple[int, ...]:
@@ -48,6 +50,39 @@ def random_partition(
     last = _last_split(num_blocks, num_stages, trainable_from)
     places: Sequence[int] = range(1, last + 1)
     return tuple(sorted(random.Random(seed).sample(places, num_stages - 1)))  # noqa: S311 - not for secrets
+
+
+def nearest_allowed(
+    split_points: Sequence[int], allowed: Allowed, trainable_from: int | None = None
+) -> tuple[int, ...]:
+    """Return the allowed split points that are nearest to some others: the distances in blocks add up to the least.
+
+    Args:
+        split_points: k - 1 split points, of a rule that does not ask what is allowed.
+        allowed: Which segments may be stages, shape (N + 1, N + 1).
+        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+
+    Raises:
+        ValueError: If no such partition is allowed.
+    """
+    num_blocks, places = len(allowed) - 1, np.arange(len(allowed), dtype=np.float64)
+    steps = np.where(allowed, 0.0, np.inf)
+    apart, choices = np.where(places == 0, 0.0, np.inf), []
+    for point in split_points:
+        table = apart[:, None] + steps + np.abs(places - point)
+        choices.append(np.argmin(table, axis=0))
+        apart = np.min(table, axis=0)
+    if split_points and trainable_from is not None:
+        apart = np.where(places <= trainable_from, apart, np.inf)
+    last = apart + steps[:, num_blocks]
+    start = int(np.argmin(last))
+    if last[start] == np.inf:
+        raise ValueError(f"no {len(split_points) + 1} stages are allowed that make up {num_blocks} blocks")
+    points: list[int] = []
+    for choice in reversed(choices):
+        points.append(start)
+        start = int(choice[start])
+    return tuple(reversed(points))
 
 
 def _nearest(amounts: NDArray[np.float64], num_stages: int, trainable_from: int | None) -> tuple[int, ...]:

@@ -1,15 +1,20 @@
-"""The exact best balanced partition by dynamic programming: what every learned plan is measured against."""
+"""The exact best partition by dynamic programming, balanced or of the least sum: what learned plans are measured by."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["balance"]
+__all__ = ["balance", "cheapest"]
+
+Matrix = NDArray[np.float64]
+Allowed = NDArray[np.bool_]
 
 
 def balance(
-    load: NDArray[np.float64], num_stages: int, trainable_from: int | None = None
+    load: Matrix, num_stages: int, trainable_from: int | None = None, *, allowed: Allowed | None = None
 ) -> tuple[tuple[int, ...], float]:
     """Return the split points whose largest stage load is smallest, in O(N² k).
 
@@ -23,6 +28,7 @@ def balance(
             where `s >= e`.
         num_stages: k, from 1 to N.
         trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+        allowed: Which segments may be stages, likewise of truth values; None for all.
 
     Returns:
         The k - 1 split points, and the largest stage load in seconds, without contention.
@@ -30,15 +36,42 @@ def balance(
     Raises:
         ValueError: If the matrix is not square, or no such partition exists.
     """
-    num_blocks = checked_num_blocks(load, num_stages, trainable_from)
-    best = load[0].copy()
+    return _solved(load, num_stages, trainable_from, allowed, np.maximum)
+
+
+def cheapest(
+    cost: Matrix, num_stages: int, trainable_from: int | None = None, *, allowed: Allowed | None = None
+) -> tuple[tuple[int, ...], float]:
+    """Return the split points whose stages cost least in all, and that cost; as `balance` with sums for maxima.
+
+    Raises:
+        ValueError: If the matrix is not square, or no such partition exists.
+    """
+    return _solved(cost, num_stages, trainable_from, allowed, np.add)
+
+
+def _solved(
+    cost: Matrix,
+    num_stages: int,
+    trainable_from: int | None,
+    allowed: Allowed | None,
+    join: Callable[[Matrix, Matrix], Matrix],
+) -> tuple[tuple[int, ...], float]:
+    """Return the best split points and their value, where `join` makes one value of two and never decreases."""
+    num_blocks = checked_num_blocks(cost, num_stages, trainable_from)
+    if allowed is not None:
+        cost = np.where(allowed, cost, np.inf)
+    best = cost[0].copy()
     choices: list[NDArray[np.intp]] = []
     for stage in range(2, num_stages + 1):
         before = _legal_before(best, stage == num_stages, trainable_from)
-        table = np.maximum(before[:, None], load)
+        table = join(before[:, None], cost)
         choices.append(np.argmin(table, axis=0))
         best = np.min(table, axis=0)
-    return _trace(choices, num_blocks), float(best[num_blocks])
+    value = float(best[num_blocks])
+    if allowed is not None and value == np.inf:
+        raise ValueError(f"no {num_stages} stages are allowed that make up {num_blocks} blocks")
+    return _trace(choices, num_blocks), value
 
 
 def checked_num_blocks(load: NDArray[np.float64], num_stages: int, trainable_from: int | None) -> int:

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from splitload.agents.beam import Beam
 from splitload.agents.completion import Completion
-from splitload.agents.exact import balance, checked_num_blocks
+from splitload.agents.exact import Allowed, balance, checked_num_blocks
 from splitload.agents.stage_costs import StageCosts, stage_costs
 
 __all__ = ["Optimum", "ttfo"]
@@ -89,6 +89,7 @@ def ttfo(
     read: NDArray[np.float64] | None = None,
     limit_s: float = 10.0,
     starts: Sequence[Sequence[int]] = (),
+    allowed: Allowed | None = None,
 ) -> Optimum:
     """Return the split points with the smallest time to first output, and whether that is proved.
 
@@ -106,6 +107,7 @@ def ttfo(
         read: Seconds of each load that storage is busy for, likewise; by default none.
         limit_s: Seconds after which to stop and return what is known, kept to about a tenth.
         starts: Plans to begin with, such as a learned one: the result is not worse than any of them.
+        allowed: Which segments may be stages, a matrix of truth values; None for all.
 
     Raises:
         ValueError: If a matrix is not square or differs in shape, a cost is negative or not finite, no such partition
@@ -113,11 +115,11 @@ def ttfo(
     """
     end_s = time.perf_counter() + limit_s
     _check(load, infer, read, num_stages, threads, slowdown, trainable_from)
-    costs = stage_costs(load, infer, read, num_stages, threads, slowdown, trainable_from)
+    costs = stage_costs(load, infer, read, num_stages, threads, slowdown, trainable_from, allowed)
     plans = [tuple(map(int, points)) for points in starts]
     for points in plans:
         _check_start(points, costs)
-    balanced, _ = balance(np.where(np.isfinite(costs.load), load, np.inf), num_stages, trainable_from)
+    balanced, _ = balance(np.where(np.isfinite(costs.load), load, np.inf), num_stages, trainable_from, allowed=allowed)
     record_s, record = min((costs.ttfo_s(points), points) for points in [*plans, balanced])
     bound_s = min(costs.bound_s, record_s)
     for cells, width in _SEARCHES:

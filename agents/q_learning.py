@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -243,9 +244,10 @@ class QLearning:
                     values = [0.0 if self.optimistic else -1.0] * len(actions)
                 row = table[key] = (actions, values)
             actions, values = row
-            wanted = next(guided, -1) - actions[0]
-            if 0 <= wanted < len(actions):
-                index = wanted
+            wanted = next(guided, -1)
+            place = bisect_left(actions, wanted)
+            if place < len(actions) and actions[place] == wanted:
+                index = place
             elif epsilon and draw() < epsilon:
                 index = int(draw() * len(values))
             else:

@@ -91,10 +91,13 @@ def stage_costs(
     threads: int,
     slowdown: float,
     trainable_from: int | None,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> StageCosts:
     """Return the costs of stages; the arguments are those of `ttfo`, and have been checked."""
     num_blocks = len(load) - 1
     legal = np.triu(np.ones(load.shape, dtype=bool), k=1)
+    if allowed is not None:
+        legal &= allowed
     reading = np.zeros(load.shape) if read is None else np.where(legal, read, 0.0)
     loading = np.where(legal, reading + (np.where(legal, load, 0.0) - reading) * slowdown, np.inf)
     infer = np.where(legal, infer, np.inf)

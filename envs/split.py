@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from operator import index
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from splitload.base.errors import UsageError, unknown_name
 from splitload.envs.costs import cost_matrices
+from splitload.plan.ceiling import Ceiling
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.profile import Profile
 
@@ -61,7 +63,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
       negative, which only a one-sided reward can meet;
     - `one_sided`: the form of the reward for that episode, in place of the argument.
 
-    Both change "balance" only, as "ttfo" has no tolerance. Unknown options raise `UsageError`.
+    Both change "balance" only, as the others have no tolerance. Unknown options raise `UsageError`.
 
     ## Reward
     - "balance": for each stage as it is cut, 0 if `|τ - T/C| <= ε` and -1 otherwise; τ is the stage's load time
@@ -71,6 +73,9 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
       what each stage of a cut infers longer, for as many stages as are left. These moves add up to the time to first
       output, so that the return is `-profile.schedule(partition).ttfo_s`. No reward is positive; where inference times
       add up, only waiting for a load costs anything after the first stage.
+    - "steady": minus the seconds by which the stage moves the later inference that its cuts so far allow: likewise with
+      what each stage adds, and the largest room that one needs under the ceiling. The return is minus the seconds of a
+      later inference.
     - An illegal action earns `illegal_reward`, which is below the return of every legal episode.
 
     ## Episode End
@@ -83,12 +88,12 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     - `split_points`: tuple of ints, the ends of all stages but the last; `num_stages`: C;
     - `value_s`: what the objective makes small, in seconds: the largest stage load under contention
-      ("balance"), or the time to first output ("ttfo");
+      ("balance"), the time to first output ("ttfo"), or the time of a later inference ("steady");
     - `load_makespan_s`: seconds until every stage is loaded, by the execution policy;
     - `separable`: with "ttfo", whether the return after each stage is the least of terms that each depend on one state
       and action alone: minus when a stage is loaded and all blocks from there on have inferred. That is so where no
-      load waits for a thread (stages <= threads) and seconds of inferring and of reading add up. With "balance" each
-      reward is such a term, and this is true;
+      load waits for a thread (stages <= threads) and seconds of inferring and of reading add up. With "steady" that is
+      so where seconds of inferring and weights add up. With "balance" each reward is such a term, and this is true;
     - only for "balance", `excess_s`: largest τ minus T/C, in seconds, the one-sided tolerance this plan just meets;
       and `one_sided`: which form of the reward the episode had.
 
@@ -96,12 +101,13 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     ## Arguments
     - `profile`: a `splitload.plan.profile.Profile`, or the path of its file.
-    - `objective`: "balance" or "ttfo": the name of a file in `splitload.plan.objectives`.
+    - `objective`: "balance", "steady" or "ttfo": the name of a file in `splitload.plan.objectives`.
     - `max_stages`: at least 1; None is 8. K is as many, or as the model can have where that is less: N, or
       `trainable_from + 1`.
     - `tolerance`: ε of the reward as a share of T/C, not negative.
     - `one_sided`: a stage may load faster than the target.
     - `trainable_from`: index of the first trainable block, in 0 … N - 1, or None.
+    - `ceiling`: a `splitload.plan.ceiling.Ceiling` of the same blocks, or None. Some number of stages up to K must fit.
     - `render_mode`: "ansi" (the plan so far as one line of text) or None.
 
     Wrong arguments raise `UsageError`.
@@ -122,6 +128,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         tolerance: float = 0.05,
         one_sided: bool = False,
         trainable_from: int | None = None,
+        ceiling: Ceiling | None = None,
         render_mode: str | None = None,
     ) -> None:
         if isinstance(profile, str | os.PathLike):
@@ -135,25 +142,31 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         max_stages = stages_there_are(
             USUAL_STAGES if max_stages is None else int(max_stages), num_blocks, trainable_from
         )
+        counts = (
+            range(1, max_stages + 1) if ceiling is None else _counts(ceiling, max_stages, num_blocks, trainable_from)
+        )
         self.profile = profile
         self.objective = objective
         self.max_stages = max_stages
         self.tolerance = tolerance
         self.one_sided = one_sided
         self.trainable_from = trainable_from
+        self.ceiling = ceiling
         self.render_mode = render_mode
         self.num_blocks = num_blocks
         self.action_space = spaces.Discrete(max_stages * num_blocks)
         self.observation_space = spaces.MultiDiscrete([max_stages + 1, max_stages + 1, num_blocks + 1, num_blocks + 1])
-        self._rewards = wanted.rewards(cost_matrices(profile).rows(), max_stages, tolerance)
+        self._rewards = wanted.rewards(cost_matrices(profile, ceiling).rows(), max_stages, tolerance)
         self._pay = self._rewards.pay
         self.illegal_reward = self._rewards.illegal
         self._size = max_stages * num_blocks
         # A stage with m stages after it ends at most m blocks before here.
         self._limit = num_blocks if trainable_from is None else trainable_from + 1
-        self._strips: dict[int, Mask] = {}
+        self._ends = {} if ceiling is None else {count: ceiling.ends(count, trainable_from) for count in counts}
+        self._strips: dict[bytes, Mask] = {}
         self._states: dict[int, _State] = {}
-        self._starts = [self._opening(), *(self._state(count, 0, 0) for count in range(1, max_stages + 1))]
+        self._starts = {count: self._state(count, 0, 0) for count in counts}
+        self._starts[0] = self._opening()
         self._num_stages = 0
         self._bounds = [0]
         self._legal: _Legal = _NONE  # empty where no episode is under way
@@ -196,7 +209,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
                 raise unknown_name("reset option", name, OPTIONS)
         num_stages = options.get("num_stages")
         if num_stages is not None and not (isinstance(num_stages, _INTEGERS) and self.feasible(int(num_stages))):
-            raise UsageError(f"num_stages must be from 1 to {self.max_stages} for this model, it is {num_stages!r}")
+            fit = "" if self.ceiling is None else ", and must fit under the ceiling"
+            raise UsageError(
+                f"num_stages must be from 1 to {self.max_stages} for this model{fit}; it is {num_stages!r}"
+            )
         tolerance_s = options.get("tolerance_s")
         if tolerance_s is not None and (not isinstance(tolerance_s, _NUMBERS) or math.isnan(tolerance_s)):
             raise UsageError(f"tolerance_s must be a number of seconds, it is {tolerance_s!r}")
@@ -249,7 +265,7 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     def feasible(self, num_stages: int) -> bool:
         """Return whether the model can be cut into `num_stages` stages here."""
-        return 1 <= num_stages <= self.max_stages
+        return num_stages > 0 and num_stages in self._starts
 
     def render(self) -> str | None:
         """Return the plan so far as one line, for example `[0, 5) [5, 9) … of 12 blocks`, in mode "ansi"."""
@@ -270,7 +286,10 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         """
         later = num_stages - cut - 1
         row = (num_stages - 1) * self.num_blocks - 1
-        if later > 0:
+        legal: _Legal
+        if self._ends and later >= 0:
+            legal = frozenset(row + end for end in self._ends[num_stages][later + 1][start])
+        elif later > 0:
             legal = range(row + start + 1, row + self._limit - later + 1)
         else:
             legal = range(row + self.num_blocks, row + self.num_blocks + 1) if later == 0 else _NONE
@@ -279,23 +298,27 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     def _opening(self) -> _State:
         """Return the starting state where the number of stages is open."""
-        legal = frozenset[int]().union(*(self._state(count, 0, 0)[1] for count in range(1, self.max_stages + 1)))
+        legal = frozenset[int]().union(*(state[1] for state in self._starts.values()))
         mask = np.zeros(self._size, dtype=np.int8)
         mask[list(legal)] = 1
         mask.flags.writeable = False
         return np.array((0, 0, 0, self.num_blocks), dtype=np.int64), legal, mask
 
-    def _window(self, legal: range) -> Mask:
-        """Return the mask of a run of actions: a window on a strip that all masks of as many ones share.
+    def _window(self, legal: _Legal) -> Mask:
+        """Return the mask of some actions: a window on a strip that all masks of the same pattern share.
 
         A mask of its own for each state would take gigabytes where models are large.
         """
-        strip = self._strips.get(len(legal))
+        first, after = (min(legal), max(legal) + 1) if legal else (0, 0)
+        pattern = (
+            b"\1" * len(legal) if isinstance(legal, range) else bytes(map(legal.__contains__, range(first, after)))
+        )
+        strip = self._strips.get(pattern)
         if strip is None:
-            strip = self._strips[len(legal)] = np.zeros(2 * self._size + len(legal), dtype=np.int8)
-            strip[self._size : self._size + len(legal)] = 1
+            strip = self._strips[pattern] = np.zeros(2 * self._size + len(pattern), dtype=np.int8)
+            strip[self._size : self._size + len(pattern)] = np.frombuffer(pattern, dtype=np.int8)
             strip.flags.writeable = False
-        return strip[self._size - legal.start :][: self._size]
+        return strip[self._size - first :][: self._size]
 
     def _refuse(self, action: int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Return the step that an illegal action makes, or raise where not even that is one."""
@@ -324,6 +347,22 @@ def stages_there_are(max_stages: int, num_blocks: int, trainable_from: int | Non
     if max_stages < 1:
         raise UsageError(f"max_stages must be at least 1, it is {max_stages}")
     return min(max_stages, num_blocks if trainable_from is None else trainable_from + 1)
+
+
+def _counts(ceiling: Ceiling | None, max_stages: int, num_blocks: int, trainable_from: int | None) -> Sequence[int]:
+    """Return the numbers of stages that there may be: those that fit under the ceiling, if there is one.
+
+    Raises:
+        UsageError: If the ceiling is of another model, or none fits.
+    """
+    if ceiling is None:
+        return range(1, max_stages + 1)
+    if ceiling.needs.num_blocks != num_blocks:
+        raise UsageError(f"the ceiling is of {ceiling.needs.num_blocks} blocks, the profile has {num_blocks}")
+    counts = ceiling.counts(max_stages, trainable_from)
+    if not counts:
+        raise UsageError(f"no plan of up to {max_stages} stages fits under {ceiling.ceiling_bytes} bytes; allow more")
+    return counts
 
 
 def _check_whole(**counts: object) -> None:

@@ -79,8 +79,7 @@ class StageEntry(Record):
             None where that is not known, as for the others.
         passing_bytes: What inputs and outputs of earlier stages take during its run that later stages read and it does
             not.
-        mapped_bytes: What a run of it reads of its weights, in whole pages: all weights that it reads, shared ones
-            included, but of tables only the rows that are looked up.
+        mapped_bytes: What a run of it reads of weights, shared ones included; of tables the rows that are looked up.
         session_bytes: What its session takes whether it runs or not, beside weights.
     """
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from splitload.plan.ceiling import Ceiling
     from splitload.plan.schedule import Contention
 
 Amount = TypeVar("Amount", float, "NDArray[np.float64]")
@@ -98,17 +99,43 @@ class CostMatrices:
         load_s: Seconds until the segment is loaded.
         first_inference_s: Seconds of its first inference.
         read_s: Seconds of `load_s` that storage is busy for.
+        inference_s: Seconds of a later inference.
         contention: What loads beside each other cost, and a load call and a cut besides.
+        cut_inference_s: See `Profile.cut_inference_s`.
+        come_again_s_per_byte: See `Profile.come_again_s_per_byte`.
+        ceiling: What memory allows; None where nothing limits it.
     """
 
     load_s: NDArray[np.float64]
     first_inference_s: NDArray[np.float64]
     read_s: NDArray[np.float64]
+    inference_s: NDArray[np.float64]
     contention: Contention
+    cut_inference_s: float
+    come_again_s_per_byte: float
+    ceiling: Ceiling | None = None
 
     def rows(self) -> CostRows:
         """Return the same as lists: reading one number from an array costs several times as much."""
-        return CostRows(self.load_s.tolist(), self.first_inference_s.tolist(), self.read_s.tolist(), self.contention)
+        return CostRows(
+            self.load_s.tolist(),
+            self.first_inference_s.tolist(),
+            self.read_s.tolist(),
+            self.inference_s.tolist(),
+            self.contention,
+            self.cut_inference_s,
+            self.come_again_s_per_byte,
+            self.ceiling,
+        )
+
+    def allowed(self, num_stages: int) -> NDArray[np.bool_] | None:
+        """Return which segments may be one of so many stages, of the same shape; None where all may."""
+        if self.ceiling is None:
+            return None
+        import numpy as np
+
+        running_bytes = np.array(self.ceiling.running_bytes)
+        return np.isfinite(self.load_s) & (running_bytes <= self.ceiling.room_bytes(num_stages))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +145,11 @@ class CostRows:
     load_s: Rows
     first_inference_s: Rows
     read_s: Rows
+    inference_s: Rows
     contention: Contention
+    cut_inference_s: float
+    come_again_s_per_byte: float
+    ceiling: Ceiling | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -129,7 +160,7 @@ class CostRows:
         """Return the seconds that no plan of up to so many stages takes longer than: nothing beside anything else."""
         contention = self.contention
         slowdown = max(contention.slowdown(count) for count in range(1, max_stages + 1))
-        stage_s = _largest(self.load_s) * slowdown + _largest(self.first_inference_s) + contention.cut_infer_s
+        stage_s = largest(self.load_s) * slowdown + largest(self.first_inference_s) + contention.cut_infer_s
         return contention.start_s + max_stages * stage_s
 
 
@@ -144,6 +175,15 @@ def adds_up(cost_s: Rows) -> bool:
     )
 
 
-def _largest(cost_s: Rows) -> float:
+def largest(cost_s: Rows) -> float:
     """Return the largest cost of any segment."""
     return max(max(row[start + 1 :]) for start, row in enumerate(cost_s[:-1]))
+
+
+def least_left_s(cost_s: Rows) -> list[float]:
+    """Return the least seconds that all blocks from each one on can take together, however they are cut."""
+    size = len(cost_s)
+    left_s = [0.0] * size
+    for start in reversed(range(size - 1)):
+        left_s[start] = min(cost_s[start][end] + left_s[end] for end in range(start + 1, size))
+    return left_s

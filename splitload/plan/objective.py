@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from splitload.plan.ceiling import Ceiling
 from splitload.plan.costs import CostMatrices, CostRows
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.plan.schedule import Contention, Schedule
+from splitload.plan.schedule import Contention
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,12 @@ class Solvers(Protocol):
     """
 
     def balance(
-        self, load: NDArray[np.float64], num_stages: int, trainable_from: int | None = None
+        self,
+        load: NDArray[np.float64],
+        num_stages: int,
+        trainable_from: int | None = None,
+        *,
+        allowed: NDArray[np.bool_] | None = None,
     ) -> tuple[SplitPoints, float]:
         """Return the split points whose largest load is smallest, and that load in seconds."""
         ...
@@ -59,8 +65,22 @@ class Solvers(Protocol):
         read: NDArray[np.float64] | None = None,
         limit_s: float = 10.0,
         starts: Sequence[Sequence[int]] = (),
+        allowed: NDArray[np.bool_] | None = None,
     ) -> SolvedBest:
         """Return the split points that answer first, with their time to first output and a bound."""
+        ...
+
+    def steady(
+        self,
+        cost: NDArray[np.float64],
+        largest: NDArray[np.float64],
+        num_stages: int,
+        trainable_from: int | None = None,
+        *,
+        allowed: NDArray[np.bool_] | None = None,
+        limit_s: float = 10.0,
+    ) -> SolvedBest:
+        """Return the split points with the least sum of one matrix and maximum of the other, and a bound."""
         ...
 
 
@@ -142,8 +162,8 @@ class Objective(ABC):
     further_gain: ClassVar[float]
 
     @abstractmethod
-    def value_s(self, profile: Profile, partition: Partition) -> float:
-        """Return what a plan is worth in seconds, for people and JSON.
+    def value_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
+        """Return what a plan, which fits under the ceiling, is worth in seconds, for people and JSON.
 
         Among plans of as many stages it orders them as `least_s` does.
         """
@@ -152,17 +172,17 @@ class Objective(ABC):
     def scale(self, contention: Contention, num_stages: int) -> float:
         """Return what is made small, in seconds for each second of `value_s`, for plans of so many stages."""
 
-    def least_s(self, profile: Profile, partition: Partition) -> float:
+    def least_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
         """Return what is made small, in seconds: by agents, and by `optimum`."""
-        return self.scale(profile.contention, partition.num_stages) * self.value_s(profile, partition)
+        return self.scale(profile.contention, partition.num_stages) * self.value_s(profile, partition, ceiling)
 
     @abstractmethod
-    def deciding_s(self, schedule: Schedule) -> float:
+    def deciding_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
         """Return what decides between plans of different numbers of stages, in seconds."""
 
     @abstractmethod
     def valuer(self, costs: CostRows, num_stages: int) -> Callable[[SplitPoints], float]:
-        """Return what gives `least_s` of split points, as fast as Python can, for plans of so many stages."""
+        """Return what gives `least_s` of split points that fit, as fast as Python can, for plans of so many stages."""
 
     @abstractmethod
     def rewards(self, costs: CostRows, max_stages: int, tolerance: float) -> Rewards:
@@ -188,8 +208,8 @@ class Objective(ABC):
         """Return the best plan of so many stages, and a bound where the time for a proof was over.
 
         Args:
-            costs: Of the model on the device.
-            num_stages: k.
+            costs: Of the model on the device; stages that its ceiling does not allow are not planned.
+            num_stages: k, for which there is a plan.
             solvers: The exact searches.
             trainable_from: First trainable block; it and all after it lie in the last stage.
             limit_s: Seconds for the proof.

@@ -119,6 +119,30 @@ class Profile:
         blocks = LoadSums.of([block.cost.load_s for block in self.blocks])
         return LoadCosts.fitted(self.stage_fixed_s, blocks, None if measured is None else measured.load_s)
 
+    @property
+    def cut_inference_s(self) -> float:
+        """Seconds that each cut adds to a later inference: what blocks alone take beyond the whole, for each cut.
+
+        0 where the whole model was not measured.
+        """
+        measured = self.segments.get((0, self.num_blocks))
+        if measured is None or self.num_blocks == 1:
+            return 0.0
+        alone_s = sum(block.cost.inference_s for block in self.blocks)
+        return max(alone_s - measured.inference_s, 0.0) / (self.num_blocks - 1)
+
+    @property
+    def come_again_s_per_byte(self) -> float:
+        """Seconds for each byte of weights that left memory and is read again, from wherever it was profiled.
+
+        It is what the first inference takes beyond a later one, as it maps the pages that loading left to it, and what
+        storage is busy for: with cached files the former, on a simulated device the latter.
+        """
+        measured = self.segments.get((0, self.num_blocks))
+        costs = [block.cost for block in self.blocks] if measured is None else [measured]
+        again_s = sum(max(cost.first_inference_s - cost.inference_s, 0.0) + cost.read_s for cost in costs)
+        return again_s / max(sum(block.weights_bytes for block in self.blocks), 1)
+
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""
         return self.cost(0, self.num_blocks)

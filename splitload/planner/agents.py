@@ -28,7 +28,7 @@ class Question:
         num_stages: How many stages.
         trainable_from: First trainable block; it and all after it lie in the last stage. None where none is trained.
         seed: Of rules that draw.
-        value: Returns what the objective makes small of some split points, in seconds.
+        value: Returns what the objective makes small of some split points, in seconds; infinite where they do not fit.
         optimum: Returns the best plan there is for the objective.
     """
 
@@ -39,6 +39,15 @@ class Question:
     seed: int
     value: Callable[[tuple[int, ...]], float]
     optimum: Callable[[], Optimum]
+
+    def fitted(self, split_points: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the split points, or under a ceiling that does not allow them the nearest that it does."""
+        allowed = self.costs.allowed(self.num_stages)
+        if allowed is None:
+            return split_points
+        from splitload.agents.baselines import nearest_allowed
+
+        return nearest_allowed(split_points, allowed, self.trainable_from)
 
 
 Rule = Callable[[Question], Sequence[int]]
@@ -77,33 +86,37 @@ def _exact(asked: Question) -> Sequence[int]:
 
 def _annealing(asked: Question) -> Sequence[int]:
     from splitload.agents.annealing import anneal
+    from splitload.agents.baselines import random_partition
 
-    return anneal(asked.value, asked.profile.num_blocks, asked.num_stages, asked.trainable_from, seed=asked.seed)
+    where = asked.profile.num_blocks, asked.num_stages, asked.trainable_from
+    return anneal(asked.value, *where, seed=asked.seed, start=asked.fitted(random_partition(*where, seed=asked.seed)))
 
 
 def _uniform_bytes(asked: Question) -> Sequence[int]:
     from splitload.agents.baselines import uniform_bytes
 
     weights_bytes = [block.weights_bytes for block in asked.profile.blocks]
-    return uniform_bytes(weights_bytes, asked.num_stages, asked.trainable_from)
+    return asked.fitted(uniform_bytes(weights_bytes, asked.num_stages, asked.trainable_from))
 
 
 def _uniform_blocks(asked: Question) -> Sequence[int]:
     from splitload.agents.baselines import uniform_blocks
 
-    return uniform_blocks(asked.profile.num_blocks, asked.num_stages, asked.trainable_from)
+    return asked.fitted(uniform_blocks(asked.profile.num_blocks, asked.num_stages, asked.trainable_from))
 
 
 def _random(asked: Question) -> Sequence[int]:
     from splitload.agents.baselines import random_partition
 
-    return random_partition(asked.profile.num_blocks, asked.num_stages, asked.trainable_from, seed=asked.seed)
+    where = asked.profile.num_blocks, asked.num_stages, asked.trainable_from
+    return asked.fitted(random_partition(*where, seed=asked.seed))
 
 
 def _even_loads(asked: Question) -> Sequence[int]:
     from splitload.agents.exact import balance
 
-    return balance(asked.costs.load_s, asked.num_stages, asked.trainable_from)[0]
+    allowed = asked.costs.allowed(asked.num_stages)
+    return balance(asked.costs.load_s, asked.num_stages, asked.trainable_from, allowed=allowed)[0]
 
 
 AGENTS = {

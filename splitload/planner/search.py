@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +17,18 @@ from splitload.agents.results import Progress, SearchResult
 from splitload.base.errors import PartitionError, UsageError
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, stages_there_are
+from splitload.plan.ceiling import Ceiling
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, QUICK, Question, Rule, agent_named
 from splitload.planner.checkpoint_file import Checkpoint
+from splitload.planner.least_ceiling import too_low
 from splitload.planner.optimum import optimum
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
+MOST_STAGES = 32  # under a ceiling
 MANY_GAIN = 0.05
 EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
 
@@ -71,9 +75,11 @@ class Search:
         episodes: Most episodes in all, or None for the agent's own rule.
         trainable_from: First trainable block; it and all after it lie in the last stage, and plans are compared as they
             are written, with a cut before it.
+        ceiling: What memory allows; no other plan is looked at, and numbers of stages begin with the least that fits.
+            None where nothing limits it.
 
     Raises:
-        UsageError: If `max_stages` is less than 1, or there is no such objective.
+        UsageError: If `max_stages` is less than 1, there is no such objective, or no plan fits under the ceiling.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Search:
         seed: int = 0,
         episodes: int | None = None,
         trainable_from: int | None = None,
+        ceiling: Ceiling | None = None,
     ) -> None:
         self._profile = profile
         self._agent = agent
@@ -94,13 +101,20 @@ class Search:
         self._seed = seed
         self._episodes = episodes
         self._trainable_from = trainable_from
-        self._matrices = cost_matrices(profile)
+        self._ceiling = ceiling
+        self._matrices = cost_matrices(profile, ceiling)
         self._rows = self._matrices.rows()
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
         if max_stages is not None:
             max_stages = stages_there_are(max_stages, profile.num_blocks, trainable_from)
-        most = num_stages or max_stages or min(self._enough(limit), limit)
-        self._counts = range(num_stages or 1, most + 1)
+        self._counts: Sequence[int]
+        if ceiling is None:
+            most = num_stages or max_stages or min(self._enough(limit), limit)
+            self._counts = range(num_stages or 1, most + 1)
+        else:
+            self._counts = self._fitting(ceiling, num_stages, min(num_stages or max_stages or MOST_STAGES, limit))
+            if max_stages is None and num_stages is None:
+                self._counts = self._worthwhile(self._counts)
         self._learner: QLearning | None = None
         self._optima: dict[int, Optimum] = {}  # by number of stages
         self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn
@@ -135,6 +149,7 @@ class Search:
                 objective=self._objective.name,
                 max_stages=self._counts[-1],
                 trainable_from=self._trainable_from,
+                ceiling=self._ceiling,
             )
             self._learner = agent.learner(env, self._seed)
             train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
@@ -149,7 +164,7 @@ class Search:
 
     def even(self, num_stages: int) -> Partition:
         """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
-        return self._by_rule(QUICK["even_loads"], min(num_stages, self._counts[-1]))
+        return self._by_rule(QUICK["even_loads"], max(min(num_stages, self._counts[-1]), self._counts[0]))
 
     def pick(self, partitions: Sequence[Partition]) -> Partition:
         """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
@@ -233,11 +248,20 @@ class Search:
             "num_stages": list(self._counts),
             "trainable_from": self._trainable_from,
             "seed": self._seed,
+            **self._limits,
         }
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        """What tells this search from one without a ceiling, or under another."""
+        if self._ceiling is None:
+            return {}
+        needs_sha256 = hashlib.sha256(repr(self._ceiling.needs).encode()).hexdigest()
+        return {"ceiling_bytes": self._ceiling.ceiling_bytes, "needs_sha256": needs_sha256}
 
     def value_s(self, partition: Partition) -> float:
         """Return `Objective.value_s` of a plan, in seconds: for people and JSON."""
-        return self._objective.value_s(self._profile, partition)
+        return self._objective.value_s(self._profile, partition, self._ceiling)
 
     def value_s_from(self, least_s: float, num_stages: int) -> float:
         """Return `value_s` of a plan of so many stages, of which `least_s` is what the learning agent made small."""
@@ -252,6 +276,24 @@ class Search:
             for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
+
+    def _fitting(self, ceiling: Ceiling, num_stages: int | None, most: int) -> tuple[int, ...]:
+        """Return the numbers of stages of which there are plans under the ceiling.
+
+        Raises:
+            UsageError: If there is none; it says what is in the way, and what would do.
+        """
+        counts = ceiling.counts(most, self._trainable_from)
+        fitting = counts if num_stages is None else tuple(count for count in counts if count == num_stages)
+        if not fitting:
+            raise UsageError(too_low(ceiling, self._profile, most, self._trainable_from))
+        return fitting
+
+    def _worthwhile(self, counts: Sequence[int]) -> Sequence[int]:
+        """Return the numbers of stages to look at: up to the first whose plans by rule promise about as much as any."""
+        promised_s = [min(self.deciding_s(self._by_rule(rule, count)) for rule in QUICK.values()) for count in counts]
+        enough = next(place for place, each_s in enumerate(promised_s) if each_s * (1 - MANY_GAIN) <= min(promised_s))
+        return [count for place, count in enumerate(counts) if place <= enough or count <= MAX_STAGES]
 
     def _pick(self, partitions: Iterable[Partition]) -> Partition | None:
         """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `further_gain`."""
@@ -271,7 +313,7 @@ class Search:
 
         What is trained is cut off in any case, and so is in all that are compared.
         """
-        return self._objective.deciding_s(self._profile.schedule(self.written(partition)))
+        return self._objective.deciding_s(self._profile, self.written(partition), self._ceiling)
 
     def pays(self, deciding_s: float, whole: Partition) -> bool:
         """Return whether a cut whose `deciding_s` is so small is worthwhile in place of the model as one stage."""
@@ -283,13 +325,19 @@ class Search:
 
     def _question(self, count: int) -> Question:
         value = self._objective.valuer(self._rows, count)
+        ceiling, num_blocks = self._ceiling, self._profile.num_blocks
+
+        def value_within(points: tuple[int, ...]) -> float:
+            fits = ceiling is None or ceiling.allows(Partition(num_blocks, points))
+            return value(points) if fits else math.inf
+
         return Question(
             self._profile,
             self._matrices,
             count,
             self._trainable_from,
             self._seed,
-            value,
+            value if ceiling is None else value_within,
             lambda: self._optimum(count),
         )
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from splitload.plan.ceiling import Ceiling
 from splitload.plan.costs import CostMatrices, CostRows
 from splitload.plan.objective import Best, Objective, Rewards, Solvers, SplitPoints
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.plan.schedule import Contention, Schedule
+from splitload.plan.schedule import Contention
 
 
 class Balance(Objective):
@@ -29,7 +30,7 @@ class Balance(Objective):
     return_name = "return"
     further_gain = 0.1
 
-    def value_s(self, profile: Profile, partition: Partition) -> float:
+    def value_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
         """Return the load of the slowest stage alone, in seconds."""
         return profile.slowest_load_s(partition)
 
@@ -37,9 +38,9 @@ class Balance(Objective):
         """Return how many times longer each load takes beside the others: what is made small is slowed by them."""
         return contention.slowdown(num_stages)
 
-    def deciding_s(self, schedule: Schedule) -> float:
+    def deciding_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
         """Return the seconds until all stages are loaded."""
-        return schedule.load_makespan_s
+        return profile.schedule(partition).load_makespan_s
 
     def valuer(self, costs: CostRows, num_stages: int) -> Callable[[SplitPoints], float]:
         """Return what gives the largest stage load of split points, under contention."""
@@ -66,7 +67,7 @@ class Balance(Objective):
         starts: Sequence[Sequence[int]],
     ) -> Best:
         """Return the plan whose largest load is smallest; it is always proved, within no time."""
-        points, largest_s = solvers.balance(costs.load_s, num_stages, trainable_from)
+        points, largest_s = solvers.balance(costs.load_s, num_stages, trainable_from, allowed=costs.allowed(num_stages))
         value_s = largest_s * self.scale(costs.contention, num_stages)
         return Best(points, value_s, value_s)
 

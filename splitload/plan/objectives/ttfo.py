@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from splitload.plan.costs import CostMatrices, CostRows, Rows, adds_up
+from splitload.plan.ceiling import Ceiling
+from splitload.plan.costs import CostMatrices, CostRows, adds_up, least_left_s
 from splitload.plan.objective import Best, Objective, Rewards, Solvers, SplitPoints
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.plan.schedule import Contention, Schedule
+from splitload.plan.schedule import Contention
 
 
 class FirstOutputTime(Objective):
@@ -28,7 +29,7 @@ class FirstOutputTime(Objective):
     return_name = "return_s"
     further_gain = 0.02
 
-    def value_s(self, profile: Profile, partition: Partition) -> float:
+    def value_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
         """Return the time to first output in seconds."""
         return profile.schedule(partition).ttfo_s
 
@@ -36,9 +37,9 @@ class FirstOutputTime(Objective):
         """Return 1: the value is what is made small."""
         return 1.0
 
-    def deciding_s(self, schedule: Schedule) -> float:
+    def deciding_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
         """Return the time to first output in seconds."""
-        return schedule.ttfo_s
+        return profile.schedule(partition).ttfo_s
 
     def valuer(self, costs: CostRows, num_stages: int) -> Callable[[SplitPoints], float]:
         """Return what gives the time to first output of split points."""
@@ -79,6 +80,7 @@ class FirstOutputTime(Objective):
             read=costs.read_s,
             limit_s=limit_s,
             starts=starts,
+            allowed=costs.allowed(num_stages),
         )
         return Best(found.split_points, found.value_s + contention.start_s, found.bound_s + contention.start_s)
 
@@ -101,7 +103,7 @@ class FirstOutputRewards(Rewards):
         self._contention = costs.contention
         self._load_s, self._infer_s, self._read_s = costs.load_s, costs.first_inference_s, costs.read_s
         self._adds_up = adds_up(costs.first_inference_s) and adds_up(costs.read_s)
-        self._left_s = _least_left_s(costs.first_inference_s)
+        self._left_s = least_left_s(costs.first_inference_s)
 
     def begin(self, num_stages: int, tolerance_s: float | None, one_sided: bool) -> None:
         """Start the clock."""
@@ -123,15 +125,6 @@ class FirstOutputRewards(Rewards):
             "load_makespan_s": self._clock.loaded_s,
             "separable": self._adds_up and self._num_stages <= self._contention.threads,
         }
-
-
-def _least_left_s(infer_s: Rows) -> list[float]:
-    """Return the least seconds that inferring all blocks from each one on can take, however they are cut."""
-    size = len(infer_s)
-    left_s = [0.0] * size
-    for start in reversed(range(size - 1)):
-        left_s[start] = min(infer_s[start][end] + left_s[end] for end in range(start + 1, size))
-    return left_s
 
 
 OBJECTIVE = FirstOutputTime()

@@ -1,0 +1,105 @@
+"""A limit on memory: which stages it allows, how many there must be, and what has to come again in each inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from splitload.plan.memory import MemoryNeeds
+from splitload.plan.partition import Partition
+
+Ends = Sequence[Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """A limit on memory, and what a model needs of it.
+
+    A plan of C stages is allowed if each stage fits beside the sessions of all: `running <= ceiling - sessions(C)`.
+
+    Attributes:
+        needs: Of the model.
+        ceiling_bytes: The limit; weights, tensors and sessions count.
+        apart: First block of what is trained, which is cut off besides once a plan is found; None where nothing is.
+    """
+
+    needs: MemoryNeeds
+    ceiling_bytes: int
+    apart: int | None = None
+
+    @cached_property
+    def running_bytes(self) -> list[list[int]]:
+        """`MemoryNeeds.running_bytes`; a last stage that holds what is trained counts as the two that it becomes."""
+        table, last = self.needs.running_bytes(), self.needs.num_blocks
+        if self.apart is not None:
+            for start in range(self.apart):
+                table[start][last] = max(table[start][self.apart], table[self.apart][last])
+        return table
+
+    def sessions_bytes(self, num_stages: int) -> int:
+        """Return what sessions of a plan of so many stages take, with one more where something is trained."""
+        return self.needs.sessions_bytes(num_stages + (self.apart is not None))
+
+    def room_bytes(self, num_stages: int) -> int:
+        """Return what is left beside the sessions of so many stages; below 0 where they alone are too much."""
+        return self.ceiling_bytes - self.sessions_bytes(num_stages)
+
+    @cached_property
+    def holds_all(self) -> bool:
+        """Whether the whole model fits as one stage, so that nothing has to come again."""
+        return self.running_bytes[0][-1] <= self.room_bytes(1)
+
+    def streamed_bytes(self, stages: Sequence[tuple[int, int]]) -> int:
+        """Return the weights that have to come again in each inference of a plan that fits.
+
+        The stage that needs the most keeps its room free; the other weights stay in what is left. So it is
+
+            sum of mapped - (room - max of running), and 0 where the model fits as one stage.
+
+        That is above 0 where it does not: the stage that runs while most tensors are there needs them all, so that
+        `max of running` is no less than those, and all weights with them are more than the room.
+
+        Args:
+            stages: Their half-open block ranges, of the whole plan.
+        """
+        if self.holds_all:
+            return 0
+        mapped_bytes = sum(self.needs.mapped_bytes[start][end] for start, end in stages)
+        return (
+            mapped_bytes + max(self.running_bytes[start][end] for start, end in stages) - self.room_bytes(len(stages))
+        )
+
+    def allows(self, partition: Partition) -> bool:
+        """Return whether a plan fits."""
+        room_bytes = self.room_bytes(partition.num_stages)
+        return all(self.running_bytes[start][end] <= room_bytes for start, end in partition.stages())
+
+    def ends(self, num_stages: int, trainable_from: int | None = None) -> Ends:
+        """Return where stages may end in plans of so many stages, so that what is left can still be cut.
+
+        Args:
+            num_stages: C.
+            trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+
+        Returns:
+            The legal ends of the next stage, rising: entry `[j][s]` for a stage that begins at block s and is the first
+            of the last j, with j from 0 to C.
+        """
+        size, room_bytes = self.needs.num_blocks, self.room_bytes(num_stages)
+        fitting = [
+            [end for end in range(start + 1, size + 1) if row[end] <= room_bytes]
+            for start, row in enumerate(self.running_bytes)
+        ]
+        last_start = size if trainable_from is None or num_stages == 1 else trainable_from
+        nowhere: list[list[int]] = [[] for _ in fitting]
+        whole_rest = [[size] if size in ends and start <= last_start else [] for start, ends in enumerate(fitting)]
+        table = [nowhere, whole_rest]
+        for _ in range(num_stages - 1):
+            later = table[-1]
+            table.append([[end for end in ends if later[end]] for ends in fitting])
+        return table
+
+    def counts(self, most: int, trainable_from: int | None = None) -> tuple[int, ...]:
+        """Return the numbers of stages, up to `most`, of which there is a plan that fits."""
+        return tuple(count for count in range(1, most + 1) if self.ends(count, trainable_from)[count][0])
