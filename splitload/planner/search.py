@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from splitload.agents.exact_ttfo import Optimum
@@ -325,19 +326,13 @@ class Search:
 
     def _question(self, count: int) -> Question:
         value = self._objective.valuer(self._rows, count)
-        ceiling, num_blocks = self._ceiling, self._profile.num_blocks
-
-        def value_within(points: tuple[int, ...]) -> float:
-            fits = ceiling is None or ceiling.allows(Partition(num_blocks, points))
-            return value(points) if fits else math.inf
-
         return Question(
             self._profile,
             self._matrices,
             count,
             self._trainable_from,
             self._seed,
-            value if ceiling is None else value_within,
+            value if self._ceiling is None else _within(self._ceiling, count, value),
             lambda: self._optimum(count),
         )
 
@@ -356,6 +351,20 @@ class Search:
                     best = Optimum(annealed, value_s, best.bound_s)
             self._optima[count] = best
         return self._optima[count]
+
+
+def _within(
+    ceiling: Ceiling, num_stages: int, value: Callable[[tuple[int, ...]], float]
+) -> Callable[[tuple[int, ...]], float]:
+    """Return what values the plans of so many stages that fit; others are infinitely bad."""
+    running_bytes, room_bytes = ceiling.running_bytes, ceiling.room_bytes(num_stages)
+    num_blocks = ceiling.needs.num_blocks
+
+    def value_within(points: tuple[int, ...]) -> float:
+        fits = all(running_bytes[start][end] <= room_bytes for start, end in pairwise((0, *points, num_blocks)))
+        return value(points) if fits else math.inf
+
+    return value_within
 
 
 def _with_cut(plan: Partition, block: int) -> Partition:

@@ -49,7 +49,6 @@ def test_more_stages_pay(objective: str) -> None:
         search = Search(made, objective=objective, agent="uniform", max_stages=count)
         plan = search._by_rule(BASELINES["uniform_bytes"], count)
         assert plan is not None
-        schedule = made.schedule(plan)
         return OBJECTIVES[objective].deciding_s(made, plan)
 
     mine = seconds(taken.num_stages)
