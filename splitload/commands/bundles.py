@@ -14,6 +14,7 @@ from splitload.bundle import delivery, verification
 from splitload.bundle.manifest import MANIFEST, Variant
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console, shortened
+from splitload.commands.show_memory import show_residency
 from splitload.commands.why import show_why
 from splitload.runtime.available import Available, available
 from splitload.runtime.capi.find import VARIABLE
@@ -62,6 +63,7 @@ def inspect(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 for number, stage in enumerate(variant.stages, start=1)
             ],
         )
+        show_residency(variant, console)
     shown = manifest.to_json()
     if manifest.training is not None:
         training = manifest.training

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from splitload.base.phrases import count_of, milliseconds
+from splitload.base.sizes import megabytes
 from splitload.commands.console import Console, shortened
 from splitload.commands.gain_sentence import gain_sentence
+from splitload.commands.show_memory import show_needs
 from splitload.plan.objectives import OBJECTIVES
 from splitload.planner.gain import GAIN_RUNS
 from splitload.planner.make_plan import Planned
@@ -39,6 +41,7 @@ def show_plan(console: Console, result: TrainResult) -> None:
     _show_stages(console, result)
     _show_values(console, result)
     _show_trial(console, result)
+    _show_memory(console, result)
     console.drawing(result.profile.schedule(result.found.partition))
     line = f"time to first output: {milliseconds(result.predicted_ttfo_s)} {_predicted(result)}"
     if result.measured_ttfo_s is not None:
@@ -105,6 +108,17 @@ def _show_values(console: Console, result: TrainResult) -> None:
         ("plan", f"{objective.value_name} ms", "÷ exact" if proved else "÷ best known"),
         [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
     )
+
+
+def _show_memory(console: Console, result: TrainResult) -> None:
+    """Print what the stages need of memory, where that is limited."""
+    needs, partition = result.planned.needs, result.found.partition
+    if needs is None:
+        return
+    stages = [needs.stage(*stage) for stage in partition.stages()]
+    show_needs(console, stages, result.request.residency)
+    if result.streamed_bytes is not None:
+        console.print(f"weights that come again in each inference: {megabytes(result.streamed_bytes)} (predicted)")
 
 
 def _show_trial(console: Console, result: TrainResult) -> None:

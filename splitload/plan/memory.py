@@ -6,6 +6,7 @@ for later stages, and the sessions of all stages. Weights of other stages may be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -98,12 +99,16 @@ class MemoryNeeds:
         ]
 
     def peak_bytes(self, partition: Partition) -> int:
-        """Return the most that a plan has in memory at a time if nothing stays that need not: the least ceiling for it.
+        """Return `peak_bytes` of the stages of a plan."""
+        return peak_bytes([self.stage(*stage) for stage in partition.stages()])
 
-        It is `max over stages of running + sessions`.
-        """
-        largest = max(self.stage(*stage).running_bytes for stage in partition.stages())
-        return largest + self.sessions_bytes(partition.num_stages)
+
+def peak_bytes(stages: Sequence[StageNeeds]) -> int:
+    """Return the most that stages have in memory at a time if nothing stays that need not: the least ceiling for them.
+
+    It is `max over stages of running + sum over stages of session`.
+    """
+    return max(stage.running_bytes for stage in stages) + sum(stage.session_bytes for stage in stages)
 
 
 def memory_needs(graph: ModelGraph) -> MemoryNeeds:

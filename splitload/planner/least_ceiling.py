@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from splitload.agents import balance
+from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of
 from splitload.base.sizes import megabytes
 from splitload.plan.ceiling import Ceiling
-from splitload.plan.profile import Profile
 
 _STEP_BYTES = 100_000  # what is advised is rounded up to this
 
@@ -52,16 +53,28 @@ def least_ceiling(ceiling: Ceiling, most: int, trainable_from: int | None) -> Le
     return min(found)
 
 
-def too_low(ceiling: Ceiling, profile: Profile, most: int, trainable_from: int | None) -> str:
-    """Return what to say of a ceiling that no plan of up to so many stages keeps."""
+def check_ceiling(ceiling: Ceiling, names: Sequence[str], most: int, trainable_from: int | None) -> None:
+    """Make sure that some plan of up to so many stages fits.
+
+    Args:
+        ceiling: What memory allows.
+        names: Of the blocks.
+        most: The most stages.
+        trainable_from: First trainable block; it and all after it lie in the last stage.
+
+    Raises:
+        UsageError: If none does; it says what is in the way, and the least that would do.
+    """
+    if ceiling.counts(most, trainable_from):
+        return
     least = least_ceiling(ceiling, most, trainable_from)
     start, end = least.largest
     needs = ceiling.needs.stage(start, end)
-    name = " … ".join(dict.fromkeys((profile.blocks[start].name, profile.blocks[end - 1].name)))
+    name = " … ".join(dict.fromkeys((names[start], names[end - 1])))
     tensors = megabytes(needs.working_bytes + needs.passing_bytes)
     sessions = megabytes(ceiling.sessions_bytes(least.num_stages))
     advised = math.ceil(least.ceiling_bytes / _STEP_BYTES) * _STEP_BYTES / 1e6
-    return (
+    raise UsageError(
         f"no plan of up to {count_of(most, 'stage')} fits {megabytes(ceiling.ceiling_bytes)}: '{name}' alone takes "
         f"{megabytes(needs.mapped_bytes)} of weights and {tensors} of tensors, and sessions {sessions}; the least is "
         f"{advised:.1f} MB: give --residency {advised:.1f}MB"

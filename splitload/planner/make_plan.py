@@ -11,18 +11,22 @@ from splitload.agents.results import Progress
 from splitload.base.atomic import write_text
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of, milliseconds
+from splitload.base.sizes import megabytes
 from splitload.devices import Device
+from splitload.plan.ceiling import Ceiling
 from splitload.plan.graph import ModelGraph
+from splitload.plan.memory import MemoryNeeds, memory_needs
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, LEARNERS
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.curve import curve_csv
+from splitload.planner.least_ceiling import check_ceiling
 from splitload.planner.read_model import profile_on
 from splitload.planner.refine import Refined, refine_on
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.search import FoundPlan, Search, fixed_plan
+from splitload.planner.search import MOST_STAGES, FoundPlan, Search, fixed_plan
 from splitload.planner.seeds import SeedRun, best_of, search_seeds
 
 
@@ -38,6 +42,7 @@ class Planned:
         runs: The searches of several seeds, if there were several.
         measured_loads: Stage loads that were measured within a budget; None without one.
         refined: What the search within the budget came to; None without one.
+        needs: What its stages need of memory, where `--residency` limits that.
     """
 
     found: FoundPlan
@@ -47,6 +52,7 @@ class Planned:
     runs: tuple[SeedRun, ...] = ()
     measured_loads: int | None = None
     refined: Refined | None = None
+    needs: MemoryNeeds | None = None
 
 
 def make_plan(
@@ -81,7 +87,10 @@ def make_plan(
         "episodes": request.episodes,
         "trainable_from": first_trainable,
     }
-    seed = request.seed
+    seed, needs = request.seed, None
+    if request.residency is not None:
+        needs = memory_needs(graph)
+        settings["ceiling"] = _ceiling(request, graph, needs, first_trainable, most)
     if request.budget is not None and device.measuring is not None:
         refined, loads = refine_on(
             device.measuring,
@@ -96,7 +105,8 @@ def make_plan(
     profile = profile_on(device, graph, report, feeds)
     search = Search(profile, seed=seed, **settings)
     if request.split_points is not None:
-        return Planned(_given(request.split_points, profile, first_trainable, most), search, profile, seed)
+        given = _given(request.split_points, profile, first_trainable, most, settings.get("ceiling"))
+        return Planned(given, search, profile, seed, needs=needs)
     if request.seeds > 1:
         runs = list[SeedRun]()
         try:
@@ -105,16 +115,41 @@ def make_plan(
             raise KeyboardInterrupt(resume_hint(request, best_of(runs).partition if runs else None)) from None
         search = Search(profile, seed=best.seed, **settings)
         found = search.valued(best.partition, search_s=best.search_s, episodes=best.episodes)
-        return Planned(found, search, profile, best.seed, tuple(runs))
-    return Planned(_learned(request, search, report), search, profile, seed)
+        return Planned(found, search, profile, best.seed, tuple(runs), needs=needs)
+    return Planned(_learned(request, search, report), search, profile, seed, needs=needs)
 
 
-def _given(points: Sequence[int], profile: Profile, first_trainable: int | None, most: int | None) -> FoundPlan:
+def _ceiling(
+    request: TrainRequest, graph: ModelGraph, needs: MemoryNeeds, first_trainable: int | None, most: int | None
+) -> Ceiling | None:
+    """Return the ceiling that is asked for, once some plan is known to fit; None where no size limits it.
+
+    Raises:
+        UsageError: If none fits.
+    """
+    if request.ceiling_bytes is None:
+        return None
+    ceiling = Ceiling(needs, request.ceiling_bytes, first_trainable)
+    limit = len(graph.blocks) if first_trainable is None else first_trainable + 1
+    check_ceiling(ceiling, [block.name for block in graph.blocks], min(most or MOST_STAGES, limit), first_trainable)
+    return ceiling
+
+
+def _given(
+    points: Sequence[int],
+    profile: Profile,
+    first_trainable: int | None,
+    most: int | None,
+    ceiling: Ceiling | None,
+) -> FoundPlan:
     """Return the plan of `--split-points`."""
     partition = fixed_plan(profile, points, first_trainable)
     if most is not None and partition.num_stages > most:
         count = count_of(partition.num_stages, "stage")
         raise UsageError(f"--split-points make {count}, --max-stages is {most}; leave one of the two out")
+    if ceiling is not None and not ceiling.allows(partition):
+        needed, allowed = megabytes(ceiling.needs.peak_bytes(partition)), megabytes(ceiling.ceiling_bytes)
+        raise UsageError(f"--split-points make stages that need {needed}, --residency allows {allowed}; cut elsewhere")
     return FoundPlan(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
 
 

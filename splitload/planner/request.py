@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from splitload.base import words
 from splitload.base.errors import UsageError
+from splitload.base.sizes import read_residency
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.planner.agents import AGENTS, LEARNERS, SEEDED
@@ -123,6 +124,14 @@ class TrainRequest:
         metavar="K",
         read=words.at_least_one,
     )
+    residency: Literal["stage"] | int | None = _setting(
+        "--residency",
+        text="how much may be in memory at a time: all, stage (the weights of one) or a ceiling for everything such as "
+        "48MB; plans fit under it, and weights are mapped from their file (default: all)",
+        default=None,
+        metavar="SIZE",
+        read=read_residency,
+    )
     budget: int | None = _setting(
         "--budget",
         text="search with at most N measured stage loads, in place of a profile of every block (host only); what is "
@@ -181,6 +190,16 @@ class TrainRequest:
         return Path(self.output or f"{_stem(self.model)}.splitload")
 
     @property
+    def ceiling_bytes(self) -> int | None:
+        """The most that may be in memory at a time; None where no size limits it."""
+        return self.residency if isinstance(self.residency, int) else None
+
+    @property
+    def max_weight_bytes(self) -> int | None:
+        """The most bytes of one weight under a ceiling, a quarter: two parts fit, with tensors beside them."""
+        return None if self.ceiling_bytes is None else max(self.ceiling_bytes // 4, 1)
+
+    @property
     def trained(self) -> str | None:
         """The layers that are trained; of a fresh last layer that alone, unless others are named."""
         return "1" if self.trainable is None and self.new_head is not None else self.trainable
@@ -230,6 +249,8 @@ def _check(request: TrainRequest) -> None:
         ):
             if given:
                 raise UsageError(f"--budget searches anew after each measurement: leave out {what} or --budget")
+        if request.residency is not None:
+            raise UsageError("--budget begins with the whole model in memory: leave out --residency or --budget")
     for what, file in (("checkpoint", request.checkpoint), ("curve", request.curve)):
         if file is not None:
             _check_file(request, what, file)

@@ -22,6 +22,8 @@ def resume_hint(request: TrainRequest, best: Partition | None, *, resumes: bool 
         words.append(f"--trainable={request.trained}")
     if request.new_head is not None:
         words.append(f"--new-head={request.new_head}")
+    if request.residency is not None:
+        words.append(f"--residency={request.residency}")
     words += [f"--input={pair}" for pair in request.feed_words]
     if request.output:
         words += ["-o", request.output]

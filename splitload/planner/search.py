@@ -16,6 +16,7 @@ from splitload.agents.exact_ttfo import Optimum
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Progress, SearchResult
 from splitload.base.errors import PartitionError, UsageError
+from splitload.base.phrases import count_of
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.plan.ceiling import Ceiling
@@ -24,7 +25,7 @@ from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, QUICK, Question, Rule, agent_named
 from splitload.planner.checkpoint_file import Checkpoint
-from splitload.planner.least_ceiling import too_low
+from splitload.planner.least_ceiling import check_ceiling
 from splitload.planner.optimum import optimum
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
@@ -284,11 +285,11 @@ class Search:
         Raises:
             UsageError: If there is none; it says what is in the way, and what would do.
         """
+        check_ceiling(ceiling, [block.name for block in self._profile.blocks], most, self._trainable_from)
         counts = ceiling.counts(most, self._trainable_from)
-        fitting = counts if num_stages is None else tuple(count for count in counts if count == num_stages)
-        if not fitting:
-            raise UsageError(too_low(ceiling, self._profile, most, self._trainable_from))
-        return fitting
+        if num_stages is not None and num_stages not in counts:
+            raise UsageError(f"no plan of {count_of(num_stages, 'stage')} fits under the ceiling; others do: {counts}")
+        return counts if num_stages is None else (num_stages,)
 
     def _worthwhile(self, counts: Sequence[int]) -> Sequence[int]:
         """Return the numbers of stages to look at: up to the first whose plans by rule promise about as much as any."""

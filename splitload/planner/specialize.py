@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import BundleError, UsageError
 from splitload.base.phrases import count_of
@@ -19,7 +19,9 @@ from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_portable
 from splitload.graphs.stage_store import StageStore
+from splitload.plan.ceiling import Ceiling
 from splitload.plan.graph import ModelGraph
+from splitload.plan.memory import memory_needs
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.read_model import native_left_out
@@ -28,6 +30,9 @@ from splitload.planner.search import Search
 from splitload.planner.trial import choose_measured
 from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.opened import load_opened
+
+if TYPE_CHECKING:
+    from splitload.base.sizes import Residency
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
     Native parts for other machines are dropped, or with `add` kept; the portable graph is kept, cut as it was, with
     its weights in the new native files, so that the bundle still loads elsewhere, and is for the device it was made
     for. The search is the one of `train` with its defaults, by the objective the bundle was made with. A model that
-    gets no native part has its portable graph cut for this machine.
+    gets no native part has its portable graph cut for this machine. What the bundle says of memory holds for the new
+    plan as well.
 
     Args:
         target: The bundle.
@@ -110,6 +116,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             specialized_from=manifest,
             keep_other_natives=add,
             store=store,
+            residency=_residency(manifest),
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     return Specialized(plan.partition, files_bytes, manifest.model_bytes)
@@ -141,6 +148,17 @@ def _graph(
             raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
 
 
+def _residency(manifest: Manifest) -> Residency:
+    """Return how much of a bundle may be in memory, as the variant that is preferred says; None for all of it."""
+    return manifest.variants[0].residency
+
+
+def _ceiling(manifest: Manifest, graph: ModelGraph) -> Ceiling | None:
+    """Return the ceiling that a bundle was made for; None where no size limits it."""
+    residency = _residency(manifest)
+    return Ceiling(memory_needs(graph), residency, graph.first_trainable) if isinstance(residency, int) else None
+
+
 def _planned(
     device: HostDevice,
     manifest: Manifest,
@@ -159,12 +177,13 @@ def _planned(
     named = manifest.plan.get("objective")
     objective = named if named in tuple(OBJECTIVES) else DEFAULT_OBJECTIVE
     with report.status("searching a plan"):
-        search = Search(profile, objective=objective, trainable_from=first_trainable)
+        search = Search(profile, objective=objective, trainable_from=first_trainable, ceiling=_ceiling(manifest, graph))
         found = search.run()
-    threads = profile.contention.threads
-    found, trial = choose_measured(
-        device, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
-    )
+    threads, trial = profile.contention.threads, None
+    if _residency(manifest) is None:
+        found, trial = choose_measured(
+            device, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
+        )
     if first_trainable is not None:
         found = search.apart(found, first_trainable)
     notes = notes_of(

@@ -73,6 +73,8 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
         model = _read(request, report, device, store)
         planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
         found, trial = _tried(request, report, device, model, planned)
+        if request.residency is not None:
+            report.note(_what_stays_out(request, found, model))
         notes = _notes(request, model, planned, found, trial)
         plan = VariantPlan(
             model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable
@@ -137,9 +139,12 @@ def _read(request: TrainRequest, report: Report, device: Device, store: StageSto
 def _tried(
     request: TrainRequest, report: Report, device: Device, model: _Model, planned: Planned
 ) -> tuple[FoundPlan, Trial | None]:
-    """Return the plan to build, and how it was measured beside the whole model, where that chose it."""
+    """Return the plan to build, and how it was measured beside the whole model, where that chose it.
+
+    Where not all of the model may be in memory, the whole of it is no alternative.
+    """
     found, trial = planned.found, None
-    if device.measuring is not None and request.split_points is None:
+    if device.measuring is not None and request.split_points is None and request.residency is None:
         threads = planned.profile.contention.threads
         try:
             found, trial = choose_measured(
@@ -161,6 +166,21 @@ def _tried(
     return found, trial
 
 
+def _what_stays_out(request: TrainRequest, found: FoundPlan, model: _Model) -> str:
+    """Return what `--residency` does besides, for people."""
+    where = (
+        f"the {model.graph.kind} variant"
+        if model.graph.kind == "portable"
+        else ("the native variant; the portable one for other machines is loaded as a whole")
+    )
+    said = (
+        "with --residency weights stay mapped from their files: nothing is rearranged, read into memory or loaded anew "
+        f"for speed, and no way to load is measured; that is of {where}"
+    )
+    alone = found.partition.num_stages == 1 and request.ceiling_bytes is None
+    return f"{said}. The plan has one stage, so that all weights are there at a time" if alone else said
+
+
 def _notes(
     request: TrainRequest, model: _Model, planned: Planned, found: FoundPlan, trial: Trial | None
 ) -> dict[str, Any]:
@@ -178,6 +198,7 @@ def _notes(
         seed=planned.seed,
         episodes=found.episodes,
         native_left_out=model.left_out,
+        **({} if request.residency is None else {"residency": request.residency}),
     )
 
 
@@ -200,6 +221,7 @@ def _written(
             trainable=request.trained,
             on_compared=agreements.append,
             store=model.store,
+            residency=request.residency,
         )
     except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
         raise KeyboardInterrupt(str(interrupt) or resume_hint(request, plan.partition)) from None
@@ -250,7 +272,7 @@ def _gain(
         here, one = (profile.schedule(each) for each in (plan.partition, Partition(profile.num_blocks)))
         ratio = one.ttfo_s / here.ttfo_s if num_stages > 1 and here.ttfo_s > 0 else None
         return Gain(here.source, num_stages, {"ttfo_s": here.ttfo_s}, {"ttfo_s": one.ttfo_s}, cut_ratio=ratio)
-    if num_stages > 1 and (trial is None or plan.trainable_from is not None):
+    if num_stages > 1 and request.residency is None and (trial is None or plan.trainable_from is not None):
         alone, feeds = replace(plan, trainable_from=None), model.feeds
         trial = try_cut(
             device.measuring, model.source, alone, report, request.cache, feeds=feeds, runs=GAIN_RUNS, store=model.store

@@ -13,11 +13,13 @@ from splitload.base.phrases import count_of
 from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.build.fleet import keep_natives, same_cuts
+from splitload.build.residency import with_residency
 from splitload.bundle.manifest import Manifest, Metadata, StageEntry, Training, Variant
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.describe import tensor_spec
 from splitload.graphs.stage_store import StageStore
+from splitload.plan.memory import memory_needs
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.report import Report, Show
@@ -26,6 +28,7 @@ from splitload.training.opened import Opened, load_opened
 from splitload.training.training import keep_training, write_training
 
 if TYPE_CHECKING:
+    from splitload.base.sizes import Residency
     from splitload.planner.trial import Trial
 
 AddTraining = Callable[[Path, StageEntry], Training | None]
@@ -138,6 +141,7 @@ def write_bundle(
     keep_other_natives: bool = False,
     on_compared: Callable[[Agreement], None] | None = None,
     store: StageStore | None = None,
+    residency: Residency = None,
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
@@ -146,7 +150,8 @@ def write_bundle(
     source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
     the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_other_natives` its
     native variants for other machines stay. `on_compared` is called with what a run of every variant beside a stock
-    session came to. Stage files that `store` holds are taken from there.
+    session came to. Stage files that `store` holds are taken from there. With a `residency` the plan's stages are not
+    tuned, see `with_residency`; the portable variant beside a native one is loaded as a whole as ever.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
@@ -167,7 +172,7 @@ def write_bundle(
             steps=Steps(
                 on_progress=show,
                 on_note=report.note,
-                choose=partial(_tuned, tuner, plan, feeds, show) if plan.graph.kind == "native" else None,
+                choose=_scheme(tuner, plan, feeds, show, residency),
                 with_others=partial(keep_natives, target, specialized_from)
                 if keep_other_natives and specialized_from is not None
                 else None,
@@ -222,6 +227,16 @@ def _of_model(plan: VariantPlan, manifest: Manifest) -> VariantPlan:
     """Return a plan whose graph is said to be of the model that a manifest names."""
     graph = replace(plan.graph, source_sha256=manifest.model_sha256, source_bytes=manifest.model_bytes)
     return replace(plan, graph=graph)
+
+
+def _scheme(
+    tuner: Measuring, plan: VariantPlan, feeds: Mapping[str, Any], show: Show, residency: Residency
+) -> Callable[[Path, Variant], Variant] | None:
+    """Return what chooses how the plan's stages are loaded; None where nothing is to be chosen."""
+    if residency is not None:
+        needs = memory_needs(plan.graph)
+        return lambda _, variant: with_residency(variant, residency, needs)
+    return partial(_tuned, tuner, plan, feeds, show) if plan.graph.kind == "native" else None
 
 
 def _tuned(

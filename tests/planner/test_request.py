@@ -43,7 +43,7 @@ def test_from_torch_says_what_the_command_line_says() -> None:
     keywords = inspect.signature(from_torch).parameters
     told = " ".join((inspect.getdoc(from_torch) or "").split())
     shared = [name for name in SETTINGS if name in keywords]
-    assert len(shared) == 7
+    assert len(shared) == 8
     for name in shared:
         if name in DEFAULTS:
             assert keywords[name].default == DEFAULTS[name]
@@ -112,6 +112,7 @@ TOGETHER = [
     ({"seeds": 2, "agent": "exact"}, "--seeds: 'exact' finds the same for every seed"),
     ({"seeds": 2, "jobs": 2, "cluster": "tcp://here:1"}, "give --jobs or --cluster, not both"),
     ({"budget": 9, "seeds": 2}, "leave out --seeds or --budget"),
+    ({"budget": 9, "residency": "40MB"}, "leave out --residency or --budget"),
     ({"budget": 9, "curve": "c.csv"}, "leave out --curve or --budget"),
     ({"curve": ""}, "--curve needs a name"),
     ({"checkpoint": "k", "split_points": [1]}, "--checkpoint is of a search, and with --split-points there is none"),

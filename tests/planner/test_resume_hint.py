@@ -23,6 +23,7 @@ def test_the_command_asks_for_the_same() -> None:
         objective="ttfo",
         max_blocks=9,
         new_head=5,
+        residency="40MB",
         output="out/b.splitload",
         feed_words=("x=x.npy",),
         cache=Path("cache"),
@@ -32,7 +33,7 @@ def test_the_command_asks_for_the_same() -> None:
     assert said == "interrupted; the same command goes on with the search. The best plan so far has 3 stages; "
     assert command == (
         "splitload train 'a model.onnx' --device host --split-points=2,5 --objective=ttfo --max-blocks=9 "
-        "--trainable=1 --new-head=5 --input=x=x.npy -o out/b.splitload"
+        "--trainable=1 --new-head=5 --residency=40000000 --input=x=x.npy -o out/b.splitload"
     )
     options = parser().parse_args(shlex.split(command)[1:])
     assert options.input == ["x=x.npy"]
@@ -40,3 +41,4 @@ def test_the_command_asks_for_the_same() -> None:
         cache=request.cache, feed_words=request.feed_words, **{name: getattr(options, name) for name in SETTINGS}
     )
     assert (again.target, again.trained, again.new_head, again.max_blocks) == (request.target, "1", 5, 9)
+    assert again.residency == request.residency == 40_000_000

@@ -1,0 +1,46 @@
+"""The execution scheme of a variant that is not to be in memory as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from splitload.base.errors import ModelError
+from splitload.bundle.manifest import Variant
+from splitload.plan.memory import MemoryNeeds, StageNeeds
+
+if TYPE_CHECKING:
+    from splitload.base.sizes import Residency
+
+
+def with_residency(variant: Variant, residency: Residency, needs: MemoryNeeds) -> Variant:
+    """Return a variant that says how much of it may be in memory, and what its stages need; nothing of it is tuned.
+
+    Its weights stay mapped from their files, so that pages of them can be let go of and come again. Weights that are
+    rearranged or read into memory cannot: both are left out, as is the session that would take over later.
+
+    Args:
+        variant: A new variant.
+        residency: How much may be there: "stage", or a ceiling in bytes.
+        needs: What its graph's segments need, in blocks as those of its stages.
+
+    Raises:
+        ModelError: If a stage computes with rearranged weights only.
+    """
+    for number, stage in enumerate(variant.stages, start=1):
+        if stage.prepack:
+            raise ModelError(
+                f"stage {number}, '{stage.name}', computes with rearranged weights, which cannot be let go of and come "
+                "again; leave out --residency"
+            )
+    stages = tuple(
+        stage._replace(mapped=True, prefetch=False, upgrade=False, **needs.stage(*stage.blocks)._asdict())
+        for stage in variant.stages
+    )
+    return variant._replace(stages=stages, residency=residency)
+
+
+def needs_of_stages(variant: Variant) -> list[StageNeeds] | None:
+    """Return what the stages of a variant need, as its bundle says; None where it does not."""
+    stages = variant.stages
+    said = [StageNeeds(*(getattr(stage, name) for name in StageNeeds._fields)) for stage in stages]
+    return None if any(size is None for each in said for size in each) else said

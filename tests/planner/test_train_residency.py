@@ -1,0 +1,101 @@
+"""`--residency` in `train`: the plan fits, the bundle says what it needs, and what is printed says it is predicted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import chain, save
+
+from splitload import ParallelLoader
+from splitload.base.sizes import read_bytes
+from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import read_manifest
+from splitload.cli import main
+from splitload.frontends import open_source
+from splitload.frontends.onnx import load_graph
+from splitload.plan.memory import memory_needs
+from splitload.plan.partition import Partition
+
+TRAIN = ["train", "--device", "s20", "--agent", "exact", "-o", "b.splitload"]
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a chain of four products of 640 kB each."""
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return str(save(chain(8, width=400), tmp_path))
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def least_of(model: str, capsys: pytest.CaptureFixture[str]) -> int:
+    """Return the least ceiling, which the refusal of a lower one names."""
+    assert main([*TRAIN, model, "--residency", "1kB"]) == 2
+    out, line = capsys.readouterr()
+    assert not out
+    assert not Path("b.splitload").exists()
+    assert line.startswith("splitload: no plan of up to ")
+    return read_bytes(line.strip().rpartition("--residency ")[2])
+
+
+@pytest.mark.parametrize("objective", ["steady", "ttfo"])
+def test_a_plan_under_a_ceiling(model: str, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ceiling = least_of(model, capsys)
+    assert main([*TRAIN, model, f"--residency={ceiling}", f"--objective={objective}", "--json"]) == 0
+    out, notes = capsys.readouterr()
+    assert "weights stay mapped" in notes
+    told = json.loads(out)
+    assert told["plan"]["num_stages"] == 4
+    memory = told["memory"]
+    assert (memory["source"], memory["residency"]) == ("predicted", ceiling)
+    assert memory["peak_bytes"] == max(stage["peak_bytes"] for stage in memory["stages"]) <= ceiling
+    assert memory["streamed_bytes"] >= 0
+    source = open_source(model, Path("cache"))
+    graph = load_graph(source, "portable", Path("cache"), feeds=source.examples)
+    plan = Partition.of(told["plan"]["num_blocks"], told["plan"]["split_points"])
+    assert memory["peak_bytes"] == memory_needs(graph).peak_bytes(plan)
+    (variant,) = read_manifest(Path("b.splitload")).variants
+    assert variant.residency == ceiling
+    for stage, said in zip(variant.stages, memory["stages"], strict=True):
+        assert (stage.mapped, stage.prefetch, stage.prepack, stage.upgrade) == (True, False, False, False)
+        assert {name: getattr(stage, name) for name in said if name != "peak_bytes"} == {
+            name: size for name, size in said.items() if name != "peak_bytes"
+        }
+    assert json.loads(Path("b.splitload", MANIFEST).read_text())["version"] == 3
+    with ParallelLoader("b.splitload") as loader:
+        assert loader.get_inputs()
+
+
+def test_one_stage_at_a_time(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, model, "--residency=stage", "--split-points=2,4"]) == 0
+    shown = capsys.readouterr().out
+    assert "memory that each stage needs, predicted" in shown
+    assert "come again" not in shown, "how much does, only a ceiling says"
+    assert read_manifest(Path("b.splitload")).variants[0].residency == "stage"
+    assert main(["inspect", "b.splitload"]) == 0
+    shown = capsys.readouterr().out
+    assert "at most one stage's weights in memory at a time" in shown
+    assert "the most at a time, with all sessions: " in shown
+    assert main(["inspect", "b.splitload", "--json"]) == 0
+    assert printed(capsys)["variants"][0]["residency"] == "stage"
+
+
+def test_without_it_nothing_changes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, model, "--residency=all", "--json"]) == 0
+    assert "memory" not in printed(capsys)
+    said = json.loads(Path("b.splitload", MANIFEST).read_text())
+    assert said["version"] == 2
+    assert "residency" not in said["variants"][0]
+    assert "residency" not in said["plan"]
+
+
+def test_a_given_plan_that_does_not_fit(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ceiling = least_of(model, capsys)
+    assert main([*TRAIN, model, f"--residency={ceiling}", "--split-points="]) == 2
+    assert "--split-points make stages that need " in capsys.readouterr().err
