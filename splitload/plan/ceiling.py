@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from splitload.plan.memory import MemoryNeeds
 from splitload.plan.partition import Partition
+
+if TYPE_CHECKING:
+    from splitload.base.sizes import Residency
 
 Ends = Sequence[Sequence[Sequence[int]]]
 
@@ -103,3 +107,12 @@ class Ceiling:
     def counts(self, most: int, trainable_from: int | None = None) -> tuple[int, ...]:
         """Return the numbers of stages, up to `most`, of which there is a plan that fits."""
         return tuple(count for count in range(1, most + 1) if self.ends(count, trainable_from)[count][0])
+
+
+def most_of_a_weight(residency: Residency) -> int | None:
+    """Return the most bytes that one weight should have: a quarter of a ceiling, so that tensors fit beside two.
+
+    Args:
+        residency: How much of a model may be in memory at a time; None is returned unless it is a size.
+    """
+    return max(residency // 4, 1) if isinstance(residency, int) else None

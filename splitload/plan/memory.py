@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from splitload.plan.graph import ModelGraph, Node
+from splitload.plan.graph import LOOKUPS, ModelGraph, Node
 from splitload.plan.partition import Partition
 
 PAGE_BYTES = 4096
@@ -27,7 +27,6 @@ stages took 274, 422 and 1,495 kB, DistilBERT (219 nodes) in 1, 8 and 32 stages 
 session and 5 to 6 kB a node.
 """
 
-_LOOKUPS = frozenset({"Gather", "GatherND", "GatherElements"})
 _INDEX_BYTES = {"tensor(int32)": 4, "tensor(int64)": 8}
 Sizes = tuple[tuple[int, ...], ...]
 
@@ -220,7 +219,7 @@ class _Weights:
 
 def _looked_up_bytes(node: Node, graph: ModelGraph) -> int | None:
     """Return what a node reads of a table of which it looks up single rows; None where it reads its weights whole."""
-    if node.op_type not in _LOOKUPS or len(node.inputs) != 1 or len(node.weights) != 1:
+    if node.op_type not in LOOKUPS or len(node.inputs) != 1 or len(node.weights) != 1:
         return None
     rows, made = graph.tensors[node.inputs[0]], graph.tensors[node.outputs[0]]
     if rows.nbytes is None or made.nbytes is None or rows.type not in _INDEX_BYTES:

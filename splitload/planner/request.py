@@ -11,6 +11,7 @@ from typing import Any, Literal
 from splitload.base import words
 from splitload.base.errors import UsageError
 from splitload.base.sizes import read_residency
+from splitload.plan.ceiling import most_of_a_weight
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.planner.agents import AGENTS, LEARNERS, SEEDED
@@ -196,8 +197,8 @@ class TrainRequest:
 
     @property
     def max_weight_bytes(self) -> int | None:
-        """The most bytes of one weight under a ceiling, a quarter: two parts fit, with tensors beside them."""
-        return None if self.ceiling_bytes is None else max(self.ceiling_bytes // 4, 1)
+        """The most bytes of one weight, see `most_of_a_weight`; None where no size limits memory."""
+        return most_of_a_weight(self.residency)
 
     @property
     def trained(self) -> str | None:

@@ -19,7 +19,7 @@ from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_portable
 from splitload.graphs.stage_store import StageStore
-from splitload.plan.ceiling import Ceiling
+from splitload.plan.ceiling import Ceiling, most_of_a_weight
 from splitload.plan.graph import ModelGraph
 from splitload.plan.memory import memory_needs
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
@@ -92,7 +92,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
     trained = _trained(target, manifest)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder, StageStore(cache) as store:
         source = Source(manifest.model, *join_portable(target, manifest, folder), manifest.model_bytes)
-        graph = _graph(target, source, trained, report, cache, feeds)
+        graph = _graph(target, source, trained, report, cache, feeds, most_of_a_weight(_residency(manifest)))
         left_out = native_left_out(device, graph)
         if left_out is not None:
             if add:
@@ -137,13 +137,14 @@ def _graph(
     report: Report,
     cache: Path,
     feeds: Mapping[str, Any],
+    max_weight_bytes: int | None,
 ) -> ModelGraph:
     """Return the bundle's graph for this machine."""
     with report.status(f"optimising {source.name}"):
         if trained is None:
-            return load_graph(source, "native", cache, feeds=feeds)
+            return load_graph(source, "native", cache, feeds=feeds, max_weight_bytes=max_weight_bytes)
         try:
-            return load_opened(source, "native", cache, trained, feeds=feeds).graph
+            return load_opened(source, "native", cache, trained, feeds=feeds, max_weight_bytes=max_weight_bytes).graph
         except UsageError as error:  # which nobody asked for on this command line
             raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
 

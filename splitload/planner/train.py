@@ -123,6 +123,7 @@ def _read(request: TrainRequest, report: Report, device: Device, store: StageSto
         request.cache,
         request.feeds,
         max_blocks=request.max_blocks,
+        max_weight_bytes=request.max_weight_bytes,
         trainable=request.trained,
         new_head=request.new_head,
     )
