@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from splitload.base.errors import ModelError
 from splitload.bundle.manifest import Variant
-from splitload.plan.memory import MemoryNeeds, StageNeeds
+from splitload.plan.memory import StageNeeds
 
 if TYPE_CHECKING:
     from splitload.base.sizes import Residency
 
 
-def with_residency(variant: Variant, residency: Residency, needs: MemoryNeeds) -> Variant:
+def with_residency(
+    variant: Variant,
+    residency: Residency,
+    stages: Sequence[StageNeeds],
+    arena_bytes: int | None = None,
+    input_bytes: int | None = None,
+) -> Variant:
     """Return a variant that says how much of it may be in memory, and what its stages need; nothing of it is tuned.
 
     Its weights stay mapped from their files, so that pages of them can be let go of and come again. Weights that are
@@ -21,7 +28,9 @@ def with_residency(variant: Variant, residency: Residency, needs: MemoryNeeds) -
     Args:
         variant: A new variant.
         residency: How much may be there: "stage", or a ceiling in bytes.
-        needs: What its graph's segments need, in blocks as those of its stages.
+        stages: What each of its stages needs.
+        arena_bytes: The working memory of a run, as measured; None where it was not.
+        input_bytes: Of the inputs it was measured with; likewise.
 
     Raises:
         ModelError: If a stage computes with rearranged weights only.
@@ -32,11 +41,11 @@ def with_residency(variant: Variant, residency: Residency, needs: MemoryNeeds) -
                 f"stage {number}, '{stage.name}', computes with rearranged weights, which cannot be let go of and come "
                 "again; leave out --residency"
             )
-    stages = tuple(
-        stage._replace(mapped=True, prefetch=False, upgrade=False, **needs.stage(*stage.blocks)._asdict())
-        for stage in variant.stages
+    entries = tuple(
+        stage._replace(mapped=True, prefetch=False, upgrade=False, **needs._asdict())
+        for stage, needs in zip(variant.stages, stages, strict=True)
     )
-    return variant._replace(stages=stages, residency=residency)
+    return variant._replace(stages=entries, residency=residency, arena_bytes=arena_bytes, input_bytes=input_bytes)
 
 
 def needs_of_stages(variant: Variant) -> list[StageNeeds] | None:

@@ -112,11 +112,10 @@ def _show_values(console: Console, result: TrainResult) -> None:
 
 def _show_memory(console: Console, result: TrainResult) -> None:
     """Print what the stages need of memory, where that is limited."""
-    needs, partition = result.planned.needs, result.found.partition
-    if needs is None:
+    memory = result.planned.memory
+    if memory is None:
         return
-    stages = [needs.stage(*stage) for stage in partition.stages()]
-    show_needs(console, stages, result.request.residency)
+    show_needs(console, memory.stages, memory.arena_bytes, result.request.residency)
     if result.streamed_bytes is not None:
         console.print(f"weights that come again in each inference: {megabytes(result.streamed_bytes)} (predicted)")
 

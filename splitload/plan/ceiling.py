@@ -20,25 +20,35 @@ Ends = Sequence[Sequence[Sequence[int]]]
 class Ceiling:
     """A limit on memory, and what a model needs of it.
 
-    A plan of C stages is allowed if each stage fits beside the sessions of all: `running <= ceiling - sessions(C)`.
+    A plan of C stages is allowed if the weights of each fit beside the working memory of a run and the sessions of all:
+    `weights <= room(C) = ceiling - arena - sessions(C)`.
 
     Attributes:
         needs: Of the model.
-        ceiling_bytes: The limit; weights, tensors and sessions count.
+        ceiling_bytes: The limit.
+        arena_bytes: The working memory of a run, whatever the plan.
         apart: First block of what is trained, which is cut off besides once a plan is found; None where nothing is.
     """
 
     needs: MemoryNeeds
     ceiling_bytes: int
+    arena_bytes: int
     apart: int | None = None
 
     @cached_property
-    def running_bytes(self) -> list[list[int]]:
-        """`MemoryNeeds.running_bytes`; a last stage that holds what is trained counts as the two that it becomes."""
-        table, last = self.needs.running_bytes(), self.needs.num_blocks
+    def weights_bytes(self) -> list[list[int]]:
+        """`StageNeeds.weights_bytes` of every segment; 0 where there is none.
+
+        A last stage that holds what is trained counts as the two that it becomes.
+        """
+        size = self.needs.num_blocks
+        table = [
+            [self.needs.stage(start, end).weights_bytes if start < end else 0 for end in range(size + 1)]
+            for start in range(size + 1)
+        ]
         if self.apart is not None:
             for start in range(self.apart):
-                table[start][last] = max(table[start][self.apart], table[self.apart][last])
+                table[start][size] = max(table[start][self.apart], table[self.apart][size])
         return table
 
     def sessions_bytes(self, num_stages: int) -> int:
@@ -46,23 +56,22 @@ class Ceiling:
         return self.needs.sessions_bytes(num_stages + (self.apart is not None))
 
     def room_bytes(self, num_stages: int) -> int:
-        """Return what is left beside the sessions of so many stages; below 0 where they alone are too much."""
-        return self.ceiling_bytes - self.sessions_bytes(num_stages)
+        """Return what is left to weights in plans of so many stages; below 0 where all else is too much."""
+        return self.ceiling_bytes - self.arena_bytes - self.sessions_bytes(num_stages)
 
     @cached_property
     def holds_all(self) -> bool:
         """Whether the whole model fits as one stage, so that nothing has to come again."""
-        return self.running_bytes[0][-1] <= self.room_bytes(1)
+        return self.needs.stage(0, self.needs.num_blocks).weights_bytes <= self.room_bytes(1)
 
     def streamed_bytes(self, stages: Sequence[tuple[int, int]]) -> int:
         """Return the weights that have to come again in each inference of a plan that fits.
 
-        The stage that needs the most keeps its room free; the other weights stay in what is left. So it is
+        Room for the largest stage is kept free for those that come; the others stay in what is left. So it is
 
-            sum of mapped - (room - max of running), and 0 where the model fits as one stage.
+            sum of weights - (room - max of weights), and 0 where the model fits as one stage.
 
-        That is above 0 where it does not: the stage that runs while most tensors are there needs them all, so that
-        `max of running` is no less than those, and all weights with them are more than the room.
+        That is above 0 where it does not: then the weights of all stages are more than there is room for.
 
         Args:
             stages: Their half-open block ranges, of the whole plan.
@@ -70,14 +79,13 @@ class Ceiling:
         if self.holds_all:
             return 0
         mapped_bytes = sum(self.needs.mapped_bytes[start][end] for start, end in stages)
-        return (
-            mapped_bytes + max(self.running_bytes[start][end] for start, end in stages) - self.room_bytes(len(stages))
-        )
+        largest_bytes = max(self.weights_bytes[start][end] for start, end in stages)
+        return mapped_bytes + largest_bytes - self.room_bytes(len(stages))
 
     def allows(self, partition: Partition) -> bool:
         """Return whether a plan fits."""
         room_bytes = self.room_bytes(partition.num_stages)
-        return all(self.running_bytes[start][end] <= room_bytes for start, end in partition.stages())
+        return all(self.weights_bytes[start][end] <= room_bytes for start, end in partition.stages())
 
     def ends(self, num_stages: int, trainable_from: int | None = None) -> Ends:
         """Return where stages may end in plans of so many stages, so that what is left can still be cut.
@@ -93,7 +101,7 @@ class Ceiling:
         size, room_bytes = self.needs.num_blocks, self.room_bytes(num_stages)
         fitting = [
             [end for end in range(start + 1, size + 1) if row[end] <= room_bytes]
-            for start, row in enumerate(self.running_bytes)
+            for start, row in enumerate(self.weights_bytes)
         ]
         last_start = size if trainable_from is None or num_stages == 1 else trainable_from
         nowhere: list[list[int]] = [[] for _ in fitting]

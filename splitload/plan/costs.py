@@ -134,8 +134,8 @@ class CostMatrices:
             return None
         import numpy as np
 
-        running_bytes = np.array(self.ceiling.running_bytes)
-        return np.isfinite(self.load_s) & (running_bytes <= self.ceiling.room_bytes(num_stages))
+        weights_bytes = np.array(self.ceiling.weights_bytes)
+        return np.isfinite(self.load_s) & (weights_bytes <= self.ceiling.room_bytes(num_stages))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

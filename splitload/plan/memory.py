@@ -1,7 +1,8 @@
 """What each stage of a model needs of memory while it runs.
 
-While a stage runs, four things are in memory at a time: the weights that it reads, its own tensors, tensors that wait
-for later stages, and the sessions of all stages. Weights of other stages may be there as long as there is room.
+While a stage runs, three things are in memory: the weights that it reads, the working memory of the run, and the
+sessions of all stages. Weights of other stages may be there as long as there is room. Working memory is tensors of the
+stage and those that wait for later ones; the runtime's arena holds it, and keeps the most that any stage has taken.
 """
 
 from __future__ import annotations
@@ -49,9 +50,14 @@ class StageNeeds(NamedTuple):
     session_bytes: int
 
     @property
-    def running_bytes(self) -> int:
-        """What there must be room for while it runs, but for sessions; weights begin and end amid a page."""
-        return self.mapped_bytes + self.working_bytes + self.passing_bytes + 2 * PAGE_BYTES
+    def weights_bytes(self) -> int:
+        """The pages that its weights lie on, which begin and end amid one."""
+        return self.mapped_bytes + 2 * PAGE_BYTES
+
+    @property
+    def live_bytes(self) -> int:
+        """The tensors that are there at a time while it runs."""
+        return self.working_bytes + self.passing_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +96,27 @@ class MemoryNeeds:
         """Return what the sessions of a plan of so many stages take; all of them stay."""
         return SESSION_BYTES * num_stages + NODE_BYTES * sum(self.nodes)
 
-    def running_bytes(self) -> list[list[int]]:
-        """Return `StageNeeds.running_bytes` of every segment, as a table."""
-        size = self.num_blocks + 1
-        return [
-            [self.stage(start, end).running_bytes if start < end else 0 for end in range(size)] for start in range(size)
-        ]
+    def live_bytes(self, partition: Partition) -> int:
+        """Return the most tensors that are there at a time while a plan runs."""
+        return max(self.stage(*stage).live_bytes for stage in partition.stages())
 
-    def peak_bytes(self, partition: Partition) -> int:
-        """Return `peak_bytes` of the stages of a plan."""
-        return peak_bytes([self.stage(*stage) for stage in partition.stages()])
+    @property
+    def most_live_bytes(self) -> int:
+        """The most tensors that are there at a time, whatever the plan."""
+        tables = zip(self.working_bytes, self.passing_bytes, strict=True)
+        return max(sum(each) for rows in tables for each in zip(*rows, strict=True))
 
 
-def peak_bytes(stages: Sequence[StageNeeds]) -> int:
+def peak_bytes(stages: Sequence[StageNeeds], arena_bytes: int) -> int:
     """Return the most that stages have in memory at a time if nothing stays that need not: the least ceiling for them.
 
-    It is `max over stages of running + sum over stages of session`.
+    It is `max over stages of weights + arena + sum over stages of session`.
+
+    Args:
+        stages: Of a plan.
+        arena_bytes: The working memory of a run.
     """
-    return max(stage.running_bytes for stage in stages) + sum(stage.session_bytes for stage in stages)
+    return max(stage.weights_bytes for stage in stages) + arena_bytes + sum(stage.session_bytes for stage in stages)
 
 
 def memory_needs(graph: ModelGraph) -> MemoryNeeds:

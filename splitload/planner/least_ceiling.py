@@ -15,7 +15,22 @@ from splitload.base.phrases import count_of
 from splitload.base.sizes import megabytes
 from splitload.plan.ceiling import Ceiling
 
+MOST_STAGES = 32  # of plans under a ceiling
 _STEP_BYTES = 100_000  # what is advised is rounded up to this
+
+
+class CeilingTooLowError(UsageError):
+    """No plan fits under a ceiling.
+
+    Attributes:
+        reason: What is in the way.
+        least_bytes: A ceiling that would do, with the weights cut as they are; rounded up as it is printed.
+    """
+
+    def __init__(self, reason: str, least_bytes: int) -> None:
+        super().__init__(f"{reason}; the least is {megabytes(least_bytes)}: give --residency {least_bytes / 1e6:.1f}MB")
+        self.reason = reason
+        self.least_bytes = least_bytes
 
 
 class LeastCeiling(NamedTuple):
@@ -24,18 +39,21 @@ class LeastCeiling(NamedTuple):
     Attributes:
         ceiling_bytes: It; one byte less, and no plan fits.
         num_stages: How many stages the plan has that fits.
-        largest: Blocks of its stage that needs the most.
+        split_points: Where that is cut.
+        largest: Blocks of its stage with the most weights.
     """
 
     ceiling_bytes: int
     num_stages: int
+    split_points: tuple[int, ...]
     largest: tuple[int, int]
 
 
 def least_ceiling(ceiling: Ceiling, most: int, trainable_from: int | None) -> LeastCeiling:
     """Return the least ceiling for a model, whatever the given one is.
 
-    For each number of stages `balance` makes the largest need small; the sessions of as many stages come on top.
+    For each number of stages `balance` makes the most weights of a stage small; the sessions of as many stages, and the
+    working memory, come on top.
 
     Args:
         ceiling: What the model needs.
@@ -43,13 +61,14 @@ def least_ceiling(ceiling: Ceiling, most: int, trainable_from: int | None) -> Le
         trainable_from: First trainable block; it and all after it lie in the last stage.
     """
     num_blocks = ceiling.needs.num_blocks
-    running = np.array(ceiling.running_bytes, dtype=np.float64)
-    running[np.tril_indices(num_blocks + 1)] = np.inf
+    weights = np.array(ceiling.weights_bytes, dtype=np.float64)
+    weights[np.tril_indices(num_blocks + 1)] = np.inf
     found = []
     for count in range(1, most + 1):
-        points, largest_bytes = balance(running, count, trainable_from)
-        largest = max(pairwise((0, *points, num_blocks)), key=lambda stage: running[stage])
-        found.append(LeastCeiling(int(largest_bytes) + ceiling.sessions_bytes(count), count, largest))
+        points, largest_bytes = balance(weights, count, trainable_from)
+        largest = max(pairwise((0, *points, num_blocks)), key=lambda stage: weights[stage])
+        least_bytes = int(largest_bytes) + ceiling.arena_bytes + ceiling.sessions_bytes(count)
+        found.append(LeastCeiling(least_bytes, count, points, largest))
     return min(found)
 
 
@@ -63,19 +82,17 @@ def check_ceiling(ceiling: Ceiling, names: Sequence[str], most: int, trainable_f
         trainable_from: First trainable block; it and all after it lie in the last stage.
 
     Raises:
-        UsageError: If none does; it says what is in the way, and the least that would do.
+        CeilingTooLowError: If none does.
     """
     if ceiling.counts(most, trainable_from):
         return
     least = least_ceiling(ceiling, most, trainable_from)
     start, end = least.largest
-    needs = ceiling.needs.stage(start, end)
     name = " … ".join(dict.fromkeys((names[start], names[end - 1])))
-    tensors = megabytes(needs.working_bytes + needs.passing_bytes)
+    weights, arena = megabytes(ceiling.needs.stage(start, end).mapped_bytes), megabytes(ceiling.arena_bytes)
     sessions = megabytes(ceiling.sessions_bytes(least.num_stages))
-    advised = math.ceil(least.ceiling_bytes / _STEP_BYTES) * _STEP_BYTES / 1e6
-    raise UsageError(
+    raise CeilingTooLowError(
         f"no plan of up to {count_of(most, 'stage')} fits {megabytes(ceiling.ceiling_bytes)}: '{name}' alone takes "
-        f"{megabytes(needs.mapped_bytes)} of weights and {tensors} of tensors, and sessions {sessions}; the least is "
-        f"{advised:.1f} MB: give --residency {advised:.1f}MB"
+        f"{weights} of weights, a run {arena} besides, and sessions {sessions}",
+        math.ceil(least.ceiling_bytes / _STEP_BYTES) * _STEP_BYTES,
     )

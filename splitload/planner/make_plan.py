@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,19 @@ from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of, milliseconds
 from splitload.base.sizes import megabytes
 from splitload.devices import Device
-from splitload.plan.ceiling import Ceiling
 from splitload.plan.graph import ModelGraph
-from splitload.plan.memory import MemoryNeeds, memory_needs
+from splitload.plan.memory import peak_bytes
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, LEARNERS
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.curve import curve_csv
-from splitload.planner.least_ceiling import check_ceiling
 from splitload.planner.read_model import profile_on
 from splitload.planner.refine import Refined, refine_on
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
+from splitload.planner.residency import PlanMemory, Residency
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.search import MOST_STAGES, FoundPlan, Search, fixed_plan
+from splitload.planner.search import FoundPlan, Search, fixed_plan
 from splitload.planner.seeds import SeedRun, best_of, search_seeds
 
 
@@ -42,7 +41,7 @@ class Planned:
         runs: The searches of several seeds, if there were several.
         measured_loads: Stage loads that were measured within a budget; None without one.
         refined: What the search within the budget came to; None without one.
-        needs: What its stages need of memory, where `--residency` limits that.
+        memory: What it needs of memory, where `--residency` limits that.
     """
 
     found: FoundPlan
@@ -52,7 +51,7 @@ class Planned:
     runs: tuple[SeedRun, ...] = ()
     measured_loads: int | None = None
     refined: Refined | None = None
-    needs: MemoryNeeds | None = None
+    memory: PlanMemory | None = None
 
 
 def make_plan(
@@ -74,12 +73,11 @@ def make_plan(
         first_trainable: First trainable block.
 
     Raises:
+        CeilingTooLowError: If no plan fits under `--residency`.
         KeyboardInterrupt: With a message that says how to go on.
         SplitloadError: If there is no such plan, or it cannot be found.
     """
-    most = request.max_stages
-    if most is not None and first_trainable is not None:
-        most -= 1  # what is trained takes one of the stages that are allowed
+    most = most_stages(request, first_trainable)
     settings: dict[str, Any] = {
         "agent": request.agent,
         "objective": request.objective,
@@ -87,10 +85,7 @@ def make_plan(
         "episodes": request.episodes,
         "trainable_from": first_trainable,
     }
-    seed, needs = request.seed, None
-    if request.residency is not None:
-        needs = memory_needs(graph)
-        settings["ceiling"] = _ceiling(request, graph, needs, first_trainable, most)
+    seed = request.seed
     if request.budget is not None and device.measuring is not None:
         refined, loads = refine_on(
             device.measuring,
@@ -102,53 +97,63 @@ def make_plan(
             feeds=feeds,
         )
         return Planned(refined.found, refined.search, refined.profile, seed, measured_loads=loads, refined=refined)
+    if request.residency is None:
+        profile = profile_on(device, graph, report, feeds)
+        return _searched(request, report, profile, settings)
+    residency = Residency(request.ceiling_bytes, device, graph, feeds, report)
+    ceiling = residency.ceiling(most)
     profile = profile_on(device, graph, report, feeds)
-    search = Search(profile, seed=seed, **settings)
-    if request.split_points is not None:
-        given = _given(request.split_points, profile, first_trainable, most, settings.get("ceiling"))
-        return Planned(given, search, profile, seed, needs=needs)
-    if request.seeds > 1:
-        runs = list[SeedRun]()
-        try:
-            best = search_seeds(request, settings, profile, report, runs)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(resume_hint(request, best_of(runs).partition if runs else None)) from None
-        search = Search(profile, seed=best.seed, **settings)
-        found = search.valued(best.partition, search_s=best.search_s, episodes=best.episodes)
-        return Planned(found, search, profile, best.seed, tuple(runs), needs=needs)
-    return Planned(_learned(request, search, report), search, profile, seed, needs=needs)
+    planned, memory = residency.plan(
+        ceiling,
+        lambda limit: _searched(request, report, profile, {**settings, "ceiling": limit}),
+        lambda each: each.search.written(each.found.partition),
+    )
+    return replace(planned, memory=memory)
 
 
-def _ceiling(
-    request: TrainRequest, graph: ModelGraph, needs: MemoryNeeds, first_trainable: int | None, most: int | None
-) -> Ceiling | None:
-    """Return the ceiling that is asked for, once some plan is known to fit; None where no size limits it.
+def most_stages(request: TrainRequest, first_trainable: int | None) -> int | None:
+    """Return the most stages that are searched: what is trained takes one of those that are allowed; None for any."""
+    most = request.max_stages
+    return most if most is None or first_trainable is None else most - 1
 
-    Raises:
-        UsageError: If none fits.
+
+def _searched(request: TrainRequest, report: Report, profile: Profile, settings: Mapping[str, Any]) -> Planned:
+    """Return the plan that is given or searched, by one search or by several.
+
+    Args:
+        request: What is asked for.
+        report: Where to show progress.
+        profile: Costs of the model on the device.
+        settings: The arguments of each `Search`, but for its profile and seed.
     """
-    if request.ceiling_bytes is None:
-        return None
-    ceiling = Ceiling(needs, request.ceiling_bytes, first_trainable)
-    limit = len(graph.blocks) if first_trainable is None else first_trainable + 1
-    check_ceiling(ceiling, [block.name for block in graph.blocks], min(most or MOST_STAGES, limit), first_trainable)
-    return ceiling
+    search = Search(profile, seed=request.seed, **settings)
+    if request.split_points is not None:
+        return Planned(_given(request.split_points, profile, settings), search, profile, request.seed)
+    if request.seeds == 1:
+        return Planned(_learned(request, search, report), search, profile, request.seed)
+    runs = list[SeedRun]()
+    try:
+        best = search_seeds(request, settings, profile, report, runs)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(resume_hint(request, best_of(runs).partition if runs else None)) from None
+    search = Search(profile, seed=best.seed, **settings)
+    found = search.valued(best.partition, search_s=best.search_s, episodes=best.episodes)
+    return Planned(found, search, profile, best.seed, tuple(runs))
 
 
-def _given(
-    points: Sequence[int],
-    profile: Profile,
-    first_trainable: int | None,
-    most: int | None,
-    ceiling: Ceiling | None,
-) -> FoundPlan:
+def _given(points: Sequence[int], profile: Profile, settings: Mapping[str, Any]) -> FoundPlan:
     """Return the plan of `--split-points`."""
-    partition = fixed_plan(profile, points, first_trainable)
+    partition, most, ceiling = (
+        fixed_plan(profile, points, settings["trainable_from"]),
+        settings["max_stages"],
+        settings.get("ceiling"),
+    )
     if most is not None and partition.num_stages > most:
         count = count_of(partition.num_stages, "stage")
         raise UsageError(f"--split-points make {count}, --max-stages is {most}; leave one of the two out")
     if ceiling is not None and not ceiling.allows(partition):
-        needed, allowed = megabytes(ceiling.needs.peak_bytes(partition)), megabytes(ceiling.ceiling_bytes)
+        stages = [ceiling.needs.stage(*stage) for stage in partition.stages()]
+        needed, allowed = megabytes(peak_bytes(stages, ceiling.arena_bytes)), megabytes(ceiling.ceiling_bytes)
         raise UsageError(f"--split-points make stages that need {needed}, --residency allows {allowed}; cut elsewhere")
     return FoundPlan(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
 

@@ -7,10 +7,7 @@ from typing import Any
 
 from splitload.build.agreement import Agreement
 from splitload.bundle.manifest import Training
-from splitload.plan.ceiling import Ceiling
 from splitload.plan.graph import ModelGraph
-from splitload.plan.memory import MemoryNeeds
-from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.gain import Gain
 from splitload.planner.make_plan import Planned
@@ -69,10 +66,10 @@ class TrainResult:
     @property
     def streamed_bytes(self) -> int | None:
         """Predicted bytes of weights that come again in each inference; None where no size limits memory."""
-        needs, ceiling_bytes = self.planned.needs, self.request.ceiling_bytes
-        if needs is None or ceiling_bytes is None:
+        memory = self.planned.memory
+        if memory is None or memory.ceiling is None:
             return None
-        return Ceiling(needs, ceiling_bytes).streamed_bytes(list(self.found.partition.stages()))
+        return memory.ceiling.streamed_bytes(list(self.found.partition.stages()))
 
     def to_json(self) -> dict[str, Any]:
         """Return what `splitload train --json` prints."""
@@ -97,28 +94,13 @@ class TrainResult:
             "bundle": str(self.request.target),
             "replaced": self.replaced,
         }
-        if (needs := self.planned.needs) is not None:
-            result["memory"] = _memory(self.request.residency, needs, self.found.partition, self.streamed_bytes)
+        if (memory := self.planned.memory) is not None:
+            result["memory"] = {"residency": self.request.residency, **memory.to_json(self.streamed_bytes)}
         if self.planned.runs:
             result["seeds"] = [run.to_json() for run in self.planned.runs]
         if self.planned.measured_loads is not None:
             result["measured_loads"] = self.planned.measured_loads
         return result
-
-
-def _memory(
-    residency: str | int | None, needs: MemoryNeeds, partition: Partition, streamed_bytes: int | None
-) -> dict[str, Any]:
-    """Return what is said of memory: what each stage needs, and the least that all of them need at a time."""
-    stages = [needs.stage(*stage) for stage in partition.stages()]
-    sessions_bytes = sum(stage.session_bytes for stage in stages)
-    return {
-        "source": "predicted",
-        "residency": residency,
-        "peak_bytes": needs.peak_bytes(partition),
-        "streamed_bytes": streamed_bytes,
-        "stages": [{**each._asdict(), "peak_bytes": each.running_bytes + sessions_bytes} for each in stages],
-    }
 
 
 def _trained(division: Division, training: Training | None) -> dict[str, Any]:

@@ -25,12 +25,11 @@ from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, QUICK, Question, Rule, agent_named
 from splitload.planner.checkpoint_file import Checkpoint
-from splitload.planner.least_ceiling import check_ceiling
+from splitload.planner.least_ceiling import MOST_STAGES, check_ceiling
 from splitload.planner.optimum import optimum
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
-MOST_STAGES = 32  # under a ceiling
 MANY_GAIN = 0.05
 EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
 
@@ -259,7 +258,8 @@ class Search:
         if self._ceiling is None:
             return {}
         needs_sha256 = hashlib.sha256(repr(self._ceiling.needs).encode()).hexdigest()
-        return {"ceiling_bytes": self._ceiling.ceiling_bytes, "needs_sha256": needs_sha256}
+        limits = {"ceiling_bytes": self._ceiling.ceiling_bytes, "arena_bytes": self._ceiling.arena_bytes}
+        return {**limits, "needs_sha256": needs_sha256}
 
     def value_s(self, partition: Partition) -> float:
         """Return `Objective.value_s` of a plan, in seconds: for people and JSON."""
@@ -283,7 +283,7 @@ class Search:
         """Return the numbers of stages of which there are plans under the ceiling.
 
         Raises:
-            UsageError: If there is none; it says what is in the way, and what would do.
+            UsageError: If there is none.
         """
         check_ceiling(ceiling, [block.name for block in self._profile.blocks], most, self._trainable_from)
         counts = ceiling.counts(most, self._trainable_from)
@@ -358,11 +358,11 @@ def _within(
     ceiling: Ceiling, num_stages: int, value: Callable[[tuple[int, ...]], float]
 ) -> Callable[[tuple[int, ...]], float]:
     """Return what values the plans of so many stages that fit; others are infinitely bad."""
-    running_bytes, room_bytes = ceiling.running_bytes, ceiling.room_bytes(num_stages)
+    weights_bytes, room_bytes = ceiling.weights_bytes, ceiling.room_bytes(num_stages)
     num_blocks = ceiling.needs.num_blocks
 
     def value_within(points: tuple[int, ...]) -> float:
-        fits = all(running_bytes[start][end] <= room_bytes for start, end in pairwise((0, *points, num_blocks)))
+        fits = all(weights_bytes[start][end] <= room_bytes for start, end in pairwise((0, *points, num_blocks)))
         return value(points) if fits else math.inf
 
     return value_within

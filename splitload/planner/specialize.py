@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from splitload.base.errors import BundleError, UsageError
 from splitload.base.phrases import count_of
@@ -21,18 +21,15 @@ from splitload.graphs.joined import join_portable
 from splitload.graphs.stage_store import StageStore
 from splitload.plan.ceiling import Ceiling, most_of_a_weight
 from splitload.plan.graph import ModelGraph
-from splitload.plan.memory import memory_needs
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
-from splitload.planner.search import Search
+from splitload.planner.residency import PlanMemory, Residency
+from splitload.planner.search import FoundPlan, Search
 from splitload.planner.trial import choose_measured
 from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.opened import load_opened
-
-if TYPE_CHECKING:
-    from splitload.base.sizes import Residency
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             if manifest.device != device.name:
                 stages = count_of(len(manifest.variants[-1].stages), "stage")
                 report.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
-        plan, notes = _planned(device, manifest, source, graph, left_out, report, cache, feeds, store)
+        plan, notes, memory = _planned(device, manifest, source, graph, left_out, report, cache, feeds, store)
         write_bundle(
             target,
             source,
@@ -117,6 +114,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             keep_other_natives=add,
             store=store,
             residency=_residency(manifest),
+            memory=memory,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     return Specialized(plan.partition, files_bytes, manifest.model_bytes)
@@ -149,15 +147,9 @@ def _graph(
             raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
 
 
-def _residency(manifest: Manifest) -> Residency:
+def _residency(manifest: Manifest) -> Literal["stage"] | int | None:
     """Return how much of a bundle may be in memory, as the variant that is preferred says; None for all of it."""
     return manifest.variants[0].residency
-
-
-def _ceiling(manifest: Manifest, graph: ModelGraph) -> Ceiling | None:
-    """Return the ceiling that a bundle was made for; None where no size limits it."""
-    residency = _residency(manifest)
-    return Ceiling(memory_needs(graph), residency, graph.first_trainable) if isinstance(residency, int) else None
 
 
 def _planned(
@@ -170,20 +162,29 @@ def _planned(
     cache: Path,
     feeds: Mapping[str, Any],
     store: StageStore,
-) -> tuple[VariantPlan, dict[str, Any]]:
-    """Return the plan for this machine, and what the manifest says of how it was found."""
+) -> tuple[VariantPlan, dict[str, Any], PlanMemory | None]:
+    """Return the plan for this machine, what the manifest says of how it was found, and what it needs of memory."""
     first_trainable = graph.first_trainable
     with report.progress("profiling on host", unit="passes") as show:
         profile = device.profile(graph, feeds=feeds, on_progress=show)
     named = manifest.plan.get("objective")
     objective = named if named in tuple(OBJECTIVES) else DEFAULT_OBJECTIVE
-    with report.status("searching a plan"):
-        search = Search(profile, objective=objective, trainable_from=first_trainable, ceiling=_ceiling(manifest, graph))
-        found = search.run()
-    threads, trial = profile.contention.threads, None
-    if _residency(manifest) is None:
+
+    def searched(ceiling: Ceiling | None) -> tuple[Search, FoundPlan]:
+        with report.status("searching a plan"):
+            search = Search(profile, objective=objective, trainable_from=first_trainable, ceiling=ceiling)
+            return search, search.run()
+
+    threads, trial, memory = profile.contention.threads, None, None
+    if (residency := _residency(manifest)) is None:
+        search, found = searched(None)
         found, trial = choose_measured(
             device, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
+        )
+    else:
+        limits = Residency(residency if isinstance(residency, int) else None, device, graph, feeds, report)
+        (search, found), memory = limits.plan(
+            limits.ceiling(None), searched, lambda each: each[0].written(each[1].partition)
         )
     if first_trainable is not None:
         found = search.apart(found, first_trainable)
@@ -197,4 +198,4 @@ def _planned(
         native_left_out=left_out,
         **{name: manifest.plan.get(name) for name in ("trainable", "new_head")},
     )
-    return VariantPlan(graph, found.partition, threads, first_trainable), notes
+    return VariantPlan(graph, found.partition, threads, first_trainable), notes, memory

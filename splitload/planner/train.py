@@ -21,11 +21,13 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.gain import GAIN_RUNS, Gain, measure_gain
-from splitload.planner.make_plan import Planned, make_plan
+from splitload.planner.least_ceiling import CeilingTooLowError
+from splitload.planner.make_plan import Planned, make_plan, most_stages
 from splitload.planner.parallel import check_cluster
 from splitload.planner.read_model import native_left_out, read_model
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
+from splitload.planner.residency import ATTEMPTS, PlanMemory, Residency
 from splitload.planner.result import TrainResult
 from splitload.planner.resume_hint import resume_hint
 from splitload.planner.search import FoundPlan
@@ -71,7 +73,10 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
     _check_places(request, device)
     with StageStore(request.cache) as store:
         model = _read(request, report, device, store)
-        planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
+        try:
+            planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
+        except CeilingTooLowError as error:
+            raise _advised(request, report, device, error) from None
         found, trial = _tried(request, report, device, model, planned)
         if request.residency is not None:
             report.note(_what_stays_out(request, found, model))
@@ -80,7 +85,7 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
             model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable
         )
         replaced = request.target.exists()
-        manifest, agreement = _written(request, report, device, model, plan, notes)
+        manifest, agreement = _written(request, report, device, model, plan, notes, planned.memory)
         stages, gain = _measured(request, report, device, model, planned, plan, trial)
     return TrainResult(
         request,
@@ -114,9 +119,24 @@ def _check_places(request: TrainRequest, device: Device) -> None:
             check_output_file(Path(file), what)
 
 
-def _read(request: TrainRequest, report: Report, device: Device, store: StageStore) -> _Model:
-    """Return the model, and tell what it lacks."""
-    source, graph, division = read_model(
+def _advised(request: TrainRequest, report: Report, device: Device, error: CeilingTooLowError) -> CeilingTooLowError:
+    """Return the refusal of a ceiling, with one that does: under that large weights are cut into fewer parts."""
+    least_bytes = error.least_bytes
+    for _ in range(ATTEMPTS):
+        higher = replace(request, residency=least_bytes)
+        source, graph, _ = _opened(higher, report, device)
+        feeds = {**source.examples, **request.feeds}
+        try:
+            Residency(least_bytes, device, graph, feeds, report).ceiling(most_stages(request, graph.first_trainable))
+            break
+        except CeilingTooLowError as again:
+            least_bytes = again.least_bytes
+    return CeilingTooLowError(error.reason, least_bytes)
+
+
+def _opened(request: TrainRequest, report: Report, device: Device) -> tuple[Source, ModelGraph, Division | None]:
+    """Return the model, its graph for the device, and where it is divided for training."""
+    return read_model(
         request.model,
         device,
         report,
@@ -127,6 +147,11 @@ def _read(request: TrainRequest, report: Report, device: Device, store: StageSto
         trainable=request.trained,
         new_head=request.new_head,
     )
+
+
+def _read(request: TrainRequest, report: Report, device: Device, store: StageStore) -> _Model:
+    """Return the model, and tell what it lacks."""
+    source, graph, division = _opened(request, report, device)
     left_out = native_left_out(device, graph)
     if left_out is not None:
         report.note(left_out)
@@ -204,7 +229,13 @@ def _notes(
 
 
 def _written(
-    request: TrainRequest, report: Report, device: Device, model: _Model, plan: VariantPlan, notes: Mapping[str, Any]
+    request: TrainRequest,
+    report: Report,
+    device: Device,
+    model: _Model,
+    plan: VariantPlan,
+    notes: Mapping[str, Any],
+    memory: PlanMemory | None,
 ) -> tuple[Manifest, Agreement]:
     """Write the bundle; return its manifest, and how far it is from a stock session."""
     agreements: list[Agreement] = []
@@ -223,6 +254,7 @@ def _written(
             on_compared=agreements.append,
             store=model.store,
             residency=request.residency,
+            memory=memory,
         )
     except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
         raise KeyboardInterrupt(str(interrupt) or resume_hint(request, plan.partition)) from None

@@ -19,7 +19,6 @@ from splitload.devices import Measuring
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.describe import tensor_spec
 from splitload.graphs.stage_store import StageStore
-from splitload.plan.memory import memory_needs
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.report import Report, Show
@@ -29,6 +28,7 @@ from splitload.training.training import keep_training, write_training
 
 if TYPE_CHECKING:
     from splitload.base.sizes import Residency
+    from splitload.planner.residency import PlanMemory
     from splitload.planner.trial import Trial
 
 AddTraining = Callable[[Path, StageEntry], Training | None]
@@ -142,6 +142,7 @@ def write_bundle(
     on_compared: Callable[[Agreement], None] | None = None,
     store: StageStore | None = None,
     residency: Residency = None,
+    memory: PlanMemory | None = None,
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
@@ -150,8 +151,9 @@ def write_bundle(
     source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
     the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_other_natives` its
     native variants for other machines stay. `on_compared` is called with what a run of every variant beside a stock
-    session came to. Stage files that `store` holds are taken from there. With a `residency` the plan's stages are not
-    tuned, see `with_residency`; the portable variant beside a native one is loaded as a whole as ever.
+    session came to. Stage files that `store` holds are taken from there. With `memory`, what the plan needs of it, the
+    bundle has a `residency` and the plan's stages are not tuned, see `with_residency`; the portable variant beside a
+    native one is loaded as a whole as ever.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
@@ -172,7 +174,7 @@ def write_bundle(
             steps=Steps(
                 on_progress=show,
                 on_note=report.note,
-                choose=_scheme(tuner, plan, feeds, show, residency),
+                choose=_scheme(tuner, plan, feeds, show, residency, memory),
                 with_others=partial(keep_natives, target, specialized_from)
                 if keep_other_natives and specialized_from is not None
                 else None,
@@ -230,12 +232,17 @@ def _of_model(plan: VariantPlan, manifest: Manifest) -> VariantPlan:
 
 
 def _scheme(
-    tuner: Measuring, plan: VariantPlan, feeds: Mapping[str, Any], show: Show, residency: Residency
+    tuner: Measuring,
+    plan: VariantPlan,
+    feeds: Mapping[str, Any],
+    show: Show,
+    residency: Residency,
+    memory: PlanMemory | None,
 ) -> Callable[[Path, Variant], Variant] | None:
     """Return what chooses how the plan's stages are loaded; None where nothing is to be chosen."""
-    if residency is not None:
-        needs = memory_needs(plan.graph)
-        return lambda _, variant: with_residency(variant, residency, needs)
+    if memory is not None:
+        arena_bytes = None if memory.input_bytes is None else memory.arena_bytes
+        return lambda _, variant: with_residency(variant, residency, memory.stages, arena_bytes, memory.input_bytes)
     return partial(_tuned, tuner, plan, feeds, show) if plan.graph.kind == "native" else None
 
 

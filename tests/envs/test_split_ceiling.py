@@ -17,7 +17,7 @@ from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.partition import Partition
 
 NEEDS = needs([5_000_000, 300_000, 2_000_000, 900_000, 3_000_000, 400_000], [200_000] * 6)
-CEILING = Ceiling(NEEDS, 6_300_000)
+CEILING = Ceiling(NEEDS, 6_300_000, 400_000)
 
 
 @pytest.mark.parametrize("trainable_from", [None, 5])
@@ -65,6 +65,6 @@ def test_what_does_not_fit_is_illegal(profile):
 
 def test_ceilings_that_cannot_be_meant(profile):
     with pytest.raises(UsageError, match="of 5 blocks, the profile has 6"):
-        SplitEnv(profile, ceiling=Ceiling(needs([1] * 5, [1] * 5), 1 << 30))
+        SplitEnv(profile, ceiling=Ceiling(needs([1] * 5, [1] * 5), 1 << 30, 0))
     with pytest.raises(UsageError, match="no plan of up to 6 stages fits under 1000 bytes"):
         SplitEnv(profile, ceiling=replace(CEILING, ceiling_bytes=1000))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from splitload.plan.graph import ModelGraph, Node, Tensor, used_names
-from splitload.plan.memory import AROUND_BYTES, NODE_BYTES, PAGE_BYTES, SESSION_BYTES, memory_needs
+from splitload.plan.memory import AROUND_BYTES, NODE_BYTES, PAGE_BYTES, SESSION_BYTES, memory_needs, peak_bytes
 from splitload.plan.partition import Partition
 
 
@@ -47,10 +47,13 @@ def test_a_chain_with_a_skip_by_hand() -> None:
     assert made.working_bytes[3][4] == 11_000
     stage = made.stage(1, 3)
     assert stage == (12, 10 + 100 + 1000, 1, SESSION_BYTES + 2 * NODE_BYTES)
-    assert stage.running_bytes == 12 + 1110 + 1 + 2 * PAGE_BYTES
-    assert made.running_bytes()[1][3] == stage.running_bytes
+    assert stage.weights_bytes == 12 + 2 * PAGE_BYTES
+    assert stage.live_bytes == 10 + 100 + 1000 + 1
     plan = Partition(4, (1, 3))
-    assert made.peak_bytes(plan) == made.stage(3, 4).running_bytes + made.sessions_bytes(3)
+    stages = [made.stage(*each) for each in plan.stages()]
+    assert made.live_bytes(plan) == 11_001
+    assert made.most_live_bytes == 11_111, "where a and b are given, and held with all the rest"
+    assert peak_bytes(stages, 500) == stage.weights_bytes + 500 + made.sessions_bytes(3)
 
 
 def test_what_waits_counts_until_it_is_read_and_outputs_to_the_end() -> None:

@@ -14,6 +14,7 @@ from synthetic import make, needs
 from splitload.base.errors import UsageError
 from splitload.base.sizes import read_bytes
 from splitload.plan.ceiling import Ceiling
+from splitload.plan.memory import peak_bytes
 from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost
@@ -32,11 +33,18 @@ WHOLE = {(0, NUM_BLOCKS): Cost(0.03, 0.023, 0.0118)}
 PROFILE = replace(make([1.0]), blocks=BLOCKS, segments=WHOLE)
 
 
+ARENA = 900_000
+
+
+def peak(plan: Partition) -> int:
+    return peak_bytes([NEEDS.stage(*stage) for stage in plan.stages()], ARENA)
+
+
 def ceiling(share: float, apart: int | None = None) -> Ceiling:
     """Return a ceiling between the least one and one that holds all."""
-    one = Ceiling(NEEDS, 1, apart)
+    one = Ceiling(NEEDS, 1, ARENA, apart)
     least, most = (least_ceiling(one, count, apart).ceiling_bytes for count in (MOST_STAGES // 3, 1))
-    return Ceiling(NEEDS, round(least + share * (most - least)), apart)
+    return Ceiling(NEEDS, round(least + share * (most - least)), ARENA, apart)
 
 
 def search(limit: Ceiling | None, **settings: object) -> Search:
@@ -56,7 +64,7 @@ def test_every_plan_of_every_agent_fits(objective: str, apart: int | None) -> No
         assert list(made.plans) == [least, least + 1, least + 2]
         plans = [plan, *made.plans.values(), made.even(1), made.even(NUM_BLOCKS)]
         assert all(map(limit.allows, plans))
-        assert all(NEEDS.peak_bytes(made.written(plan)) <= limit.ceiling_bytes for plan in plans)
+        assert all(peak(made.written(plan)) <= limit.ceiling_bytes for plan in plans)
     values_s = made.valued(plan, search_s=0.0).values_s
     assert values_s.keys() == {"learned", *BASELINES}
     known = [value for value in values_s.values() if value is not None]
@@ -99,15 +107,16 @@ def test_more_stages_leave_more_room_until_cuts_cost_more() -> None:
 @pytest.mark.parametrize("most", [3, NUM_BLOCKS - 1])
 def test_the_least_ceiling_does_and_one_byte_less_does_not(most: int, apart: int | None) -> None:
     least = least_ceiling(ceiling(0.0, apart), most, apart)
-    limit = Ceiling(NEEDS, least.ceiling_bytes, apart)
+    limit = Ceiling(NEEDS, least.ceiling_bytes, ARENA, apart)
     assert search(limit, agent="exact", max_stages=most).run().partition.num_stages <= most
     with pytest.raises(UsageError, match=f"no plan of up to {most} stages fits") as refused:
         search(replace(limit, ceiling_bytes=least.ceiling_bytes - 1), agent="exact", max_stages=most)
     advised = re.search(r"give --residency (\S+)$", str(refused.value))
     assert advised is not None
     search(replace(limit, ceiling_bytes=read_bytes(advised[1])), agent="exact", max_stages=most)
-    start, _ = least.largest
+    start, end = least.largest
     assert f"'b{start}" in str(refused.value)
+    assert f"{NEEDS.stage(start, end).mapped_bytes / 1e6:.1f} MB of weights, a run 0.9 MB besides" in str(refused.value)
 
 
 def test_a_search_under_another_ceiling_is_another_search() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from models import chain, save
 
@@ -16,8 +18,9 @@ from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.frontends import open_source
 from splitload.frontends.onnx import load_graph
-from splitload.plan.memory import memory_needs
+from splitload.plan.memory import memory_needs, peak_bytes
 from splitload.plan.partition import Partition
+from splitload.runtime.residency import ARENA_SHARE, Needs
 
 TRAIN = ["train", "--device", "s20", "--agent", "exact", "-o", "b.splitload"]
 
@@ -51,16 +54,22 @@ def test_a_plan_under_a_ceiling(model: str, objective: str, capsys: pytest.Captu
     out, notes = capsys.readouterr()
     assert "weights stay mapped" in notes
     told = json.loads(out)
-    assert told["plan"]["num_stages"] == 4
+    assert told["plan"]["num_stages"] >= 4
     memory = told["memory"]
     assert (memory["source"], memory["residency"]) == ("predicted", ceiling)
     assert memory["peak_bytes"] == max(stage["peak_bytes"] for stage in memory["stages"]) <= ceiling
     assert memory["streamed_bytes"] >= 0
     source = open_source(model, Path("cache"))
-    graph = load_graph(source, "portable", Path("cache"), feeds=source.examples)
+    graph = load_graph(source, "portable", Path("cache"), feeds=source.examples, max_weight_bytes=ceiling // 4)
     plan = Partition.of(told["plan"]["num_blocks"], told["plan"]["split_points"])
-    assert memory["peak_bytes"] == memory_needs(graph).peak_bytes(plan)
+    needs = memory_needs(graph)
+    assert memory["arena_bytes"] == math.ceil(ARENA_SHARE * needs.live_bytes(plan))
+    assert memory["arena_source"] == "predicted"
+    stages = [needs.stage(*stage) for stage in plan.stages()]
+    assert memory["peak_bytes"] == peak_bytes(stages, memory["arena_bytes"])
     (variant,) = read_manifest(Path("b.splitload")).variants
+    assert Needs(variant).least <= memory["peak_bytes"], "the loader takes it"
+    assert (variant.arena_bytes, variant.input_bytes) == (None, None), "nothing was measured"
     assert variant.residency == ceiling
     for stage, said in zip(variant.stages, memory["stages"], strict=True):
         assert (stage.mapped, stage.prefetch, stage.prepack, stage.upgrade) == (True, False, False, False)
@@ -69,7 +78,7 @@ def test_a_plan_under_a_ceiling(model: str, objective: str, capsys: pytest.Captu
         }
     assert json.loads(Path("b.splitload", MANIFEST).read_text())["version"] == 3
     with ParallelLoader("b.splitload") as loader:
-        assert loader.get_inputs()
+        assert loader.run(None, {"x": np.ones((1, 400), np.float32)})[0].shape == (1, 400)
 
 
 def test_one_stage_at_a_time(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +90,7 @@ def test_one_stage_at_a_time(model: str, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["inspect", "b.splitload"]) == 0
     shown = capsys.readouterr().out
     assert "at most one stage's weights in memory at a time" in shown
-    assert "the most at a time, with all sessions: " in shown
+    assert "the most at a time: " in shown
     assert main(["inspect", "b.splitload", "--json"]) == 0
     assert printed(capsys)["variants"][0]["residency"] == "stage"
 

@@ -112,7 +112,7 @@ class _Terms(NamedTuple):
             [infer_s + byte_s * size_bytes for infer_s, size_bytes in zip(*rows, strict=True)]
             for rows in zip(costs.inference_s, ceiling.needs.mapped_bytes, strict=True)
         ]
-        largest_s = [[byte_s * size_bytes for size_bytes in row] for row in ceiling.running_bytes]
+        largest_s = [[byte_s * size_bytes for size_bytes in row] for row in ceiling.weights_bytes]
         return cls(added_s, largest_s, cuts_s - byte_s * ceiling.room_bytes(num_stages))
 
 

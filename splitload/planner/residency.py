@@ -1,0 +1,167 @@
+"""Plans under a ceiling on memory: what a run takes besides weights, measured or predicted, and a plan that fits it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from splitload.base.errors import UsageError
+from splitload.base.sizes import megabytes
+from splitload.plan.ceiling import Ceiling
+from splitload.plan.graph import ModelGraph
+from splitload.plan.memory import MemoryNeeds, StageNeeds, memory_needs, peak_bytes
+from splitload.plan.partition import Partition
+from splitload.planner.least_ceiling import MOST_STAGES, check_ceiling, least_ceiling
+from splitload.runtime.residency import ARENA_SHARE
+
+if TYPE_CHECKING:
+    from splitload.devices import Device
+    from splitload.planner.report import Report
+
+ATTEMPTS = 3  # a plan that takes more than was thought is searched again, so often
+_STEP_BYTES = 1 << 20  # what was measured is rounded up to this, so that the same search is found again
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMemory:
+    """What a plan needs of memory.
+
+    Attributes:
+        needs: Of the model.
+        stages: What each stage needs.
+        arena_bytes: The working memory of a run.
+        input_bytes: Of the inputs that it was measured with; None where it is predicted.
+        ceiling: What the plan was made for; None where no size limits it.
+    """
+
+    needs: MemoryNeeds
+    stages: tuple[StageNeeds, ...]
+    arena_bytes: int
+    input_bytes: int | None = None
+    ceiling: Ceiling | None = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is in memory at a time if nothing stays that need not."""
+        return peak_bytes(self.stages, self.arena_bytes)
+
+    def to_json(self, streamed_bytes: int | None) -> dict[str, Any]:
+        """Return what `--json` prints of it.
+
+        Args:
+            streamed_bytes: Weights that come again in each inference.
+        """
+        return {
+            "source": "predicted",
+            "peak_bytes": self.peak_bytes,
+            "streamed_bytes": streamed_bytes,
+            "arena_bytes": self.arena_bytes,
+            "arena_source": "predicted" if self.input_bytes is None else "measured",
+            "stages": [{**each._asdict(), "peak_bytes": self._peak_bytes(each)} for each in self.stages],
+        }
+
+    def _peak_bytes(self, stage: StageNeeds) -> int:
+        return stage.weights_bytes + self.arena_bytes + sum(each.session_bytes for each in self.stages)
+
+
+class Residency:
+    """What a model may take of memory on a device, and what its plans do.
+
+    Args:
+        ceiling_bytes: The most, of everything; None where no size limits it.
+        device: Where plans run.
+        graph: The model.
+        feeds: Inputs to measure with.
+        report: Where to tell what is done.
+    """
+
+    def __init__(
+        self,
+        ceiling_bytes: int | None,
+        device: Device,
+        graph: ModelGraph,
+        feeds: Mapping[str, Any],
+        report: Report,
+    ) -> None:
+        self._ceiling_bytes = ceiling_bytes
+        self._device, self._graph, self._feeds, self._report = device, graph, feeds, report
+        self._needs = memory_needs(graph)
+
+    def memory_of(self, plan: Partition) -> PlanMemory:
+        """Return what a plan needs; its working memory is measured under a ceiling, on a device that measures.
+
+        Where it is predicted, it is `ARENA_SHARE` of the most tensors at a time.
+
+        Raises:
+            SplitloadError: If it cannot be measured.
+        """
+        stages = tuple(self._needs.stage(*stage) for stage in plan.stages())
+        expected_bytes = math.ceil(ARENA_SHARE * self._needs.live_bytes(plan))
+        measuring = self._device.measuring
+        if measuring is None or self._ceiling_bytes is None:
+            return PlanMemory(self._needs, stages, expected_bytes)
+        with (
+            self._report.status("measuring what a run takes besides weights"),
+            measuring.runs(self._graph, self._feeds) as runs,
+        ):
+            taken = runs.working_memory(plan, expected_bytes)
+        return PlanMemory(self._needs, stages, taken.arena_bytes, taken.input_bytes)
+
+    def ceiling(self, max_stages: int | None) -> Ceiling | None:
+        """Return the ceiling, once some plan of up to so many stages is known to fit; None where there is none.
+
+        On a device that measures, the working memory is that of a plan with small stages; elsewhere that of no plan is
+        larger than what is predicted.
+
+        Raises:
+            CeilingTooLowError: If none fits.
+        """
+        if self._ceiling_bytes is None:
+            return None
+        num_blocks, first_trainable = len(self._graph.blocks), self._graph.first_trainable
+        arena_bytes = math.ceil(ARENA_SHARE * self._needs.most_live_bytes)
+        limit = num_blocks if first_trainable is None else first_trainable + 1
+        most = min(max_stages or MOST_STAGES, limit)
+        ceiling = Ceiling(self._needs, self._ceiling_bytes, arena_bytes, first_trainable)
+        if self._device.measuring is not None:
+            small = Partition(num_blocks, least_ceiling(ceiling, most, first_trainable).split_points)
+            ceiling = self._with_arena(ceiling, self.memory_of(small).arena_bytes)
+        check_ceiling(ceiling, [block.name for block in self._graph.blocks], most, first_trainable)
+        return ceiling
+
+    def plan(
+        self, ceiling: Ceiling | None, search: Callable[[Ceiling | None], Found], plan_of: Callable[[Found], Partition]
+    ) -> tuple[Found, PlanMemory]:
+        """Return what a search finds, and what that takes; it searches again where that is more than was thought.
+
+        Args:
+            ceiling: What `ceiling` returned.
+            search: Returns what it finds under a ceiling.
+            plan_of: Returns the plan of that, as it is built.
+
+        Raises:
+            UsageError: If no plan fits.
+        """
+        for _ in range(ATTEMPTS):
+            found = search(ceiling)
+            plan = plan_of(found)
+            memory = self.memory_of(plan)
+            if ceiling is None:
+                return found, memory
+            if memory.peak_bytes <= ceiling.ceiling_bytes:
+                taken = Ceiling(self._needs, ceiling.ceiling_bytes, memory.arena_bytes, ceiling.apart)
+                return found, PlanMemory(self._needs, memory.stages, memory.arena_bytes, memory.input_bytes, taken)
+            ceiling = self._with_arena(ceiling, max(memory.arena_bytes, ceiling.arena_bytes))
+        raise UsageError(
+            "what a run takes besides weights changes from one measurement to the next, at last it took "
+            f"{megabytes(memory.arena_bytes)}; give a little more --residency"
+        )
+
+    def _with_arena(self, ceiling: Ceiling, arena_bytes: int) -> Ceiling:
+        """Return the ceiling for plans whose runs take so much besides weights."""
+        rounded = math.ceil(arena_bytes / _STEP_BYTES) * _STEP_BYTES
+        return Ceiling(self._needs, ceiling.ceiling_bytes, rounded, ceiling.apart)
