@@ -27,7 +27,9 @@ from splitload.studies import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = tuple(ROOT / name for name in ("README.md", "docs/measuring.md", "docs/memory.md", "results/README.md"))  # that have tables
+DOCUMENTS = tuple(
+    ROOT / name for name in ("README.md", "docs/measuring.md", "docs/memory.md", "results/README.md")
+)  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
 _LISTED_ELSEWHERE = ("headline", "residency_targets", "targets", "whole_bound", "whole_targets", "whole_starts")

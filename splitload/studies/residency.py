@@ -187,7 +187,7 @@ class Study:
             device="host",
             output=str(target),
             objective="steady",
-            residency=str(ceiling),
+            residency=ceiling,
             cache=self._cache,
         )
         report: Report = self._console
