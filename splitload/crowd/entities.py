@@ -124,7 +124,8 @@ class Step:
     Attributes:
         assignments: Tasks to send, in this order.
         preparations: Stages to load.
-        cancels: Assignments whose report no longer counts; a worker that has not begun one need not begin it.
+        cancels: Assignments whose result no longer counts, so that a worker need not begin them. One that it has begun
+            keeps it busy until the engine reports on it, by `finished` or `dropped`.
         releases: Tasks whose outputs nothing needs any more.
         fetches: Items whose last output waits on a worker; the engine brings it to the client and says `delivered`.
         wake_s: When `step` is to be called again if nothing is reported before; infinity if there is no such moment.

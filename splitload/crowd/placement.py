@@ -1,12 +1,33 @@
-"""Which worker runs a task: a pure decision."""
+"""Which worker runs a task: a pure decision.
+
+Three rules (`Mechanisms.affinity`). All expect of a worker that it finishes a task at
+
+    finish = max(max(free, now) + switch, now + input) + run
+
+where `switch` are the seconds until it holds the stage, `input` those that the task's input travels meanwhile.
+
+- "finish" asks whether a better tier is worth waiting for. The workers that hold the stage would be through with
+  all its ready tasks at `wait`: their queues and the ready tasks, shared out by speed. A task goes to the open worker
+  that finishes it first, where giving up a stage that is still needed counts as loading it once more; between workers
+  that are nearly equal the better tier wins; and if waiting is better than that worker, the task waits. So a worker
+  changes its stage once the backlog costs more than the change: as with renting and buying skis, it pays at most twice
+  what hindsight would. A worker four times slower takes a quarter of the tasks, since it is through with one when the
+  others are through with four.
+- "tiers" is the rule of the paper: the best tier there is, and between equals the earliest finish. A task waits for
+  the one worker that holds its stage, however many stand idle.
+- "off" takes the open worker that would finish first if stages lay everywhere.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from splitload.crowd.mechanisms import Affinity
+
+_NEARLY_EQUAL = 1.1  # measured seconds of the same task differ by as much from one run to the next
 
 
 class Tier(enum.IntEnum):
@@ -28,8 +49,8 @@ class Seat(NamedTuple):
         free_s: When it is done with what it was given.
         switch_s: Seconds until it holds the stage once it is free: unloading, fetching, loading.
         input_s: Seconds the task's input travels to it.
-        run_s: Seconds it runs the task.
-        return_s: Seconds that somebody needs to load what it gives up, if nobody else holds that and it is needed.
+        run_s: Seconds it runs the task, more than 0.
+        return_s: Seconds that loading takes again what it gives up for this stage and is still needed.
     """
 
     worker: str
@@ -41,22 +62,65 @@ class Seat(NamedTuple):
     run_s: float
     return_s: float = 0.0
 
+    def finish_s(self, now_s: float) -> float:
+        """Return when the worker is expected to have done the task."""
+        return max(max(self.free_s, now_s) + self.switch_s, now_s + self.input_s) + self.run_s
+
 
 class Placement(NamedTuple):
-    """Where a task goes, from which tier, and when it is expected to be done."""
+    """Where a task goes.
 
-    worker: str
-    tier: Tier
+    Attributes:
+        seat: The worker.
+        finish_s: When the task is expected to be done.
+        gain_s: Seconds by which this is better than waiting; infinity if there is nobody to wait for.
+    """
+
+    seat: Seat
     finish_s: float
+    gain_s: float
 
 
-def place(seats: Iterable[Seat], now_s: float, waiting: int = 1, affinity: Affinity = "finish") -> Placement | None:
+def place(seats: Sequence[Seat], now_s: float, waiting: float = 1, affinity: Affinity = "finish") -> Placement | None:
     """Return where a ready task goes, or None if it does better to wait.
+
+    None is returned only if there is no open worker, or one that is not open is worth waiting for.
 
     Args:
         seats: The workers that have the memory for the task's stage.
         now_s: The time.
-        waiting: Ready tasks of the same stage, this one included.
-        affinity: The rule, see `Mechanisms`.
+        waiting: Ready tasks of the same stage for these workers, this one included.
+        affinity: The rule.
     """
-    raise NotImplementedError
+    if affinity == "tiers":
+        best = min(seats, key=lambda seat: (seat.tier, seat.finish_s(now_s), seat.worker), default=None)
+        return Placement(best, best.finish_s(now_s), 0.0) if best is not None and best.open else None
+    candidates = [seat for seat in seats if seat.open]
+    if not candidates:
+        return None
+    if affinity == "off":
+        best = min(candidates, key=lambda seat: (max(seat.free_s, now_s) + seat.run_s, seat.worker))
+        return Placement(best, best.finish_s(now_s), 0.0)
+    prices = [seat.finish_s(now_s) + seat.return_s for seat in candidates]
+    limit_s = now_s + (min(prices) - now_s) * _NEARLY_EQUAL
+    _, price_s, _, best = min(
+        (seat.tier, price, seat.worker, seat)
+        for seat, price in zip(candidates, prices, strict=True)
+        if price <= limit_s
+    )
+    wait_s = _wait_s(seats, now_s, waiting)
+    worth_s = price_s if best.tier == Tier.RESIDENT else now_s + (price_s - now_s) * _NEARLY_EQUAL
+    return Placement(best, best.finish_s(now_s), wait_s - price_s) if worth_s <= wait_s else None
+
+
+def _wait_s(seats: Sequence[Seat], now_s: float, waiting: float) -> float:
+    """Return when the workers that hold the stage would be through with all its ready tasks; infinity without any."""
+    rate = 0.0
+    tasks = waiting
+    first_s = math.inf
+    for seat in seats:
+        if seat.tier == Tier.RESIDENT:
+            rate += 1.0 / seat.run_s
+            tasks += max(seat.free_s - now_s, 0.0) / seat.run_s
+            first_s = min(first_s, seat.finish_s(now_s))
+    return max(now_s + tasks / rate, first_s) if rate else math.inf

@@ -1,0 +1,220 @@
+"""The workers of a run, and those of them that come into question for a task."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from splitload.crowd.entities import Assignment, Preparation, Stage, Worker
+from splitload.crowd.mechanisms import Mechanisms
+from splitload.crowd.placement import Seat, Tier
+from splitload.crowd.seconds import Seconds
+from splitload.crowd.station import SLOTS, Job, Station
+
+_LOOK = 128  # of more workers in the same state, as many are looked at and stand for all
+
+
+class Roster:
+    """All workers, and for each stage those that hold it.
+
+    Attributes:
+        stations: By name.
+        holders: For each stage the stations that hold it, or will once they have done what they were given.
+    """
+
+    def __init__(self, stages: Sequence[Stage], mechanisms: Mechanisms) -> None:
+        """Begin without workers."""
+        self._stages = stages
+        self._mechanisms = mechanisms
+        self.stations: dict[str, Station] = {}
+        self.holders: list[dict[str, Station]] = [{} for _ in stages]
+        self._open: list[dict[str, Station]] = [{} for _ in stages]  # holders that can be given a task
+        self._idle: list[tuple[float, str]] = []  # the fastest first
+
+    def add(self, worker: Worker) -> None:
+        """Take in a worker that is not in the roster."""
+        station = Station(worker, Seconds(self._stages, worker), cached=set(worker.cached))
+        self.stations[worker.name] = station
+        if worker.resident is not None:
+            self._hold(station, worker.resident)
+        self.refresh(station)
+
+    def remove(self, name: str) -> Station:
+        """Take a worker out and return what it was."""
+        station = self.stations.pop(name)
+        for stage in list(station.resident):
+            self._let_go(station, stage)
+        self._set_idle(station, False)
+        return station
+
+    def refuse(self, station: Station, stage: int, reason: str) -> None:
+        """Note that a worker cannot run a stage."""
+        station.refused[stage] = reason
+        self._let_go(station, stage)
+
+    def refresh(self, station: Station) -> None:
+        """Sort a station anew after what it was given, or whether it hangs, changed."""
+        able = not station.hangs
+        self._set_idle(station, able and not station.jobs)
+        for stage in station.resident:
+            for where, belongs in (
+                (self.holders[stage], able),
+                (self._open[stage], able and len(station.jobs) < SLOTS),
+            ):
+                if belongs:
+                    where[station.worker.name] = station
+                else:
+                    where.pop(station.worker.name, None)
+
+    def is_open(self, stage: int) -> bool:
+        """Return whether anybody could be given a task of the stage now, memory apart."""
+        return bool(self._idle or self._open[stage])
+
+    def idle(self) -> list[Station]:
+        """Return all idle stations, the fastest first."""
+        return [self.stations[name] for _, name in self._idle]
+
+    def seats(
+        self, stage: int, source: str | None, now_s: float, needed: Sequence[bool], ready: Sequence[int]
+    ) -> list[Seat]:
+        """Return the workers that come into question for a task.
+
+        Args:
+            stage: The task's stage.
+            source: The worker that holds the task's input; None for the client.
+            now_s: The time.
+            needed: For each stage whether an item is yet to leave it.
+            ready: For each stage how many tasks wait; an idle worker that holds such a stage is left to it.
+        """
+        memory_bytes = self._stages[stage].memory_bytes
+        return [
+            self._seat(station, stage, source, now_s, needed)
+            for station in self._candidates(stage, ready)
+            if station.can_hold(stage, memory_bytes)
+        ]
+
+    def share(self, stage: int) -> float:
+        """Return which share of the stage's holders `seats` looks at."""
+        return min(1.0, _LOOK / max(1, len(self.holders[stage])))
+
+    def _candidates(self, stage: int, ready: Sequence[int]) -> Iterator[Station]:
+        affine = self._mechanisms.affinity != "off"
+        if self._mechanisms.affinity == "tiers":  # it also waits for workers that hold another stage
+            yield from (station for station in self.stations.values() if not station.hangs)
+            return
+        holders, opened = self.holders[stage], self._open[stage]
+        if len(holders) <= _LOOK:
+            yield from holders.values()
+        else:
+            few = list(islice(opened.values(), _LOOK))
+            yield from few
+            full = (station for name, station in holders.items() if name not in opened)
+            yield from islice(full, _LOOK - len(few))
+        for _, name in self._idle[:_LOOK]:
+            station = self.stations[name]
+            if name not in holders and not (affine and any(ready[held] for held in station.resident)):
+                yield station
+
+    def _seat(self, station: Station, stage: int, source: str | None, now_s: float, needed: Sequence[bool]) -> Seat:
+        seconds, name = station.seconds, station.worker.name
+        input_s = 0.0 if stage == 0 or source in (None, name) else seconds.input_s(stage - 1)
+        free_s = station.free_s(now_s)
+        if stage in station.resident:
+            opened = len(station.jobs) < SLOTS
+            return Seat(name, Tier.RESIDENT, opened, free_s, 0.0, input_s, seconds.run_s(stage))
+        switch_s, return_s = self.switch_s(station, stage), 0.0
+        for other in self.evicted(station, stage):
+            if needed[other] and len(self.holders[other]) == 1:
+                return_s += seconds.load_s(other) + (0.0 if other in station.cached else seconds.fetch_s(other))
+        elsewhere = Tier.OTHER if station.resident else Tier.EMPTY
+        tier = Tier.CACHED if stage in station.cached else elsewhere
+        return Seat(name, tier, not station.jobs, free_s, switch_s, input_s, seconds.run_s(stage), return_s)
+
+    def switch_s(self, station: Station, stage: int) -> float:
+        """Return the seconds until a free worker holds a stage."""
+        if stage in station.resident:
+            return 0.0
+        fetch_s = 0.0 if stage in station.cached else station.seconds.fetch_s(stage)
+        return fetch_s + station.seconds.load_s(stage)
+
+    def evicted(self, station: Station, stage: int) -> tuple[int, ...]:
+        """Return what a worker must let go of before it loads a stage: all, or those used longest ago."""
+        if stage in station.resident:
+            return ()
+        if self._mechanisms.one_resident:
+            return tuple(station.resident)
+        limit = math.inf if station.worker.memory_bytes is None else station.worker.memory_bytes
+        held = self._stages[stage].memory_bytes + sum(self._stages[s].memory_bytes for s in station.resident)
+        gone: list[int] = []
+        for other in station.resident:
+            if held <= limit:
+                break
+            gone.append(other)
+            held -= self._stages[other].memory_bytes
+        return tuple(gone)
+
+    def lacking(self, needed: Sequence[bool]) -> str | None:
+        """Return one line about the first needed stage that no worker present can hold; None if there is none.
+
+        Args:
+            needed: For each stage whether an item is yet to leave it.
+        """
+        stations = self.stations.values()
+        for index, stage in enumerate(self._stages):
+            if not (stations and needed[index]):
+                continue
+            if any(station.can_hold(index, stage.memory_bytes) for station in stations):
+                continue
+            reasons = [station.refused[index] for station in stations if index in station.refused]
+            if reasons:
+                return f"no worker can run stage '{stage.name}'; one of them says: {reasons[0]}"
+            best = max(stations, key=lambda station: station.worker.memory_bytes or 0)
+            missing_bytes = stage.memory_bytes - (best.worker.memory_bytes or 0)
+            return (
+                f"no worker can hold stage '{stage.name}': it needs {stage.memory_bytes / 1e6:.1f} MB, and the largest "
+                f"of {len(stations)}, '{best.worker.name}', lacks {missing_bytes / 1e6:.1f} MB of it; cut the model "
+                "into smaller stages, or let a larger worker take part"
+            )
+        return None
+
+    def give(self, station: Station, order: Assignment | Preparation, expected_s: float, now_s: float) -> None:
+        """Note what a worker is given; it holds the stage from now on, and those evicted no more."""
+        stage = order.task.stage if isinstance(order, Assignment) else order.stage
+        for other in self.evicted(station, stage):
+            self._let_go(station, other)
+        if not station.jobs:
+            station.head_s = now_s
+        station.jobs.append(Job(order, expected_s, not station.seconds.is_measured(stage)))
+        self._hold(station, stage)
+        if self._mechanisms.stage_cache:
+            station.cached.add(stage)
+        self.refresh(station)
+
+    def end(self, station: Station, attempt: int, now_s: float) -> Job | None:
+        """Take a job from a worker that is done with it, or was told to leave it."""
+        for place, job in enumerate(station.jobs):
+            if job.order.attempt == attempt:
+                del station.jobs[place]
+                if place == 0:
+                    station.head_s = now_s
+                return job
+        return None
+
+    def _hold(self, station: Station, stage: int) -> None:
+        station.resident.pop(stage, None)
+        station.resident[stage] = None
+
+    def _let_go(self, station: Station, stage: int) -> None:
+        station.resident.pop(stage, None)
+        self.holders[stage].pop(station.worker.name, None)
+        self._open[stage].pop(station.worker.name, None)
+
+    def _set_idle(self, station: Station, idle: bool) -> None:
+        if station.idle_key is not None:
+            del self._idle[bisect.bisect_left(self._idle, station.idle_key)]
+            station.idle_key = None
+        if idle:
+            station.idle_key = (-station.seconds.speed, station.worker.name)
+            bisect.insort(self._idle, station.idle_key)
