@@ -70,12 +70,13 @@ class Pipeline:
         self._cancels: list[Assignment] = []
         self._releases: list[tuple[Task, str]] = []
         self._fetches: list[Fetch] = []
+        self._wake_s = math.inf
         self._begun = self.mechanisms.deferred_loading
 
     def add_worker(self, worker: Worker, now_s: float) -> None:
         """Let a worker take part; one of the same name that is still there is removed first."""
         self.remove_worker(worker.name, now_s)
-        self._roster.add(worker)
+        self._roster.add(worker, now_s)
 
     def remove_worker(self, name: str, now_s: float) -> None:
         """Take a worker out that is dead or cannot be reached; an unknown name is ignored.
@@ -142,7 +143,7 @@ class Pipeline:
             tuple(self._cancels),
             tuple(task for task, _ in self._releases),
             tuple(self._fetches),
-            self._deadlines[0][0] if self._deadlines else math.inf,
+            min(self._wake_s, self._deadlines[0][0] if self._deadlines else math.inf),
         )
         self._cancels, self._releases, self._fetches = [], [], []
         return step
@@ -257,6 +258,7 @@ class Pipeline:
         last in the chain, since it brings items to their end.
         """
         affinity = self.mechanisms.affinity
+        self._wake_s = math.inf
         needed = self._needed()
         known: dict[int, Placement | None] = {}
         assignments: list[Assignment] = []
@@ -287,6 +289,8 @@ class Pipeline:
         ready = self._progress.ready
         seats = self._roster.seats(stage, item.made.get(stage - 1), now_s, needed, ready)
         seats = [seat for seat in seats if not self._runs_on(item, seat.worker)]
+        due_s = (seat.due_s for seat in seats if seat.open and seat.due_s > now_s)
+        self._wake_s = min(self._wake_s, min(due_s, default=math.inf))
         return place(seats, now_s, max(1.0, ready[stage] * self._roster.share(stage)), self.mechanisms.affinity)
 
     def _runs_on(self, item: Item, worker: str) -> bool:

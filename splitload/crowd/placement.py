@@ -8,11 +8,14 @@ where `switch` are the seconds until it holds the stage, `input` those that the 
 
 - "finish" asks whether a better tier is worth waiting for. The workers that hold the stage would be through with
   all its ready tasks at `wait`: their queues and the ready tasks, shared out by speed. A task goes to the open worker
-  that finishes it first, where giving up a stage that is still needed counts as loading it once more; between workers
-  that are nearly equal the better tier wins; and if waiting is better than that worker, the task waits. So a worker
-  changes its stage once the backlog costs more than the change: as with renting and buying skis, it pays at most twice
-  what hindsight would. A worker four times slower takes a quarter of the tasks, since it is through with one when the
-  others are through with four.
+  that finishes it first; between workers that are nearly equal the better tier wins; and if waiting is better than
+  that worker, the task waits. A worker four times slower takes a quarter of the tasks, since it is through with one
+  when the others are through with four.
+
+  A worker that changes its stage where it is missing most stays there. One that goes to a stage that has its share of
+  the crowd, or leaves one that then lacks it, has to change again (see `balance`): such a change is priced twice, and
+  it has to have been idle for as long as the change takes. As with renting and buying skis, the crowd then pays for
+  such changes at most as much as it had lost by idling.
 - "tiers" is the rule of the paper: the best tier there is, and between equals the earliest finish. A task waits for
   the one worker that holds its stage, however many stand idle.
 - "off" takes the open worker that would finish first if stages lay everywhere.
@@ -27,6 +30,7 @@ from typing import NamedTuple
 
 from splitload.crowd.mechanisms import Affinity
 
+_ROUNDING_S = 1e-9
 _NEARLY_EQUAL = 1.1  # measured seconds of the same task differ by as much from one run to the next
 
 
@@ -50,7 +54,8 @@ class Seat(NamedTuple):
         switch_s: Seconds until it holds the stage once it is free: unloading, fetching, loading.
         input_s: Seconds the task's input travels to it.
         run_s: Seconds it runs the task, more than 0.
-        return_s: Seconds that loading takes again what it gives up for this stage and is still needed.
+        return_s: Seconds that it, or another in its place, needs to change its stage again afterwards.
+        due_s: The moment from which it may change its stage for this task.
     """
 
     worker: str
@@ -61,6 +66,7 @@ class Seat(NamedTuple):
     input_s: float
     run_s: float
     return_s: float = 0.0
+    due_s: float = 0.0
 
     def finish_s(self, now_s: float) -> float:
         """Return when the worker is expected to have done the task."""
@@ -84,7 +90,7 @@ class Placement(NamedTuple):
 def place(seats: Sequence[Seat], now_s: float, waiting: float = 1, affinity: Affinity = "finish") -> Placement | None:
     """Return where a ready task goes, or None if it does better to wait.
 
-    None is returned only if there is no open worker, or one that is not open is worth waiting for.
+    None is returned if there is no open worker, if one that is not open is worth waiting for, or if none is due yet.
 
     Args:
         seats: The workers that have the memory for the task's stage.
@@ -95,7 +101,7 @@ def place(seats: Sequence[Seat], now_s: float, waiting: float = 1, affinity: Aff
     if affinity == "tiers":
         best = min(seats, key=lambda seat: (seat.tier, seat.finish_s(now_s), seat.worker), default=None)
         return Placement(best, best.finish_s(now_s), 0.0) if best is not None and best.open else None
-    candidates = [seat for seat in seats if seat.open]
+    candidates = [seat for seat in seats if seat.open and (seat.due_s <= now_s + _ROUNDING_S or affinity == "off")]
     if not candidates:
         return None
     if affinity == "off":

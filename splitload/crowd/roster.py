@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from splitload.crowd.balance import Balance
 from splitload.crowd.entities import Assignment, Preparation, Stage, Worker
 from splitload.crowd.mechanisms import Mechanisms
 from splitload.crowd.placement import Seat, Tier
@@ -30,12 +31,13 @@ class Roster:
         self._mechanisms = mechanisms
         self.stations: dict[str, Station] = {}
         self.holders: list[dict[str, Station]] = [{} for _ in stages]
+        self._balance = Balance(len(stages))
         self._open: list[dict[str, Station]] = [{} for _ in stages]  # holders that can be given a task
         self._idle: list[tuple[float, str]] = []  # the fastest first
 
-    def add(self, worker: Worker) -> None:
+    def add(self, worker: Worker, now_s: float) -> None:
         """Take in a worker that is not in the roster."""
-        station = Station(worker, Seconds(self._stages, worker), cached=set(worker.cached))
+        station = Station(worker, Seconds(self._stages, worker), cached=set(worker.cached), idle_since_s=now_s)
         self.stations[worker.name] = station
         if worker.resident is not None:
             self._hold(station, worker.resident)
@@ -47,6 +49,7 @@ class Roster:
         for stage in list(station.resident):
             self._let_go(station, stage)
         self._set_idle(station, False)
+        self._balance.remove(name)
         return station
 
     def refuse(self, station: Station, stage: int, reason: str) -> None:
@@ -56,6 +59,7 @@ class Roster:
 
     def refresh(self, station: Station) -> None:
         """Sort a station anew after what it was given, or whether it hangs, changed."""
+        self._balance.update(station)
         able = not station.hangs
         self._set_idle(station, able and not station.jobs)
         for stage in station.resident:
@@ -124,13 +128,23 @@ class Roster:
         if stage in station.resident:
             opened = len(station.jobs) < SLOTS
             return Seat(name, Tier.RESIDENT, opened, free_s, 0.0, input_s, seconds.run_s(stage))
-        switch_s, return_s = self.switch_s(station, stage), 0.0
-        for other in self.evicted(station, stage):
-            if needed[other] and len(self.holders[other]) == 1:
-                return_s += seconds.load_s(other) + (0.0 if other in station.cached else seconds.fetch_s(other))
+        switch_s = self.switch_s(station, stage)
+        due_s = return_s = 0.0
+        if self._is_passing(station, stage, needed):
+            return_s = switch_s
+            due_s = now_s + max(0.0, switch_s - station.idled_s(now_s))
         elsewhere = Tier.OTHER if station.resident else Tier.EMPTY
         tier = Tier.CACHED if stage in station.cached else elsewhere
-        return Seat(name, tier, not station.jobs, free_s, switch_s, input_s, seconds.run_s(stage), return_s)
+        return Seat(name, tier, not station.jobs, free_s, switch_s, input_s, seconds.run_s(stage), return_s, due_s)
+
+    def _is_passing(self, station: Station, stage: int, needed: Sequence[bool]) -> bool:
+        """Return whether a worker that changed to the stage would have to change again: see `placement`."""
+        if not self.holders[stage]:
+            return False
+        return self._balance.has_enough(stage) or any(
+            needed[other] and not self._balance.has_enough(other, without=station)
+            for other in self.evicted(station, stage)
+        )
 
     def switch_s(self, station: Station, stage: int) -> float:
         """Return the seconds until a free worker holds a stage."""
@@ -184,6 +198,7 @@ class Roster:
         stage = order.task.stage if isinstance(order, Assignment) else order.stage
         for other in self.evicted(station, stage):
             self._let_go(station, other)
+        station.idle_s = station.idled_s(now_s) if stage in station.resident else 0.0
         if not station.jobs:
             station.head_s = now_s
         station.jobs.append(Job(order, expected_s, not station.seconds.is_measured(stage)))
@@ -199,6 +214,7 @@ class Roster:
                 del station.jobs[place]
                 if place == 0:
                     station.head_s = now_s
+                station.idle_since_s = now_s
                 return job
         return None
 

@@ -33,8 +33,12 @@ class Station:
         jobs: What it was given, in order; the first is running.
         head_s: When the first of them began.
         outputs: Tasks whose outputs lie here alone.
+        idle_s: Seconds it has been idle since it last changed its stage, up to `idle_since_s`.
+        idle_since_s: Since when it is idle, if it is.
         hangs: Whether it is far beyond its expected seconds and gets nothing more until it reports.
-        idle_key: Its place among the idle ones.
+        idle_s: float = 0.0
+    idle_since_s: float = 0.0
+    idle_key: Its place among the idle ones.
     """
 
     worker: Worker
@@ -46,7 +50,13 @@ class Station:
     head_s: float = 0.0
     outputs: set[tuple[int, int]] = field(default_factory=set)
     hangs: bool = False
+    idle_s: float = 0.0
+    idle_since_s: float = 0.0
     idle_key: tuple[float, str] | None = None
+
+    def idled_s(self, now_s: float) -> float:
+        """Return how long it has been idle, all in all, since it last changed its stage."""
+        return self.idle_s if self.jobs else self.idle_s + now_s - self.idle_since_s
 
     def free_s(self, now_s: float) -> float:
         """Return when it is expected to be done; one that is late is expected to be as late again."""
