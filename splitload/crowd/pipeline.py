@@ -291,7 +291,9 @@ class Pipeline:
         seats = [seat for seat in seats if not self._runs_on(item, seat.worker)]
         due_s = (seat.due_s for seat in seats if seat.open and seat.due_s > now_s)
         self._wake_s = min(self._wake_s, min(due_s, default=math.inf))
-        return place(seats, now_s, max(1.0, ready[stage] * self._roster.share(stage)), self.mechanisms.affinity)
+        share = self._roster.share(stage)
+        to_come = self._progress.num_outside + sum(self._progress.here[:stage])
+        return place(seats, now_s, max(1.0, ready[stage] * share), to_come * share, self.mechanisms.affinity)
 
     def _runs_on(self, item: Item, worker: str) -> bool:
         return any(self._live[attempt][0].worker == worker for attempt in item.attempts)

@@ -87,7 +87,9 @@ class Placement(NamedTuple):
     gain_s: float
 
 
-def place(seats: Sequence[Seat], now_s: float, waiting: float = 1, affinity: Affinity = "finish") -> Placement | None:
+def place(
+    seats: Sequence[Seat], now_s: float, ready: float = 1, to_come: float = 0, affinity: Affinity = "finish"
+) -> Placement | None:
     """Return where a ready task goes, or None if it does better to wait.
 
     None is returned if there is no open worker, if one that is not open is worth waiting for, or if none is due yet.
@@ -95,7 +97,8 @@ def place(seats: Sequence[Seat], now_s: float, waiting: float = 1, affinity: Aff
     Args:
         seats: The workers that have the memory for the task's stage.
         now_s: The time.
-        waiting: Ready tasks of the same stage for these workers, this one included.
+        ready: Tasks of the stage that wait for these workers, this one included.
+        to_come: Further tasks of the stage that are known, and whose items are at earlier stages.
         affinity: The rule.
     """
     if affinity == "tiers":
@@ -114,15 +117,15 @@ def place(seats: Sequence[Seat], now_s: float, waiting: float = 1, affinity: Aff
         for seat, price in zip(candidates, prices, strict=True)
         if price <= limit_s
     )
-    wait_s = _wait_s(seats, now_s, waiting)
+    soon_s = _wait_s(seats, now_s, ready)
+    wait_s = soon_s if best.return_s or not to_come else _wait_s(seats, now_s, ready + to_come)
     worth_s = price_s if best.tier == Tier.RESIDENT else now_s + (price_s - now_s) * _NEARLY_EQUAL
-    return Placement(best, best.finish_s(now_s), wait_s - price_s) if worth_s <= wait_s else None
+    return Placement(best, best.finish_s(now_s), soon_s - price_s) if worth_s <= wait_s else None
 
 
-def _wait_s(seats: Sequence[Seat], now_s: float, waiting: float) -> float:
-    """Return when the workers that hold the stage would be through with all its ready tasks; infinity without any."""
+def _wait_s(seats: Sequence[Seat], now_s: float, tasks: float) -> float:
+    """Return when the workers that hold the stage would be through with so many tasks; infinity without any worker."""
     rate = 0.0
-    tasks = waiting
     first_s = math.inf
     for seat in seats:
         if seat.tier == Tier.RESIDENT:
