@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from splitload.base.errors import ClusterError, UsageError
 from splitload.crowd.entities import Assignment, Fetch, Measured, Outcome, Preparation, Stage, Step, Task, Worker
@@ -70,7 +70,8 @@ class Pipeline:
         self._cancels: list[Assignment] = []
         self._releases: list[tuple[Task, str]] = []
         self._fetches: list[Fetch] = []
-        self._wake_s = math.inf
+        self._due_s = [math.inf] * len(self.stages)  # when an idle worker may change to the stage
+        self._seen: tuple[tuple[int, ...], tuple[bool, ...]] = (tuple(self._progress.ready), ())
         self._begun = self.mechanisms.deferred_loading
 
     def add_worker(self, worker: Worker, now_s: float) -> None:
@@ -143,7 +144,7 @@ class Pipeline:
             tuple(self._cancels),
             tuple(task for task, _ in self._releases),
             tuple(self._fetches),
-            min(self._wake_s, self._deadlines[0][0] if self._deadlines else math.inf),
+            min(*self._due_s, self._deadlines[0][0] if self._deadlines else math.inf),
         )
         self._cancels, self._releases, self._fetches = [], [], []
         return step
@@ -243,54 +244,69 @@ class Pipeline:
         sums = itertools.accumulate(self._progress.here, initial=self._progress.num_outside)
         return [number > 0 for number in itertools.islice(sums, 1, len(self.stages) + 1)]
 
-    def _eligible(self) -> list[int]:
-        """Return the stages that have a task for a worker, with the barrier in mind."""
-        stages = [stage for stage, number in enumerate(self._progress.ready) if number]
-        if not self.mechanisms.streaming:
-            first = next((stage for stage, number in enumerate(self._progress.here) if number), 0)
-            stages = [stage for stage in stages if stage == first]
-        return stages
-
     def _assign(self, now_s: float) -> list[Assignment]:
         """Place tasks until no worker is open or all do better to wait.
 
         Of several stages that could have a worker, that goes first which gains most by not waiting, and of equals the
-        last in the chain, since it brings items to their end.
+        last in the chain, since it brings items to their end. A stage is looked at only if something has changed for it
+        since its tasks were found to do better to wait.
         """
-        affinity = self.mechanisms.affinity
-        self._wake_s = math.inf
-        needed = self._needed()
-        known: dict[int, Placement | None] = {}
+        ready, changed = self._progress.ready, self._roster.changed
+        needed = self._look_for_changes(now_s)
+        found: dict[int, Placement] = {}
         assignments: list[Assignment] = []
         while True:
-            best: tuple[float, int, int, Placement] | None = None
-            for stage in self._eligible():
-                if not self._roster.is_open(stage):
-                    continue
-                if stage not in known:
-                    known[stage] = self._place(stage, now_s, needed)
-                found = known[stage]
-                if found is not None:
-                    key = (found.gain_s, -found.seat.tier if affinity == "tiers" else 0, stage, found)
-                    if best is None or key[:3] > best[:3]:
-                        best = key
-            if best is None:
+            for stage in self._eligible(changed):
+                found.pop(stage, None)
+                changed.discard(stage)
+                placement = self._place(stage, now_s, needed) if self._roster.is_open(stage) else None
+                if placement is not None:
+                    found[stage] = placement
+            if not found:
+                self._seen = (tuple(ready), needed)
                 return assignments
-            _, _, stage, found = best
-            was_idle = not self._roster.stations[found.seat.worker].jobs
-            assignments.append(self._give(stage, found, now_s))
-            if was_idle or not self._progress.ready[stage] or affinity == "tiers":
-                known.clear()
-            else:
-                known.pop(stage)
+            stage = max(found, key=lambda stage: self._urgency(stage, found[stage]))
+            chosen = found.pop(stage)
+            assignments.append(self._give(stage, chosen, now_s))
+            changed.update(each for each, other in found.items() if other.seat.worker == chosen.seat.worker)
+            if not ready[stage] and self._roster.is_idle(stage):  # its workers may now help elsewhere
+                changed.update(range(len(self.stages)))
+
+    def _urgency(self, stage: int, placement: Placement) -> tuple[float, int, int]:
+        tiers = self.mechanisms.affinity == "tiers"
+        return placement.gain_s, -placement.seat.tier if tiers else 0, stage
+
+    def _look_for_changes(self, now_s: float) -> tuple[bool, ...]:
+        """Note the stages that time, items, or the end of others have changed; return which are still needed."""
+        needed = tuple(self._needed())
+        seen_ready, seen_needed = self._seen
+        for stage, (ready, before) in enumerate(zip(self._progress.ready, seen_ready, strict=True)):
+            is_due = self._due_s[stage] <= now_s
+            if is_due or not ready:
+                self._due_s[stage] = math.inf
+            if ready > before or is_due:
+                self._roster.changed.add(stage)
+            elif before and not ready:
+                seen_needed = ()
+        if needed != seen_needed:
+            self._roster.changed.update(range(len(self.stages)))
+        return needed
+
+    def _eligible(self, stages: Iterable[int]) -> list[int]:
+        """Return those of the stages that have a task for a worker, with the barrier in mind."""
+        first = len(self.stages)
+        if not self.mechanisms.streaming:
+            first = next((stage for stage, number in enumerate(self._progress.here) if number), 0)
+        return [stage for stage in sorted(stages) if stage <= first and self._progress.ready[stage]]
 
     def _place(self, stage: int, now_s: float, needed: Sequence[bool]) -> Placement | None:
         item = self._progress.oldest(stage)
         ready = self._progress.ready
         seats = self._roster.seats(stage, item.made.get(stage - 1), now_s, needed, ready)
-        seats = [seat for seat in seats if not self._runs_on(item, seat.worker)]
+        if item.attempts:
+            seats = [seat for seat in seats if not self._runs_on(item, seat.worker)]
         due_s = (seat.due_s for seat in seats if seat.open and seat.due_s > now_s)
-        self._wake_s = min(self._wake_s, min(due_s, default=math.inf))
+        self._due_s[stage] = min(due_s, default=math.inf)
         share = self._roster.share(stage)
         to_come = self._progress.num_outside + sum(self._progress.here[:stage])
         return place(seats, now_s, max(1.0, ready[stage] * share), to_come * share, self.mechanisms.affinity)

@@ -14,7 +14,7 @@ from splitload.crowd.placement import Seat, Tier
 from splitload.crowd.seconds import Seconds
 from splitload.crowd.station import SLOTS, Job, Station
 
-_LOOK = 128  # of more workers in the same state, as many are looked at and stand for all
+_LOOK = 64  # of more workers in the same state, as many are looked at and stand for all
 
 
 class Roster:
@@ -23,6 +23,7 @@ class Roster:
     Attributes:
         stations: By name.
         holders: For each stage the stations that hold it, or will once they have done what they were given.
+        changed: Stages for whose tasks the choice of workers may have become another one; who looks at them empties it.
     """
 
     def __init__(self, stages: Sequence[Stage], mechanisms: Mechanisms) -> None:
@@ -31,6 +32,7 @@ class Roster:
         self._mechanisms = mechanisms
         self.stations: dict[str, Station] = {}
         self.holders: list[dict[str, Station]] = [{} for _ in stages]
+        self.changed: set[int] = set()
         self._balance = Balance(len(stages))
         self._open: list[dict[str, Station]] = [{} for _ in stages]  # holders that can be given a task
         self._idle: list[tuple[float, str]] = []  # the fastest first
@@ -62,6 +64,7 @@ class Roster:
         self._balance.update(station)
         able = not station.hangs
         self._set_idle(station, able and not station.jobs)
+        self.changed.update(station.resident)
         for stage in station.resident:
             for where, belongs in (
                 (self.holders[stage], able),
@@ -75,6 +78,10 @@ class Roster:
     def is_open(self, stage: int) -> bool:
         """Return whether anybody could be given a task of the stage now, memory apart."""
         return bool(self._idle or self._open[stage])
+
+    def is_idle(self, stage: int) -> bool:
+        """Return whether a worker that holds the stage has nothing to do."""
+        return any(not station.jobs for station in self._open[stage].values())
 
     def idle(self) -> list[Station]:
         """Return all idle stations, the fastest first."""
@@ -92,21 +99,19 @@ class Roster:
             needed: For each stage whether an item is yet to leave it.
             ready: For each stage how many tasks wait; an idle worker that holds such a stage is left to it.
         """
-        memory_bytes = self._stages[stage].memory_bytes
-        return [
-            self._seat(station, stage, source, now_s, needed)
-            for station in self._candidates(stage, ready)
-            if station.can_hold(stage, memory_bytes)
-        ]
+        return [self._seat(station, stage, source, now_s, needed) for station in self._candidates(stage, ready)]
 
     def share(self, stage: int) -> float:
         """Return which share of the stage's holders `seats` looks at."""
         return min(1.0, _LOOK / max(1, len(self.holders[stage])))
 
     def _candidates(self, stage: int, ready: Sequence[int]) -> Iterator[Station]:
-        affine = self._mechanisms.affinity != "off"
-        if self._mechanisms.affinity == "tiers":  # it also waits for workers that hold another stage
-            yield from (station for station in self.stations.values() if not station.hangs)
+        memory_bytes = self._stages[stage].memory_bytes
+        affinity = self._mechanisms.affinity
+        if affinity == "tiers":  # it also waits for workers that hold another stage
+            yield from (
+                each for each in self.stations.values() if not each.hangs and each.can_hold(stage, memory_bytes)
+            )
             return
         holders, opened = self.holders[stage], self._open[stage]
         if len(holders) <= _LOOK:
@@ -116,10 +121,16 @@ class Roster:
             yield from few
             full = (station for name, station in holders.items() if name not in opened)
             yield from islice(full, _LOOK - len(few))
-        for _, name in self._idle[:_LOOK]:
-            station = self.stations[name]
-            if name not in holders and not (affine and any(ready[held] for held in station.resident)):
-                yield station
+        idle = (self.stations[name] for _, name in self._idle if name not in holders)
+        yield from islice(
+            (
+                each
+                for each in idle
+                if each.can_hold(stage, memory_bytes)
+                and (affinity == "off" or not any(ready[held] for held in each.resident))
+            ),
+            _LOOK,
+        )
 
     def _seat(self, station: Station, stage: int, source: str | None, now_s: float, needed: Sequence[bool]) -> Seat:
         seconds, name = station.seconds, station.worker.name
@@ -223,6 +234,7 @@ class Roster:
         station.resident[stage] = None
 
     def _let_go(self, station: Station, stage: int) -> None:
+        self.changed.add(stage)
         station.resident.pop(stage, None)
         self.holders[stage].pop(station.worker.name, None)
         self._open[stage].pop(station.worker.name, None)
@@ -232,5 +244,6 @@ class Roster:
             del self._idle[bisect.bisect_left(self._idle, station.idle_key)]
             station.idle_key = None
         if idle:
+            self.changed.update(range(len(self._stages)))
             station.idle_key = (-station.seconds.speed, station.worker.name)
             bisect.insort(self._idle, station.idle_key)
