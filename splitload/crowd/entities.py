@@ -119,14 +119,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Step:
-    """What the engine has to do now.
+    """What the engine has to do now, cancels and releases first.
 
     Attributes:
         assignments: Tasks to send, in this order.
         preparations: Stages to load.
         cancels: Assignments whose result no longer counts, so that a worker need not begin them. One that it has begun
             keeps it busy until the engine reports on it, by `finished` or `dropped`.
-        releases: Tasks whose outputs nothing needs any more.
+        releases: Tasks whose outputs nothing needs any more, or which are lost.
         fetches: Items whose last output waits on a worker; the engine brings it to the client and says `delivered`.
         wake_s: When `step` is to be called again if nothing is reported before; infinity if there is no such moment.
     """

@@ -68,7 +68,7 @@ class Pipeline:
         self._deadlines: list[tuple[float, int]] = []
         self._slowest_s: dict[int, float] = {}  # of each stage that was measured, on any worker
         self._cancels: list[Assignment] = []
-        self._releases: list[tuple[Task, str]] = []
+        self._releases: list[Task] = []
         self._fetches: list[Fetch] = []
         self._due_s = [math.inf] * len(self.stages)  # when an idle worker may change to the stage
         self._seen: tuple[tuple[int, ...], tuple[bool, ...]] = (tuple(self._progress.ready), ())
@@ -91,7 +91,8 @@ class Pipeline:
         touched = {order.task.item for order in self._forget(station) if isinstance(order, Assignment)}
         for stage, number in station.outputs:
             item = self._progress.items[number]
-            item.made.pop(stage, None)
+            del item.made[stage]
+            self._releases.append(Task(stage, number))
             if stage == item.stage - 1:
                 touched.add(number)
         for number in sorted(touched):
@@ -142,7 +143,7 @@ class Pipeline:
             tuple(assignments),
             tuple(preparations),
             tuple(self._cancels),
-            tuple(task for task, _ in self._releases),
+            tuple(self._releases),
             tuple(self._fetches),
             min(*self._due_s, self._deadlines[0][0] if self._deadlines else math.inf),
         )
@@ -431,7 +432,7 @@ class Pipeline:
 
     def _release(self, outputs: list[tuple[Task, str]]) -> None:
         for task, worker in outputs:
-            self._releases.append((task, worker))
+            self._releases.append(task)
             station = self._roster.stations.get(worker)
             if station is not None:
                 station.outputs.discard(task)
@@ -439,9 +440,7 @@ class Pipeline:
     def _lose(self, item: Item, stage: int, worker: str | None) -> None:
         if worker is not None and item.made.get(stage) == worker:
             del item.made[stage]
-            station = self._roster.stations.get(worker)
-            if station is not None:
-                station.outputs.discard((stage, item.number))
+            self._release([(Task(stage, item.number), worker)])
 
     def _prepare(self, now_s: float) -> list[Preparation]:
         """Have all stages loaded, once there are items and workers."""
