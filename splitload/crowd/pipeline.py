@@ -5,12 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from splitload.base.errors import ClusterError, UsageError
+from splitload.crowd.dispatch import Dispatch
 from splitload.crowd.entities import Assignment, Fetch, Measured, Outcome, Preparation, Stage, Step, Task, Worker
 from splitload.crowd.mechanisms import Mechanisms
-from splitload.crowd.placement import Placement, place
+from splitload.crowd.placement import Placement
 from splitload.crowd.progress import Item, Progress
 from splitload.crowd.roster import Roster
 from splitload.crowd.station import Job, Station, spread
@@ -63,6 +64,7 @@ class Pipeline:
         self._max_in_flight = max_in_flight
         self._roster = Roster(self.stages, self.mechanisms)
         self._progress = Progress(len(self.stages))
+        self._dispatch = Dispatch(self.stages, self.mechanisms, self._roster, self._progress)
         self._attempts = itertools.count(1)
         self._live: dict[int, tuple[Assignment | Preparation, Station]] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -70,8 +72,6 @@ class Pipeline:
         self._cancels: list[Assignment] = []
         self._releases: list[Task] = []
         self._fetches: list[Fetch] = []
-        self._due_s = [math.inf] * len(self.stages)  # when an idle worker may change to the stage
-        self._seen: tuple[tuple[int, ...], tuple[bool, ...]] = (tuple(self._progress.ready), ())
         self._begun = self.mechanisms.deferred_loading
 
     def add_worker(self, worker: Worker, now_s: float) -> None:
@@ -99,8 +99,8 @@ class Pipeline:
             item = self._progress.items[number]
             if not self.mechanisms.recovery:
                 self._complete(item, ClusterError(f"worker '{name}' was lost, and recovery is off"), now_s)
-            elif not item.attempts:  # otherwise it runs somewhere, and has its input or will say that it lacks it
-                self._progress.rewind(item)
+            else:
+                self._place_anew(item, now_s)
 
     def add_item(self, item: int) -> None:
         """Let an item take part; any number may wait outside the bound of items in flight.
@@ -145,7 +145,7 @@ class Pipeline:
             tuple(self._cancels),
             tuple(self._releases),
             tuple(self._fetches),
-            min(*self._due_s, self._deadlines[0][0] if self._deadlines else math.inf),
+            min(self._dispatch.due_s, self._deadlines[0][0] if self._deadlines else math.inf),
         )
         self._cancels, self._releases, self._fetches = [], [], []
         return step
@@ -194,13 +194,12 @@ class Pipeline:
             return
         self._roster.refuse(station, order.task.stage if isinstance(order, Assignment) else order.stage, reason)
         self._roster.refresh(station)
-        if isinstance(order, Assignment):
-            self._again(order)
+        self._again(order, now_s)
 
     def dropped(self, assignment: Assignment, now_s: float) -> None:
         """Take the report that a worker has left a cancelled assignment, or one it was given, without a result."""
         if self._end(assignment, now_s) is not None:
-            self._again(assignment)
+            self._again(assignment, now_s)
 
     def lost_input(self, assignment: Assignment, now_s: float) -> None:
         """Take the report that a task's input could not be had from `input_worker`: it is made anew."""
@@ -208,7 +207,7 @@ class Pipeline:
             return
         item = self._progress.items[assignment.task.item]
         self._lose(item, assignment.task.stage - 1, assignment.input_worker)
-        self._again(assignment)
+        self._again(assignment, now_s)
 
     def delivered(self, item: int, now_s: float) -> bool:
         """Take the report that an item's last output is at the client; return whether it counts (False: doubled)."""
@@ -231,7 +230,7 @@ class Pipeline:
 
         The line names the stage, what it needs, and how much the best worker lacks.
         """
-        return self._roster.lacking(self._needed())
+        return self._roster.lacking(self._progress.needed())
 
     @property
     def _bound(self) -> float:
@@ -240,80 +239,11 @@ class Pipeline:
         default = max(_FOR_EACH_WORKER * len(self._roster.stations), 2 * len(self.stages))
         return default if self._max_in_flight is None else self._max_in_flight
 
-    def _needed(self) -> list[bool]:
-        """Return for each stage whether an item is yet to leave it."""
-        sums = itertools.accumulate(self._progress.here, initial=self._progress.num_outside)
-        return [number > 0 for number in itertools.islice(sums, 1, len(self.stages) + 1)]
-
     def _assign(self, now_s: float) -> list[Assignment]:
-        """Place tasks until no worker is open or all do better to wait.
-
-        Of several stages that could have a worker, that goes first which gains most by not waiting, and of equals the
-        last in the chain, since it brings items to their end. A stage is looked at only if something has changed for it
-        since its tasks were found to do better to wait.
-        """
-        ready, changed = self._progress.ready, self._roster.changed
-        needed = self._look_for_changes(now_s)
-        found: dict[int, Placement] = {}
-        assignments: list[Assignment] = []
-        while True:
-            for stage in self._eligible(changed):
-                found.pop(stage, None)
-                changed.discard(stage)
-                placement = self._place(stage, now_s, needed) if self._roster.is_open(stage) else None
-                if placement is not None:
-                    found[stage] = placement
-            if not found:
-                self._seen = (tuple(ready), needed)
-                return assignments
-            stage = max(found, key=lambda stage: self._urgency(stage, found[stage]))
-            chosen = found.pop(stage)
-            assignments.append(self._give(stage, chosen, now_s))
-            changed.update(each for each, other in found.items() if other.seat.worker == chosen.seat.worker)
-            if not ready[stage] and self._roster.is_idle(stage):  # its workers may now help elsewhere
-                changed.update(range(len(self.stages)))
-
-    def _urgency(self, stage: int, placement: Placement) -> tuple[float, int, int]:
-        tiers = self.mechanisms.affinity == "tiers"
-        return placement.gain_s, -placement.seat.tier if tiers else 0, stage
-
-    def _look_for_changes(self, now_s: float) -> tuple[bool, ...]:
-        """Note the stages that time, items, or the end of others have changed; return which are still needed."""
-        needed = tuple(self._needed())
-        seen_ready, seen_needed = self._seen
-        for stage, (ready, before) in enumerate(zip(self._progress.ready, seen_ready, strict=True)):
-            is_due = self._due_s[stage] <= now_s
-            if is_due or not ready:
-                self._due_s[stage] = math.inf
-            if ready > before or is_due:
-                self._roster.changed.add(stage)
-            elif before and not ready:
-                seen_needed = ()
-        if needed != seen_needed:
-            self._roster.changed.update(range(len(self.stages)))
-        return needed
-
-    def _eligible(self, stages: Iterable[int]) -> list[int]:
-        """Return those of the stages that have a task for a worker, with the barrier in mind."""
-        first = len(self.stages)
-        if not self.mechanisms.streaming:
-            first = next((stage for stage, number in enumerate(self._progress.here) if number), 0)
-        return [stage for stage in sorted(stages) if stage <= first and self._progress.ready[stage]]
-
-    def _place(self, stage: int, now_s: float, needed: Sequence[bool]) -> Placement | None:
-        item = self._progress.oldest(stage)
-        ready = self._progress.ready
-        seats = self._roster.seats(stage, item.made.get(stage - 1), now_s, needed, ready)
-        if item.attempts:
-            seats = [seat for seat in seats if not self._runs_on(item, seat.worker)]
-        due_s = (seat.due_s for seat in seats if seat.open and seat.due_s > now_s)
-        self._due_s[stage] = min(due_s, default=math.inf)
-        share = self._roster.share(stage)
-        to_come = self._progress.num_outside + sum(self._progress.here[:stage])
-        return place(seats, now_s, max(1.0, ready[stage] * share), to_come * share, self.mechanisms.affinity)
-
-    def _runs_on(self, item: Item, worker: str) -> bool:
-        return any(self._live[attempt][0].worker == worker for attempt in item.attempts)
+        assignments = []
+        while (found := self._dispatch.next(now_s)) is not None:
+            assignments.append(self._give(*found, now_s))
+        return assignments
 
     def _give(self, stage: int, found: Placement, now_s: float) -> Assignment:
         item = self._progress.oldest(stage)
@@ -329,7 +259,7 @@ class Pipeline:
         )
         expected_s = max(found.finish_s - max(found.seat.free_s, now_s), found.seat.run_s)
         self._progress.unqueue(item)
-        item.attempts.add(assignment.attempt)
+        item.attempts[assignment.attempt] = assignment.worker
         self._begin(station, assignment, expected_s, now_s)
         return assignment
 
@@ -362,7 +292,7 @@ class Pipeline:
             station.hangs = True
             self._roster.refresh(station)
             if isinstance(order, Assignment) and not self._is_void(order):
-                self._progress.queue(self._progress.items[order.task.item])
+                self._place_anew(self._progress.items[order.task.item], now_s)
             for job in station.jobs[1:]:
                 self._drop(job, station, now_s)
 
@@ -374,7 +304,7 @@ class Pipeline:
             if not self._is_void(order):
                 counted.append(order)
                 if isinstance(order, Assignment):
-                    self._progress.items[order.task.item].attempts.discard(order.attempt)
+                    self._progress.items[order.task.item].attempts.pop(order.attempt, None)
         return counted
 
     def _is_void(self, order: Assignment | Preparation) -> bool:
@@ -390,14 +320,23 @@ class Pipeline:
         del self._live[job.order.attempt]
         if isinstance(job.order, Assignment):
             self._cancels.append(job.order)
-            self._again(job.order)
+        self._again(job.order, now_s)
 
-    def _again(self, assignment: Assignment) -> None:
-        """Place a task anew unless another attempt is under way."""
-        item = self._progress.items[assignment.task.item]
-        item.attempts.discard(assignment.attempt)  # `_end` has done so where there was a report
-        if not item.attempts:
+    def _place_anew(self, item: Item, now_s: float) -> None:
+        """Let an item wait for a worker unless one runs it, which has its input or will say that it lacks it."""
+        if not item.ready and any(not self._live[attempt][1].hangs for attempt in item.attempts):
+            return
+        if item.attempts and (item.stage == 0 or item.stage - 1 in item.made):
+            self._progress.queue(item)  # beside the attempts that hang, and may still come to an end
+        else:
+            self._cancel(item, now_s)
             self._progress.rewind(item)
+
+    def _again(self, order: Assignment | Preparation, now_s: float) -> None:
+        if isinstance(order, Assignment):
+            item = self._progress.items[order.task.item]
+            item.attempts.pop(order.attempt, None)
+            self._place_anew(item, now_s)
 
     def _end(self, order: Assignment | Preparation, now_s: float) -> Station | None:
         """Close an order that a worker reports on; None if its report does not count."""
@@ -411,7 +350,7 @@ class Pipeline:
         self._roster.refresh(station)
         self._watch(station)
         if isinstance(known, Assignment) and counts:
-            self._progress.items[known.task.item].attempts.discard(known.attempt)
+            self._progress.items[known.task.item].attempts.pop(known.attempt, None)
         return station if counts else None
 
     def _cancel(self, item: Item, now_s: float) -> None:

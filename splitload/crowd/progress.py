@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -17,14 +18,14 @@ class Item:
         number: Its place in the order of results.
         stage: The stage it needs next; the number of stages once only its delivery is missing.
         ready: Whether that stage waits for a worker.
-        attempts: Assignments of that stage that are with workers.
+        attempts: Assignments of that stage that are with workers, by number, and which workers.
         made: For each stage whose output is kept, the worker that holds it.
     """
 
     number: int
     stage: int = 0
     ready: bool = False
-    attempts: set[int] = field(default_factory=set)
+    attempts: dict[int, str] = field(default_factory=dict)
     made: dict[int, str] = field(default_factory=dict)
 
 
@@ -75,6 +76,15 @@ class Progress:
     def is_empty(self) -> bool:
         """Return whether every item was taken."""
         return not self._order
+
+    def to_come(self, stage: int) -> int:
+        """Return how many items have not come as far as the stage."""
+        return len(self._outside) + sum(self.here[:stage])
+
+    def needed(self) -> tuple[bool, ...]:
+        """Return for each stage whether an item is yet to leave it."""
+        sums = itertools.accumulate(self.here[:-1], initial=len(self._outside))
+        return tuple(number > 0 for number in itertools.islice(sums, 1, None))
 
     def admit(self, max_in_flight: float) -> None:
         """Send items on their way as far as the bound allows."""

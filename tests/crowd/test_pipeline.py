@@ -125,12 +125,19 @@ class Engine:
     affinity=st.sampled_from(["finish", "tiers", "off"]),
     streaming=st.booleans(),
     one_resident=st.booleans(),
+    hang_factor=st.sampled_from([None, 1.0, 8.0]),
 )
 def test_every_result_comes_once_and_in_order_whatever_dies(
     seed: int, num_stages: int, num_workers: int, num_items: int, deaths: int, affinity: str, streaming: bool,
-    one_resident: bool,
+    one_resident: bool, hang_factor: float | None,
 ) -> None:  # fmt: skip
-    mechanisms = Mechanisms(affinity=affinity, streaming=streaming, one_resident=one_resident)  # type: ignore[arg-type]
+    mechanisms = Mechanisms(
+        affinity=affinity,  # type: ignore[arg-type]
+        streaming=streaming,
+        one_resident=one_resident,
+        hang_factor=hang_factor,
+        hang_floor_s=0.0,
+    )
     pipeline = Pipeline(chain(num_stages, load_s=seed % 3), mechanisms)
     engine = Engine(pipeline, [f"w{number}" for number in range(num_workers)], seed)
     feed(pipeline, num_items)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from splitload.base.errors import ClusterError
-from splitload.crowd import pipeline as pipeline_module
+from splitload.crowd import dispatch as dispatch_module
 from splitload.crowd.entities import Stage, Worker
 from splitload.crowd.mechanisms import Mechanisms
 from splitload.crowd.placement import place
@@ -106,7 +106,7 @@ def test_a_task_costs_few_looks_at_workers(monkeypatch: pytest.MonkeyPatch) -> N
         looks += len(seats)
         return place(seats, *more)
 
-    monkeypatch.setattr(pipeline_module, "place", counted)
+    monkeypatch.setattr(dispatch_module, "place", counted)
     result = simulate(
         chain(*[1.0] * 8, load_s=0.1), crowd(*[1.0, 0.5] * 20), 200, surroundings=Surroundings(spread=0.1)
     )
