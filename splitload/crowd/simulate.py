@@ -1,7 +1,7 @@
 """A simulated crowd on a virtual clock: it drives the same `Pipeline` as the engine, from ten devices to ten thousand.
 
 What is simulated: runs, loads, links, the client's own link, a scheduler that does one thing at a time, deaths, hangs
-and cut links. What is not: contention inside a device, lost packets, and links that change their speed.
+and cut links. Not: contention inside a device, lost packets, links that change their speed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from splitload.base.errors import ClusterError
 from splitload.crowd.entities import Assignment, Fetch, Measured, Preparation, Stage, Worker
 from splitload.crowd.mechanisms import Mechanisms
 from splitload.crowd.pipeline import Pipeline
+from splitload.crowd.simulated_links import Link, StageSources, through, transfer
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Surroundings:
     """What a simulated crowd has in common.
 
     Attributes:
-        client_bytes_per_s: What the client's link carries, for all stages and inputs it sends and all it gets back.
+        client_bytes_per_s: What the client's link carries in each direction.
+        peers: Whether devices send stages to each other; otherwise the client sends all of them.
         input_bytes: Bytes of one item's input, sent by the client.
         scheduling_s: Seconds the scheduler is busy with each task; it does one at a time.
         notice_s: Seconds until a dead worker, or one whose link is cut for as long, is given up.
@@ -52,6 +54,7 @@ class Surroundings:
     """
 
     client_bytes_per_s: float = math.inf
+    peers: bool = True
     input_bytes: int = 0
     scheduling_s: float = 0.0
     notice_s: float = 1.0
@@ -82,7 +85,8 @@ class Simulation:
         order: Items in the order in which results were taken.
         tallies: By device.
         scheduler_s: Seconds the scheduler was busy.
-        client_s: Seconds the client's link was busy.
+        client_s: Seconds the client's link was busy, both directions together.
+        client_bytes: Bytes that the client sent and got.
         max_in_flight: The most items that were on their way at once.
         num_assignments: Tasks that were sent, those sent anew included.
     """
@@ -93,6 +97,7 @@ class Simulation:
     tallies: dict[str, DeviceTally]
     scheduler_s: float
     client_s: float
+    client_bytes: int
     max_in_flight: int
     num_assignments: int
 
@@ -133,14 +138,13 @@ def simulate(
 
 @dataclass
 class _Device:
-    """A device during the simulation; `busy_s` is when it is free, `link_s` when its link is."""
+    """A device during the simulation; `busy_s` is when it is free."""
 
     simulated: SimulatedDevice
     tally: DeviceTally
     resident: set[int]
     cached: set[int]
     busy_s: float = 0.0
-    link_s: float = 0.0
     generation: int = 0  # counts how often it was given up: what it reports of an earlier time does not arrive
     cancelled: set[int] = field(default_factory=set)
 
@@ -168,7 +172,14 @@ class _Run:
         self.random = random.Random(surroundings.seed)  # noqa: S311
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.numbers = itertools.count()
-        self.client_s = self.client_busy_s = 0.0
+        self.links = {
+            name: Link(device.simulated.worker.link_bytes_per_s, device.simulated.cuts)
+            for name, device in self.devices.items()
+        }
+        self.alive = {name: device.simulated.dies_s for name, device in self.devices.items()}
+        self.client = Link(surroundings.client_bytes_per_s)
+        self.client_bytes = 0
+        self.sources = StageSources(len(pipeline.stages), self.client, surroundings.peers)
         self.scheduler_s = self.scheduler_busy_s = 0.0
         self.completed_s: dict[int, float] = {}
         self.order: list[int] = []
@@ -193,7 +204,7 @@ class _Run:
         return Simulation(
             makespan_s, self.completed_s, tuple(self.order),
             {name: device.tally for name, device in self.devices.items()},
-            self.scheduler_busy_s, self.client_busy_s, self.max_in_flight, self.num_assignments,
+            self.scheduler_busy_s, self.client.busy_s, self.client_bytes, self.max_in_flight, self.num_assignments,
         )  # fmt: skip
 
     def at(self, time_s: float, event: Callable[[float], None]) -> None:
@@ -209,7 +220,9 @@ class _Run:
 
     def join(self, name: str, now_s: float) -> None:
         device = self.devices[name]
-        device.busy_s = device.link_s = now_s
+        device.busy_s = self.links[name].in_s = self.links[name].out_s = now_s
+        for stage in device.cached:
+            self.sources.add(stage, name, now_s)
         worker = device.simulated.worker
         resident = next(iter(device.resident), None)
         self.pipeline.add_worker(
@@ -253,19 +266,6 @@ class _Run:
         self.scheduler_busy_s += self.around.scheduling_s
         return self.scheduler_s
 
-    def transfer(self, device: _Device, num_bytes: int, now_s: float, *, client: bool) -> float:
-        """Return when bytes have passed a device's link and, if it is the other end, the client's."""
-        begin_s = max(now_s, device.link_s, self.client_s if client else 0.0)
-        link_s = num_bytes / device.simulated.worker.link_bytes_per_s
-        if client:
-            share_s = num_bytes / self.around.client_bytes_per_s
-            self.client_s = begin_s + share_s
-            self.client_busy_s += share_s
-            link_s = max(link_s, share_s)
-        end_s = _through(begin_s, link_s, device.simulated.cuts)
-        device.link_s = end_s
-        return end_s
-
     def switch(self, device: _Device, stage: int, unload: Sequence[int], start_s: float) -> tuple[float, Measured]:
         """Return when a device holds a stage, and what it measured."""
         if stage in device.resident:
@@ -274,18 +274,21 @@ class _Run:
         end_s = start_s
         if stage not in device.cached:
             num_bytes = self.pipeline.stages[stage].weights_bytes
-            end_s = self.transfer(device, num_bytes, start_s, client=True)
+            name = device.simulated.worker.name
+            end_s, by_client = self.sources.fetch(stage, num_bytes, self.links, self.alive, name, start_s)
+            self.client_bytes += num_bytes if by_client else 0
             fetch_s = end_s - start_s
             device.tally.fetch_s += fetch_s
             device.tally.stage_bytes += num_bytes
             if self.pipeline.mechanisms.stage_cache:
                 device.cached.add(stage)
+                self.sources.add(stage, name, end_s)
         load_s = self.pipeline.stages[stage].load_s / device.speed * self.noise()
         device.tally.load_s += load_s
         device.tally.loads += 1
         device.resident.difference_update(unload)
         device.resident.add(stage)
-        return _through(end_s, load_s, device.simulated.hangs), Measured(0.0, load_s, fetch_s)
+        return through(end_s, load_s, device.simulated.hangs), Measured(0.0, load_s, fetch_s)
 
     def prepare(self, preparation: Preparation, now_s: float) -> None:
         device, generation = self.devices[preparation.worker], self.devices[preparation.worker].generation
@@ -296,13 +299,12 @@ class _Run:
     def execute(self, assignment: Assignment, now_s: float) -> None:
         device, generation = self.devices[assignment.worker], self.devices[assignment.worker].generation
         stage = assignment.task.stage
-        arrived_s = sent_s = _through(self.scheduled(now_s), 0.0, device.simulated.cuts)
+        arrived_s = sent_s = through(self.scheduled(now_s), 0.0, device.simulated.cuts)
         if assignment.input_worker != assignment.worker:
-            client = assignment.input_worker is None
             num_bytes = self.around.input_bytes if stage == 0 else self.pipeline.stages[stage - 1].output_bytes
-            if not client:  # it also has to leave the other device
-                sent_s = _through(sent_s, 0.0, self.devices[assignment.input_worker or ""].simulated.cuts)
-            arrived_s = self.transfer(device, num_bytes, sent_s, client=client)
+            source = self.client if assignment.input_worker is None else self.links[assignment.input_worker]
+            self.client_bytes += num_bytes if source is self.client else 0
+            arrived_s = transfer(source, self.links[assignment.worker], num_bytes, sent_s)
             device.tally.tensor_bytes += num_bytes
 
         def begin(now_s: float) -> None:  # in order, since a device does one task after the other
@@ -313,7 +315,7 @@ class _Run:
                 return
             held_s, measured = self.switch(device, stage, assignment.unload, now_s)
             run_s = self.pipeline.stages[stage].run_s / device.speed * self.noise()
-            end_s = _through(max(held_s, arrived_s), run_s, device.simulated.hangs)
+            end_s = through(max(held_s, arrived_s), run_s, device.simulated.hangs)
             device.busy_s = end_s
             took = Measured(run_s, measured.load_s, measured.fetch_s, self.pipeline.stages[stage].output_bytes)
             self.report(device, generation, end_s, lambda now_s: self.end(assignment, took, now_s))
@@ -339,7 +341,7 @@ class _Run:
                 event(now_s)
 
         if end_s < device.simulated.dies_s:
-            self.at(_through(end_s, 0.0, device.simulated.cuts), arrive)
+            self.at(through(end_s, 0.0, device.simulated.cuts), arrive)
 
     def end(self, assignment: Assignment, measured: Measured, now_s: float) -> None:
         tally = self.devices[assignment.worker].tally
@@ -349,7 +351,8 @@ class _Run:
     def fetch(self, fetch: Fetch, now_s: float) -> None:
         device, generation = self.devices[fetch.worker], self.devices[fetch.worker].generation
         num_bytes = self.pipeline.stages[-1].output_bytes
-        end_s = self.transfer(device, num_bytes, now_s, client=True)
+        end_s = transfer(self.links[fetch.worker], self.client, num_bytes, now_s)
+        self.client_bytes += num_bytes
 
         def arrive(now_s: float) -> None:
             if self.pipeline.delivered(fetch.item, now_s):
@@ -359,12 +362,3 @@ class _Run:
 
     def noise(self) -> float:
         return self.random.lognormvariate(0.0, self.around.spread) if self.around.spread else 1.0
-
-
-def _through(begin_s: float, seconds: float, gaps: Sequence[tuple[float, float]]) -> float:
-    """Return when something that takes `seconds` ends if it stands still in the gaps."""
-    end_s = begin_s + seconds
-    for gap_begin_s, gap_end_s in sorted(gaps):
-        if gap_begin_s <= end_s and begin_s < gap_end_s:
-            end_s += gap_end_s - max(gap_begin_s, begin_s)
-    return end_s
