@@ -28,7 +28,8 @@ class Mechanisms:
         stage_cache: Workers keep the stages they were sent on disk. Off, a stage travels whenever it is loaded.
         hang_factor: A task that takes so many times its expected seconds is started a second time elsewhere, and the
             first result counts; None never does.
-        hang_floor_s: No task counts as hanging before these seconds.
+        hang_floor_s: No task counts as hanging before these seconds: its input may wait for a link that is
+            busy with a stage.
     """
 
     deferred_loading: bool = True
@@ -39,4 +40,4 @@ class Mechanisms:
     recovery: bool = True
     stage_cache: bool = True
     hang_factor: float | None = 8.0
-    hang_floor_s: float = 2.0
+    hang_floor_s: float = 10.0

@@ -14,7 +14,7 @@ from splitload.crowd.placement import Seat, Tier
 from splitload.crowd.seconds import Seconds
 from splitload.crowd.station import SLOTS, Job, Station
 
-_LOOK = 64  # of more workers in the same state, as many are looked at and stand for all
+_LOOK = 32  # of more workers in the same state, as many are looked at and stand for all
 
 
 class Roster:
@@ -212,7 +212,8 @@ class Roster:
         station.idle_s = station.idled_s(now_s) if stage in station.resident else 0.0
         if not station.jobs:
             station.head_s = now_s
-        station.jobs.append(Job(order, expected_s, not station.seconds.is_measured(stage)))
+        known = station.seconds.is_measured(stage) and (stage in station.resident or stage in station.cached)
+        station.jobs.append(Job(order, expected_s, guessed=not known))
         self._hold(station, stage)
         if self._mechanisms.stage_cache:
             station.cached.add(stage)

@@ -118,6 +118,7 @@ def simulate(
     mechanisms: Mechanisms | None = None,
     surroundings: Surroundings | None = None,
     max_in_flight: int | None = None,
+    watch: Callable[[Pipeline], None] | None = None,
 ) -> Simulation:
     """Run items through a simulated crowd.
 
@@ -128,11 +129,14 @@ def simulate(
         mechanisms: As of `Pipeline`.
         surroundings: Links, scheduler, noise.
         max_in_flight: As of `Pipeline`.
+        watch: Called with the pipeline before anything else, to measure it.
 
     Raises:
         ClusterError: A stage is needed that no device can hold, or no device is left.
     """
     pipeline = Pipeline(stages, mechanisms, max_in_flight)
+    if watch is not None:
+        watch(pipeline)
     return _Run(pipeline, devices, num_items, surroundings or Surroundings()).run()
 
 

@@ -13,7 +13,13 @@ SLOTS = 2  # one task runs, one waits on the worker, so that its input travels m
 
 @dataclass
 class Job:
-    """Something a worker was given, and the seconds it is expected to take from its begin to its end."""
+    """Something a worker was given.
+
+    Attributes:
+        order: What.
+        expected_s: The seconds it is expected to take from its begin to its end.
+        guessed: Whether that is little more than a guess: it was not measured, or a stage has to travel.
+    """
 
     order: Assignment | Preparation
     expected_s: float
