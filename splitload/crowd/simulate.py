@@ -87,6 +87,7 @@ class Simulation:
         scheduler_s: Seconds the scheduler was busy.
         client_s: Seconds the client's link was busy, both directions together.
         client_bytes: Bytes that the client sent and got.
+        client_stage_bytes: Bytes of these that were stages.
         max_in_flight: The most items that were on their way at once.
         num_assignments: Tasks that were sent, those sent anew included.
     """
@@ -98,6 +99,7 @@ class Simulation:
     scheduler_s: float
     client_s: float
     client_bytes: int
+    client_stage_bytes: int
     max_in_flight: int
     num_assignments: int
 
@@ -182,7 +184,7 @@ class _Run:
         }
         self.alive = {name: device.simulated.dies_s for name, device in self.devices.items()}
         self.client = Link(surroundings.client_bytes_per_s)
-        self.client_bytes = 0
+        self.client_bytes = self.client_stage_bytes = 0
         self.sources = StageSources(len(pipeline.stages), self.client, surroundings.peers)
         self.scheduler_s = self.scheduler_busy_s = 0.0
         self.completed_s: dict[int, float] = {}
@@ -208,7 +210,8 @@ class _Run:
         return Simulation(
             makespan_s, self.completed_s, tuple(self.order),
             {name: device.tally for name, device in self.devices.items()},
-            self.scheduler_busy_s, self.client.busy_s, self.client_bytes, self.max_in_flight, self.num_assignments,
+            self.scheduler_busy_s, self.client.busy_s, self.client_bytes,
+            self.client_stage_bytes, self.max_in_flight, self.num_assignments,
         )  # fmt: skip
 
     def at(self, time_s: float, event: Callable[[float], None]) -> None:
@@ -280,7 +283,9 @@ class _Run:
             num_bytes = self.pipeline.stages[stage].weights_bytes
             name = device.simulated.worker.name
             end_s, by_client = self.sources.fetch(stage, num_bytes, self.links, self.alive, name, start_s)
-            self.client_bytes += num_bytes if by_client else 0
+            if by_client:
+                self.client_bytes += num_bytes
+                self.client_stage_bytes += num_bytes
             fetch_s = end_s - start_s
             device.tally.fetch_s += fetch_s
             device.tally.stage_bytes += num_bytes

@@ -81,6 +81,7 @@ def figures(result: Simulation, crowd: Sequence[SimulatedDevice]) -> dict[str, A
         "scheduler_share": result.scheduler_s / whole_s,
         "client_link_share": result.client_s / whole_s,
         "client_bytes": result.client_bytes,
+        "client_stage_bytes": result.client_stage_bytes,
         "stage_bytes": sum(tally.stage_bytes for tally in tallies),
         "tensor_bytes": sum(tally.tensor_bytes for tally in tallies),
         "loads_for_each_device": sum(tally.loads for tally in tallies) / len(crowd),

@@ -17,6 +17,7 @@ from splitload.studies import (
     bench_tables,
     build_tables,
     client_tables,
+    crowd_tables,
     matrix_tables,
     memory_table,
     personal_tables,
@@ -27,12 +28,15 @@ from splitload.studies import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = tuple(
-    ROOT / name for name in ("README.md", "docs/measuring.md", "docs/memory.md", "results/README.md")
-)  # that have tables
+DOCUMENTS = tuple(  # that have tables
+    ROOT / name
+    for name in ("README.md", "docs/measuring.md", "docs/memory.md", "docs/crowd-growth.md", "results/README.md")
+)
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
-_LISTED_ELSEWHERE = ("headline", "residency_targets", "targets", "whole_bound", "whole_targets", "whole_starts")
+_LISTED_ELSEWHERE = (
+    "crowd_scheduling", "headline", "residency_targets", "targets", "whole_bound", "whole_targets", "whole_starts",
+)  # fmt: skip
 Named = tuple[str, Any]  # a record and the name of its file
 
 
@@ -218,6 +222,8 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "residency": ("residency", _every, lambda found: _table(*residency_tables.residency(found))),
     "residency_targets": ("residency", _every, lambda found: _table(*residency_tables.targets(found))),
     "clients": ("clients", _every, lambda found: _table(*client_tables.clients(found))),
+    "crowd_growth": ("crowd_growth", _every, lambda found: _table(*crowd_tables.growth(found))),
+    "crowd_scheduling": ("crowd_growth", _every, lambda found: _table(*crowd_tables.scheduling(found))),
 }
 
 
