@@ -68,7 +68,6 @@ class Pipeline:
         self._attempts = itertools.count(1)
         self._live: dict[int, tuple[Assignment | Preparation, Station]] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._slowest_s: dict[int, float] = {}  # of each stage that was measured, on any worker
         self._cancels: list[Assignment] = []
         self._releases: list[Task] = []
         self._fetches: list[Fetch] = []
@@ -161,7 +160,6 @@ class Pipeline:
             return False
         stage = assignment.task.stage
         station.seconds.learn(stage, measured, ran=True)
-        self._slowest_s[stage] = max(self._slowest_s.get(stage, 0.0), measured.run_s)
         item = self._progress.items[assignment.task.item]
         self._cancel(item, now_s)  # a second attempt, if one was made
         station.outputs.add(assignment.task)
@@ -333,6 +331,7 @@ class Pipeline:
             self._progress.rewind(item)
 
     def _again(self, order: Assignment | Preparation, now_s: float) -> None:
+        """Place anew what an order that came to nothing was for."""
         if isinstance(order, Assignment):
             item = self._progress.items[order.task.item]
             item.attempts.pop(order.attempt, None)

@@ -6,16 +6,16 @@ Three rules (`Mechanisms.affinity`). All expect of a worker that it finishes a t
 
 where `switch` are the seconds until it holds the stage, `input` those that the task's input travels meanwhile.
 
-- "finish" asks whether a better tier is worth waiting for. The workers that hold the stage would be through with
-  all its ready tasks at `wait`: their queues and the ready tasks, shared out by speed. A task goes to the open worker
-  that finishes it first; between workers that are nearly equal the better tier wins; and if waiting is better than
-  that worker, the task waits. A worker four times slower takes a quarter of the tasks, since it is through with one
-  when the others are through with four.
+- "finish" asks whether a better tier is worth waiting for. A task goes to the open worker that finishes it first, and
+  between workers that are nearly equal to the better tier. It waits if the workers that hold its stage, full ones
+  included, would be through before that with all the work there is for them: their queues, the ready tasks, and those
+  to come, shared out by speed. So a slow worker has its share as long as there is work for all, and a fast one gets
+  the last tasks.
 
-  A worker that changes its stage where it is missing most stays there. One that goes to a stage that has its share of
-  the crowd, or leaves one that then lacks it, has to change again (see `balance`): such a change is priced twice, and
-  it has to have been idle for as long as the change takes. As with renting and buying skis, the crowd then pays for
-  such changes at most as much as it had lost by idling.
+  A worker that changes to a stage that lacks workers stays there. One that goes to a stage that has its share of the
+  crowd, or leaves one that then lacks it, has to change again (see `balance`). Such a change is priced twice, only the
+  ready tasks count for it, and the worker has to have been idle for as long as the change takes. As with renting and
+  buying skis, the crowd then pays for such changes about as much as it had lost by idling, and no more.
 - "tiers" is the rule of the paper: the best tier there is, and between equals the earliest finish. A task waits for
   the one worker that holds its stage, however many stand idle.
 - "off" takes the open worker that would finish first if stages lay everywhere.
