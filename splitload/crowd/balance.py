@@ -42,6 +42,11 @@ class Balance:
         for stage, rate in self._held.pop(name, {}).items():
             self._rates[stage] -= rate
 
+    @property
+    def items_per_s(self) -> float:
+        """Return the rate of the whole crowd in balance."""
+        return max(self._total, 0.0)
+
     def has_enough(self, stage: int, without: Station | None = None) -> bool:
         """Return whether the holders of a stage, one of them perhaps left out, keep up with a crowd in balance."""
         rate = self._rates[stage]

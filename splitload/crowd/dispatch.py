@@ -90,11 +90,14 @@ class Dispatch:
     def _place(self, stage: int, now_s: float) -> Placement | None:
         progress, roster = self._progress, self._roster
         item = progress.oldest(stage)
-        seats = roster.seats(stage, item.made.get(stage - 1), now_s, self._seen_needed, progress.ready)
+        to_come = progress.to_come(stage)
+        left = progress.ready[stage] + to_come
+        seats = roster.seats(stage, item.made.get(stage - 1), now_s, self._seen_needed, progress.ready, left)
         if item.attempts:
             seats = [seat for seat in seats if seat.worker not in item.attempts.values()]
         due_s = (seat.due_s for seat in seats if seat.open and seat.due_s > now_s)
         self._due_s[stage] = min(due_s, default=math.inf)
         share = roster.share(stage)
         ready = max(1.0, progress.ready[stage] * share)
-        return place(seats, now_s, ready, progress.to_come(stage) * share, self._mechanisms.affinity)
+        end_s = roster.end_s(now_s, [progress.to_come(each + 1) for each in self._stages])
+        return place(seats, now_s, ready, to_come * share, self._mechanisms.affinity, end_s)

@@ -9,8 +9,8 @@ where `switch` are the seconds until it holds the stage, `input` those that the 
 - "finish" asks whether a better tier is worth waiting for. A task goes to the open worker that finishes it first, and
   between workers that are nearly equal to the better tier. It waits if the workers that hold its stage, full ones
   included, would be through before that with all the work there is for them: their queues, the ready tasks, and those
-  to come, shared out by speed. So a slow worker has its share as long as there is work for all, and a fast one gets
-  the last tasks.
+  to come, shared out by speed; or if the whole crowd could be through with all items before that. So a slow worker has
+  its share as long as there is work for all, and fast ones get the last tasks.
 
   A worker that changes to a stage that lacks workers stays there. One that goes to a stage that has its share of the
   crowd, or leaves one that then lacks it, has to change again (see `balance`). Such a change is priced twice, only the
@@ -55,7 +55,7 @@ class Seat(NamedTuple):
         input_s: Seconds the task's input travels to it.
         run_s: Seconds it runs the task, more than 0.
         return_s: Seconds that it, or another in its place, needs to change its stage again afterwards.
-        due_s: The moment from which it may change its stage for this task.
+        due_s: The moment from which it may be given this task.
     """
 
     worker: str
@@ -88,18 +88,26 @@ class Placement(NamedTuple):
 
 
 def place(
-    seats: Sequence[Seat], now_s: float, ready: float = 1, to_come: float = 0, affinity: Affinity = "finish"
+    seats: Sequence[Seat],
+    now_s: float,
+    ready: float = 1,
+    to_come: float = 0,
+    affinity: Affinity = "finish",
+    end_s: float = math.inf,
 ) -> Placement | None:
     """Return where a ready task goes, or None if it does better to wait.
 
     None is returned if there is no open worker, if one that is not open is worth waiting for, or if none is due yet.
 
     Args:
-        seats: The workers that have the memory for the task's stage.
+        seats: The workers that have the memory for the task's stage: those that hold it, the open ones, and those busy
+            with other stages if a task of this one is better left to them.
         now_s: The time.
         ready: Tasks of the stage that wait for these workers, this one included.
         to_come: Further tasks of the stage that are known, and whose items are at earlier stages.
         affinity: The rule.
+        end_s: When the crowd could be through with all items. A worker that holds the stage and would finish the task
+            only after that leaves it to another one, which may have to load the stage.
     """
     if affinity == "tiers":
         best = min(seats, key=lambda seat: (seat.tier, seat.finish_s(now_s), seat.worker), default=None)
@@ -119,8 +127,16 @@ def place(
     )
     soon_s = _wait_s(seats, now_s, ready)
     wait_s = soon_s if best.return_s or not to_come else _wait_s(seats, now_s, ready + to_come)
-    worth_s = price_s if best.tier == Tier.RESIDENT else now_s + (price_s - now_s) * _NEARLY_EQUAL
-    return Placement(best, best.finish_s(now_s), soon_s - price_s) if worth_s <= wait_s else None
+    if best.tier == Tier.RESIDENT:
+        first_s = min(seat.finish_s(now_s) for seat in seats if seat.tier == Tier.RESIDENT)
+        accepted = price_s <= max(min(wait_s, end_s), first_s)
+    else:
+        accepted = now_s + (price_s - now_s) * _NEARLY_EQUAL <= wait_s and not any(
+            now_s + (seat.finish_s(now_s) - now_s) * _NEARLY_EQUAL < price_s
+            for seat in seats
+            if not seat.open and seat.tier != Tier.RESIDENT
+        )
+    return Placement(best, best.finish_s(now_s), soon_s - price_s) if accepted else None
 
 
 def _wait_s(seats: Sequence[Seat], now_s: float, tasks: float) -> float:

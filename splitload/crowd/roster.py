@@ -14,6 +14,7 @@ from splitload.crowd.placement import Seat, Tier
 from splitload.crowd.seconds import Seconds
 from splitload.crowd.station import SLOTS, Job, Station
 
+_EARLY = 0.1  # of a run: measured seconds differ by as much
 _LOOK = 32  # of more workers in the same state, as many are looked at and stand for all
 
 
@@ -75,6 +76,13 @@ class Roster:
                 else:
                     where.pop(station.worker.name, None)
 
+    def end_s(self, now_s: float, left: Sequence[int]) -> float:
+        """Return when a crowd in balance would have done so many tasks of each stage, one more load included."""
+        rate = self._balance.items_per_s
+        runs = [stage.run_s for stage in self._stages]
+        items = sum(tasks * run_s for tasks, run_s in zip(left, runs, strict=True)) / max(sum(runs), 1e-9)
+        return now_s + max(stage.load_s for stage in self._stages) + items / rate if rate else math.inf
+
     def is_open(self, stage: int) -> bool:
         """Return whether anybody could be given a task of the stage now, memory apart."""
         return bool(self._idle or self._open[stage])
@@ -88,7 +96,7 @@ class Roster:
         return [self.stations[name] for _, name in self._idle]
 
     def seats(
-        self, stage: int, source: str | None, now_s: float, needed: Sequence[bool], ready: Sequence[int]
+        self, stage: int, source: str | None, now_s: float, needed: Sequence[bool], ready: Sequence[int], left: int
     ) -> list[Seat]:
         """Return the workers that come into question for a task.
 
@@ -98,8 +106,21 @@ class Roster:
             now_s: The time.
             needed: For each stage whether an item is yet to leave it.
             ready: For each stage how many tasks wait; an idle worker that holds such a stage is left to it.
+            left: Tasks of the stage that wait or are to come. When they are few, a task is given to a worker that runs
+                another one only as early as its input has to leave, since a better worker may come free before.
         """
-        return [self._seat(station, stage, source, now_s, needed) for station in self._candidates(stage, ready)]
+        few = left <= len(self.holders[stage])
+        candidates = list(self._candidates(stage, ready))
+        if left < len(self.stations) and self._mechanisms.affinity == "finish":
+            candidates += self._busy_elsewhere(stage)
+        return [self._seat(station, stage, source, now_s, needed, few) for station in candidates]
+
+    def _busy_elsewhere(self, stage: int) -> Iterator[Station]:
+        memory_bytes, holders = self._stages[stage].memory_bytes, self.holders[stage]
+        busy = (each for each in self.stations.values() if each.jobs and not each.hangs)
+        return islice(
+            (each for each in busy if each.can_hold(stage, memory_bytes) and each.worker.name not in holders), _LOOK
+        )
 
     def share(self, stage: int) -> float:
         """Return which share of the stage's holders `seats` looks at."""
@@ -132,13 +153,16 @@ class Roster:
             _LOOK,
         )
 
-    def _seat(self, station: Station, stage: int, source: str | None, now_s: float, needed: Sequence[bool]) -> Seat:
+    def _seat(
+        self, station: Station, stage: int, source: str | None, now_s: float, needed: Sequence[bool], few: bool
+    ) -> Seat:
         seconds, name = station.seconds, station.worker.name
         input_s = 0.0 if stage == 0 or source in (None, name) else seconds.input_s(stage - 1)
         free_s = station.free_s(now_s)
         if stage in station.resident:
-            opened = len(station.jobs) < SLOTS
-            return Seat(name, Tier.RESIDENT, opened, free_s, 0.0, input_s, seconds.run_s(stage))
+            opened, run_s = len(station.jobs) < SLOTS, seconds.run_s(stage)
+            due_s = free_s - input_s - _EARLY * run_s if few and station.jobs else now_s
+            return Seat(name, Tier.RESIDENT, opened, free_s, 0.0, input_s, run_s, due_s=due_s)
         switch_s = self.switch_s(station, stage)
         due_s = return_s = 0.0
         if self._is_passing(station, stage, needed):
