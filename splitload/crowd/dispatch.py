@@ -91,7 +91,8 @@ class Dispatch:
         progress, roster = self._progress, self._roster
         item = progress.oldest(stage)
         to_come = progress.to_come(stage)
-        left = progress.ready[stage] + to_come
+        ending = progress.to_come(len(self._stages)) <= len(roster.stations)
+        left = progress.ready[stage] + to_come if ending else math.inf
         seats = roster.seats(stage, item.made.get(stage - 1), now_s, self._seen_needed, progress.ready, left)
         if item.attempts:
             seats = [seat for seat in seats if seat.worker not in item.attempts.values()]
