@@ -106,9 +106,9 @@ class Roster:
             now_s: The time.
             needed: For each stage whether an item is yet to leave it.
             ready: For each stage how many tasks wait; an idle worker that holds such a stage is left to it.
-            left: Tasks of the stage that wait or are to come, once there are no more items than workers; infinity before.
-                When they are few, a task is given to a worker that runs another one only as early as its input has to
-                leave, since a better worker may come free before.
+            left: Tasks of the stage that wait or are to come, once items are no more than workers; infinity before.
+                When they are few, a worker that runs a task is given another only as early as its input has to leave,
+                since a better worker may come free before.
         """
         few = left <= len(self.holders[stage])
         candidates = list(self._candidates(stage, ready))
