@@ -1,1 +1,1 @@
-"""A crowd of small devices that run the stages of one model as a pipeline."""
+"""A crowd of small devices that run the stages of one bundle as a streaming pipeline, on dask.distributed."""
