@@ -11,6 +11,7 @@ SplitloadError
 ├── TrainingError (ArithmeticError)  training whose loss is NaN or infinite
 ├── OutputError (OSError)            a result that could not be written
 ├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
+├── CertificateError (ValueError)    certificates of a crowd that are missing, out of date, or open to others
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
 
 What is no error, but less than was promised, is a warning (UserWarning): PortableWarning, LibraryWarning, CacheWarning.
@@ -65,6 +66,10 @@ class OutputError(SplitloadError, OSError):
 
 class ClusterError(SplitloadError, ConnectionError):
     """A cluster cannot be reached, or cannot run what it is given."""
+
+
+class CertificateError(SplitloadError, ValueError):
+    """Certificates of a crowd are missing, out of date, do not fit each other, or are open to other users."""
 
 
 class MissingPackageError(SplitloadError, ImportError):
