@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from splitload.base.errors import MissingPackageError
 
 _PACKAGES = {  # by the name that is imported
+    "dask": "distributed",
+    "distributed": "distributed",
     "flatbuffers": "flatbuffers",
     "google": "protobuf",
     "gymnasium": "gymnasium",
@@ -56,6 +58,6 @@ def named(what: str) -> Iterator[None]:
 
 
 def missing(what: str, package: str) -> MissingPackageError:
-    """Return the error that says what needs a package, and how to install it; numpy is no matter of the desk's."""
-    cure = "pip install numpy" if package == "numpy" else install("desk")
+    """Return the error that says what needs a package, and how to install it; not all is a matter of the desk's."""
+    cure = {"numpy": "pip install numpy", "distributed": install("crowd")}.get(package) or install("desk")
     return MissingPackageError(f"{what} needs the package '{package}', which is not installed: {cure}")

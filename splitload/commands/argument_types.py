@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, once command and options are known to be there; argparse calls it for commands too."""
-        commands = next((action.choices for action in self._actions if action.dest == "command_name"), None)
+        commands = next((action.choices for action in self._actions if action.nargs == argparse.PARSER), None)
         if commands is not None and args and not args[0].startswith("-") and args[0] not in commands:
             raise unknown_name("command", args[0], commands)
         words = takewhile(lambda word: word.startswith("-"), args or ()) if commands is not None else args or ()

@@ -17,6 +17,7 @@ ROOMS = {
     "architectures": "models of many architectures, to try",
     "bench": "bundles and files of other engines, to compare",
     "canaries": "which runtimes are fit for which bundles",
+    "crowd": "stages that workers of a crowd were sent",
     "deep": "synthetic models to compare",
     "exports": "models exported from torch",
     "forms": "models stored in other forms, to compare",

@@ -31,10 +31,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     ) -> None:
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(function=function, takes_cache=cache)
-        sub.add_argument(
-            "--json", action="store_true", help="print one JSON object on stdout, if it succeeds, and nothing else"
-        )
-        sub.add_argument("--debug", action="store_true", help="show a traceback where something fails")
+        takes_output(sub)
         if options is not None and command in (None, name):
             options(sub)
 
@@ -42,6 +39,17 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     _add_bundles(add)
     _add_running(add)
     return parser
+
+
+def takes_output(sub: _Sub, **default: Any) -> None:
+    """Add the options of every command: how it shows what it did, and where it failed."""
+    sub.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object on stdout, if it succeeds, and nothing else",
+        **default,
+    )
+    sub.add_argument("--debug", action="store_true", help="show a traceback where something fails", **default)
 
 
 def _add_planning(add: _Add) -> None:
@@ -71,6 +79,7 @@ def _add_running(add: _Add) -> None:
     add("finetune", "finetune:finetune", "train the last stage of a bundle on this device", _finetune_options)
     what = "compare with what a user would do otherwise, in fresh processes"
     add("bench", "bench:bench", what, _bench_options, cache=True)
+    add("crowd", "crowd:crowd", "run a bundle on a crowd of small devices", _crowd_options)
 
 
 def _train_options(train: _Sub) -> None:
@@ -149,6 +158,12 @@ def _finetune_options(finetune: _Sub) -> None:
     from splitload.deploy.arguments import add_arguments
 
     add_arguments(finetune)
+
+
+def _crowd_options(crowd: _Sub) -> None:
+    from splitload.commands.crowd import add_commands
+
+    add_commands(crowd)
 
 
 _OF_MODEL = ("model", "max_blocks")  # settings that every command with a model takes

@@ -52,5 +52,7 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
 )
 """By the names that `dask.config.set` takes; the same for each process of a crowd, as each reads its part."""
 
+CACHE_FOLDER = "splitload.crowd.cache-folder"  # Dask's setting with the folder that a worker keeps stages in
+CACHE_BYTES = "splitload.crowd.cache-bytes"  # and with how much may be in it
 ONE_HOST = "127.0.0.1"  # where a process listens that others on this host alone may reach
 HTTP_ADDRESS = f"{ONE_HOST}:0"  # Dask's servers answer HTTP too, unencrypted: from this host alone, and with nothing

@@ -1,0 +1,200 @@
+"""`splitload crowd worker`, `scheduler` and `certificates`: what stands ready on the machines of a crowd."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from splitload.base.errors import UsageError
+from splitload.base.sizes import megabytes, read_bytes
+from splitload.base.words import at_least_one
+from splitload.commands.argument_types import reading
+from splitload.commands.console import Console
+from splitload.crowd.address import Address, check_trust, read_address
+from splitload.crowd.certificates import DAYS, check_certificates, make_certificates, security_from
+from splitload.crowd.reach import admitted
+from splitload.crowd.servers import WorkerSettings, run_scheduler, run_worker
+from splitload.crowd.settings import ONE_HOST
+
+CACHE_BYTES = 1_000_000_000
+SCHEDULER_PORT = 8786  # Dask's
+_SOON = timedelta(days=30)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Run a worker until SIGTERM, or until its scheduler ends it; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If it may not, or cannot, join the crowd, or the scheduler is gone.
+    """
+    certificates = _folder(options.certificates)
+    name = _named(options.name)
+    address = read_address(options.scheduler)
+    security = admitted(address, "worker", certificates, insecure=options.insecure)
+    _note_expiry(console, certificates, "worker")
+    settings = WorkerSettings(
+        name=name,
+        memory_bytes=options.memory,
+        cache_folder=cache / "crowd" / name,
+        cache_bytes=options.cache_size,
+        port=options.port,
+        security=security,
+    )
+
+    def started(made: Any) -> None:
+        limit = megabytes(made.memory_manager.memory_limit)
+        console.note(f"the worker '{name}' of {address} listens at {made.address}, with {limit} of memory for stages")
+
+    reason = _interruptible(lambda: run_worker(address, settings, started), f"the worker '{name}' ended")
+    console.note(f"the worker '{name}' ended{f', as the scheduler says: {reason}' if reason else ''}")
+    return {"name": name, "scheduler": str(address), "ended_for": reason or "SIGTERM"}
+
+
+def scheduler(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Run a scheduler until SIGTERM, or until a client shuts it down; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If it may not, or cannot, listen.
+    """
+    certificates = _folder(options.certificates)
+    host = options.host if options.host is not None else "0.0.0.0" if certificates else ONE_HOST  # noqa: S104 - with TLS
+    scheme = "tls" if certificates else "tcp"
+    check_trust(Address(scheme, host, options.port), certificates, insecure=options.insecure)
+    security = security_from(certificates, "scheduler") if certificates else None
+    _note_expiry(console, certificates, "scheduler")
+    addresses: list[str] = []
+
+    def started(made: Any) -> None:
+        addresses.append(made.address)
+        console.note(f"the scheduler listens at {made.address}; 'splitload crowd worker {made.address}' joins it")
+
+    reason = _interruptible(lambda: run_scheduler(host, options.port, security, started), "the scheduler ended")
+    console.note(f"the scheduler ended{f': {reason}' if reason else ''}")
+    return {"scheduler": addresses[0], "ended_for": reason or "SIGTERM"}
+
+
+def certificates(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Make the certificates of a crowd; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If something is in the way, or cannot be written.
+    """
+    folder = Path(options.folder)
+    expires = make_certificates(folder, days=options.days)
+    console.print(
+        f"{folder}: certificates for scheduler, clients and workers, valid until {expires:%Y-%m-%d}. Copy to each "
+        "machine what its role needs: ca.pem, ROLE.pem and ROLE-key.pem. Who has any of the keys can run code on the "
+        "whole crowd"
+    )
+    return {"certificates": options.folder, "expires": expires.isoformat()}
+
+
+def worker_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `splitload crowd worker`."""
+    sub.add_argument(
+        "scheduler", metavar="ADDRESS", help="tls://HOST:PORT of the scheduler, or tcp://HOST:PORT on this machine"
+    )
+    _takes_trust(sub)
+    sub.add_argument("--name", metavar="NAME", help="what it is called in the crowd (default: this machine's name)")
+    sub.add_argument(
+        "--memory",
+        type=reading(read_bytes),
+        metavar="SIZE",
+        help="memory that stages may take, such as 160MB (default: all of the machine's, or of the control group's)",
+    )
+    sub.add_argument(
+        "--cache-size",
+        type=reading(read_bytes),
+        default=CACHE_BYTES,
+        metavar="SIZE",
+        help="how much of the disk the stages it keeps may take (default: 1GB)",
+    )
+    sub.add_argument(
+        "--port",
+        type=reading(_port),
+        default=0,
+        metavar="PORT",
+        help="where other workers reach it, for firewalls (default: any that is free)",
+    )
+
+
+def scheduler_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `splitload crowd scheduler`."""
+    _takes_trust(sub)
+    sub.add_argument(
+        "--host",
+        metavar="HOST",
+        help="address of the interface it listens on (default: every interface with certificates, 127.0.0.1 without)",
+    )
+    sub.add_argument(
+        "--port",
+        type=reading(_port),
+        default=SCHEDULER_PORT,
+        metavar="PORT",
+        help="where it listens; 0 for any that is free (default: %(default)s)",
+    )
+
+
+def certificate_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of `splitload crowd certificates`."""
+    sub.add_argument("folder", metavar="DIR", help="the new folder; what is there already is never overwritten")
+    sub.add_argument(
+        "--days",
+        type=reading(at_least_one),
+        default=DAYS,
+        metavar="N",
+        help="how long they are valid (default: %(default)s)",
+    )
+
+
+def _takes_trust(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--certificates", metavar="DIR", help="the folder that 'splitload crowd certificates' made, or what was copied"
+    )
+    sub.add_argument(
+        "--insecure",
+        action="store_true",
+        help="do without certificates beyond this machine: whoever reaches the crowd can run code on all of it",
+    )
+
+
+def _folder(word: str | None) -> Path | None:
+    return None if word is None else Path(word)
+
+
+def _port(word: str) -> int:
+    if not word.isdecimal() or int(word) > 65535:
+        raise ValueError(f"it must be a port from 0 to 65535, not '{word}'")
+    return int(word)
+
+
+def _named(word: str | None) -> str:
+    """Return the name of a worker, which is that of its folder in the cache too."""
+    name = word if word is not None else socket.gethostname()
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"a worker's name has letters, digits, dots and dashes, at most 63, and '{name:.80}' does not fit: give "
+            "--name"
+        )
+    return name
+
+
+def _note_expiry(console: Console, certificates: Path | None, role: str) -> None:
+    if certificates is not None:
+        expires = check_certificates(certificates, role)
+        if expires - datetime.now(UTC) < _SOON:
+            console.note(f"the certificates in '{certificates}' expire on {expires:%Y-%m-%d}; make new ones before")
+
+
+def _interruptible(run: Any, ended: str) -> str | None:
+    """Run a server; say at a Ctrl-C that it ended."""
+    try:
+        reason: str | None = run()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted; {ended}") from error
+    return reason
