@@ -15,8 +15,8 @@ from splitload.base.words import at_least_one
 from splitload.commands.argument_types import reading
 from splitload.commands.console import Console
 from splitload.crowd.address import Address, check_trust, read_address
-from splitload.crowd.certificates import DAYS, check_certificates, make_certificates, security_from
-from splitload.crowd.reach import admitted
+from splitload.crowd.certificates import DAYS, check_certificates, make_certificates
+from splitload.crowd.reach import check_admission
 from splitload.crowd.servers import WorkerSettings, run_scheduler, run_worker
 from splitload.crowd.settings import ONE_HOST
 
@@ -35,7 +35,7 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
     certificates = _folder(options.certificates)
     name = _named(options.name)
     address = read_address(options.scheduler)
-    security = admitted(address, "worker", certificates, insecure=options.insecure)
+    check_admission(address, "worker", certificates, insecure=options.insecure)
     _note_expiry(console, certificates, "worker")
     settings = WorkerSettings(
         name=name,
@@ -43,7 +43,7 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
         cache_folder=cache / "crowd" / name,
         cache_bytes=options.cache_size,
         port=options.port,
-        security=security,
+        certificates=certificates,
     )
 
     def started(made: Any) -> None:
@@ -65,15 +65,15 @@ def scheduler(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     host = options.host if options.host is not None else "0.0.0.0" if certificates else ONE_HOST  # noqa: S104 - with TLS
     scheme = "tls" if certificates else "tcp"
     check_trust(Address(scheme, host, options.port), certificates, insecure=options.insecure)
-    security = security_from(certificates, "scheduler") if certificates else None
     _note_expiry(console, certificates, "scheduler")
     addresses: list[str] = []
 
     def started(made: Any) -> None:
         addresses.append(made.address)
-        console.note(f"the scheduler listens at {made.address}; 'splitload crowd worker {made.address}' joins it")
+        joins = f"splitload crowd worker {made.address}{' --certificates DIR' if certificates else ''}"
+        console.note(f"the scheduler listens at {made.address}; '{joins}' joins it")
 
-    reason = _interruptible(lambda: run_scheduler(host, options.port, security, started), "the scheduler ended")
+    reason = _interruptible(lambda: run_scheduler(host, options.port, certificates, started), "the scheduler ended")
     console.note(f"the scheduler ended{f': {reason}' if reason else ''}")
     return {"scheduler": addresses[0], "ended_for": reason or "SIGTERM"}
 

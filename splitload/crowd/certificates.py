@@ -98,6 +98,21 @@ def check_certificates(folder: Path, role: str) -> datetime:
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(valid_until), UTC)
 
 
+def tls_context(folder: Path, role: str) -> ssl.SSLContext:
+    """Return what a process with this role connects by, as Dask makes it, without an import of Dask.
+
+    Raises:
+        CertificateError: If certificates are missing, out of date, or open to others.
+    """
+    check_certificates(folder, role)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # the authority signs for this crowd alone, whose machines have any names
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(folder / AUTHORITY)
+    context.load_cert_chain(folder / certificate_name(role), folder / key_name(role), password="")
+    return context
+
+
 def security_from(folder: Path, *roles: str) -> Any:
     """Return the `distributed.Security` of processes with these roles: TLS 1.3, and a certificate from both sides.
 

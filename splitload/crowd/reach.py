@@ -13,15 +13,15 @@ from typing import Any
 
 from splitload.base.errors import ClusterError
 from splitload.crowd.address import Address, check_trust
-from splitload.crowd.certificates import security_from
+from splitload.crowd.certificates import security_from, tls_context
 
 CONNECT_S = 5.0  # a scheduler that is being started at the same time is there by then
 _PAUSE_S = 0.1
 _STAGE_S = 2.0  # the least that one attempt gets for greeting, when connecting took the time
 
 
-def admitted(address: Address, role: str, certificates: Path | None, *, insecure: bool = False) -> Any:
-    """Return what Dask needs to connect to a scheduler, once it has answered this role.
+def check_admission(address: Address, role: str, certificates: Path | None, *, insecure: bool = False) -> None:
+    """Make sure that a scheduler is to be trusted, answers, and lets this role in; nothing of Dask is imported.
 
     Args:
         address: The scheduler's.
@@ -29,21 +29,26 @@ def admitted(address: Address, role: str, certificates: Path | None, *, insecure
         certificates: Folder of certificates, for tls://.
         insecure: Whether a scheduler elsewhere may be asked without certificates.
 
-    Returns:
-        A `distributed.Security`, or None where no certificates are used.
-
     Raises:
         UsageError: If the address is not to be trusted so, before anything is sent.
         CertificateError: If the certificates cannot be used.
         ClusterError: If no scheduler answers, or it does not take the certificate.
     """
     check_trust(address, certificates, insecure=insecure)
-    if certificates is None:
-        check_answer(address, None)
-        return None
-    security = security_from(certificates, role)
-    check_answer(address, security.get_connection_args(role)["ssl_context"])
-    return security
+    check_answer(address, None if certificates is None else tls_context(certificates, role))
+
+
+def admitted(address: Address, certificates: Path | None, *, insecure: bool = False) -> Any:
+    """Return what a client of Dask connects to a scheduler by, once that has answered, see `check_admission`.
+
+    Returns:
+        A `distributed.Security`, or None where no certificates are used.
+
+    Raises:
+        SplitloadError: As `check_admission` raises it.
+    """
+    check_admission(address, "client", certificates, insecure=insecure)
+    return None if certificates is None else security_from(certificates, "client")
 
 
 def check_answer(address: Address, context: ssl.SSLContext | None, *, timeout_s: float | None = None) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import logging
 import signal
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 from splitload.base.errors import ClusterError
 from splitload.base.scratch import scratch_folder
 from splitload.crowd.address import Address
+from splitload.crowd.certificates import security_from
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ONE_HOST, SETTINGS
 
 START_S = 15.0  # for what answered a moment ago
@@ -34,7 +37,7 @@ class WorkerSettings:
         cache_folder: Where it keeps the stages it is sent.
         cache_bytes: How much may be kept there.
         port: Where other workers reach it; 0 for any.
-        security: A `distributed.Security`; None without certificates.
+        certificates: Folder of its certificates, if the scheduler asks for them.
     """
 
     name: str
@@ -42,7 +45,7 @@ class WorkerSettings:
     cache_folder: Path
     cache_bytes: int
     port: int = 0
-    security: Any = None
+    certificates: Path | None = None
 
 
 def run_worker(scheduler: Address, settings: WorkerSettings, started: Callable[[Any], None]) -> str | None:
@@ -51,7 +54,7 @@ def run_worker(scheduler: Address, settings: WorkerSettings, started: Callable[[
     Args:
         scheduler: Where it belongs to; trusted, see `splitload.crowd.reach`.
         settings: What it is told.
-        started: Called with the worker, once it is part of the crowd.
+        started: Called with the worker, once it is part of the crowd, and what importing took is given back.
 
     Returns:
         Why the scheduler ended it, in Dask's words; None after SIGTERM.
@@ -79,7 +82,7 @@ def run_worker(scheduler: Address, settings: WorkerSettings, started: Callable[[
             port=settings.port,
             local_directory=str(folder),
             memory_limit=settings.memory_bytes or distributed.system.MEMORY_LIMIT,
-            security=settings.security,
+            security=_security(settings.certificates, "worker"),
             dashboard=False,
             dashboard_address=HTTP_ADDRESS,
         )
@@ -96,13 +99,13 @@ def run_worker(scheduler: Address, settings: WorkerSettings, started: Callable[[
     return reason
 
 
-def run_scheduler(host: str, port: int, security: Any, started: Callable[[Any], None]) -> str | None:
+def run_scheduler(host: str, port: int, certificates: Path | None, started: Callable[[Any], None]) -> str | None:
     """Run a Dask scheduler in this process, until SIGTERM or until a client shuts it down.
 
     Args:
         host: Where it listens; "" for every interface.
         port: Where it listens; 0 for any.
-        security: A `distributed.Security`; None without certificates.
+        certificates: Folder of its certificates; None if it asks for none.
         started: Called with the scheduler, once it listens.
 
     Returns:
@@ -125,8 +128,8 @@ def run_scheduler(host: str, port: int, security: Any, started: Callable[[Any], 
         return CrowdScheduler(
             host=host or None,
             port=port,
-            protocol="tcp" if security is None else "tls",
-            security=security,
+            protocol="tcp" if certificates is None else "tls",
+            security=_security(certificates, "scheduler"),
             dashboard=False,
             dashboard_address=HTTP_ADDRESS,
         )
@@ -147,6 +150,7 @@ async def _run(made: Callable[[], Any], started: Callable[[Any], None], refused:
             await asyncio.wait_for(server, START_S)
         except (OSError, ValueError, RuntimeError) as error:  # a timeout is an OSError
             raise ClusterError(f"{refused}: {_cause(error)}") from error
+        _give_back()
         started(server)
         ended = asyncio.ensure_future(server.finished())
         waiting = asyncio.ensure_future(told.wait())
@@ -167,6 +171,10 @@ async def _closed(server: Any) -> None:
         await server.close()
 
 
+def _security(certificates: Path | None, role: str) -> Any:
+    return None if certificates is None else security_from(certificates, role)
+
+
 def _listening(scheduler: Address) -> str:
     """Return where a worker listens: Dask would have it listen on every interface of the machine."""
     if scheduler.is_loopback:
@@ -185,6 +193,15 @@ def _cause(error: BaseException) -> str:
     if "name taken" in text:
         return "another worker there has this name; give --name"
     return getattr(error, "strerror", None) or text or type(error).__name__
+
+
+def _give_back() -> None:
+    """Return to the system what importing Dask needed for a moment: 11 MB of the 64 that a worker has by then."""
+    gc.collect()
+    gc.freeze()  # what is there stays, and need not be looked through again
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 @contextlib.contextmanager
