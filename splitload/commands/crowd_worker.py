@@ -36,7 +36,7 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
     name = _named(options.name)
     address = read_address(options.scheduler)
     check_admission(address, "worker", certificates, insecure=options.insecure)
-    _note_expiry(console, certificates, "worker")
+    note_expiry(console, certificates, "worker")
     settings = WorkerSettings(
         name=name,
         memory_bytes=options.memory,
@@ -65,7 +65,7 @@ def scheduler(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     host = options.host if options.host is not None else "0.0.0.0" if certificates else ONE_HOST  # noqa: S104 - with TLS
     scheme = "tls" if certificates else "tcp"
     check_trust(Address(scheme, host, options.port), certificates, insecure=options.insecure)
-    _note_expiry(console, certificates, "scheduler")
+    note_expiry(console, certificates, "scheduler")
     addresses: list[str] = []
 
     def started(made: Any) -> None:
@@ -184,7 +184,8 @@ def _named(word: str | None) -> str:
     return name
 
 
-def _note_expiry(console: Console, certificates: Path | None, role: str) -> None:
+def note_expiry(console: Console, certificates: Path | None, role: str) -> None:
+    """Note that certificates of a role, if there are any, expire within a month."""
     if certificates is not None:
         expires = check_certificates(certificates, role)
         if expires - datetime.now(UTC) < _SOON:
