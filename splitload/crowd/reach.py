@@ -38,8 +38,8 @@ def check_admission(address: Address, role: str, certificates: Path | None, *, i
     check_answer(address, None if certificates is None else tls_context(certificates, role))
 
 
-def admitted(address: Address, certificates: Path | None, *, insecure: bool = False) -> Any:
-    """Return what a client of Dask connects to a scheduler by, once that has answered, see `check_admission`.
+def admitted(address: Address, role: str, certificates: Path | None, *, insecure: bool = False) -> Any:
+    """Return what Dask connects to a scheduler by, once that has answered, see `check_admission`.
 
     Returns:
         A `distributed.Security`, or None where no certificates are used.
@@ -47,8 +47,8 @@ def admitted(address: Address, certificates: Path | None, *, insecure: bool = Fa
     Raises:
         SplitloadError: As `check_admission` raises it.
     """
-    check_admission(address, "client", certificates, insecure=insecure)
-    return None if certificates is None else security_from(certificates, "client")
+    check_admission(address, role, certificates, insecure=insecure)
+    return None if certificates is None else security_from(certificates, role)
 
 
 def check_answer(address: Address, context: ssl.SSLContext | None, *, timeout_s: float | None = None) -> None:

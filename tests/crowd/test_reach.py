@@ -68,7 +68,7 @@ def test_who_has_a_certificate_is_let_in(scheduler: Address, ours: Path) -> None
     import distributed
 
     check_admission(scheduler, "worker", ours)
-    security = admitted(scheduler, ours)
+    security = admitted(scheduler, "client", ours)
     with distributed.Client(str(scheduler), security=security, set_as_default=False) as client:
         assert client.scheduler_info()["workers"] == {}
 
