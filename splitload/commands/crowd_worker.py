@@ -62,7 +62,8 @@ def scheduler(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         SplitloadError: If it may not, or cannot, listen.
     """
     certificates = _folder(options.certificates)
-    host = options.host if options.host is not None else "0.0.0.0" if certificates else ONE_HOST  # noqa: S104 - with TLS
+    default = "0.0.0.0" if certificates else ONE_HOST  # noqa: S104 - where all are asked for a certificate
+    host = (options.host or default).removeprefix("[").removesuffix("]")
     scheme = "tls" if certificates else "tcp"
     check_trust(Address(scheme, host, options.port), certificates, insecure=options.insecure)
     note_expiry(console, certificates, "scheduler")
@@ -70,7 +71,8 @@ def scheduler(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
     def started(made: Any) -> None:
         addresses.append(made.address)
-        joins = f"splitload crowd worker {made.address}{' --certificates DIR' if certificates else ''}"
+        more = " --certificates DIR" if certificates else " --insecure" if options.insecure else ""
+        joins = f"splitload crowd worker {made.address}{more}"
         console.note(f"the scheduler listens at {made.address}; '{joins}' joins it")
 
     reason = _interruptible(lambda: run_scheduler(host, options.port, certificates, started), "the scheduler ended")

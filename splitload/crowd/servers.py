@@ -21,7 +21,7 @@ from splitload.crowd.address import Address
 from splitload.crowd.certificates import security_from
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ONE_HOST, SETTINGS
 
-START_S = 15.0  # for what answered a moment ago
+START_S = 10.0  # for what answered a moment ago
 CLOSE_S = 3.0  # to say farewell; a stage that still runs is not waited for, as its result is lost anyway
 _LOST = "worker-handle-scheduler-connection-broken"  # Dask's word for a scheduler that went without closing its workers
 _LOGGERS = ("distributed", "distributed.scheduler", "distributed.worker", "tornado.application", "asyncio")
@@ -103,7 +103,7 @@ def run_scheduler(host: str, port: int, certificates: Path | None, started: Call
     """Run a Dask scheduler in this process, until SIGTERM or until a client shuts it down.
 
     Args:
-        host: Where it listens; "" for every interface.
+        host: Where it listens, an IPv6 address without brackets; "" for every interface.
         port: Where it listens; 0 for any.
         certificates: Folder of its certificates; None if it asks for none.
         started: Called with the scheduler, once it listens.
@@ -126,7 +126,7 @@ def run_scheduler(host: str, port: int, certificates: Path | None, started: Call
 
     def made() -> Any:
         return CrowdScheduler(
-            host=host or None,
+            host=f"[{host}]" if ":" in host else host or None,
             port=port,
             protocol="tcp" if certificates is None else "tls",
             security=_security(certificates, "scheduler"),
@@ -148,7 +148,9 @@ async def _run(made: Callable[[], Any], started: Callable[[Any], None], refused:
         try:
             server = made()
             await asyncio.wait_for(server, START_S)
-        except (OSError, ValueError, RuntimeError) as error:  # a timeout is an OSError
+        except TimeoutError as error:
+            raise ClusterError(f"{refused}: it was not done within {START_S:.0f} s; is it a scheduler?") from error
+        except (OSError, ValueError, RuntimeError) as error:
             raise ClusterError(f"{refused}: {_cause(error)}") from error
         _give_back()
         started(server)
