@@ -23,7 +23,7 @@ from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ON
 
 START_S = 10.0  # for what answered a moment ago
 CLOSE_S = 3.0  # to say farewell; a stage that still runs is not waited for, as its result is lost anyway
-_LOST = "worker-handle-scheduler-connection-broken"  # Dask's word for a scheduler that went without closing its workers
+_BY_ITSELF = "worker-"  # so begin Dask's words for why a worker ended that its scheduler had not told to
 _LOGGERS = ("distributed", "distributed.scheduler", "distributed.worker", "tornado.application", "asyncio")
 
 
@@ -94,7 +94,7 @@ def run_worker(scheduler: Address, settings: WorkerSettings, started: Callable[[
         dask.config.set({**SETTINGS, **kept}),
     ):
         reason = asyncio.run(_run(made, started, f"the worker '{settings.name}' cannot join {scheduler}"))
-    if reason == _LOST:
+    if reason is not None and reason.startswith(_BY_ITSELF):
         raise ClusterError(f"the scheduler at {scheduler} is gone, and the worker '{settings.name}' ended")
     return reason
 
