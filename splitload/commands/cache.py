@@ -27,6 +27,7 @@ ROOMS = {
     "models": "which bundle is of which model",
     "natives": "native parts of bundles that cannot be written",
     "profiles": "what was measured on this machine",
+    "residency": "bundles under a ceiling, to compare",
     "searches": "interrupted searches, to resume",
     "zoo": "models that are built in",
 }
