@@ -50,7 +50,8 @@ class Ledger:
         self._drop, self._shrink = drop, shrink
         self._lock = _thread.allocate_lock()
         self._waiting: list[Latch] = []
-        self._takers: list[Run | Use] = []  # who needs room for weights, in the order they came
+        self._takers: list[Run | Use] = []  # who needs room for weights to run, in the order they came
+        self._loaders: list[Run | Use] = []  # and to load, in whatever order
         self._comers: list[Run | Use] = []  # who waits to run; a run that has begun never waits for them
         self._resident: set[int] = set()
         self._uses: set[Use] = set()
@@ -77,7 +78,11 @@ class Ledger:
         return Run(self, working_bytes)
 
     def loading(self, stage: int) -> Use:
-        """Return a block in which a stage is loaded, which touches its weights; they leave memory when it ends."""
+        """Return a block in which a stage is loaded, which touches its weights.
+
+        While anybody runs it waits until nothing that is needed sooner has to leave for it: what is loaded is run next,
+        and so read once.
+        """
         return Use(self, stage, None)
 
     def ahead(self) -> int | None:
@@ -144,7 +149,7 @@ class Ledger:
     def _end(self, waiter: Run | Use) -> None:
         """Have who waits or has something wait no more and have nothing; once or again."""
         with self._lock:
-            for queue in (self._takers, self._comers):
+            for queue in (self._takers, self._loaders, self._comers):
                 queue[:] = [each for each in queue if waiter not in (each, getattr(each, "run", None))]
             if isinstance(waiter, Run):
                 self._runs.discard(waiter)
@@ -153,8 +158,6 @@ class Ledger:
                 self._uses.discard(waiter)
                 if waiter.run is not None:
                     waiter.run.stage = waiter.stage + 1
-                elif not self._is_used(waiter.stage):  # one that was loaded
-                    self._evict(waiter.stage)
             self._tell()
 
     def _tell(self) -> None:
@@ -188,7 +191,8 @@ class Ledger:
             use.run.stage = stage
         if self._one_stage and any(each.stage != stage for each in self._uses):
             return False
-        if stage not in self._resident and not (may_bring and self._bring(stage)):
+        distance = self._distance(stage) if use.run is None and self._runs else -1
+        if stage not in self._resident and not (may_bring and self._bring(stage, distance)):
             return False
         if self._one_stage:
             for each in self._resident - {stage}:
@@ -271,7 +275,11 @@ class Use:
         self.stage, self.run, self._ledger = stage, run, ledger
 
     def __enter__(self) -> None:
-        self._ledger._until(self, lambda is_first: self._ledger._take(self, is_first), self._ledger._takers)
+        ledger = self._ledger
+        if self.run is None:
+            ledger._until(self, lambda _: ledger._take(self, not ledger._takers), ledger._loaders)
+        else:
+            ledger._until(self, lambda is_first: ledger._take(self, is_first), ledger._takers)
 
     def __exit__(self, *_: object) -> None:
         self.end()

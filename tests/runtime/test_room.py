@@ -52,7 +52,7 @@ class Memory:
 
 
 def waiting(ledger: Ledger) -> int:
-    return len(ledger._takers) + len(ledger._comers)
+    return len(ledger._takers) + len(ledger._loaders) + len(ledger._comers)
 
 
 def until_waiting(ledger: Ledger, count: int = 1) -> None:
@@ -136,8 +136,8 @@ def test_what_is_read_ahead_takes_no_room_of_what_is_needed_sooner() -> None:
 
 def test_a_run_that_needs_room_has_it_before_the_reader() -> None:
     memory = Memory([10] * 3, 21)
-    with memory.ledger.run(1) as run, run.using(0), memory.ledger.loading(1):
-        thread = threading.Thread(target=lambda: memory.ledger.loading(2).__enter__())
+    with memory.ledger.run(1) as run, run.using(0), memory.ledger.loading(1), memory.ledger.run(0) as other:
+        thread = threading.Thread(target=other.using(2).__enter__)
         thread.start()
         until_waiting(memory.ledger)
         assert memory.ledger.ahead() is None
@@ -145,12 +145,20 @@ def test_a_run_that_needs_room_has_it_before_the_reader() -> None:
     assert 2 in memory.ledger.resident
 
 
-def test_weights_leave_when_a_stage_is_loaded() -> None:
-    memory = Memory([10, 10], 21)
-    with memory.ledger.loading(1):
-        assert memory.ledger.resident == {1}
-    assert memory.dropped == [1]
-    assert memory.ledger.resident == frozenset()
+def test_a_stage_that_is_loaded_waits_for_those_that_run_sooner() -> None:
+    memory = Memory([10] * 4, 31)
+    for stage in range(4):  # nobody runs
+        with memory.ledger.loading(stage):
+            assert stage in memory.ledger.resident
+    assert memory.dropped == [2]
+    with memory.ledger.run(1) as run:
+        with run.using(0), memory.ledger.loading(2):
+            assert memory.dropped == [2, 3]
+            thread = threading.Thread(target=lambda: memory.ledger.loading(3).__enter__())
+            thread.start()
+            until_waiting(memory.ledger)
+        thread.join()  # in the place of the one that has run
+        assert memory.dropped == [2, 3, 0]
 
 
 def test_one_stage_is_used_at_a_time() -> None:
