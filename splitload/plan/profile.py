@@ -19,6 +19,7 @@ SCHEMA_VERSION = 2
 MAX_FILE_BYTES = 16 << 20
 MAX_SECONDS = 1e9  # no cost is larger; what is worked out from such ones stays finite
 MAX_SHARE = 1e3
+LEAST_AGAIN_S_PER_BYTE = 1e-12  # a terabyte a second, which no memory is as fast as: more bytes never cost nothing
 
 Segment = tuple[int, int]  # a run of blocks, half-open
 
@@ -136,12 +137,14 @@ class Profile:
         """Seconds for each byte of weights that left memory and is read again, from wherever it was profiled.
 
         It is what the first inference takes beyond a later one, as it maps the pages that loading left to it, and what
-        storage is busy for: with cached files the former, on a simulated device the latter.
+        storage is busy for: with cached files the former, on a simulated device the latter. The former is the
+        difference of two noisy figures, and small; it is taken to be no less than `LEAST_AGAIN_S_PER_BYTE`.
         """
         measured = self.segments.get((0, self.num_blocks))
         costs = [block.cost for block in self.blocks] if measured is None else [measured]
         again_s = sum(max(cost.first_inference_s - cost.inference_s, 0.0) + cost.read_s for cost in costs)
-        return again_s / max(sum(block.weights_bytes for block in self.blocks), 1)
+        weights_bytes = sum(block.weights_bytes for block in self.blocks)
+        return max(again_s / max(weights_bytes, 1), LEAST_AGAIN_S_PER_BYTE)
 
     def whole(self) -> Cost:
         """Return the cost of the whole model as one stage."""

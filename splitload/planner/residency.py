@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from splitload.planner.report import Report
 
 ATTEMPTS = 3  # a plan that takes more than was thought is searched again, so often
-_STEP_BYTES = 1 << 20  # what was measured is rounded up to this, so that the same search is found again
+_STEP_BYTES = 1 << 18  # what was measured is rounded up to this, so that the same search is found again
 
 Found = TypeVar("Found")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from splitload.base.errors import ProfileError
 from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
-from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.profile import LEAST_AGAIN_S_PER_BYTE, BlockProfile, Cost, Profile
 from splitload.plan.schedule import Clock, Contention, Schedule, Task, simulate
 
 
@@ -220,3 +221,17 @@ def test_files_that_are_no_profile(tmp_path: Path, content: bytes, message: str)
         Profile.read(path)
     with pytest.raises(ProfileError, match="cannot read profile"):
         Profile.read(tmp_path / "none.json")
+
+
+def test_what_a_cut_and_bytes_that_come_again_cost_a_later_inference() -> None:
+    blocks = tuple(BlockProfile(f"b{number}", 1000, Cost(1.0, 0.5, 0.4, 0.1)) for number in range(3))
+    contention = Contention(2)
+    simulated = Profile("m", "a" * 64, "native", "dev", "simulated", blocks, 0.0, contention)
+    assert simulated.cut_inference_s == 0, "the whole was not measured"
+    assert simulated.come_again_s_per_byte == pytest.approx(3 * (0.1 + 0.1) / 3000)
+    measured = replace(simulated, segments={(0, 3): Cost(2.0, 1.3, 1.0)})
+    assert measured.cut_inference_s == pytest.approx((1.2 - 1.0) / 2)
+    assert measured.come_again_s_per_byte == pytest.approx(0.3 / 3000)
+    noisy = replace(simulated, segments={(0, 3): Cost(2.0, 0.9, 1.3)})
+    assert noisy.cut_inference_s == 0
+    assert noisy.come_again_s_per_byte == LEAST_AGAIN_S_PER_BYTE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import re
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from synthetic import make, needs
 
+from splitload.agents import QLearning
+from splitload.agents.checkpoint import dump, restore
 from splitload.base.errors import UsageError
 from splitload.base.sizes import read_bytes
+from splitload.envs import SplitEnv
 from splitload.plan.ceiling import Ceiling
 from splitload.plan.memory import peak_bytes
 from splitload.plan.objectives import OBJECTIVES
@@ -124,3 +128,17 @@ def test_a_search_under_another_ceiling_is_another_search() -> None:
     assert len({str(search(limit, num_stages=None if limit is None else 8).identity) for limit in limits}) == 3
     assert "ceiling_bytes" not in search(None).identity
     assert pickle.loads(pickle.dumps(ceiling(0.1))) == ceiling(0.1)  # noqa: S301 - search processes are sent it
+
+
+def test_a_search_under_a_ceiling_is_kept_and_goes_on() -> None:
+    limit = ceiling(0.2)
+
+    def agent() -> QLearning:
+        return QLearning(SplitEnv(PROFILE, objective="steady", max_stages=8, ceiling=limit), seed=1)
+
+    counts = limit.counts(8)
+    whole, begun, resumed = agent(), agent(), agent()
+    expected = whole.train(num_stages=counts, episodes=200)
+    begun.train(num_stages=counts, episodes=90)
+    restore(resumed, json.loads(json.dumps(dump(begun))))
+    assert resumed.train(num_stages=counts, episodes=200, resume=True) == expected

@@ -108,3 +108,26 @@ def test_a_given_plan_that_does_not_fit(model: str, capsys: pytest.CaptureFixtur
     ceiling = least_of(model, capsys)
     assert main([*TRAIN, model, f"--residency={ceiling}", "--split-points="]) == 2
     assert "--split-points make stages that need " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_on_this_host_the_working_memory_is_measured(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", model, "--device", "host", "--agent", "exact", "-o", "b.splitload", "--max-stages", "6"]
+    assert main([*words, "--residency", "100kB"]) == 2
+    ceiling = capsys.readouterr().err.strip().rpartition("--residency ")[2]
+    assert main([*words, "--residency", ceiling, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["memory"]["arena_source"] == "measured"
+    assert told["trial"] is None, "the whole model is no alternative"
+    native = read_manifest(Path("b.splitload")).variants[0]
+    assert native.arena_bytes == told["memory"]["arena_bytes"]
+    assert native.input_bytes == 1600
+    assert Needs(native).least <= read_bytes(ceiling)
+    with ParallelLoader("b.splitload") as loader:
+        assert loader.run(None, {"x": np.ones((1, 400), np.float32)})[0].shape == (1, 400)
+    assert main(["specialize", "b.splitload", "--json"]) == 0
+    capsys.readouterr()
+    again = read_manifest(Path("b.splitload")).variants[0]
+    assert again.residency == native.residency
+    assert again.input_bytes == 1600
+    assert Needs(again).least <= read_bytes(ceiling)

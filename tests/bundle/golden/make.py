@@ -19,6 +19,11 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 import runtime_models  # noqa: E402
 
+from splitload.build.residency import with_residency  # noqa: E402
+from splitload.bundle.read import read_manifest  # noqa: E402
+from splitload.bundle.write import write_manifest  # noqa: E402
+from splitload.plan.memory import StageNeeds  # noqa: E402
+
 
 def main() -> None:
     """Write the bundle that is named, and the outputs of the uncut model."""
@@ -28,6 +33,8 @@ def main() -> None:
         model = Path(made) / "chain.onnx"
         onnx.save(runtime_models.chain(), model)
         bundle = runtime_models.bundle(model, Path(made) / name, num_stages=3, native=sys.argv[1] != "v1")
+        if sys.argv[1] == "v3":
+            with_what_memory_it_takes(bundle)
         session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
         outputs = session.run(None, feeds)
         shutil.copytree(bundle, HERE / name)
@@ -37,6 +44,15 @@ def main() -> None:
         "outputs": {name: value.tolist() for name, value in zip(names, outputs, strict=True)},
     }
     (HERE / "expected.json").write_text(json.dumps(expected) + "\n", encoding="utf-8")
+
+
+def with_what_memory_it_takes(bundle: Path) -> None:
+    """Have a bundle say all that version 3 brought."""
+    manifest = read_manifest(bundle)
+    native, portable = manifest.variants
+    needs = [StageNeeds(stage.weights_bytes, 1 << 16, 1 << 12, 1 << 17) for stage in native.stages]
+    native = with_residency(native, 4_000_000, needs, arena_bytes=1 << 20, input_bytes=1 << 10)
+    write_manifest(bundle, manifest._replace(variants=(native, portable)))
 
 
 if __name__ == "__main__":
