@@ -292,9 +292,10 @@ class Search:
         return counts if num_stages is None else (num_stages,)
 
     def _worthwhile(self, counts: Sequence[int]) -> Sequence[int]:
-        """Return the numbers of stages to look at: up to the first whose plans by rule promise about as much as any."""
+        """Return the numbers of stages to look at: more than usual only where plans by rule promise further gain."""
         promised_s = [min(self.deciding_s(self._by_rule(rule, count)) for rule in QUICK.values()) for count in counts]
-        enough = next(place for place, each_s in enumerate(promised_s) if each_s * (1 - MANY_GAIN) <= min(promised_s))
+        enough_s = min(promised_s) / (1 - self._objective.further_gain)
+        enough = next(place for place, each_s in enumerate(promised_s) if each_s <= enough_s)
         return [count for place, count in enumerate(counts) if place <= enough or count <= MAX_STAGES]
 
     def _pick(self, partitions: Iterable[Partition]) -> Partition | None:

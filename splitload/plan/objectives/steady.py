@@ -19,7 +19,8 @@ class SteadyInference(Objective):
 
     Of k stages it takes `Σ inference + (k - 1) · cut + streamed bytes · seconds a byte`, see `Ceiling.streamed_bytes`,
     `Profile.cut_inference_s` and `Profile.come_again_s_per_byte`. Without a ceiling nothing comes again, so that no cut
-    pays. Under one smaller stages leave more room to weights that stay, and each cut costs.
+    pays. Under one smaller stages leave more room to weights that stay, and each cut costs. What it costs is in the
+    value, so that more stages need gain little beyond that.
     """
 
     name = "steady"
@@ -29,7 +30,7 @@ class SteadyInference(Objective):
     done_verb = "answer again"
     deciding_key = "steady_inference_s"
     return_name = "return_s"
-    further_gain = 0.02
+    further_gain = 0.005
 
     def value_s(self, profile: Profile, partition: Partition, ceiling: Ceiling | None = None) -> float:
         """Return the seconds of a later inference."""
