@@ -1,0 +1,327 @@
+"""What a device keeps of stages on its disk: each file once, by its SHA-256, and no more than a cap allows.
+
+- `files/SHA256` is a whole file, `files/SHA256.part` the beginning of one whose transfer goes on from there.
+- `stages/KEY/NAME` are hard links to them, by the names that a stage's graph reads them by; the key is the stage's.
+- A stage is complete once its folder is there. It is checked, byte by byte, before it is first opened by a process.
+- Stages in use are never evicted; of the others those go first that were used longest ago.
+
+One process at a time has a cache: it holds a lock on the folder. Two devices, two folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from splitload.base.errors import OutputError, StageError
+from splitload.base.regular import open_regular
+from splitload.bundle.manifest import File
+from splitload.bundle.validate import is_plain
+
+_HEX = frozenset("0123456789abcdef")
+_PART = ".part"
+_BUFFER_BYTES = 1 << 17
+
+
+class MissingFileError(StageError):
+    """A file of a stage is not there, or damaged and forgotten: it has to be sent again."""
+
+
+class StageCache:
+    """Files of stages on disk; may be called from several threads.
+
+    Args:
+        folder: Where it lies; it is made.
+        cap_bytes: What all its files may take together.
+
+    Raises:
+        OutputError: If the folder cannot be made, or another process has it.
+    """
+
+    def __init__(self, folder: Path, cap_bytes: int) -> None:
+        self._folder, self._cap_bytes = folder, cap_bytes
+        self._files, self._stages = folder / "files", folder / "stages"
+        self._lock = threading.RLock()
+        self._uses: dict[str, int] = {}
+        self._last_used: dict[str, None] = {}  # keys of stages, the one that was used longest ago first
+        self._checked: set[str] = set()  # files that this process has hashed
+        try:
+            self._files.mkdir(parents=True, exist_ok=True)
+            self._stages.mkdir(exist_ok=True)
+            self._held = _lock(folder)
+            found = sorted(self._stages.iterdir(), key=lambda stage: stage.stat().st_mtime)
+        except OSError as error:
+            raise OutputError(f"cannot keep stages in '{folder}': {error.strerror or error}") from error
+        self._last_used.update(dict.fromkeys(stage.name for stage in found))
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        with self._lock:
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
+
+    def stages(self) -> list[str]:
+        """Return the keys of the stages that are complete."""
+        with self._lock:
+            return list(self._last_used)
+
+    def used_bytes(self) -> int:
+        """Return what its files take, unfinished ones included."""
+        return sum(file.stat().st_size for file in self._files.iterdir())
+
+    def request(self, key: str, files: Sequence[File]) -> dict[str, int]:
+        """Take a stage into use, making room for it; return what is missing of it.
+
+        Args:
+            key: The stage's, see `stage_key`.
+            files: What it consists of.
+
+        Returns:
+            By SHA-256 of each file that is not complete, the byte from which on it is missing.
+
+        Raises:
+            OutputError: If there is no room beside the stages in use.
+            StageError: If the name of a file is no plain name, or the key is not that of the files.
+        """
+        _check(key, files)
+        with self._lock:
+            missing = self._missing(files)
+            if missing:
+                self._make_room(files)
+                missing = self._missing(files)  # less of it may be left now
+            self._uses[key] = self._uses.get(key, 0) + 1
+            return missing
+
+    def write(self, file: File, start: int, piece: bytes) -> int:
+        """Append a piece of a file; return how many bytes of it are there then.
+
+        A piece that is there already, or does not follow what is, changes nothing: the sender goes on from the number
+        that is returned. The last piece has the whole file checked.
+
+        Args:
+            file: Which one, of a stage that was requested.
+            start: The byte of the file that the piece begins with.
+            piece: The bytes.
+
+        Raises:
+            OutputError: If it cannot be written.
+            MissingFileError: If the whole file is not what it should be; it is forgotten then.
+        """
+        _check_file(file)
+        whole, part = self._files / file.sha256, self._files / f"{file.sha256}{_PART}"
+        with self._lock:
+            if whole.exists():
+                return file.bytes
+            there = part.stat().st_size if part.exists() else 0
+            if start != there or len(piece) > file.bytes - there:
+                return there
+            try:
+                with part.open("ab") as opened:
+                    opened.write(piece)
+                    if there + len(piece) == file.bytes:  # only what is on the disk can leave the system's memory
+                        opened.flush()
+                        os.fsync(opened.fileno())
+            except OSError as error:
+                raise OutputError(f"cannot write into the stage cache '{self._folder}': {error.strerror}") from error
+            there += len(piece)
+            if there == file.bytes:
+                if _sha256_of(part) != file.sha256:
+                    part.unlink()
+                    raise MissingFileError(f"'{file.name}' arrived damaged (SHA-256 differs); it is sent again")
+                self._checked.add(file.sha256)
+                part.replace(whole)
+            return there
+
+    def read(self, sha256: str, start: int, size: int) -> bytes:
+        """Return a piece of a whole file, for another device.
+
+        Raises:
+            MissingFileError: If it is not here.
+        """
+        if not _is_sha256(sha256):
+            raise StageError("a file is asked for by something else than a SHA-256")
+        try:
+            with (self._files / sha256).open("rb") as opened:
+                opened.seek(start)
+                return opened.read(size)
+        except OSError as error:
+            raise MissingFileError(f"the file {sha256[:12]}… is not in the stage cache '{self._folder}'") from error
+
+    def place(self, key: str, files: Sequence[File]) -> Path:
+        """Return the folder that holds a stage's files by their names, every byte of which has been checked.
+
+        Args:
+            key: The stage's; it was requested.
+            files: What it consists of.
+
+        Raises:
+            MissingFileError: If one is missing, or damaged and forgotten now.
+            OutputError: If the folder cannot be made.
+        """
+        _check(key, files)
+        with self._lock:
+            for file in files:
+                self._check_whole(file)
+            place = self._stages / key
+            try:
+                place.mkdir(exist_ok=True)
+                for file in files:
+                    if not (place / file.name).exists():
+                        (place / file.name).hardlink_to(self._files / file.sha256)
+                os.utime(place)
+            except OSError as error:
+                raise OutputError(f"cannot keep stages in '{self._folder}': {error.strerror}") from error
+            self._last_used.pop(key, None)
+            self._last_used[key] = None
+            return place
+
+    def release(self, key: str) -> None:
+        """End one use of a stage, which a request began."""
+        with self._lock:
+            left = self._uses.get(key, 0) - 1
+            self._uses[key] = left
+            if left <= 0:
+                del self._uses[key]
+
+    def remove(self, key: str) -> None:
+        """Remove a stage from disk, unless it is in use."""
+        with self._lock:
+            if key in self._last_used and key not in self._uses:
+                self._evict(key)
+
+    def _missing(self, files: Sequence[File]) -> dict[str, int]:
+        missing = {}
+        for file in files:
+            if not (self._files / file.sha256).exists():
+                part = self._files / f"{file.sha256}{_PART}"
+                missing[file.sha256] = part.stat().st_size if part.exists() else 0
+        return missing
+
+    def _check_whole(self, file: File) -> None:
+        """Make sure that a file is what it should be; hashed once a process."""
+        whole = self._files / file.sha256
+        if file.sha256 in self._checked and whole.exists():
+            return
+        if not whole.exists():
+            raise MissingFileError(f"'{file.name}' is not in the stage cache '{self._folder}'; it is sent again")
+        if whole.stat().st_size != file.bytes or _sha256_of(whole) != file.sha256:
+            self._forget(file.sha256)
+            raise MissingFileError(f"'{file.name}' is damaged in the stage cache '{self._folder}'; it is sent again")
+        self._checked.add(file.sha256)
+
+    def _make_room(self, files: Sequence[File]) -> None:
+        """Evict stages until a new one fits.
+
+        Raises:
+            OutputError: If it does not fit beside those in use.
+        """
+        needed = sum({file.sha256: file.bytes for file in files}.values())
+        own = {file.sha256 for file in files}
+
+        def lacks() -> int:
+            others = sum(each.stat().st_size for each in self._files.iterdir() if each.name[:64] not in own)
+            on_disk = shutil.disk_usage(self._folder).free + self._own_bytes(own)
+            return max(others + needed - self._cap_bytes, needed - on_disk)
+
+        idle = [each for each in self._last_used if each not in self._uses]
+        self._drop_unused(own)
+        while (missing := lacks()) > 0 and idle:
+            self._evict(idle.pop(0))
+        if missing > 0:
+            raise OutputError(
+                f"the stage cache '{self._folder}' lacks {missing} bytes for a stage of {needed}, beside "
+                f"{len(self._uses)} in use; free the disk, or give it a larger --cache-size"
+            )
+
+    def _own_bytes(self, own: set[str]) -> int:
+        return sum(each.stat().st_size for each in self._files.iterdir() if each.name[:64] in own)
+
+    def _drop_unused(self, own: set[str]) -> None:
+        """Remove unfinished files of stages that nobody asks for."""
+        if not self._uses:
+            for part in self._files.glob(f"*{_PART}"):
+                if part.name[:64] not in own:
+                    part.unlink()
+
+    def _evict(self, key: str) -> None:
+        """Remove a stage, and its files unless another stage has them."""
+        del self._last_used[key]
+        place = self._stages / key
+        inodes = {file.stat().st_ino for file in place.iterdir()}
+        shutil.rmtree(place)
+        for file in self._files.iterdir():
+            status = file.stat()
+            if status.st_ino in inodes and status.st_nlink == 1:
+                self._forget(file.name)
+
+    def _forget(self, sha256: str) -> None:
+        """Remove a file, and its links: whoever has it mapped keeps it."""
+        self._checked.discard(sha256)
+        whole = self._files / sha256
+        with contextlib.suppress(FileNotFoundError):
+            inode = whole.stat().st_ino
+            for place in list(self._stages.iterdir()):
+                for link in list(place.iterdir()):
+                    if link.stat().st_ino == inode:
+                        link.unlink()
+            whole.unlink()
+
+
+def stage_key(files: Sequence[File]) -> str:
+    """Return the key of a stage: a SHA-256 over the names and hashes of its files."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        digest.update(f"{file.name} {file.sha256} {file.bytes}\n".encode())
+    return digest.hexdigest()
+
+
+def _check(key: str, files: Sequence[File]) -> None:
+    """Raise `StageError` unless these are the files of a stage, each with a plain name, and the key is theirs."""
+    for file in files:
+        _check_file(file)
+    if len({file.name for file in files}) != len(files) or not files or key != stage_key(files):
+        raise StageError("a stage is asked for by another key than that of its files; both need the same splitload")
+
+
+def _check_file(file: File) -> None:
+    if not (is_plain(file.name) and _is_sha256(file.sha256) and file.bytes >= 0):
+        raise StageError(f"{file.name!r:.80} is no plain name of a file with a SHA-256; both need the same splitload")
+
+
+def _sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, read through a small buffer: devices have little memory."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
+    with open_regular(path) as file:
+        while size := file.readinto(buffer):  # type: ignore[attr-defined]
+            digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and _HEX.issuperset(text)
+
+
+def _lock(folder: Path) -> int | None:
+    """Return a descriptor that holds the lock on a folder; None where the system has no such locks.
+
+    Raises:
+        OSError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OSError(errno.EBUSY, "another worker has it; give each its own --cache") from error
+    return descriptor

@@ -1,0 +1,143 @@
+"""The stage cache: transfers resume, every byte is checked, whole stages are evicted and none that is in use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from splitload.base.errors import OutputError, StageError
+from splitload.bundle.manifest import File
+from splitload.crowd.stage_cache import MissingFileError, StageCache, stage_key
+
+CAP_BYTES = 3000
+
+
+def file(name: str, data: bytes) -> File:
+    return File(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+A, B, C = (bytes([number]) * 1000 for number in (1, 2, 3))
+ONE, TWO, THREE = ((file(f"{name}.ort", data),) for name, data in (("one", A), ("two", B), ("three", C)))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[StageCache]:
+    made = StageCache(tmp_path / "cache", CAP_BYTES)
+    yield made
+    made.close()
+
+
+def keep(cache: StageCache, files: tuple[File, ...], *data: bytes, release: bool = True) -> Path:
+    key = stage_key(files)
+    missing = cache.request(key, files)
+    for each, bytes_ in zip(files, data, strict=True):
+        if each.sha256 in missing:
+            assert cache.write(each, 0, bytes_) == len(bytes_)
+    place = cache.place(key, files)
+    if release:
+        cache.release(key)
+    return place
+
+
+def test_a_stage_lies_there_under_its_names(cache: StageCache) -> None:
+    files = (file("graph.onnx", A), file("weights.bin", B))
+    place = keep(cache, files, A, B)
+    assert {each.name: each.read_bytes() for each in place.iterdir()} == {"graph.onnx": A, "weights.bin": B}
+    assert cache.stages() == [stage_key(files)]
+    assert cache.request(stage_key(files), files) == {}
+    assert cache.read(files[0].sha256, 990, 100) == A[990:]
+
+
+def test_a_transfer_goes_on_where_it_stopped(cache: StageCache, tmp_path: Path) -> None:
+    (one,) = ONE
+    assert cache.request(stage_key(ONE), ONE) == {one.sha256: 0}
+    assert cache.write(one, 0, A[:300]) == 300
+    cache.close()
+    cache = StageCache(tmp_path / "cache", CAP_BYTES)
+    assert cache.request(stage_key(ONE), ONE) == {one.sha256: 300}
+    assert cache.write(one, 0, A[:500]) == 300  # what is there already, or leaves a gap, changes nothing
+    assert cache.write(one, 400, A[400:]) == 300
+    assert cache.write(one, 300, A[300:]) == 1000
+    assert cache.place(stage_key(ONE), ONE).joinpath("one.ort").read_bytes() == A
+    cache.close()
+
+
+def test_a_file_that_arrives_damaged_is_forgotten(cache: StageCache) -> None:
+    (one,) = ONE
+    cache.request(stage_key(ONE), ONE)
+    with pytest.raises(MissingFileError, match="arrived damaged"):
+        cache.write(one, 0, B)
+    assert cache.write(one, 0, b"") == 0
+
+
+def test_what_was_damaged_on_disk_is_found_by_the_next_process(cache: StageCache, tmp_path: Path) -> None:
+    place = keep(cache, ONE, A)
+    cache.close()
+    (place / "one.ort").write_bytes(B)
+    cache = StageCache(tmp_path / "cache", CAP_BYTES)
+    with pytest.raises(MissingFileError, match="is damaged"):
+        cache.place(stage_key(ONE), ONE)
+    assert cache.request(stage_key(ONE), ONE) == {ONE[0].sha256: 0}
+    assert keep(cache, ONE, A).joinpath("one.ort").read_bytes() == A
+    cache.close()
+
+
+def test_the_stage_used_longest_ago_is_evicted_first(cache: StageCache) -> None:
+    small = StageCache(cache._folder.with_name("small"), 2500)
+    keep(small, ONE, A)
+    keep(small, TWO, B)
+    keep(small, ONE, A)
+    keep(small, THREE, C)
+    assert small.stages() == [stage_key(ONE), stage_key(THREE)]
+    assert small.used_bytes() == 2000
+    small.close()
+
+
+def test_a_stage_in_use_is_never_evicted(cache: StageCache) -> None:
+    small = StageCache(cache._folder.with_name("small"), 1500)
+    place = keep(small, ONE, A, release=False)
+    with pytest.raises(OutputError, match=r"lacks 500 bytes for a stage of 1000, beside 1 in use.*--cache-size"):
+        small.request(stage_key(TWO), TWO)
+    assert (place / "one.ort").exists()
+    small.release(stage_key(ONE))
+    keep(small, TWO, B)
+    assert small.stages() == [stage_key(TWO)]
+    assert not place.exists()
+    small.close()
+
+
+def test_files_that_stages_share_are_there_once_and_stay_with_the_last(cache: StageCache) -> None:
+    shared = file("shared.bin", C)
+    keep(cache, (*ONE, shared), A, C)
+    keep(cache, (*TWO, shared), B, C)
+    assert cache.used_bytes() == 3000
+    cache.remove(stage_key((*ONE, shared)))
+    assert cache.used_bytes() == 2000
+    assert cache.request(stage_key((*TWO, shared)), (*TWO, shared)) == {}
+
+
+def test_names_and_keys_are_those_of_a_stage(cache: StageCache) -> None:
+    for name in ("../x", ".x", "a/b", ""):
+        files = (File(name, 1, "0" * 64),)
+        with pytest.raises(StageError, match="no plain name"):
+            cache.request(stage_key(files), files)
+    with pytest.raises(StageError, match="another key"):
+        cache.request(stage_key(ONE), TWO)
+    with pytest.raises(StageError, match="no plain name"):
+        cache.write(File("x", 1, "../../etc/passwd"), 0, b"x")
+    with pytest.raises(StageError, match="something else than a SHA-256"):
+        cache.read("../stages", 0, 1)
+
+
+def test_one_process_at_a_time_has_a_cache(cache: StageCache) -> None:
+    with pytest.raises(OutputError, match="another worker has it"):
+        StageCache(cache._folder, CAP_BYTES)
+
+
+def test_a_place_that_is_no_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot keep stages in"):
+        StageCache(tmp_path / "file", CAP_BYTES)
