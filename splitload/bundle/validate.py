@@ -68,8 +68,8 @@ def validate(data: Any) -> Manifest:
         cpu=top.text("cpu"),
         device=top.text("device"),
         plan=top.mapping("plan"),
-        inputs=tuple(_tensor(item) for item in top.items("inputs")),
-        outputs=tuple(_tensor(item) for item in top.items("outputs", at_least=1)),
+        inputs=tuple(tensor_spec(item) for item in top.items("inputs")),
+        outputs=tuple(tensor_spec(item) for item in top.items("outputs", at_least=1)),
         variants=tuple(_variant(item) for item in top.items("variants", at_least=1)),
         training=_training(top.child("training")) if "training" in top.data else None,
         metadata=_metadata(top.child("metadata")) if "metadata" in top.data else None,
@@ -151,7 +151,7 @@ def _stage(reader: Reader) -> StageEntry:
         weights=None if reader.get("weights") is None else file_entry(reader.child("weights")),
         weights_bytes=reader.count("weights_bytes"),
         inputs=_names(reader, "inputs"),
-        outputs=tuple(_tensor(item) for item in reader.items("outputs", at_least=1)),
+        outputs=tuple(tensor_spec(item) for item in reader.items("outputs", at_least=1)),
         prepack=reader.flag("prepack"),
         trainable=reader.flag("trainable"),
         shares=_names(reader, "shares") if "shares" in reader.data else (),
@@ -267,7 +267,8 @@ def file_entry(reader: Reader) -> File:
     return File(name, reader.count("bytes"), reader.sha256("sha256"))
 
 
-def _tensor(reader: Reader) -> TensorSpec:
+def tensor_spec(reader: Reader) -> TensorSpec:
+    """Return the description of a tensor."""
     reader.only("name", "type", "shape")
     shape = reader.get("shape")
     if shape is not None and not (
