@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
-import logging
 import signal
 import sys
 import tempfile
@@ -19,12 +18,12 @@ from splitload.base.errors import ClusterError
 from splitload.base.scratch import scratch_folder
 from splitload.crowd.address import Address
 from splitload.crowd.certificates import security_from
+from splitload.crowd.quiet import quiet
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ONE_HOST, SETTINGS
 
 START_S = 10.0  # for what answered a moment ago
 CLOSE_S = 3.0  # to say farewell; a stage that still runs is not waited for, as its result is lost anyway
 _BY_ITSELF = "worker-"  # so begin Dask's words for why a worker ended that its scheduler had not told to
-_LOGGERS = ("distributed", "distributed.scheduler", "distributed.worker", "tornado.application", "asyncio")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ def run_worker(scheduler: Address, settings: WorkerSettings, started: Callable[[
 
     kept = {CACHE_FOLDER: str(settings.cache_folder), CACHE_BYTES: settings.cache_bytes}
     with (
-        _quiet(),
+        quiet(),
         scratch_folder(Path(tempfile.gettempdir()), "splitload-worker.") as folder,
         dask.config.set({**SETTINGS, **kept}),
     ):
@@ -134,7 +133,7 @@ def run_scheduler(host: str, port: int, certificates: Path | None, started: Call
             dashboard_address=HTTP_ADDRESS,
         )
 
-    with _quiet(), dask.config.set(SETTINGS):
+    with quiet(), dask.config.set(SETTINGS):
         return asyncio.run(_run(made, started, f"no scheduler can listen at {host or 'any interface'}, port {port}"))
 
 
@@ -220,17 +219,3 @@ def _without_numpy() -> Iterator[None]:
         yield
     finally:
         del sys.modules["numpy"]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Dask's log from stderr: what matters of it is raised, or printed by the command."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
