@@ -1,0 +1,33 @@
+"""Work in an event loop that nobody waits for; what goes wrong with a link there shows in a worker that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any
+
+
+class Beside:
+    """Keeps tasks until they are done: the event loop itself does not."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin work; an `OSError` of it is nobody's concern."""
+
+        async def done() -> None:
+            with contextlib.suppress(OSError):
+                await work
+
+        task = asyncio.ensure_future(done())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def end(self, *others: asyncio.Task[None]) -> None:
+        """Cancel everything, and what else is given, and wait until it has ended."""
+        tasks = [*self._tasks, *others]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
