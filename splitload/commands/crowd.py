@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from splitload.commands import crowd_worker
+from splitload.commands import crowd_run, crowd_worker
 from splitload.commands.argument_types import Parser
 
 
@@ -23,6 +23,8 @@ def add_commands(crowd: argparse.ArgumentParser) -> None:
         takes_output(sub, default=argparse.SUPPRESS)  # what was said before the command's name holds
         options(sub)
 
+    what = "stream the inputs in a file through a bundle on a crowd of devices, or of processes on this machine"
+    add("run", "crowd_run:run", what, crowd_run.run_options)
     what = "run a worker on this machine until it is ended"
     add("worker", "crowd_worker:worker", what, crowd_worker.worker_options, cache=True)
     what = "run the scheduler that workers and clients connect to, until it is ended"
