@@ -39,15 +39,24 @@ _MEASURE_EVERY = 32  # tensors of an edge; what they hold changes slowly
 
 
 class Encoded(Record):
-    """A tensor that may travel.
+    """A tensor that may travel; nothing of it is copied before it is put into a parcel.
 
     Attributes:
-        data: Header and body.
-        plain_bytes: What it would take if its body were plain.
+        head: Header and sizes.
+        body: Its elements, or what they are compressed to.
+        memory: What keeps them.
+        saved_bytes: How much less the body takes than the elements.
     """
 
-    data: bytes
-    plain_bytes: int
+    head: bytes
+    body: Buffer
+    memory: Memory
+    saved_bytes: int
+
+    @property
+    def data(self) -> bytes:
+        """All of it in one piece."""
+        return b"".join((self.head, self.body))
 
 
 def encoded(memory: Memory, *, compress: bool) -> Encoded:
@@ -67,7 +76,7 @@ def encoded(memory: Memory, *, compress: bool) -> Encoded:
         _SIGN, memory.element.number, _PLAIN if body is plain else _ZLIB, len(memory.shape), len(plain), len(body)
     )
     sizes = struct.pack(f"<{len(memory.shape)}Q", *memory.shape)
-    return Encoded(b"".join((header, sizes, body)), len(header) + len(sizes) + len(plain))
+    return Encoded(header + sizes, body, memory, len(plain) - len(body))
 
 
 def decoded(data: Buffer) -> Memory:
@@ -94,15 +103,16 @@ def decoded(data: Buffer) -> Memory:
     return Memory(address_of(body) if plain_bytes else 0, shape, element, body)
 
 
-def parcel(tensors: Mapping[str, Buffer]) -> bytes:
-    """Return tensors that may travel as one piece.
+def parcel(tensors: Mapping[str, Buffer | Encoded]) -> bytes:
+    """Return tensors as one piece.
 
     Args:
         tensors: What `encoded` gave, or `opened`, by name.
     """
     parts: list[Buffer] = [_COUNT.pack(len(tensors))]
-    for name, data in tensors.items():
-        parts += [_LENGTHS.pack(len(name.encode()), len(data)), name.encode(), data]
+    for name, tensor in tensors.items():
+        pieces = (tensor.head, tensor.body) if isinstance(tensor, Encoded) else (tensor,)
+        parts += [_LENGTHS.pack(len(name.encode()), sum(map(len, pieces))), name.encode(), *pieces]
     return b"".join(parts)
 
 

@@ -16,7 +16,7 @@ from splitload.base.errors import ClusterError, SplitloadError, StageError, Usag
 from splitload.bundle.manifest import TensorSpec
 from splitload.crowd.attempts import Answer
 from splitload.crowd.chain import read_bundle
-from splitload.crowd.codec import decoded, encoded, opened, parcel
+from splitload.crowd.codec import Encoded, decoded, encoded, opened, parcel
 from splitload.crowd.driver import Driver, started
 from splitload.crowd.mechanisms import Mechanisms
 from splitload.crowd.report import CrowdReport, report_of
@@ -259,7 +259,7 @@ def _outcome(future: concurrent.futures.Future[Outputs]) -> Outputs | SplitloadE
     raise error
 
 
-def _checked(spec: TensorSpec, given: Any, compress: bool) -> bytes:
+def _checked(spec: TensorSpec, given: Any, compress: bool) -> Encoded:
     """Return an input as it travels.
 
     Raises:
@@ -276,4 +276,4 @@ def _checked(spec: TensorSpec, given: Any, compress: bool) -> bytes:
         and all(not isinstance(size, int) or size == got for size, got in zip(spec.shape, memory.shape, strict=True))
     ):
         raise UsageError(f"input '{spec.name}' has the shape {list(memory.shape)}, the model takes {list(spec.shape)}")
-    return encoded(memory, compress=compress).data
+    return encoded(memory, compress=compress)

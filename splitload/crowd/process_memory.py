@@ -11,7 +11,11 @@ import ctypes
 import sys
 from pathlib import Path
 
+from splitload.runtime import mapped
+
 _STATUS = Path("/proc/self/status")
+_MAPS = Path("/proc/self/maps")
+_RUNTIME = "libonnxruntime."
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # Source: proc_pid_clear_refs(5)
 
@@ -33,6 +37,22 @@ def return_now() -> None:
     """Have malloc give back what is free, wherever it lies."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def drop_code() -> None:
+    """Have the runtime's code leave memory: opening a stage takes much of it that running does not.
+
+    Code is never written to, so that the system maps it again where it is needed.
+    """
+    if not _MAPS.exists():
+        return
+    places = []
+    for line in _MAPS.read_text(errors="replace").splitlines():
+        where, access, _, _, _, *name = line.split(None, 5)
+        if access == "r-xp" and name and Path(name[0]).name.startswith(_RUNTIME):
+            begin, end = where.split("-")
+            places.append((int(begin, 16), int(end, 16)))
+    mapped.drop(places)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import StageError
 from splitload.bundle.manifest import TensorSpec
-from splitload.crowd.codec import Buffer, EdgeCodec, decoded, encoded
+from splitload.crowd.codec import Buffer, EdgeCodec, Encoded, decoded, encoded, parcel
 from splitload.crowd.orders import StageOrder, TaskOrder
+from splitload.crowd.process_memory import drop_code
 from splitload.crowd.stage_cache import StageCache
 from splitload.runtime import mapped
 from splitload.runtime.capi.memory import Memory, memory_of
@@ -80,7 +81,7 @@ class Residents:
             self.most = max(self.most, len(self._sessions))
             return time.perf_counter() - start_s
 
-    def run(self, order: TaskOrder, tensors: Mapping[str, Buffer]) -> tuple[dict[str, Buffer], int]:
+    def run(self, order: TaskOrder, tensors: Mapping[str, Buffer]) -> tuple[bytes, int]:
         """Run a stage that is in memory.
 
         Args:
@@ -88,7 +89,7 @@ class Residents:
             tensors: What it reads, among others, as it travelled.
 
         Returns:
-            What later stages read, ready to travel, and the bytes of its own outputs before they were compressed.
+            The parcel of what later stages read, and how many bytes compressing has saved of it.
 
         Raises:
             StageError: If the runtime cannot run it on these tensors.
@@ -109,14 +110,14 @@ class Residents:
                 raise StageError(f"stage '{stage.name}' does not run: {' '.join(str(error).split())}") from error
             finally:
                 self.after_run(stage.key)
-            made: dict[str, Buffer] = {name: tensors[name] for name in order.carried if name in tensors}
-            plain_bytes = 0
+            made: dict[str, Buffer | Encoded] = {name: tensors[name] for name in order.carried if name in tensors}
+            saved_bytes = 0
             for name, value in zip(order.needed, values, strict=True):
                 memory = memory_of(engine.answer(value))
                 sent = encoded(memory, compress=self._compresses(order, specs[name], memory))
-                made[name] = sent.data
-                plain_bytes += sent.plain_bytes
-            return made, plain_bytes
+                made[name] = sent
+                saved_bytes += sent.saved_bytes
+            return parcel(made), saved_bytes
 
     def after_run(self, key: str) -> None:
         """Have the rows of a table leave memory that a run has looked up: the next one looks up others."""
@@ -146,6 +147,7 @@ class Residents:
                 behind = start // mapped.PAGE_BYTES * mapped.PAGE_BYTES
                 places = [(begin + behind, end) for begin, end in mapped.spans([graph])]
                 self._tables[stage.key] = [(begin, end) for begin, end in places if begin < end]
+            drop_code()
             return session
         except BaseException:
             self._cache.release(stage.key)

@@ -21,7 +21,7 @@ from splitload import __version__
 from splitload.base.errors import SplitloadError, StageError
 from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import File
-from splitload.crowd.codec import Buffer, opened, parcel
+from splitload.crowd.codec import Buffer, opened
 from splitload.crowd.orders import PLUGIN, TaskOrder, key_of, read, topic
 from splitload.crowd.process_memory import MemoryMeter, return_early, return_now
 from splitload.crowd.residents import Residents
@@ -267,12 +267,10 @@ def _run(residents: Residents, order: TaskOrder, given: Buffer | None, told: dic
     if given is None:
         raise MissingInputError(f"the input of attempt {order.attempt} is not here")
     told |= {"run_start_s": time.perf_counter(), "run_s": 0.0}
-    made, plain_bytes = residents.run(order, opened(given))
-    sent = parcel(made)
+    made, saved_bytes = residents.run(order, opened(given))
     told["run_s"] = time.perf_counter() - told["run_start_s"]
-    own_bytes = sum(len(made[name]) for name in order.needed)
-    told |= {"given_bytes": len(given), "made_bytes": len(sent), "plain_bytes": len(sent) - own_bytes + plain_bytes}
-    return sent
+    told |= {"made_bytes": len(made), "plain_bytes": len(made) + saved_bytes}
+    return made
 
 
 def _files(entries: list[list[Any]]) -> tuple[File, ...]:
