@@ -67,6 +67,7 @@ class Crowd:
         self._loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
         self._count = itertools.count()
         self._adding = threading.Lock()
+        self._open: set[concurrent.futures.Future[Outputs]] = set()
         self._coming = 0  # inputs that the driver has not seen yet
         switches = mechanisms or Mechanisms()
         self._compresses = switches.compression == "always"
@@ -100,6 +101,8 @@ class Crowd:
         except SplitloadError as error:
             future.set_exception(error)
             return future
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
         with self._adding:  # the driver takes them in the order of their numbers
             self._coming += 1
             self._loop.call_soon_threadsafe(self._add, next(self._count), packed, _answering(future))
@@ -145,6 +148,9 @@ class Crowd:
         if self._loop.is_running():
             with contextlib.suppress(TimeoutError, concurrent.futures.CancelledError):
                 self._in_loop(self._driver.end()).result(_CLOSE_S)
+        for future in list(self._open):  # of a client that was closed before
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                future.set_exception(ClusterError("the crowd was closed, or its client was"))
 
     def _add(self, item: int, packed: bytes, answer: Answer) -> None:
         self._driver.add(item, packed, answer)
@@ -172,6 +178,8 @@ class Crowd:
             with changed:
                 while not (done := _done(waiting, ordered=ordered)) and (is_read or not self._has_room(waiting)):
                     changed.wait(_WAIT_S)
+                    if not self._loop.is_running():  # nothing can come any more
+                        self.close()
             for place in done:
                 yield place, _outcome(waiting.pop(place))
 
@@ -226,6 +234,8 @@ def _answering(future: concurrent.futures.Future[Outputs]) -> Answer:
     """Return what hands the outputs of an input, or its error, to a future."""
 
     def answer(outputs: bytes | None, error: Exception | None) -> None:
+        if future.done():  # the crowd was closed meanwhile
+            return
         if outputs is None:
             future.set_exception(error or StageError("the outputs are lost"))
             return

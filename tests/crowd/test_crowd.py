@@ -233,6 +233,17 @@ def test_a_closed_crowd_answers_nothing_more(local: LocalCrowd, chain_bundle: Pa
         time.sleep(0.05)
 
 
+def test_a_crowd_whose_client_was_closed_ends(chain_bundle: Path) -> None:
+    with LocalCrowd(1) as made:
+        crowd = Crowd(chain_bundle, made.client)
+        stream = crowd.map(inputs(300))
+        next(stream)
+    with pytest.raises(ClusterError, match="closed"):
+        list(stream)
+    with pytest.raises(ClusterError, match="closed"):
+        crowd.submit(runtime_models.feeds())
+
+
 def test_many_threads_share_a_crowd(local: LocalCrowd, chain_bundle: Path) -> None:
     results: list[list[Any]] = [[] for _ in range(3)]
     with Crowd(chain_bundle, local.client) as crowd:
