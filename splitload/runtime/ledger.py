@@ -88,17 +88,17 @@ class Ledger:
     def ahead(self) -> int | None:
         """Return the stage whose weights had better be read now, which count as in memory from now on.
 
-        That is the one that is needed next of those that are not there; None where there is no room for it, but that of
-        stages which are needed sooner.
+        That is the one that runs next; None where it is there, or where there is no room for it but that of stages
+        which are needed sooner. Those after it are not read yet: what stays in their room need not be read at all.
         """
         with self._lock:
             if self._is_closed or self._takers:  # who waits for room has it first
                 return None
             missing = [stage for stage in range(len(self._sizes)) if stage not in self._resident]
-            if not missing or (self._one_stage and len(self._resident) > 1):
+            stage = min(missing, key=self._distance, default=None)
+            if stage is None or (distance := self._distance(stage)) > 1 or not self._bring(stage, distance):
                 return None
-            stage = min(missing, key=self._distance)
-            return stage if self._bring(stage, self._distance(stage)) else None
+            return stage
 
     def changed(self) -> Latch:
         """Return a latch that is set once anything has changed."""

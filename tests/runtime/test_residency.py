@@ -203,8 +203,9 @@ def test_where_memory_is_scarce_files_are_read_ahead_and_forgotten(
                 model.run(None, feeds(seed=seed))[0], expected(bundle, seed=seed), rtol=1e-6, atol=1e-6
             )
         graphs = {stage.graph.name for stage in model.variant.stages}
-    assert set(forgotten) == graphs
+    assert forgotten
     assert fetched
+    assert {*forgotten, *map(os.path.basename, fetched)} <= graphs
     assert all(
         thread.name != "splitload-reader" or not thread.is_alive() or thread.join(10) is None
         for thread in threading.enumerate()

@@ -126,12 +126,29 @@ def test_what_is_read_ahead_takes_no_room_of_what_is_needed_sooner() -> None:
     memory = Memory([10] * 5, 31)
     with memory.ledger.run(1) as run:
         with run.using(0):
-            assert [memory.ledger.ahead() for _ in range(3)] == [1, 2, None]
-        assert memory.ledger.ahead() == 3  # in the place of the one that has run
-        assert memory.dropped == [0]
+            assert [memory.ledger.ahead() for _ in range(2)] == [1, None]
         with run.using(1):
-            assert memory.ledger.ahead() is None
-    assert memory.ledger.resident == {1, 2, 3}
+            assert memory.ledger.ahead() == 2
+        with run.using(2):
+            assert memory.ledger.ahead() == 3  # in the place of one that has run
+            assert memory.dropped == [1]  # and is needed latest
+        with run.using(3):
+            assert memory.ledger.ahead() == 4
+    assert memory.ledger.resident == {0, 3, 4}
+
+
+def test_a_model_that_runs_again_and_again_is_read_but_for_what_stays() -> None:
+    memory = Memory([10] * 8, 31)
+    read = []
+    for turn in range(12):
+        with memory.ledger.run(1) as run:
+            for stage in range(8):
+                with run.using(stage):
+                    if (ahead := memory.ledger.ahead()) is not None:
+                        read.append((turn, ahead))
+        if (ahead := memory.ledger.ahead()) is not None:
+            read.append((turn, ahead))
+    assert len([turn for turn, _ in read if turn >= 5]) <= 7 * 7  # one of eight stays, beside two that take turns
 
 
 def test_a_run_that_needs_room_has_it_before_the_reader() -> None:
