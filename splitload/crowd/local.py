@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from splitload.base.errors import ClusterError, UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.crowd.quiet import quiet
 from splitload.crowd.settings import HTTP_ADDRESS, ONE_HOST, SETTINGS
+from splitload.measure.process import python
 
 START_S = 30.0  # of workers: interpreters that all start at once on a small machine
 _END_S = 3.0  # that workers get to end by themselves
@@ -74,7 +74,7 @@ class LocalCrowd:
             name: What it is called.
             environment: Variables that it has beside this process's.
         """
-        words = [sys.executable, "-m", "splitload", "crowd", "worker", self._address, "--name", name, *self._options]
+        words = python("splitload.__main__", "crowd", "worker", self._address, "--name", name, *self._options)
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 words,

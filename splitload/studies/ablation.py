@@ -12,7 +12,7 @@ from splitload.agents.exact_ttfo import Optimum
 from splitload.base.cache import user_cache
 from splitload.base.errors import SplitloadError, UsageError
 from splitload.commands.console import Console
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import OF_LOADING
 from splitload.plan.profile import Profile
 from splitload.planner.optimum import optimum
 from splitload.planner.parallel import run_all
@@ -42,7 +42,7 @@ class Change:
     factor: str
     value: str
     setting: Setting
-    objectives: Sequence[str] = tuple(OBJECTIVES)
+    objectives: Sequence[str] = OF_LOADING
 
 
 VARIANTS = (
@@ -98,13 +98,13 @@ def ablate(cases: Sequence[Case], seeds: Sequence[int], console: Console, **wher
         "proving optima",
         [
             (optimum, case.profile, objective, count, LIMIT_S)
-            for objective in OBJECTIVES
+            for objective in OF_LOADING
             for case in cases
             for count in case.counts
         ],
     )
     optima: dict[str, list[list[Optimum]]] = {
-        objective: [[next(proofs) for _ in case.counts] for case in cases] for objective in OBJECTIVES
+        objective: [[next(proofs) for _ in case.counts] for case in cases] for objective in OF_LOADING
     }
     searches = done(
         "searching",

@@ -17,7 +17,7 @@ from splitload.devices.host import HostDevice
 from splitload.devices.measuring import profile_loads
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import OBJECTIVES, OF_LOADING
 from splitload.planner.measure_plans import measure_plans
 from splitload.planner.refine import refine_on
 from splitload.planner.search import Search
@@ -104,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> int:
     rows = []
     for model in options.models or MODELS:
         source = open_source(model, cache)
-        for objective in OBJECTIVES:
+        for objective in OF_LOADING:
             for count in COUNTS:
                 made = row(source, objective, count, options.budget, options.runs, console, cache)
                 console.print(

@@ -14,7 +14,7 @@ from splitload.base.errors import SplitloadError, UsageError
 from splitload.commands.console import Console
 from splitload.devices import names
 from splitload.frontends import zoo
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import OF_LOADING
 from splitload.plan.profile import Profile
 from splitload.planner.agents import LEARNERS
 from splitload.planner.optimum import optimum
@@ -104,7 +104,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = study_parser("evaluate", __doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: every zoo model")
     parser.add_argument("--device", action="append", help="default: every simulated one")
-    parser.add_argument("--objective", action="append", choices=tuple(OBJECTIVES), help="default: both")
+    parser.add_argument("--objective", action="append", choices=OF_LOADING, help="default: both")
     parser.add_argument("--agent", action="append", choices=LEARNERS, help="default: q-learning")
     parser.add_argument(
         "--seeds", type=at_least(1), default=10, metavar="N", help="seeds 0 to N-1 (default: %(default)s)"
@@ -183,7 +183,7 @@ def _cases(model: str, device_name: str, options: argparse.Namespace) -> list[Ca
             range(options.seeds),
             options.limit,
         )
-        for objective in options.objective or OBJECTIVES
+        for objective in options.objective or OF_LOADING
     ]
 
 

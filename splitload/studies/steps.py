@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from splitload.commands.console import Console
 from splitload.envs import ENV_ID, SplitEnv
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import OF_LOADING
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
 from splitload.studies.records import write_record
@@ -138,7 +138,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(words)
     console = Console(json=False)
-    arms = [(through, objective, play) for through in THROUGH for objective in OBJECTIVES for play in PLAYS]
+    arms = [(through, objective, play) for through in THROUGH for objective in OF_LOADING for play in PLAYS]
     samples: dict[tuple[str, str, str], list[float]] = {arm: [] for arm in arms}
     for run in range(options.runs):
         for arm in arms:

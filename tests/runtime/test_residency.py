@@ -89,7 +89,7 @@ def in_memory(model: ParallelLoader) -> set[int]:
     found = set()
     for index, paths in enumerate(model._staged.residency._paths):  # type: ignore[union-attr]
         spans, resident, inside = set(mapped.spans(paths)), 0, False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
+        for line in Path("/proc/self/smaps").read_text(errors="surrogateescape").splitlines():
             words = line.split()
             if "-" in words[0] and not words[0].endswith(":"):
                 begin, end = (int(word, 16) for word in words[0].split("-"))

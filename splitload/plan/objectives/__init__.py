@@ -19,6 +19,9 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
 )
 """Every objective by its name, in order of the names."""
 
+OF_LOADING = ("balance", "ttfo")
+"""Names of the objectives that are of the load; the others are of what follows it."""
+
 DEFAULT_OBJECTIVE = "balance"
 """Name of the objective where none is asked for."""
 
