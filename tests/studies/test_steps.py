@@ -70,7 +70,7 @@ def test_the_record_holds_every_sample(tmp_path):
     record = json.loads((tmp_path / "found.json").read_text())
     assert record["kind"] == "steps"
     assert record["provenance"]["command"] == "python -m splitload.studies.steps --runs 2 --steps 30"
-    assert len(record["rows"]) == len(steps.THROUGH) * len(steps.OBJECTIVES) * len(steps.PLAYS)
+    assert len(record["rows"]) == len(steps.THROUGH) * len(steps.OF_LOADING) * len(steps.PLAYS)
     for row in record["rows"]:
         figure = row["steps_per_s"]
         assert len(figure["samples"]) == 2
