@@ -18,7 +18,7 @@ from splitload.runtime.pool import Latch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
 
 class Ledger:
@@ -34,6 +34,8 @@ class Ledger:
         one_stage: Whether weights of one stage at a time are used; those of the next one may be read meanwhile.
         drop: Has the weights of a stage leave memory.
         shrink: Has the runtime give back what it keeps of working memory, while nobody runs.
+        alone: Stages that are used by one at a time, as each use brings other weights of them.
+        renew: Has what the use before has brought of such a stage leave memory.
     """
 
     def __init__(
@@ -44,16 +46,20 @@ class Ledger:
         drop: Callable[[int], None],
         shrink: Callable[[], None] = lambda: None,
         one_stage: bool = False,
+        alone: Container[int] = (),
+        renew: Callable[[int], None] = lambda stage: None,
     ) -> None:
         self._sizes, self._room, self._one_stage = sizes_bytes, room_bytes, one_stage
         self._largest = max(sizes_bytes)
         self._drop, self._shrink = drop, shrink
+        self._alone, self._renew = alone, renew
         self._lock = _thread.allocate_lock()
         self._waiting: list[Latch] = []
         self._takers: list[Run | Use] = []  # who needs room for weights to run, in the order they came
         self._loaders: list[Run | Use] = []  # and to load, in whatever order
         self._comers: list[Run | Use] = []  # who waits to run; a run that has begun never waits for them
         self._resident: set[int] = set()
+        self._loaded: set[int] = set()
         self._uses: set[Use] = set()
         self._runs: set[Run] = set()
         self._held_bytes = 0.0  # of working memory
@@ -80,8 +86,8 @@ class Ledger:
     def loading(self, stage: int) -> Use:
         """Return a block in which a stage is loaded, which touches its weights.
 
-        While anybody runs it waits until nothing that is needed sooner has to leave for it: what is loaded is run next,
-        and so read once.
+        While a run goes on through loaded stages it waits until nothing that is needed sooner has to leave for it: what
+        is loaded is run next, and so read once. Where all runs wait for stages to be loaded, anything leaves.
         """
         return Use(self, stage, None)
 
@@ -120,6 +126,10 @@ class Ledger:
         with self._lock:
             self._tell()
 
+    def forked(self) -> None:
+        """Have a forked child, where nobody runs by this one, wait for no thread of the parent's that has its lock."""
+        self._lock = _thread.allocate_lock()
+
     def _until(self, waiter: Run | Use, attempt: Callable[[bool], bool], queue: list[Run | Use]) -> None:
         """Wait until an attempt succeeds; who is interrupted has to call `_end`.
 
@@ -156,7 +166,9 @@ class Ledger:
                 self._uses -= {use for use in self._uses if use.run is waiter}
             elif waiter in self._uses:
                 self._uses.discard(waiter)
-                if waiter.run is not None:
+                if waiter.run is None:
+                    self._loaded.add(waiter.stage)
+                else:
                     waiter.run.stage = waiter.stage + 1
             self._tell()
 
@@ -187,16 +199,19 @@ class Ledger:
     def _take(self, use: Use, may_bring: bool) -> bool:
         """Use the weights of a stage if they are in memory, or there is room for them; the caller holds the lock."""
         stage = use.stage
-        if use.run is not None:
-            use.run.stage = stage
         if self._one_stage and any(each.stage != stage for each in self._uses):
             return False
-        distance = self._distance(stage) if use.run is None and self._runs else -1
+        if stage in self._alone and self._is_used(stage):
+            return False
+        is_patient = use.run is None and any(run.stage in self._loaded for run in self._runs)
+        distance = self._distance(stage) if is_patient else -1
         if stage not in self._resident and not (may_bring and self._bring(stage, distance)):
             return False
         if self._one_stage:
             for each in self._resident - {stage}:
                 self._evict(each)
+        if stage in self._alone:
+            self._renew(stage)
         self._uses.add(use)
         self._tell()  # the reader: another stage is next
         return True
@@ -265,6 +280,9 @@ class Run:
 
     def using(self, stage: int) -> Use:
         """Return a block in which the weights of a stage stay in memory; it begins when there is room for them."""
+        with self._ledger._lock:
+            self.stage = stage
+            self._ledger._tell()  # who loads: the run may have left stages out, and wait for this one
         return Use(self._ledger, stage, self)
 
 

@@ -190,9 +190,10 @@ class Staged:
         engine = self.engine
         boundaries = engine.boundaries(self._otherwise)
         for index, needed, last_reads in self.variant.steps(wanted):
+            use = room.using(index)
             session = self.session(index)
             start_s = time.perf_counter()
-            with room.using(index):
+            with use:
                 results = engine.run_stage(
                     session, self.variant.stages[index], needed, values, run_options, keep=keep, boundaries=boundaries
                 )

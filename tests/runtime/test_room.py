@@ -178,6 +178,62 @@ def test_a_stage_that_is_loaded_waits_for_those_that_run_sooner() -> None:
         assert memory.dropped == [2, 3, 0]
 
 
+@pytest.mark.parametrize("one_stage", [False, True])
+def test_stages_that_a_run_leaves_out_are_loaded_before_those_that_it_waits_for(one_stage: bool) -> None:
+    memory = Memory([10] * 4, 11, one_stage=one_stage)
+    with memory.ledger.run(1) as run:
+        use = run.using(3)  # which is not loaded yet
+        loader = threading.Thread(target=lambda: [load(memory.ledger, stage) for stage in range(4)], daemon=True)
+        loader.start()
+        loader.join(60)
+        assert not loader.is_alive()
+        with use:
+            assert memory.ledger.resident == {3}
+
+
+def load(ledger: Ledger, stage: int) -> None:
+    with ledger.loading(stage):
+        pass
+
+
+def test_a_loader_that_waits_learns_that_a_run_has_left_stages_out() -> None:
+    memory = Memory([10] * 4, 11)
+    for stage in range(2):
+        load(memory.ledger, stage)
+    with memory.ledger.run(1) as run:
+        loader = threading.Thread(target=load, args=(memory.ledger, 2), daemon=True)
+        with run.using(0):
+            loader.start()
+            until_waiting(memory.ledger)
+        run.using(2)
+        loader.join(60)
+        assert not loader.is_alive()
+
+
+def test_a_stage_of_which_each_use_brings_other_weights_is_used_by_one_and_renewed() -> None:
+    renewed: list[int] = []
+    ledger = Ledger([10, 10], 30, drop=lambda stage: None, alone={0}, renew=renewed.append)
+    with ledger.run(1) as run, ledger.run(1) as other:
+        second = threading.Thread(target=other.using(0).__enter__)
+        with run.using(0):
+            assert renewed == [0]
+            second.start()
+            until_waiting(ledger)
+        second.join()
+        assert renewed == [0, 0]
+        with run.using(1):
+            pass
+    assert renewed == [0, 0]
+
+
+def test_a_forked_child_waits_for_no_thread_of_the_parents() -> None:
+    ledger = Ledger([10], 20, drop=lambda stage: None)
+    with ledger._lock:  # as a thread may hold it at that moment
+        ledger.forked()
+        ledger.close()
+    assert ledger.is_closed
+
+
 def test_one_stage_is_used_at_a_time() -> None:
     memory = Memory([10, 20, 30], float("inf"), one_stage=True)
     second = threading.Thread(target=memory.go, args=(1,))
