@@ -6,6 +6,7 @@ system keeps them in its cache of files, unless it is told to let go of them as 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
 _MAPS = "/proc/self/maps"
+_PIECES = "/proc/self/map_files"  # has a name for each piece of memory that a file is mapped to
 _DONTNEED, _RANDOM = 4, 1  # of madvise
 
 
@@ -29,8 +31,8 @@ def check_system() -> None:
 
 
 def spans(paths: Sequence[str]) -> list[Span]:
-    """Return where files are mapped now, by whomever in this process."""
-    files = {(os.stat(path).st_ino, os.path.basename(path)) for path in paths}
+    """Return where files, or what links to files lead to, are mapped now, by whomever in this process."""
+    files = {(os.stat(path).st_ino, os.path.basename(os.path.realpath(path))) for path in paths}
     result = []
     with open(_MAPS, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:  # 7f0000000000-7f0000001000 r--p 00000000 fe:00 131842    /a/file
@@ -40,6 +42,20 @@ def spans(paths: Sequence[str]) -> list[Span]:
                 begin, end = where.split("-")
                 result.append((int(begin, 16), int(end, 16)))
     return result
+
+
+def kept(where: Sequence[Span], pieces: Sequence[Span], paths: Sequence[str]) -> Sequence[Span]:
+    """Return the parts of what is mapped that still are: other memory may have taken the place, and be emptied.
+
+    Args:
+        where: What is asked for.
+        pieces: The whole pieces in which it was mapped.
+        paths: The files.
+    """
+    if all(os.path.lexists(f"{_PIECES}/{begin:x}-{end:x}") for begin, end in pieces):
+        return where
+    common = [(max(begin, low), min(end, high)) for begin, end in where for low, high in spans(paths)]
+    return [(begin, end) for begin, end in common if begin < end]
 
 
 def drop(where: Sequence[Span]) -> None:
@@ -67,9 +83,9 @@ def in_small_pages(path: str, begin: int, *, read: bool) -> None:
 
 
 def forget(paths: Sequence[str]) -> None:
-    """Have the system let go of files that it caches, but for what others have mapped."""
+    """Have the system let go of files that it caches, but for what others have mapped; who is gone has no name."""
     for path in paths:
-        with open(path, "rb", buffering=0) as file:
+        with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

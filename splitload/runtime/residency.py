@@ -12,6 +12,7 @@ stays within the ceiling is never read again.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import weakref
@@ -141,36 +142,43 @@ class Residency:
         self._ceiling, self._variant, self._paths, self._engine = ceiling, variant, paths, engine
         self._needs = needs = Needs(variant)
         self._spans: list[Sequence[Span]] = [()] * len(variant.stages)
+        self._tables: dict[int, Sequence[Span]] = {}  # each run maps a few rows of its own
+        self._sessions: list[Callable[[], Any]] = [lambda: None] * len(variant.stages)
         self._first: Callable[[], Any] = lambda: None  # a session, by which the arena is reached
         one_stage = ceiling == "stage"
         self.is_scarce = is_scarce(variant)
         self._reader_runs = False
         self.ledger = Ledger(
             needs.weights, math.inf if isinstance(ceiling, str) else ceiling - needs.sessions,
-            drop=self._drop, shrink=self._shrink, one_stage=one_stage,
+            drop=self._drop, shrink=self._shrink, one_stage=one_stage, alone=self._tables,
+            renew=lambda index: self._give_back(index, self._tables[index]),
         )  # fmt: skip
 
     def loading(self, index: int) -> Use:
         """Return a block in which a stage is loaded; see `Ledger.loading`."""
         return self.ledger.loading(index)
 
-    def loaded(self, index: int, session: Any) -> None:
-        """Find what a session has mapped.
+    def opened(self, index: int, open_session: Callable[[], Any]) -> Any:
+        """Open the session of a stage, find what it has mapped, and return it.
 
         Raises:
             BundleError: If it has read its weights instead.
         """
         paths, weights_bytes = self._paths[index], self._needs.weights[index]
-        self._spans[index] = found = mapped.spans(paths)
+        others = set(mapped.spans(paths))  # another loader's, which may be closed sooner
+        session = open_session()
+        found = [span for span in mapped.spans(paths) if span not in others]
         if not found and weights_bytes > self._variant.stages[index].graph.bytes // 2:
             raise BundleError(
                 f"this onnxruntime does not map '{os.path.basename(paths[0])}', so that its memory cannot be given "
                 "back; leave out residency"
             )
+        self._spans[index], self._sessions[index] = found, weakref.ref(session)
         self._keep_table_apart(index)
         if self._first() is None:
             self._first = weakref.ref(session)
             self._reserve()
+        return session
 
     def run(self, inputs: Mapping[str, Any]) -> Run:
         """Return a block in which a run goes through the stages; see `Ledger.run`.
@@ -190,6 +198,7 @@ class Residency:
 
     def heir(self) -> Residency:
         """Return what takes its place in a forked child, where nothing is loaded."""
+        self.ledger.forked()
         return Residency(self._ceiling, self._variant, self._paths, self._engine)
 
     def close(self) -> None:
@@ -201,9 +210,15 @@ class Residency:
         return math.prod(shape) * BY_TYPE[kind].item_bytes if kind in BY_TYPE else 0
 
     def _drop(self, index: int) -> None:
-        mapped.drop(self._spans[index])
+        self._give_back(index, self._spans[index])
         if self.is_scarce:
             mapped.forget(self._paths[index])
+
+    def _give_back(self, index: int, where: Sequence[Span]) -> None:
+        session = self._sessions[index]()  # while it lives, nothing else is mapped there
+        if session is not None:
+            with contextlib.suppress(FileNotFoundError):  # the bundle is gone
+                mapped.drop(mapped.kept(where, self._spans[index], self._paths[index]))
 
     def _reserve(self) -> None:
         """Have the arena begin with one piece: of many small ones it would keep what later tensors do not fit into."""
@@ -220,12 +235,14 @@ class Residency:
         path, order = self._paths[index][0], self._variant.stages[index].read_order
         if not order or os.path.getsize(path) - order[-1] < _TABLE_BYTES:
             return
+        table = order[-1] // mapped.PAGE_BYTES * mapped.PAGE_BYTES
+        rows = [(begin + table, end) for begin, end in self._spans[index] if begin + table < end]
+        weights = [(begin, min(begin + table, end)) for begin, end in self._spans[index]]
+        self._tables[index] = rows
         if self.is_scarce:
             mapped.in_small_pages(path, order[-1], read=False)
-            spans = [
-                (begin + order[-1] // mapped.PAGE_BYTES * mapped.PAGE_BYTES, end) for begin, end in self._spans[index]
-            ]
-            mapped.touch_at_random([(begin, end) for begin, end in spans if begin < end])
+            mapped.touch_at_random(rows)
+            self._spans[index] = [*weights, *rows]  # which are apart now
         elif reading.is_cached(path, (os.path.getsize(path),)):
             mapped.in_small_pages(path, order[-1], read=True)
 

@@ -254,8 +254,7 @@ class Staged:
         use = self.residency.loading(index)
         try:
             with use:
-                session = self._opener.first(stage)
-                self.residency.loaded(index, session)
+                session = self.residency.opened(index, lambda: self._opener.first(stage))
         except BaseException:
             use.end()
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import os
 import shutil
 import threading
@@ -282,6 +284,60 @@ def test_stages_that_are_used_by_the_module_later_keep_the_ceiling(bundle: Path)
         answer = model.run(None, feeds(), onnxruntime.RunOptions())[0]
         np.testing.assert_allclose(answer, expected(bundle), rtol=1e-6, atol=1e-6)
         assert len(model._staged.residency.ledger.resident) <= 1  # type: ignore[union-attr]
+
+
+def test_what_another_loader_has_mapped_is_left_alone(bundle: Path, engine: Any) -> None:
+    with ParallelLoader(bundle, residency="all", upgrade=False, engine=engine) as other:
+        other.run(None, feeds())
+        with ParallelLoader(bundle, residency="stage", engine=engine) as model:
+            model.run(None, feeds())
+            of_model = {span for spans in model._staged.residency._spans for span in spans}  # type: ignore[union-attr]
+    paths = [os.fspath(bundle / stage.graph.name) for stage in model.variant.stages]
+    assert len(of_model) == LAYERS
+    assert not of_model & set(mapped.spans(paths))
+
+
+def test_memory_that_has_taken_the_place_of_a_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\1" * 65536)
+    path = os.fspath(tmp_path / "file")
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        ((begin, end),) = where = mapped.spans([path])
+        assert mapped.kept(where, where, [path]) == where
+        part = [(begin + 4096, end)]
+        assert mapped.kept(part, [(begin, end + 4096)], [path]) == part  # now two pieces were one
+    assert mapped.kept(where, where, [path]) == []
+
+
+def test_a_loader_that_is_gone_gives_nothing_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ParallelLoader(bundle, residency="stage")
+    model.run(None, feeds())
+    kept = model._staged.residency
+    assert kept is not None
+    del model
+    gc.collect()
+    monkeypatch.setattr(mapped, "drop", lambda where: pytest.fail("who has this memory now?"))
+    for index in range(LAYERS):
+        kept._drop(index)
+
+
+def test_files_may_be_links(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(sorted(own.glob("*.ort"))):
+        blob = file.rename(tmp_path / "blobs" / f"{number}")
+        file.symlink_to(blob)
+    with ParallelLoader(own, residency=LEAST) as model:
+        np.testing.assert_allclose(model.run(None, feeds())[0], expected(own), rtol=1e-6, atol=1e-6)
+        assert len(in_memory(model)) == 1
+
+
+def test_a_bundle_that_is_removed_while_it_runs_answers_on(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = expected(own)
+    monkeypatch.setattr(residency, "left_bytes", lambda: 0)
+    with ParallelLoader(own, residency=LEAST) as model:
+        model.wait()
+        shutil.rmtree(own)
+        for _ in range(2):
+            np.testing.assert_allclose(model.run(None, feeds())[0], wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_no_bundle_means_no_residency(tmp_path: Path) -> None:
