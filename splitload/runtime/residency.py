@@ -115,7 +115,7 @@ def _check(ceiling: int, variant: Variant) -> None:
 
 def _word(size_bytes: int, rounded: Callable[[float], int] = math.floor) -> str:
     """Return a size as `--residency` takes it, at most as large unless it is rounded otherwise."""
-    return f"{rounded(size_bytes / 1e5) / 10:g}MB"
+    return f"{rounded(size_bytes / 1e5) / 10:g}MB" if size_bytes >= 1e5 else str(size_bytes)
 
 
 def is_scarce(variant: Variant) -> bool:
@@ -167,7 +167,8 @@ class Residency:
         paths, weights_bytes = self._paths[index], self._needs.weights[index]
         others = set(mapped.spans(paths))  # another loader's, which may be closed sooner
         session = open_session()
-        found = [span for span in mapped.spans(paths) if span not in others]
+        now = mapped.spans(paths)
+        found = [span for span in now if span not in others] or now  # where another's was that has gone meanwhile
         if not found and weights_bytes > self._variant.stages[index].graph.bytes // 2:
             raise BundleError(
                 f"this onnxruntime does not map '{os.path.basename(paths[0])}', so that its memory cannot be given "

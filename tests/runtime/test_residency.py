@@ -297,6 +297,21 @@ def test_what_another_loader_has_mapped_is_left_alone(bundle: Path, engine: Any)
     assert not of_model & set(mapped.spans(paths))
 
 
+def test_a_session_may_be_mapped_where_one_was_that_has_gone_meanwhile(bundle: Path) -> None:
+    with ParallelLoader(bundle, residency="stage") as model:
+        model.run(None, feeds())
+        kept = model._staged.residency
+        assert kept is not None
+        spans = kept._spans[0]
+        kept.opened(0, lambda: model._loading.values[0])  # mapped before and behind at one address
+        assert kept._spans[0] == spans
+
+
+def test_a_ceiling_that_is_far_too_low_is_said_in_bytes(bundle: Path) -> None:
+    with pytest.raises(UsageError, match=r"residency 48 is too low.*by 'splitload train --residency 48'"):
+        ParallelLoader(bundle, residency=48)
+
+
 def test_memory_that_has_taken_the_place_of_a_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"\1" * 65536)
     path = os.fspath(tmp_path / "file")
