@@ -1,6 +1,7 @@
 """What a model takes in memory and time under a ceiling, beside other engines: `python -m splitload.studies.residency`.
 
-Every sample is of a fresh process, arms in turns, on a warm page cache. The peak is the highest resident memory from
+Every sample is of a fresh process, arms in turns, on a warm page cache: all files are read from end to end before the
+first turn, as a copy or a download leaves them, whoever loads them first. The peak is the highest resident memory from
 the load call on, less that of the same process before it, with everything imported and the inputs there. The last row
 is of a small machine, as root: a model in a group with less memory than it has weights, on slow storage, its files
 evicted.
@@ -32,6 +33,7 @@ from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
 from splitload.planner.train import train
 from splitload.runtime.answers import relative_error
+from splitload.runtime.reading import fetch
 from splitload.studies.groups import small_machine
 from splitload.studies.records import write_record
 from splitload.studies.residency_child import HoldModel
@@ -46,7 +48,7 @@ CEILINGS = (
 )  # fmt: skip
 SMALL = ("zoo:resnet152", 160_000_000, 250_000_000)  # memory for everything, and bytes a second of storage
 SMALL_MADE, SMALL_RESIDENCY = "24MB", "100MB"  # stages are small beside the ceiling, so that they are read ahead
-RUNS, STEADY_RUNS = 9, 15
+RUNS, STEADY_RUNS = 9, 9
 Samples = list[dict[str, Any] | None]
 
 
@@ -97,6 +99,9 @@ class Study:
                 missing[name] = str(error)  # another engine cannot take the model, or computes something else
                 del arms[name]
         samples: dict[str, Samples] = {name: [] for name in arms}
+        for file in {file for arm, _ in arms.values() for file in arm.all_files()}:
+            pagecache.evict([file])
+            fetch([(file, (0, file.stat().st_size))], lambda: False)
         with saved_inputs(inputs, {}) as (folder, given), self._console.progress(source.name, unit="rounds") as show:
             for turn in range(self._runs):
                 show(turn, self._runs)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from splitload.measure import __main__ as program
 from splitload.measure.job import Job, LoadModel, read_job
 
-UNMEASURED_RUNS = 3
+UNMEASURED_RUNS = 2
 BEGIN_S = 0.5  # in which the runtime has begun, on a thread of its own
 
 
