@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from splitload.plan.memory import MemoryNeeds
+from splitload.plan.memory import MemoryNeeds, peak_bytes
 from splitload.plan.partition import Partition
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ class Ceiling:
         ceiling_bytes: The limit.
         arena_bytes: The working memory of a run, whatever the plan.
         apart: First block of what is trained, which is cut off besides once a plan is found; None where nothing is.
+        limit_phrase: What sets the limit, before its size in a sentence.
     """
+
+    limit_phrase: ClassVar[str] = "--residency allows"
 
     needs: MemoryNeeds
     ceiling_bytes: int
@@ -81,6 +84,14 @@ class Ceiling:
         mapped_bytes = sum(self.needs.mapped_bytes[start][end] for start, end in stages)
         largest_bytes = max(self.weights_bytes[start][end] for start, end in stages)
         return mapped_bytes + largest_bytes - self.room_bytes(len(stages))
+
+    def peak_bytes(self, stages: Sequence[tuple[int, int]]) -> int:
+        """Return the most that stages have in memory at a time, see `splitload.plan.memory.peak_bytes`.
+
+        Args:
+            stages: Their half-open block ranges, of the whole plan.
+        """
+        return peak_bytes([self.needs.stage(*stage) for stage in stages], self.arena_bytes)
 
     def allows(self, partition: Partition) -> bool:
         """Return whether a plan fits."""

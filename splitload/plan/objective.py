@@ -149,6 +149,7 @@ class Objective(ABC):
         done_verb: What stages do at `deciding_s`: "they … after 20 ms".
         deciding_key: What a measured sample calls `deciding_s`.
         return_name: What a learning curve calls the return of an episode.
+        of_crowd: Whether it is of a crowd, and needs a `splitload.plan.crowd_ceiling.CrowdCeiling`.
         further_gain: By what share of `deciding_s` more stages must be better than fewer, where both are a cut.
     """
 
@@ -159,6 +160,7 @@ class Objective(ABC):
     done_verb: ClassVar[str]
     deciding_key: ClassVar[str]
     return_name: ClassVar[str]
+    of_crowd: ClassVar[bool] = False
     further_gain: ClassVar[float]
 
     @abstractmethod

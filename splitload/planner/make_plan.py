@@ -14,7 +14,6 @@ from splitload.base.phrases import count_of, milliseconds
 from splitload.base.sizes import megabytes
 from splitload.devices import Device
 from splitload.plan.graph import ModelGraph
-from splitload.plan.memory import peak_bytes
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, LEARNERS
 from splitload.planner.checkpoint_file import Checkpoint
@@ -152,9 +151,9 @@ def _given(points: Sequence[int], profile: Profile, settings: Mapping[str, Any])
         count = count_of(partition.num_stages, "stage")
         raise UsageError(f"--split-points make {count}, --max-stages is {most}; leave one of the two out")
     if ceiling is not None and not ceiling.allows(partition):
-        stages = [ceiling.needs.stage(*stage) for stage in partition.stages()]
-        needed, allowed = megabytes(peak_bytes(stages, ceiling.arena_bytes)), megabytes(ceiling.ceiling_bytes)
-        raise UsageError(f"--split-points make stages that need {needed}, --residency allows {allowed}; cut elsewhere")
+        needed, allowed = megabytes(ceiling.peak_bytes(list(partition.stages()))), megabytes(ceiling.ceiling_bytes)
+        limit = f"{ceiling.limit_phrase} {allowed}"
+        raise UsageError(f"--split-points make stages that need {needed}, {limit}; cut elsewhere")
     return FoundPlan(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
 
 

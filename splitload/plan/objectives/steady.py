@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
 
 from splitload.plan.ceiling import Ceiling
-from splitload.plan.costs import CostMatrices, CostRows, Rows, adds_up, largest, least_left_s
-from splitload.plan.objective import Best, Objective, Rewards, Solvers, SplitPoints
+from splitload.plan.costs import CostMatrices, CostRows
+from splitload.plan.objective import Best, Objective, Solvers, SplitPoints
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention
+from splitload.plan.sum_and_most import SumAndMostRewards, Terms
 
 
 class SteadyInference(Objective):
@@ -50,19 +49,11 @@ class SteadyInference(Objective):
 
     def valuer(self, costs: CostRows, num_stages: int) -> Callable[[SplitPoints], float]:
         """Return what gives the seconds of a later inference of split points."""
-        terms = _Terms.of(costs, num_stages)
-        added_s, largest_s, always_s, num_blocks = terms.added_s, terms.largest_s, terms.always_s, costs.num_blocks
+        return _terms(costs, num_stages).valuer(costs.num_blocks)
 
-        def inference_s(points: SplitPoints) -> float:
-            stages = list(pairwise((0, *points, num_blocks)))
-            sums = sum(added_s[start][end] for start, end in stages)
-            return sums + max(largest_s[start][end] for start, end in stages) + always_s
-
-        return inference_s
-
-    def rewards(self, costs: CostRows, max_stages: int, tolerance: float) -> SteadyRewards:
+    def rewards(self, costs: CostRows, max_stages: int, tolerance: float) -> SumAndMostRewards:
         """Return what pays minus the seconds that each stage costs; there is no tolerance."""
-        return SteadyRewards(costs, max_stages)
+        return SumAndMostRewards(costs, {count: _terms(costs, count) for count in range(1, max_stages + 1)})
 
     def optimum(
         self,
@@ -75,85 +66,26 @@ class SteadyInference(Objective):
         starts: Sequence[Sequence[int]],
     ) -> Best:
         """Return the plan with the shortest later inference."""
-        import numpy as np
-
-        terms = _Terms.of(costs.rows(), num_stages)
-        found = solvers.steady(
-            np.array(terms.added_s),
-            np.array(terms.largest_s),
-            num_stages,
-            trainable_from,
-            allowed=costs.allowed(num_stages),
-            limit_s=limit_s,
-        )
-        return Best(found.split_points, found.value_s + terms.always_s, found.bound_s + terms.always_s)
+        terms = _terms(costs.rows(), num_stages)
+        return terms.optimum(costs, num_stages, solvers, trainable_from=trainable_from, limit_s=limit_s)
 
 
-class _Terms(NamedTuple):
-    """The seconds of a later inference as a sum over stages, a maximum over them, and what all plans have.
+def _terms(costs: CostRows, num_stages: int) -> Terms:
+    """Return what makes up a later inference of plans of so many stages.
 
-    Attributes:
-        added_s: Of each segment its inference, and its weights that come again.
-        largest_s: Of each segment the room that it needs, in seconds of weights that have none.
-        always_s: The cuts of a plan, less the room there is, in seconds likewise; maybe below 0.
+    A segment adds its inference and its weights that come again; the most is the room that one needs, in seconds of
+    weights that have none. All plans have the cuts, less the room there is, in seconds likewise.
     """
-
-    added_s: Rows
-    largest_s: Rows
-    always_s: float
-
-    @classmethod
-    def of(cls, costs: CostRows, num_stages: int) -> _Terms:
-        """Return them for plans of so many stages."""
-        cuts_s, ceiling = costs.cut_inference_s * (num_stages - 1), costs.ceiling
-        if ceiling is None or ceiling.holds_all:
-            return cls(costs.inference_s, [[0.0] * len(row) for row in costs.inference_s], cuts_s)
-        byte_s = costs.come_again_s_per_byte
-        added_s = [
-            [infer_s + byte_s * size_bytes for infer_s, size_bytes in zip(*rows, strict=True)]
-            for rows in zip(costs.inference_s, ceiling.needs.mapped_bytes, strict=True)
-        ]
-        largest_s = [[byte_s * size_bytes for size_bytes in row] for row in ceiling.weights_bytes]
-        return cls(added_s, largest_s, cuts_s - byte_s * ceiling.room_bytes(num_stages))
-
-
-class SteadyRewards(Rewards):
-    """Pays minus the seconds by which a stage moves the inference that the cuts so far allow.
-
-    After some stages, which end at block e, a later inference takes no less than what they add, the least that all
-    later blocks can add, the largest room so far, and what all plans have. A reward is minus the move of that, where it
-    is above 0. All moves add up to the seconds of the inference, as nothing is left in the end.
-    """
-
-    def __init__(self, costs: CostRows, max_stages: int) -> None:
-        self._costs = costs
-        self._terms = {count: _Terms.of(costs, count) for count in range(1, max_stages + 1)}
-        added_s, largest_s, _ = self._terms[1]
-        self.illegal = -max_stages * (largest(added_s) + costs.cut_inference_s) - largest(largest_s) - 1
-        self._left_s = least_left_s(added_s)
-        self._adds_up = adds_up(added_s)
-
-    def begin(self, num_stages: int, tolerance_s: float | None, one_sided: bool) -> None:
-        """Start an inference."""
-        self._now = self._terms[num_stages]
-        self._added_s = self._largest_s = self._allowed_s = 0.0
-
-    def pay(self, start: int, end: int) -> float:
-        """Return minus the seconds by which a stage moves what its cuts allow."""
-        added_s, largest_s, always_s = self._now
-        self._added_s += added_s[start][end]
-        self._largest_s = max(self._largest_s, largest_s[start][end])
-        before_s = self._allowed_s
-        self._allowed_s = max(before_s, self._added_s + self._left_s[end] + self._largest_s + always_s)
-        return before_s - self._allowed_s
-
-    def outcome(self, bounds: Sequence[int]) -> dict[str, Any]:
-        """Return the seconds of the inference, and whether each reward depends on its stage and the state alone."""
-        costs, stages = self._costs, list(pairwise(bounds))
-        clock = costs.contention.clock(len(stages))
-        for start, end in stages:
-            clock.add(costs.load_s[start][end], costs.first_inference_s[start][end], costs.read_s[start][end])
-        return {"value_s": self._allowed_s, "load_makespan_s": clock.loaded_s, "separable": self._adds_up}
+    cuts_s, ceiling = costs.cut_inference_s * (num_stages - 1), costs.ceiling
+    if ceiling is None or ceiling.holds_all:
+        return Terms(costs.inference_s, [[0.0] * len(row) for row in costs.inference_s], cuts_s)
+    byte_s = costs.come_again_s_per_byte
+    added_s = [
+        [infer_s + byte_s * size_bytes for infer_s, size_bytes in zip(*rows, strict=True)]
+        for rows in zip(costs.inference_s, ceiling.needs.mapped_bytes, strict=True)
+    ]
+    largest_s = [[byte_s * size_bytes for size_bytes in row] for row in ceiling.weights_bytes]
+    return Terms(added_s, largest_s, cuts_s - byte_s * ceiling.room_bytes(num_stages))
 
 
 OBJECTIVE = SteadyInference()

@@ -1,0 +1,127 @@
+"""What the workers of a crowd can hold, and what a plan costs there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import ClassVar, NamedTuple
+
+from splitload.base.errors import UsageError
+from splitload.plan.ceiling import Ceiling
+from splitload.plan.crowd import Crowd
+
+
+class StageSeconds(NamedTuple):
+    """What one stage costs on a crowd.
+
+    Attributes:
+        first_s: Seconds until it has done its first input, from when that is there.
+        each_s: Seconds for each input if all workers that can hold the stage ran nothing else.
+    """
+
+    first_s: float
+    each_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrowdCeiling(Ceiling):
+    """A limit on memory that is the largest worker's: each holds one stage at a time.
+
+    A stage takes its weights, the working memory of its own runs, which is `arena_share` of its tensors, and its own
+    session; that is what `weights_bytes` has here, so that nothing else counts.
+
+    Time is that of a pipeline. Of S stages, stage i is done with its first input after `first(i)` seconds, and then
+    gives one every `S · each(i)` seconds, as each stage has an equal share of those workers that can hold it:
+
+        each  = 1 / Σ_g n_g / (run / speed_g + input / link_g)
+        first = Σ_g n_g / Σ_g n_g / (weights / link_g + load / speed_g + run / speed_g + input / link_g)
+        seconds for each input  = max over stages of S · each
+        seconds of N inputs     = sum over stages of first + (N - 1) · max over stages of S · each
+
+    over the groups g of n_g workers that can hold the stage. `first` is a harmonic mean: faster workers do more. The
+    input of the first stage is the model's, and the last stage sends the model's output besides.
+
+    What is left out: that workers which change their stage load it, that a worker may send and receive while it
+    computes, and that further workers of a stage get its weights later than the first.
+
+    Attributes:
+        crowd: The workers.
+        arena_share: Working memory of a run for each byte of tensors.
+        sent_bytes: Weights of each block, as they travel: of tables all rows.
+        boundary_bytes: What crosses each of the N + 1 bounds of blocks for one input; the first is the model's input,
+            the last its output.
+    """
+
+    crowd: Crowd
+    arena_share: float
+    sent_bytes: Sequence[int]
+    boundary_bytes: Sequence[int]
+
+    limit_phrase: ClassVar[str] = "no worker has more than"
+
+    @cached_property
+    def weights_bytes(self) -> list[list[int]]:
+        """What each segment takes on a worker, everything counted; 0 where there is none."""
+        size = self.needs.num_blocks
+        return [
+            [self.stage_bytes(start, end) if start < end else 0 for end in range(size + 1)] for start in range(size + 1)
+        ]
+
+    def stage_bytes(self, start: int, end: int) -> int:
+        """Return what the blocks `[start, end)` take on the worker that holds them."""
+        stage = self.needs.stage(start, end)
+        return stage.weights_bytes + math.ceil(self.arena_share * stage.live_bytes) + stage.session_bytes
+
+    def sessions_bytes(self, num_stages: int) -> int:
+        """Return 0: a stage's own session is part of what it takes, and others are elsewhere."""
+        return 0
+
+    def peak_bytes(self, stages: Sequence[tuple[int, int]]) -> int:
+        """Return the most that any stage takes on its worker."""
+        return max(self.weights_bytes[start][end] for start, end in stages)
+
+    def seconds(self, start: int, end: int, load_s: float, run_s: float) -> StageSeconds:
+        """Return what the blocks `[start, end)` cost as a stage; where no worker holds them, as if all did.
+
+        Args:
+            start: First block.
+            end: Block behind the last.
+            load_s: Seconds that the profile's device loads them in.
+            run_s: Seconds that it infers them in.
+        """
+        groups = self.crowd.holders(self.weights_bytes[start][end]) or self.crowd.groups
+        weights_bytes = self._sent_upto[end] - self._sent_upto[start]
+        tensors_bytes = self.boundary_bytes[start] + (self.boundary_bytes[end] if end == self.needs.num_blocks else 0)
+        count = rate = first_rate = 0.0
+        for group in groups:
+            task_s = run_s / group.speed + tensors_bytes / group.link_bytes_per_s
+            first_s = weights_bytes / group.link_bytes_per_s + load_s / group.speed + task_s
+            count += group.count
+            rate += group.count / max(task_s, _LEAST_S)
+            first_rate += group.count / max(first_s, _LEAST_S)
+        return StageSeconds(count / first_rate, 1 / rate)
+
+    @cached_property
+    def _sent_upto(self) -> list[int]:
+        return [0, *accumulate(self.sent_bytes)]
+
+
+_LEAST_S = 1e-9  # nothing takes less, so that nothing is divided by 0
+
+
+def crowd_of(ceiling: Ceiling | None, objective: str) -> CrowdCeiling:
+    """Return a ceiling that is a crowd's.
+
+    Args:
+        ceiling: What a plan is made for.
+        objective: What asks for it.
+
+    Raises:
+        UsageError: If it is of one device, or there is none.
+    """
+    if not isinstance(ceiling, CrowdCeiling):
+        raise UsageError(f"the objective '{objective}' is of a crowd: give --crowd CROWD.toml, or another objective")
+    return ceiling
