@@ -76,6 +76,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     - "steady": minus the seconds by which the stage moves the later inference that its cuts so far allow: likewise with
       what each stage adds, and the largest room that one needs under the ceiling. The return is minus the seconds of a
       later inference.
+    - "latency" and "throughput": likewise with what each stage adds and the slowest one on the crowd that the ceiling
+      is of, see `CrowdCeiling`. The return is minus the seconds of a batch, or of each input.
     - An illegal action earns `illegal_reward`, which is below the return of every legal episode.
 
     ## Episode End
@@ -88,12 +90,14 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     - `split_points`: tuple of ints, the ends of all stages but the last; `num_stages`: C;
     - `value_s`: what the objective makes small, in seconds: the largest stage load under contention
-      ("balance"), the time to first output ("ttfo"), or the time of a later inference ("steady");
+      ("balance"), the time to first output ("ttfo"), the time of a later inference ("steady"), of a batch on a crowd
+      ("latency") or of each input there ("throughput");
     - `load_makespan_s`: seconds until every stage is loaded, by the execution policy;
     - `separable`: with "ttfo", whether the return after each stage is the least of terms that each depend on one state
       and action alone: minus when a stage is loaded and all blocks from there on have inferred. That is so where no
       load waits for a thread (stages <= threads) and seconds of inferring and of reading add up. With "steady" that is
-      so where seconds of inferring and weights add up. With "balance" each reward is such a term, and this is true;
+      so where seconds of inferring and weights add up; with "latency" where first inputs add up, and with "throughput"
+      always. With "balance" each reward is such a term, and this is true;
     - only for "balance", `excess_s`: largest τ minus T/C, in seconds, the one-sided tolerance this plan just meets;
       and `one_sided`: which form of the reward the episode had.
 
@@ -101,13 +105,16 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
 
     ## Arguments
     - `profile`: a `splitload.plan.profile.Profile`, or the path of its file.
-    - `objective`: "balance", "steady" or "ttfo": the name of a file in `splitload.plan.objectives`.
+    - `objective`: "balance", "latency", "steady", "throughput" or "ttfo": the name of a file in
+      `splitload.plan.objectives`.
     - `max_stages`: at least 1; None is 8. K is as many, or as the model can have where that is less: N, or
       `trainable_from + 1`.
     - `tolerance`: ε of the reward as a share of T/C, not negative.
     - `one_sided`: a stage may load faster than the target.
     - `trainable_from`: index of the first trainable block, in 0 … N - 1, or None.
     - `ceiling`: a `splitload.plan.ceiling.Ceiling` of the same blocks, or None. Some number of stages up to K must fit.
+      "latency" and "throughput" need one of a crowd, a `splitload.plan.crowd_ceiling.CrowdCeiling`: a stage that no
+      worker can hold is illegal.
     - `render_mode`: "ansi" (the plan so far as one line of text) or None.
 
     Wrong arguments raise `UsageError`.

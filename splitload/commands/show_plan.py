@@ -6,8 +6,10 @@ from splitload.base.phrases import count_of, milliseconds
 from splitload.base.sizes import megabytes
 from splitload.commands.console import Console, shortened
 from splitload.commands.gain_sentence import gain_sentence
+from splitload.commands.show_crowd_plan import show_crowd
 from splitload.commands.show_memory import show_needs
 from splitload.plan.objectives import OBJECTIVES
+from splitload.planner.crowd_plan import prediction
 from splitload.planner.gain import GAIN_RUNS
 from splitload.planner.make_plan import Planned
 from splitload.planner.result import TrainResult
@@ -42,6 +44,8 @@ def show_plan(console: Console, result: TrainResult) -> None:
     _show_values(console, result)
     _show_trial(console, result)
     _show_memory(console, result)
+    if result.planned.crowd is not None:
+        show_crowd(console, prediction(result.planned.crowd, result.profile, result.found.partition))
     console.drawing(result.profile.schedule(result.found.partition))
     line = f"time to first output: {milliseconds(result.predicted_ttfo_s)} {_predicted(result)}"
     if result.measured_ttfo_s is not None:
@@ -115,7 +119,7 @@ def _show_memory(console: Console, result: TrainResult) -> None:
     memory = result.planned.memory
     if memory is None:
         return
-    show_needs(console, memory.stages, memory.arena_bytes, result.request.residency)
+    show_needs(console, memory.stages, memory.arena_bytes, result.planned.residency(result.request))
     if result.streamed_bytes is not None:
         console.print(f"weights that come again in each inference: {megabytes(result.streamed_bytes)} (predicted)")
 

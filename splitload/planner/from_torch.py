@@ -34,6 +34,7 @@ def from_torch(
     objective: str = DEFAULT_OBJECTIVE,
     max_stages: int | None = None,
     residency: str | int | None = None,
+    crowd: str | None = None,
     budget: int | None = None,
     seed: int = 0,
 ) -> Path:
@@ -53,11 +54,14 @@ def from_torch(
         trainable: Layers that stay together in the last stage: a count of last layers, or a pattern of their names.
         new_head: Replace the last linear layer by a fresh one of so many classes, to be trained on the device; without
             --trainable it alone is trainable.
-        objective: balance: equal load times; steady: the shortest inference once all is loaded, with what --residency
-            lets go of; ttfo: the shortest time to first output.
+        objective: balance: equal load times; latency: the shortest time of a batch on a --crowd; steady: the shortest
+            inference once all is loaded, with what --residency lets go of; throughput: the most outputs a second of a
+            --crowd; ttfo: the shortest time to first output.
         max_stages: The most stages (default: 8, or 16 where so many promise a twentieth).
         residency: How much may be in memory at a time: all, stage (the weights of one) or a ceiling for everything such
             as 48MB; plans fit under it, and weights are mapped from their file (default: all).
+        crowd: Plan for the crowd of workers in this file, for --objective latency or throughput; --device is what their
+            speeds are of.
         budget: Search with at most N measured stage loads, in place of a profile of every block (host only); what is
             measured of the plan that was found comes on top.
         seed: Seed of the search.
@@ -76,6 +80,7 @@ def from_torch(
         "objective": objective,
         "max_stages": max_stages,
         "residency": residency,
+        "crowd": crowd,
         "budget": budget,
         "seed": seed,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from splitload.agents.results import Progress
 from splitload.base.atomic import write_text
@@ -13,10 +13,13 @@ from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of, milliseconds
 from splitload.base.sizes import megabytes
 from splitload.devices import Device
+from splitload.plan.crowd import Crowd
+from splitload.plan.crowd_ceiling import CrowdCeiling
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.planner.agents import BASELINES, LEARNERS
 from splitload.planner.checkpoint_file import Checkpoint
+from splitload.planner.crowd_plan import check_holders, crowd_ceiling, crowd_memory
 from splitload.planner.curve import curve_csv
 from splitload.planner.read_model import profile_on
 from splitload.planner.refine import Refined, refine_on
@@ -40,7 +43,8 @@ class Planned:
         runs: The searches of several seeds, if there were several.
         measured_loads: Stage loads that were measured within a budget; None without one.
         refined: What the search within the budget came to; None without one.
-        memory: What it needs of memory, where `--residency` limits that.
+        memory: What it needs of memory, where that is limited.
+        crowd: What it was made for, where that is a crowd.
     """
 
     found: FoundPlan
@@ -51,6 +55,11 @@ class Planned:
     measured_loads: int | None = None
     refined: Refined | None = None
     memory: PlanMemory | None = None
+    crowd: CrowdCeiling | None = None
+
+    def residency(self, request: TrainRequest) -> Literal["stage"] | int | None:
+        """Return how much of the bundle may be in memory at a time: of a crowd's what one device takes for it."""
+        return request.residency if self.crowd is None or self.memory is None else self.memory.peak_bytes
 
 
 def make_plan(
@@ -60,6 +69,7 @@ def make_plan(
     graph: ModelGraph,
     feeds: Mapping[str, Any],
     first_trainable: int | None,
+    crowd: Crowd | None = None,
 ) -> Planned:
     """Return the plan that a request asks for.
 
@@ -70,6 +80,7 @@ def make_plan(
         graph: The model on it.
         feeds: Inputs to measure with.
         first_trainable: First trainable block.
+        crowd: What `--crowd` says.
 
     Raises:
         CeilingTooLowError: If no plan fits under `--residency`.
@@ -96,6 +107,12 @@ def make_plan(
             feeds=feeds,
         )
         return Planned(refined.found, refined.search, refined.profile, seed, measured_loads=loads, refined=refined)
+    if crowd is not None:
+        workers = crowd_ceiling(crowd, graph)
+        check_holders(workers, [block.name for block in graph.blocks], most)
+        profile = profile_on(device, graph, report, feeds)
+        planned = _searched(request, report, profile, {**settings, "ceiling": workers})
+        return replace(planned, memory=crowd_memory(workers, planned.found.partition), crowd=workers)
     if request.residency is None:
         profile = profile_on(device, graph, report, feeds)
         return _searched(request, report, profile, settings)

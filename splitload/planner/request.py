@@ -133,6 +133,13 @@ class TrainRequest:
         metavar="SIZE",
         read=read_residency,
     )
+    crowd: str | None = _setting(
+        "--crowd",
+        text="plan for the crowd of workers in this file, for --objective latency or throughput; --device is what "
+        "their speeds are of",
+        default=None,
+        metavar="CROWD.toml",
+    )
     budget: int | None = _setting(
         "--budget",
         text="search with at most N measured stage loads, in place of a profile of every block (host only); what is "
@@ -201,6 +208,11 @@ class TrainRequest:
         return most_of_a_weight(self.residency)
 
     @property
+    def limits_memory(self) -> bool:
+        """Whether not all of the model may be in memory at a time."""
+        return self.residency is not None or self.crowd is not None
+
+    @property
     def trained(self) -> str | None:
         """The layers that are trained; of a fresh last layer that alone, unless others are named."""
         return "1" if self.trainable is None and self.new_head is not None else self.trainable
@@ -241,6 +253,7 @@ def _check(request: TrainRequest) -> None:
     if request.trained is not None and request.max_stages == 1:
         raise UsageError("--trainable needs two stages, one frozen and one trained; give --max-stages 2 or more")
     _check_seeds(request)
+    _check_crowd(request)
     if request.budget is not None:
         for what, given in (
             ("--split-points", request.split_points is not None),
@@ -258,6 +271,25 @@ def _check(request: TrainRequest) -> None:
     files = [Path(file).absolute() for file in (request.checkpoint, request.curve) if file is not None]
     if len(set(files)) < len(files):
         raise UsageError(f"--curve and --checkpoint are both '{request.curve}'; give one of them another name")
+
+
+def _check_crowd(request: TrainRequest) -> None:
+    """Raise `UsageError` where `--crowd` and the rest do not fit each other."""
+    of_crowd = [name for name, each in OBJECTIVES.items() if each.of_crowd]
+    if request.crowd is None:
+        if request.objective in of_crowd:
+            raise UsageError(f"--objective {request.objective} is of a crowd: give --crowd CROWD.toml as well")
+        return
+    if request.objective not in of_crowd:
+        raise UsageError(f"--crowd needs --objective {' or '.join(of_crowd)}, not '{request.objective}'")
+    for what, given, why in (
+        ("--residency", request.residency is not None, "says how much memory there is"),
+        ("--budget", request.budget is not None, "is not planned for by measured loads"),
+        ("--trainable", request.trainable is not None, "trains nothing"),
+        ("--new-head", request.new_head is not None, "trains nothing"),
+    ):
+        if given:
+            raise UsageError(f"a crowd {why}: leave out {what} or --crowd")
 
 
 def _check_seeds(request: TrainRequest) -> None:

@@ -46,7 +46,7 @@ class PlanMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that is in memory at a time if nothing stays that need not."""
+        """The most that is in memory of one device at a time if nothing stays that need not."""
         return peak_bytes(self.stages, self.arena_bytes)
 
     def to_json(self, streamed_bytes: int | None) -> dict[str, Any]:

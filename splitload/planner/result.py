@@ -9,6 +9,7 @@ from splitload.build.agreement import Agreement
 from splitload.bundle.manifest import Training
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
+from splitload.planner.crowd_plan import prediction
 from splitload.planner.gain import Gain
 from splitload.planner.make_plan import Planned
 from splitload.planner.request import TrainRequest
@@ -95,7 +96,12 @@ class TrainResult:
             "replaced": self.replaced,
         }
         if (memory := self.planned.memory) is not None:
-            result["memory"] = {"residency": self.request.residency, **memory.to_json(self.streamed_bytes)}
+            result["memory"] = {
+                "residency": self.planned.residency(self.request),
+                **memory.to_json(self.streamed_bytes),
+            }
+        if (crowd := self.planned.crowd) is not None:
+            result["crowd"] = prediction(crowd, self.profile, partition)
         if self.planned.runs:
             result["seeds"] = [run.to_json() for run in self.planned.runs]
         if self.planned.measured_loads is not None:

@@ -24,6 +24,8 @@ def resume_hint(request: TrainRequest, best: Partition | None, *, resumes: bool 
         words.append(f"--new-head={request.new_head}")
     if request.residency is not None:
         words.append(f"--residency={request.residency}")
+    if request.crowd is not None:
+        words.append(f"--crowd={request.crowd}")
     words += [f"--input={pair}" for pair in request.feed_words]
     if request.output:
         words += ["-o", request.output]

@@ -20,6 +20,7 @@ from splitload.base.phrases import count_of
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, stages_there_are
 from splitload.plan.ceiling import Ceiling
+from splitload.plan.crowd_ceiling import CrowdCeiling
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
@@ -258,7 +259,12 @@ class Search:
         if self._ceiling is None:
             return {}
         needs_sha256 = hashlib.sha256(repr(self._ceiling.needs).encode()).hexdigest()
-        limits = {"ceiling_bytes": self._ceiling.ceiling_bytes, "arena_bytes": self._ceiling.arena_bytes}
+        limits: dict[str, Any] = {
+            "ceiling_bytes": self._ceiling.ceiling_bytes,
+            "arena_bytes": self._ceiling.arena_bytes,
+        }
+        if isinstance(self._ceiling, CrowdCeiling):
+            limits["crowd_sha256"] = hashlib.sha256(repr(self._ceiling).encode()).hexdigest()
         return {**limits, "needs_sha256": needs_sha256}
 
     def value_s(self, partition: Partition) -> float:

@@ -17,9 +17,12 @@ from splitload.devices import Device, open_device
 from splitload.devices.host import HostDevice
 from splitload.frontends.onnx import Source
 from splitload.graphs.stage_store import StageStore
+from splitload.plan.ceiling import most_of_a_weight
+from splitload.plan.crowd import Crowd
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
+from splitload.planner.crowd_plan import prediction
 from splitload.planner.gain import GAIN_RUNS, Gain, measure_gain
 from splitload.planner.least_ceiling import CeilingTooLowError
 from splitload.planner.make_plan import Planned, make_plan, most_stages
@@ -27,7 +30,7 @@ from splitload.planner.parallel import check_cluster
 from splitload.planner.read_model import native_left_out, read_model
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
-from splitload.planner.residency import ATTEMPTS, PlanMemory, Residency
+from splitload.planner.residency import ATTEMPTS, Residency
 from splitload.planner.result import TrainResult
 from splitload.planner.resume_hint import resume_hint
 from splitload.planner.search import FoundPlan
@@ -47,6 +50,7 @@ class _Model:
         feeds: Inputs to measure with.
         left_out: Why its bundle gets no native part, if it gets none.
         store: Files of its stages that were written already.
+        crowd: What it is planned for, where that is a crowd.
     """
 
     source: Source
@@ -55,6 +59,7 @@ class _Model:
     feeds: Mapping[str, Any]
     left_out: str | None
     store: StageStore
+    crowd: Crowd | None
 
 
 def train(request: TrainRequest, report: Report) -> TrainResult:
@@ -71,21 +76,22 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
     check_target(request.target, "give another place with -o")
     device = open_device(request.device, request.cache)
     _check_places(request, device)
+    crowd = None if request.crowd is None else Crowd.read(Path(request.crowd))
     with StageStore(request.cache) as store:
-        model = _read(request, report, device, store)
+        model = _read(request, report, device, store, crowd)
         try:
-            planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable)
+            planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable, crowd)
         except CeilingTooLowError as error:
             raise _advised(request, report, device, error) from None
         found, trial = _tried(request, report, device, model, planned)
-        if request.residency is not None:
+        if request.limits_memory:
             report.note(_what_stays_out(request, found, model))
         notes = _notes(request, model, planned, found, trial)
         plan = VariantPlan(
             model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable
         )
         replaced = request.target.exists()
-        manifest, agreement = _written(request, report, device, model, plan, notes, planned.memory)
+        manifest, agreement = _written(request, report, device, model, plan, notes, planned)
         stages, gain = _measured(request, report, device, model, planned, plan, trial)
     return TrainResult(
         request,
@@ -134,7 +140,9 @@ def _advised(request: TrainRequest, report: Report, device: Device, error: Ceili
     return CeilingTooLowError(error.reason, least_bytes)
 
 
-def _opened(request: TrainRequest, report: Report, device: Device) -> tuple[Source, ModelGraph, Division | None]:
+def _opened(
+    request: TrainRequest, report: Report, device: Device, crowd: Crowd | None = None
+) -> tuple[Source, ModelGraph, Division | None]:
     """Return the model, its graph for the device, and where it is divided for training."""
     return read_model(
         request.model,
@@ -143,15 +151,15 @@ def _opened(request: TrainRequest, report: Report, device: Device) -> tuple[Sour
         request.cache,
         request.feeds,
         max_blocks=request.max_blocks,
-        max_weight_bytes=request.max_weight_bytes,
+        max_weight_bytes=request.max_weight_bytes if crowd is None else most_of_a_weight(crowd.memory_bytes),
         trainable=request.trained,
         new_head=request.new_head,
     )
 
 
-def _read(request: TrainRequest, report: Report, device: Device, store: StageStore) -> _Model:
+def _read(request: TrainRequest, report: Report, device: Device, store: StageStore, crowd: Crowd | None) -> _Model:
     """Return the model, and tell what it lacks."""
-    source, graph, division = _opened(request, report, device)
+    source, graph, division = _opened(request, report, device, crowd)
     left_out = native_left_out(device, graph)
     if left_out is not None:
         report.note(left_out)
@@ -159,7 +167,7 @@ def _read(request: TrainRequest, report: Report, device: Device, store: StageSto
         report.note(f"{graph.name} cannot be cut anywhere: it becomes one stage")
     elif request.max_stages is not None and request.max_stages > len(graph.blocks):
         report.note(f"{graph.name} has {len(graph.blocks)} blocks, and so at most as many stages")
-    return _Model(source, graph, division, {**source.examples, **request.feeds}, left_out, store)
+    return _Model(source, graph, division, {**source.examples, **request.feeds}, left_out, store, crowd)
 
 
 def _tried(
@@ -170,7 +178,7 @@ def _tried(
     Where not all of the model may be in memory, the whole of it is no alternative.
     """
     found, trial = planned.found, None
-    if device.measuring is not None and request.split_points is None and request.residency is None:
+    if device.measuring is not None and request.split_points is None and not request.limits_memory:
         threads = planned.profile.contention.threads
         try:
             found, trial = choose_measured(
@@ -193,17 +201,17 @@ def _tried(
 
 
 def _what_stays_out(request: TrainRequest, found: FoundPlan, model: _Model) -> str:
-    """Return what `--residency` does besides, for people."""
+    """Return what `--residency` or `--crowd` does besides, for people."""
     where = (
         f"the {model.graph.kind} variant"
         if model.graph.kind == "portable"
         else ("the native variant; the portable one for other machines is loaded as a whole")
     )
     said = (
-        "with --residency weights stay mapped from their files: nothing is rearranged, read into memory or loaded anew "
+        f"with {'--residency' if request.crowd is None else '--crowd'} weights stay mapped from their files: nothing is rearranged, read into memory or loaded anew "
         f"for speed, and no way to load is measured; that is of {where}"
     )
-    alone = found.partition.num_stages == 1 and request.ceiling_bytes is None
+    alone = found.partition.num_stages == 1 and request.residency == "stage"
     return f"{said}. The plan has one stage, so that all weights are there at a time" if alone else said
 
 
@@ -225,6 +233,7 @@ def _notes(
         episodes=found.episodes,
         native_left_out=model.left_out,
         **({} if request.residency is None else {"residency": request.residency}),
+        **({} if planned.crowd is None else {"crowd": prediction(planned.crowd, planned.profile, found.partition)}),
     )
 
 
@@ -235,7 +244,7 @@ def _written(
     model: _Model,
     plan: VariantPlan,
     notes: Mapping[str, Any],
-    memory: PlanMemory | None,
+    planned: Planned,
 ) -> tuple[Manifest, Agreement]:
     """Write the bundle; return its manifest, and how far it is from a stock session."""
     agreements: list[Agreement] = []
@@ -253,8 +262,8 @@ def _written(
             trainable=request.trained,
             on_compared=agreements.append,
             store=model.store,
-            residency=request.residency,
-            memory=memory,
+            residency=planned.residency(request),
+            memory=planned.memory,
         )
     except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
         raise KeyboardInterrupt(str(interrupt) or resume_hint(request, plan.partition)) from None
@@ -305,7 +314,7 @@ def _gain(
         here, one = (profile.schedule(each) for each in (plan.partition, Partition(profile.num_blocks)))
         ratio = one.ttfo_s / here.ttfo_s if num_stages > 1 and here.ttfo_s > 0 else None
         return Gain(here.source, num_stages, {"ttfo_s": here.ttfo_s}, {"ttfo_s": one.ttfo_s}, cut_ratio=ratio)
-    if num_stages > 1 and request.residency is None and (trial is None or plan.trainable_from is not None):
+    if num_stages > 1 and not request.limits_memory and (trial is None or plan.trainable_from is not None):
         alone, feeds = replace(plan, trainable_from=None), model.feeds
         trial = try_cut(
             device.measuring, model.source, alone, report, request.cache, feeds=feeds, runs=GAIN_RUNS, store=model.store
