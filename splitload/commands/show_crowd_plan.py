@@ -1,4 +1,4 @@
-"""What `splitload train --crowd` prints of a plan on its crowd: which workers hold which stage, and how long it takes."""
+"""What `splitload train --crowd` prints of a plan on its crowd: who holds which stage, and how long it takes."""
 
 from __future__ import annotations
 

@@ -20,10 +20,12 @@ class StageSeconds(NamedTuple):
     Attributes:
         first_s: Seconds until it has done its first input, from when that is there.
         each_s: Seconds for each input if all workers that can hold the stage ran nothing else.
+        turn_s: The same if they loaded it anew for each input, from their disks.
     """
 
     first_s: float
     each_s: float
+    turn_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +39,17 @@ class CrowdCeiling(Ceiling):
     gives one every `S · each(i)` seconds, as each stage has an equal share of those workers that can hold it:
 
         each  = 1 / Σ_g n_g / (run / speed_g + input / link_g)
-        first = Σ_g n_g / Σ_g n_g / (weights / link_g + load / speed_g + run / speed_g + input / link_g)
+        first = min over g of weights / link_g + load / speed_g + run / speed_g + input / link_g
         seconds for each input  = max over stages of S · each
         seconds of N inputs     = sum over stages of first + (N - 1) · max over stages of S · each
 
-    over the groups g of n_g workers that can hold the stage. `first` is a harmonic mean: faster workers do more. The
-    input of the first stage is the model's, and the last stage sends the model's output besides.
+    over the groups g of n_g workers that can hold the stage. The input of the first stage is the model's, and the last
+    stage sends the model's output besides. With more stages than workers these take turns: then `each` has
+    `load / speed_g` besides, as if each input changed the stage, which is the worst.
 
-    What is left out: that workers which change their stage load it, that a worker may send and receive while it
-    computes, and that further workers of a stage get its weights later than the first.
+    Most of what is left out makes a crowd faster: workers receive while they compute, those with much memory can leave
+    small stages to others, and what is idle helps the slowest stage. Not so: workers change their stage where stages do
+    not go evenly into workers, and further workers of a stage get its weights later than the first.
 
     Attributes:
         crowd: The workers.
@@ -95,14 +99,17 @@ class CrowdCeiling(Ceiling):
         groups = self.crowd.holders(self.weights_bytes[start][end]) or self.crowd.groups
         weights_bytes = self._sent_upto[end] - self._sent_upto[start]
         tensors_bytes = self.boundary_bytes[start] + (self.boundary_bytes[end] if end == self.needs.num_blocks else 0)
-        count = rate = first_rate = 0.0
+        first_s, rate, turn_rate = math.inf, 0.0, 0.0
         for group in groups:
             task_s = run_s / group.speed + tensors_bytes / group.link_bytes_per_s
-            first_s = weights_bytes / group.link_bytes_per_s + load_s / group.speed + task_s
-            count += group.count
+            first_s = min(first_s, weights_bytes / group.link_bytes_per_s + load_s / group.speed + task_s)
             rate += group.count / max(task_s, _LEAST_S)
-            first_rate += group.count / max(first_s, _LEAST_S)
-        return StageSeconds(count / first_rate, 1 / rate)
+            turn_rate += group.count / max(load_s / group.speed + task_s, _LEAST_S)
+        return StageSeconds(first_s, 1 / rate, 1 / turn_rate)
+
+    def each_s(self, stage: StageSeconds, num_stages: int) -> float:
+        """Return the seconds for each input of a stage that is one of so many: of S stages each has a share."""
+        return num_stages * (stage.each_s if num_stages <= self.crowd.num_workers else stage.turn_s)
 
     @cached_property
     def _sent_upto(self) -> list[int]:

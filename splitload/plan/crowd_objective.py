@@ -9,7 +9,7 @@ from typing import ClassVar
 from splitload.plan.ceiling import Ceiling
 from splitload.plan.costs import CostMatrices, CostRows
 from splitload.plan.crowd import Crowd
-from splitload.plan.crowd_ceiling import crowd_of
+from splitload.plan.crowd_ceiling import StageSeconds, crowd_of
 from splitload.plan.objective import Best, Objective, Solvers, SplitPoints
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
@@ -44,7 +44,7 @@ class CrowdObjective(Objective):
         for start, end in partition.stages():
             cost = profile.cost(start, end)
             stages.append(crowd.seconds(start, end, cost.load_s, cost.inference_s))
-        slowest_s = partition.num_stages * max(stage.each_s for stage in stages)
+        slowest_s = max(crowd.each_s(stage, partition.num_stages) for stage in stages)
         return firsts * sum(stage.first_s for stage in stages) + items * slowest_s
 
     def scale(self, contention: Contention, num_stages: int) -> float:
@@ -81,9 +81,18 @@ class CrowdObjective(Objective):
         """Return what makes up the seconds of plans, by their number of stages."""
         crowd, size = crowd_of(costs.ceiling, self.name), costs.num_blocks
         firsts, items = self.counted(crowd.crowd)
-        added_s, each_s = ([[0.0] * (size + 1) for _ in range(size + 1)] for _ in range(2))
-        for start in range(size):
-            for end in range(start + 1, size + 1):
-                stage = crowd.seconds(start, end, costs.load_s[start][end], costs.inference_s[start][end])
-                added_s[start][end], each_s[start][end] = firsts * stage.first_s, items * stage.each_s
-        return {count: Terms(added_s, [[count * each for each in row] for row in each_s], 0.0) for count in counts}
+        nothing = StageSeconds(0.0, 0.0, 0.0)
+        table = [
+            [
+                crowd.seconds(start, end, costs.load_s[start][end], costs.inference_s[start][end])
+                if start < end
+                else nothing
+                for end in range(size + 1)
+            ]
+            for start in range(size + 1)
+        ]
+        added_s = [[firsts * stage.first_s for stage in row] for row in table]
+        return {
+            count: Terms(added_s, [[items * crowd.each_s(stage, count) for stage in row] for row in table], 0.0)
+            for count in counts
+        }

@@ -85,7 +85,7 @@ def prediction(ceiling: CrowdCeiling, profile: Profile, plan: Partition) -> dict
     stages = []
     for start, end in plan.stages():
         cost = profile.cost(start, end)
-        first_s, each_s = ceiling.seconds(start, end, cost.load_s, cost.inference_s)
+        seconds = ceiling.seconds(start, end, cost.load_s, cost.inference_s)
         held_bytes = ceiling.weights_bytes[start][end]
         holders = sum(group.count for group in ceiling.crowd.holders(held_bytes))
         stages.append(
@@ -93,8 +93,8 @@ def prediction(ceiling: CrowdCeiling, profile: Profile, plan: Partition) -> dict
                 "worker_bytes": held_bytes,
                 "workers": holders,
                 "input_bytes": ceiling.boundary_bytes[start],
-                "first_s": first_s,
-                "each_s": each_s * plan.num_stages,
+                "first_s": seconds.first_s,
+                "each_s": ceiling.each_s(seconds, plan.num_stages),
             }
         )
     return {

@@ -207,8 +207,9 @@ def _what_stays_out(request: TrainRequest, found: FoundPlan, model: _Model) -> s
         if model.graph.kind == "portable"
         else ("the native variant; the portable one for other machines is loaded as a whole")
     )
+    option = "--residency" if request.crowd is None else "--crowd"
     said = (
-        f"with {'--residency' if request.crowd is None else '--crowd'} weights stay mapped from their files: nothing is rearranged, read into memory or loaded anew "
+        f"with {option} weights stay mapped from their files: nothing is rearranged, read into memory or loaded anew "
         f"for speed, and no way to load is measured; that is of {where}"
     )
     alone = found.partition.num_stages == 1 and request.residency == "stage"
