@@ -17,7 +17,7 @@ from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import MANIFEST
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import OF_ONE_DEVICE
 from splitload.planner.agents import AGENTS
 
 
@@ -28,7 +28,7 @@ def test_train_says_that_it_replaces_a_bundle(cli: Run, chain_model: Path) -> No
     assert json_of(cli(*words, "--json"))["replaced"] is True
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OF_ONE_DEVICE)
 @pytest.mark.parametrize("agent", AGENTS)
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]

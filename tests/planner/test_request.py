@@ -43,7 +43,7 @@ def test_from_torch_says_what_the_command_line_says() -> None:
     keywords = inspect.signature(from_torch).parameters
     told = " ".join((inspect.getdoc(from_torch) or "").split())
     shared = [name for name in SETTINGS if name in keywords]
-    assert len(shared) == 8
+    assert len(shared) == 9
     for name in shared:
         if name in DEFAULTS:
             assert keywords[name].default == DEFAULTS[name]

@@ -19,7 +19,7 @@ from splitload.base.sizes import read_bytes
 from splitload.envs import SplitEnv
 from splitload.plan.ceiling import Ceiling
 from splitload.plan.memory import peak_bytes
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import OF_ONE_DEVICE
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost
 from splitload.planner.agents import AGENTS, BASELINES
@@ -57,7 +57,7 @@ def search(limit: Ceiling | None, **settings: object) -> Search:
 
 
 @pytest.mark.parametrize("apart", [None, NUM_BLOCKS - 1])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OF_ONE_DEVICE)
 def test_every_plan_of_every_agent_fits(objective: str, apart: int | None) -> None:
     limit = ceiling(0.2, apart)
     least = limit.counts(NUM_BLOCKS, apart)[0]

@@ -1,4 +1,4 @@
-"""Plans for a crowd: the formula by hand, optima that no plan is below, learned plans beside them, what fits nowhere."""
+"""Plans for a crowd: the formula by hand, optima, learned plans beside them, and what fits nowhere."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ def test_a_stage_that_no_worker_can_hold() -> None:
     tight = on(ceiling, Crowd((replace(UNEQUAL.groups[0], memory_bytes=taken),), 5))
     check_holders(tight, names, None)
     lacking = on(ceiling, Crowd((replace(UNEQUAL.groups[0], memory_bytes=taken - 100_000),), 5))
-    said = f"no worker can hold the stage 'b{largest}': it takes .* MB, 0.1 MB too little; give a worker more memory"
+    said = rf"no worker can hold the stage 'b{largest}': it takes .* MB, 0\.1 MB too little; give a worker more memory"
     with pytest.raises(UsageError, match=said):
         check_holders(lacking, names, None)
-    with pytest.raises(UsageError, match="best of up to 1 stage, and the largest worker has 14.0 MB"):
+    with pytest.raises(UsageError, match=r"best of up to 1 stage, and the largest worker has 14\.0 MB"):
         check_holders(ceiling, names, 1)
 
 

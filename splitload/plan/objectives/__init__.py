@@ -22,6 +22,11 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
 OF_LOADING = ("balance", "ttfo")
 """Names of the objectives that are of the load; the others are of what follows it."""
 
+OF_ONE_DEVICE: Mapping[str, Objective] = MappingProxyType(
+    {name: each for name, each in OBJECTIVES.items() if not each.of_crowd}
+)
+"""Those that need no crowd."""
+
 DEFAULT_OBJECTIVE = "balance"
 """Name of the objective where none is asked for."""
 

@@ -16,7 +16,7 @@ from splitload.base.errors import UsageError
 from splitload.envs import SplitEnv, cost_matrices
 from splitload.plan import objectives
 from splitload.plan.objective import Objective
-from splitload.plan.objectives import OBJECTIVES, objective_named
+from splitload.plan.objectives import OBJECTIVES, OF_ONE_DEVICE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
@@ -36,7 +36,7 @@ def profile(threads: int) -> Profile:
     return Profile("m", "a" * 64, "native", "dev", "measured", blocks, 0.02, contention, whole)
 
 
-@pytest.fixture(params=OBJECTIVES)
+@pytest.fixture(params=OF_ONE_DEVICE)  # for the others see test_search_crowd.py
 def objective(request: pytest.FixtureRequest) -> Objective:
     return OBJECTIVES[request.param]
 
@@ -68,6 +68,7 @@ def test_names_are_known_without_numpy() -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES.values())
 def test_its_words_are_all_there(objective: Objective) -> None:
     words = (objective.wish, objective.value_name, objective.done_verb, objective.deciding_key, objective.return_name)
     assert all(words)
