@@ -96,6 +96,13 @@ class CrowdCeiling(Ceiling):
             load_s: Seconds that the profile's device loads them in.
             run_s: Seconds that it infers them in.
         """
+        asked = start, end, load_s, run_s
+        if asked not in self._known:
+            self._known[asked] = self._worked_out(start, end, load_s, run_s)
+        return self._known[asked]
+
+    def _worked_out(self, start: int, end: int, load_s: float, run_s: float) -> StageSeconds:
+        """Return what `seconds` does."""
         groups = self.crowd.holders(self.weights_bytes[start][end]) or self.crowd.groups
         weights_bytes = self._sent_upto[end] - self._sent_upto[start]
         tensors_bytes = self.boundary_bytes[start] + (self.boundary_bytes[end] if end == self.needs.num_blocks else 0)
@@ -110,6 +117,11 @@ class CrowdCeiling(Ceiling):
     def each_s(self, stage: StageSeconds, num_stages: int) -> float:
         """Return the seconds for each input of a stage that is one of so many: of S stages each has a share."""
         return num_stages * (stage.each_s if num_stages <= self.crowd.num_workers else stage.turn_s)
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, int, float, float], StageSeconds]:
+        """What was asked for: searches ask for the same again and again."""
+        return {}
 
     @cached_property
     def _sent_upto(self) -> list[int]:

@@ -63,7 +63,7 @@ def test_a_plan_for_a_crowd(model: str, objective: str, capsys: pytest.CaptureFi
 
 
 def test_what_is_printed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TRAIN, model, "--objective", "latency", "--agent", "exact", "--split-points", "2,3,4"]) == 0
+    assert main([*TRAIN, model, "--objective", "latency", "--agent", "exact"]) == 0
     out, notes = capsys.readouterr()
     assert "with --crowd weights stay mapped" in notes
     assert "on a crowd of 3 workers, predicted" in out
