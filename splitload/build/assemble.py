@@ -12,6 +12,7 @@ from typing import Any
 from splitload.base.errors import ModelError, OutputError, PartitionError
 from splitload.base.machine import cpu_architecture
 from splitload.base.regular import copy_checked
+from splitload.build.residency import ResidencyScheme
 from splitload.bundle.delivery import CarriedTails
 from splitload.bundle.manifest import File, Manifest, Metadata, Needs, StageEntry, Training, Variant
 from splitload.bundle.write import write_manifest, writing
@@ -37,12 +38,15 @@ class VariantPlan:
         partition: Where, in its blocks.
         threads: Loading threads of the execution scheme.
         trainable_from: First trainable block, or None; the last stage starts with it.
+        scheme: How much of it may be in memory; None for all. With it the variant has weights of its own: those of
+            another one would have to be put into order in every run, and come and go with files that others map.
     """
 
     graph: ModelGraph
     partition: Partition
     threads: int
     trainable_from: int | None = None
+    scheme: ResidencyScheme | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,11 @@ def build_bundle(
     _check_metadata(metadata)
     tails = None if keep_tail is None else CarriedTails(target, "specialize the bundle")
     with tails or contextlib.nullcontext(), writing(target, tails) as folder:
-        _check_room(target, _size_bytes(plans[0]), shutil.disk_usage(folder).free)  # others share most of its weights
+        holding = [
+            plans[0],
+            *(plan for plan in plans[1:] if plan.scheme is not None),
+        ]  # others share most of the weights
+        _check_room(target, sum(map(_size_bytes, holding)), shutil.disk_usage(folder).free)
         if keep_tail is not None:
             for file in filter(None, (keep_tail.graph, keep_tail.weights)):
                 copy_checked(target / file.name, folder / file.name, file)
@@ -170,7 +178,7 @@ def _write_variants(
     """Write the stages of every plan; return the variants.
 
     Args:
-        plans: A variant each; those behind a native one read weights out of its files.
+        plans: A variant each; those behind a native one read weights out of its files, unless they have a scheme.
         folder: Where the files go.
         tail: The last stage of all variants, where it is there already.
         store: See `build_bundle`.
@@ -180,7 +188,7 @@ def _write_variants(
     done, total = 0, sum(plan.partition.num_stages for plan in plans)
     for plan in plans:
         stored = None
-        if variants and plans[0].graph.kind == "native":
+        if variants and plans[0].graph.kind == "native" and plan.scheme is None:
             stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
         writer = StageWriter(plan.graph, stored=stored, store=store)
         stages = []
@@ -198,7 +206,8 @@ def _write_variants(
                 steps.on_progress(done, total)
         if plan.trainable_from is not None:
             tail = stages[-1]
-        variants.append(_variant(plan, stages, makers, folder, steps.on_note))
+        variant = _variant(plan, stages, makers, folder, steps.on_note)
+        variants.append(variant if plan.scheme is None else plan.scheme.of(variant))
     return variants
 
 

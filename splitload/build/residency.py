@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from splitload.base.errors import ModelError
@@ -11,6 +12,27 @@ from splitload.plan.memory import StageNeeds
 
 if TYPE_CHECKING:
     from splitload.base.sizes import Residency
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyScheme:
+    """How much of a variant may be in memory; see `with_residency`.
+
+    Attributes:
+        residency: How much may be there: "stage", or a ceiling in bytes.
+        stages: What each of its stages needs.
+        arena_bytes: The working memory of a run, as measured; None where it was not.
+        input_bytes: Of the inputs it was measured with; likewise.
+    """
+
+    residency: Residency
+    stages: tuple[StageNeeds, ...]
+    arena_bytes: int | None = None
+    input_bytes: int | None = None
+
+    def of(self, variant: Variant) -> Variant:
+        """Return a variant with this scheme."""
+        return with_residency(variant, self.residency, self.stages, self.arena_bytes, self.input_bytes)
 
 
 def with_residency(

@@ -116,7 +116,7 @@ def make_plan(
     if request.residency is None:
         profile = profile_on(device, graph, report, feeds)
         return _searched(request, report, profile, settings)
-    residency = Residency(request.ceiling_bytes, device, graph, feeds, report)
+    residency = Residency(request.ceiling_bytes, device.measuring, graph, feeds, report)
     ceiling = residency.ceiling(most)
     profile = profile_on(device, graph, report, feeds)
     planned, memory = residency.plan(

@@ -15,8 +15,8 @@ from splitload.frontends.onnx import Source
 from splitload.graphs.stage_store import StageStore
 from splitload.measure.sampling import Arm, Sample
 from splitload.plan.partition import Partition
+from splitload.planner.portable import Beside, with_portable
 from splitload.planner.report import Report
-from splitload.planner.write_bundle import with_portable
 
 
 def measure_plans(
@@ -53,7 +53,7 @@ def measure_plans(
     Raises:
         SplitloadError: If a plan cannot be built or run.
     """
-    _, *portable = with_portable(plans[0], source, report, cache)
+    _, *portable = with_portable(Beside(plans[0], source, report, cache, feeds))
     inputs = plans[0].graph.input_tensors()
     samples: list[list[Sample]] = [[] for _ in plans]
     cache.mkdir(parents=True, exist_ok=True)

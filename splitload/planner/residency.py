@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from splitload.base.errors import UsageError
 from splitload.base.sizes import megabytes
+from splitload.build.residency import ResidencyScheme
 from splitload.plan.ceiling import Ceiling
 from splitload.plan.graph import ModelGraph
 from splitload.plan.memory import MemoryNeeds, StageNeeds, memory_needs, peak_bytes
 from splitload.plan.partition import Partition
-from splitload.planner.least_ceiling import MOST_STAGES, check_ceiling, least_ceiling
+from splitload.planner.least_ceiling import MOST_STAGES, CeilingTooLowError, check_ceiling, least_ceiling
 from splitload.runtime.residency import ARENA_SHARE
 
 if TYPE_CHECKING:
-    from splitload.devices import Device
+    from splitload.base.sizes import Residency as Amount
+    from splitload.devices import Measuring
     from splitload.planner.report import Report
 
 ATTEMPTS = 3  # a plan that takes more than was thought is searched again, so often
@@ -49,6 +51,15 @@ class PlanMemory:
         """The most that is in memory of one device at a time if nothing stays that need not."""
         return peak_bytes(self.stages, self.arena_bytes)
 
+    def scheme(self, residency: Amount) -> ResidencyScheme:
+        """Return the execution scheme of the plan.
+
+        Args:
+            residency: How much of it may be in memory at a time.
+        """
+        arena_bytes = None if self.input_bytes is None else self.arena_bytes
+        return ResidencyScheme(residency, self.stages, arena_bytes, self.input_bytes)
+
     def to_json(self, streamed_bytes: int | None) -> dict[str, Any]:
         """Return what `--json` prints of it.
 
@@ -73,7 +84,7 @@ class Residency:
 
     Args:
         ceiling_bytes: The most, of everything; None where no size limits it.
-        device: Where plans run.
+        measuring: What measures where plans run; None where their working memory is predicted.
         graph: The model.
         feeds: Inputs to measure with.
         report: Where to tell what is done.
@@ -82,13 +93,13 @@ class Residency:
     def __init__(
         self,
         ceiling_bytes: int | None,
-        device: Device,
+        measuring: Measuring | None,
         graph: ModelGraph,
         feeds: Mapping[str, Any],
         report: Report,
     ) -> None:
         self._ceiling_bytes = ceiling_bytes
-        self._device, self._graph, self._feeds, self._report = device, graph, feeds, report
+        self._measuring, self._graph, self._feeds, self._report = measuring, graph, feeds, report
         self._needs = memory_needs(graph)
 
     def memory_of(self, plan: Partition) -> PlanMemory:
@@ -101,12 +112,11 @@ class Residency:
         """
         stages = tuple(self._needs.stage(*stage) for stage in plan.stages())
         expected_bytes = math.ceil(ARENA_SHARE * self._needs.live_bytes(plan))
-        measuring = self._device.measuring
-        if measuring is None or self._ceiling_bytes is None:
+        if self._measuring is None or self._ceiling_bytes is None:
             return PlanMemory(self._needs, stages, expected_bytes)
         with (
             self._report.status("measuring what a run takes besides weights"),
-            measuring.runs(self._graph, self._feeds) as runs,
+            self._measuring.runs(self._graph, self._feeds) as runs,
         ):
             taken = runs.working_memory(plan, expected_bytes)
         return PlanMemory(self._needs, stages, taken.arena_bytes, taken.input_bytes)
@@ -122,16 +132,34 @@ class Residency:
         """
         if self._ceiling_bytes is None:
             return None
-        num_blocks, first_trainable = len(self._graph.blocks), self._graph.first_trainable
-        arena_bytes = math.ceil(ARENA_SHARE * self._needs.most_live_bytes)
-        limit = num_blocks if first_trainable is None else first_trainable + 1
-        most = min(max_stages or MOST_STAGES, limit)
-        ceiling = Ceiling(self._needs, self._ceiling_bytes, arena_bytes, first_trainable)
-        if self._device.measuring is not None:
-            small = Partition(num_blocks, least_ceiling(ceiling, most, first_trainable).split_points)
+        first_trainable, ceiling = self._graph.first_trainable, self._expected(self._ceiling_bytes)
+        most = self._most(max_stages)
+        if self._measuring is not None:
+            small = Partition(len(self._graph.blocks), least_ceiling(ceiling, most, first_trainable).split_points)
             ceiling = self._with_arena(ceiling, self.memory_of(small).arena_bytes)
-        check_ceiling(ceiling, [block.name for block in self._graph.blocks], most, first_trainable)
+        self._check(ceiling, most)
         return ceiling
+
+    def least(self) -> tuple[Partition, PlanMemory]:
+        """Return the plan that needs the least memory, as it is built, and what that is; one stage where all fits.
+
+        Its largest stage and the sessions of all are least together. That leaves the most room to weights that stay
+        from one inference to the next, see `Ceiling.streamed_bytes`, and suits lower ceilings as well.
+
+        Raises:
+            CeilingTooLowError: If it does not fit.
+        """
+        ceiling, most = self._expected(self._ceiling_bytes or 0), self._most(None)
+        if ceiling.holds_all:
+            plan = self._built(())
+            memory = self.memory_of(plan)
+            if memory.peak_bytes <= ceiling.ceiling_bytes:
+                return plan, memory
+        plan = self._built(least_ceiling(ceiling, most, self._graph.first_trainable).split_points)
+        memory = self.memory_of(plan)
+        if self._ceiling_bytes is not None:
+            self._check(self._with_arena(ceiling, memory.arena_bytes), most)
+        return plan, memory
 
     def plan(
         self, ceiling: Ceiling | None, search: Callable[[Ceiling | None], Found], plan_of: Callable[[Found], Partition]
@@ -161,7 +189,43 @@ class Residency:
             f"{megabytes(memory.arena_bytes)}; give a little more --residency"
         )
 
+    def _expected(self, ceiling_bytes: int) -> Ceiling:
+        """Return a ceiling with the most working memory that is predicted of any plan."""
+        arena_bytes = math.ceil(ARENA_SHARE * self._needs.most_live_bytes)
+        return Ceiling(self._needs, ceiling_bytes, arena_bytes, self._graph.first_trainable)
+
+    def _most(self, max_stages: int | None) -> int:
+        """Return the most stages of a plan, but for what is trained."""
+        num_blocks, first_trainable = len(self._graph.blocks), self._graph.first_trainable
+        return min(max_stages or MOST_STAGES, num_blocks if first_trainable is None else first_trainable + 1)
+
+    def _built(self, split_points: tuple[int, ...]) -> Partition:
+        """Return a plan with what is trained cut off besides."""
+        points = {*split_points, self._graph.first_trainable} - {None}
+        return Partition.of(len(self._graph.blocks), sorted(point for point in points if point))
+
+    def _check(self, ceiling: Ceiling, most: int) -> None:
+        """Raise `CeilingTooLowError` unless some plan of up to so many stages fits."""
+        check_ceiling(ceiling, [block.name for block in self._graph.blocks], most, self._graph.first_trainable)
+
     def _with_arena(self, ceiling: Ceiling, arena_bytes: int) -> Ceiling:
         """Return the ceiling for plans whose runs take so much besides weights."""
         rounded = math.ceil(arena_bytes / _STEP_BYTES) * _STEP_BYTES
         return Ceiling(self._needs, ceiling.ceiling_bytes, rounded, ceiling.apart)
+
+
+def advised(refusal: CeilingTooLowError, attempt: Callable[[int], object]) -> CeilingTooLowError:
+    """Return the refusal of a ceiling, with one that does: under that large weights are cut into fewer parts.
+
+    Args:
+        refusal: It, with the least for weights as they were cut.
+        attempt: Looks for a plan under a ceiling, in bytes; raises `CeilingTooLowError` where there is none.
+    """
+    least_bytes = refusal.least_bytes
+    for _ in range(ATTEMPTS):
+        try:
+            attempt(least_bytes)
+            break
+        except CeilingTooLowError as again:
+            least_bytes = again.least_bytes
+    return CeilingTooLowError(refusal.reason, least_bytes)

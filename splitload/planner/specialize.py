@@ -25,7 +25,7 @@ from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
-from splitload.planner.residency import PlanMemory, Residency
+from splitload.planner.residency import Residency
 from splitload.planner.search import FoundPlan, Search
 from splitload.planner.trial import choose_measured
 from splitload.planner.write_bundle import notes_of, write_bundle
@@ -98,7 +98,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             if manifest.device != device.name:
                 stages = count_of(len(manifest.variants[-1].stages), "stage")
                 report.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
-        plan, notes, memory = _planned(device, manifest, source, graph, left_out, report, cache, feeds, store)
+        plan, notes = _planned(device, manifest, source, graph, left_out, report, cache, feeds, store)
         write_bundle(
             target,
             source,
@@ -113,8 +113,6 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             specialized_from=manifest,
             keep_other_natives=add,
             store=store,
-            residency=_residency(manifest),
-            memory=memory,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
     return Specialized(plan.partition, files_bytes, manifest.model_bytes)
@@ -162,8 +160,8 @@ def _planned(
     cache: Path,
     feeds: Mapping[str, Any],
     store: StageStore,
-) -> tuple[VariantPlan, dict[str, Any], PlanMemory | None]:
-    """Return the plan for this machine, what the manifest says of how it was found, and what it needs of memory."""
+) -> tuple[VariantPlan, dict[str, Any]]:
+    """Return the plan for this machine, and what the manifest says of how it was found."""
     first_trainable = graph.first_trainable
     with report.progress("profiling on host", unit="passes") as show:
         profile = device.profile(graph, feeds=feeds, on_progress=show)
@@ -175,17 +173,18 @@ def _planned(
             search = Search(profile, objective=objective, trainable_from=first_trainable, ceiling=ceiling)
             return search, search.run()
 
-    threads, trial, memory = profile.contention.threads, None, None
+    threads, trial, scheme = profile.contention.threads, None, None
     if (residency := _residency(manifest)) is None:
         search, found = searched(None)
         found, trial = choose_measured(
             device, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
         )
     else:
-        limits = Residency(residency if isinstance(residency, int) else None, device, graph, feeds, report)
+        limits = Residency(residency if isinstance(residency, int) else None, device.measuring, graph, feeds, report)
         (search, found), memory = limits.plan(
             limits.ceiling(None), searched, lambda each: each[0].written(each[1].partition)
         )
+        scheme = memory.scheme(residency)
     if first_trainable is not None:
         found = search.apart(found, first_trainable)
     notes = notes_of(
@@ -198,4 +197,4 @@ def _planned(
         native_left_out=left_out,
         **{name: manifest.plan.get(name) for name in ("trainable", "new_head")},
     )
-    return VariantPlan(graph, found.partition, threads, first_trainable), notes, memory
+    return VariantPlan(graph, found.partition, threads, first_trainable, scheme), notes

@@ -30,7 +30,7 @@ from splitload.planner.parallel import check_cluster
 from splitload.planner.read_model import native_left_out, read_model
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
-from splitload.planner.residency import ATTEMPTS, Residency
+from splitload.planner.residency import Residency, advised
 from splitload.planner.result import TrainResult
 from splitload.planner.resume_hint import resume_hint
 from splitload.planner.search import FoundPlan
@@ -85,13 +85,17 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
             raise _advised(request, report, device, error) from None
         found, trial = _tried(request, report, device, model, planned)
         if request.limits_memory:
-            report.note(_what_stays_out(request, found, model))
+            report.note(_what_stays_out(request, found))
         notes = _notes(request, model, planned, found, trial)
         plan = VariantPlan(
-            model.graph, found.partition, planned.profile.contention.threads, model.graph.first_trainable
+            model.graph,
+            found.partition,
+            planned.profile.contention.threads,
+            model.graph.first_trainable,
+            None if planned.memory is None else planned.memory.scheme(planned.residency(request)),
         )
         replaced = request.target.exists()
-        manifest, agreement = _written(request, report, device, model, plan, notes, planned)
+        manifest, agreement = _written(request, report, device, model, plan, notes)
         stages, gain = _measured(request, report, device, model, planned, plan, trial)
     return TrainResult(
         request,
@@ -126,18 +130,14 @@ def _check_places(request: TrainRequest, device: Device) -> None:
 
 
 def _advised(request: TrainRequest, report: Report, device: Device, error: CeilingTooLowError) -> CeilingTooLowError:
-    """Return the refusal of a ceiling, with one that does: under that large weights are cut into fewer parts."""
-    least_bytes = error.least_bytes
-    for _ in range(ATTEMPTS):
-        higher = replace(request, residency=least_bytes)
-        source, graph, _ = _opened(higher, report, device)
-        feeds = {**source.examples, **request.feeds}
-        try:
-            Residency(least_bytes, device, graph, feeds, report).ceiling(most_stages(request, graph.first_trainable))
-            break
-        except CeilingTooLowError as again:
-            least_bytes = again.least_bytes
-    return CeilingTooLowError(error.reason, least_bytes)
+    """Return the refusal of a ceiling, with one that does; see `advised`."""
+
+    def attempt(ceiling_bytes: int) -> None:
+        source, graph, _ = _opened(replace(request, residency=ceiling_bytes), report, device)
+        limits = Residency(ceiling_bytes, device.measuring, graph, {**source.examples, **request.feeds}, report)
+        limits.ceiling(most_stages(request, graph.first_trainable))
+
+    return advised(error, attempt)
 
 
 def _opened(
@@ -200,17 +200,12 @@ def _tried(
     return found, trial
 
 
-def _what_stays_out(request: TrainRequest, found: FoundPlan, model: _Model) -> str:
+def _what_stays_out(request: TrainRequest, found: FoundPlan) -> str:
     """Return what `--residency` or `--crowd` does besides, for people."""
-    where = (
-        f"the {model.graph.kind} variant"
-        if model.graph.kind == "portable"
-        else ("the native variant; the portable one for other machines is loaded as a whole")
-    )
     option = "--residency" if request.crowd is None else "--crowd"
     said = (
         f"with {option} weights stay mapped from their files: nothing is rearranged, read into memory or loaded anew "
-        f"for speed, and no way to load is measured; that is of {where}"
+        "for speed, and no way to load is measured"
     )
     alone = found.partition.num_stages == 1 and request.residency == "stage"
     return f"{said}. The plan has one stage, so that all weights are there at a time" if alone else said
@@ -245,7 +240,6 @@ def _written(
     model: _Model,
     plan: VariantPlan,
     notes: Mapping[str, Any],
-    planned: Planned,
 ) -> tuple[Manifest, Agreement]:
     """Write the bundle; return its manifest, and how far it is from a stock session."""
     agreements: list[Agreement] = []
@@ -263,8 +257,6 @@ def _written(
             trainable=request.trained,
             on_compared=agreements.append,
             store=model.store,
-            residency=planned.residency(request),
-            memory=planned.memory,
         )
     except KeyboardInterrupt as interrupt:  # which tells if the bundle is there
         raise KeyboardInterrupt(str(interrupt) or resume_hint(request, plan.partition)) from None

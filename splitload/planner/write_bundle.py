@@ -9,26 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import MissingPackageError, ModelError
-from splitload.base.phrases import count_of
 from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
-from splitload.build.fleet import keep_natives, same_cuts
-from splitload.build.residency import with_residency
+from splitload.build.fleet import keep_natives
 from splitload.bundle.manifest import Manifest, Metadata, StageEntry, Training, Variant
 from splitload.devices import Measuring
-from splitload.frontends.onnx import Source, load_graph
+from splitload.frontends.onnx import Source
 from splitload.graphs.describe import tensor_spec
 from splitload.graphs.stage_store import StageStore
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
+from splitload.planner.portable import Beside, with_opened, with_portable
 from splitload.planner.report import Report, Show
 from splitload.planner.why import reasons
-from splitload.training.opened import Opened, load_opened
+from splitload.training.opened import Opened
 from splitload.training.training import keep_training, write_training
 
 if TYPE_CHECKING:
-    from splitload.base.sizes import Residency
-    from splitload.planner.residency import PlanMemory
     from splitload.planner.trial import Trial
 
 AddTraining = Callable[[Path, StageEntry], Training | None]
@@ -57,74 +54,6 @@ def notes_of(
     }
 
 
-def with_portable(
-    plan: VariantPlan, source: Source, report: Report, cache: Path, cut_as: Variant | None = None
-) -> list[VariantPlan]:
-    """Return what a bundle is made of: the plan, and where its graph is native one that runs anywhere.
-
-    That has one stage, or is cut as a portable variant was, and loads on as many threads.
-    """
-    if plan.graph.kind == "portable":
-        return [plan]
-    with report.status("adding the portable graph for other machines"):
-        portable = load_graph(
-            source,
-            "portable",
-            cache,
-            max_blocks=_blocks(plan, cut_as),
-            max_weight_bytes=plan.graph.max_weight_bytes,
-        )
-    return [plan, _portable_plan(VariantPlan(portable, Partition(len(portable.blocks)), 1), cut_as, report)]
-
-
-def _blocks(plan: VariantPlan, cut_as: Variant | None) -> int:
-    """Return the most blocks of a portable graph: the same number is divided at the same places."""
-    return plan.graph.max_blocks if cut_as is None else max(plan.graph.max_blocks, cut_as.stages[-1].blocks[1])
-
-
-def _portable_plan(plan: VariantPlan, cut_as: Variant | None, report: Report) -> VariantPlan:
-    """Return a portable plan with the cuts and threads of a portable variant, where there is one with such cuts."""
-    if cut_as is None:
-        return plan
-    partition = same_cuts(plan.graph, cut_as)
-    if partition is None or plan.trainable_from not in (None, partition.bounds[-2]):
-        stages = count_of(len(cut_as.stages), "stage")
-        now = count_of(plan.partition.num_stages, "stage")
-        report.note(f"the portable graph, which was cut into {stages}, cannot be cut there again and has {now} now")
-        return plan
-    return replace(plan, partition=partition, threads=cut_as.threads)
-
-
-def with_opened(
-    plan: VariantPlan,
-    source: Source,
-    trainable: str | Collection[str],
-    report: Report,
-    cache: Path,
-    feeds: Mapping[str, Any],
-    cut_as: Variant | None = None,
-) -> tuple[list[VariantPlan], Opened]:
-    """Return what a bundle with a trainable last stage is made of, and the model it is trained by.
-
-    The plan that runs anywhere has two stages, what is frozen and what is trained, or is cut as a portable variant was.
-    """
-    with report.status("adding the portable graph for other machines"):
-        opened = load_opened(
-            source,
-            "portable",
-            cache,
-            trainable,
-            max_blocks=_blocks(plan, cut_as),
-            max_weight_bytes=plan.graph.max_weight_bytes,
-            feeds=feeds,
-        )
-    if plan.graph.kind == "portable":
-        return [plan], opened
-    last = len(opened.graph.blocks) - 1
-    portable = VariantPlan(opened.graph, Partition(last + 1, (last,)), 1, last)
-    return [plan, _portable_plan(portable, cut_as, report)], opened
-
-
 def write_bundle(
     target: Path,
     source: Source,
@@ -141,8 +70,6 @@ def write_bundle(
     keep_other_natives: bool = False,
     on_compared: Callable[[Agreement], None] | None = None,
     store: StageStore | None = None,
-    residency: Residency = None,
-    memory: PlanMemory | None = None,
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
@@ -151,18 +78,18 @@ def write_bundle(
     source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
     the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_other_natives` its
     native variants for other machines stay. `on_compared` is called with what a run of every variant beside a stock
-    session came to. Stage files that `store` holds are taken from there. With `memory`, what the plan needs of it, the
-    bundle has a `residency` and the plan's stages are not tuned, see `with_residency`; the portable variant beside a
-    native one is loaded as a whole as ever.
+    session came to. Stage files that `store` holds are taken from there. Stages of a plan with a `scheme` are not
+    tuned, and the portable plan beside it has one as well where that fits; `tuner` measures what it takes, if the
+    scheme says what was measured.
 
     Raises:
         SplitloadError: If it cannot be written, or a variant does not run where a stock session does.
     """
     feeds = feeds or {}
     metadata, model_data, cut_as, keep_tail = _taken_over(source, specialized_from)
-    plans, add_training = _with_training(
-        target, source, plan, report, cache, feeds, trainable, specialized_from, cut_as
-    )
+    beside = Beside(plan, source, report, cache, feeds, tuner, cut_as)
+    plans, add_training = _with_training(target, beside, trainable, specialized_from)
+    is_tuned = plan.graph.kind == "native" and plan.scheme is None
     with report.progress("writing the bundle", unit="stages") as show:
         return build_bundle(
             target,
@@ -174,7 +101,7 @@ def write_bundle(
             steps=Steps(
                 on_progress=show,
                 on_note=report.note,
-                choose=_scheme(tuner, plan, feeds, show, residency, memory),
+                choose=partial(_tuned, tuner, plan, feeds, show) if is_tuned else None,
                 with_others=partial(keep_natives, target, specialized_from)
                 if keep_other_natives and specialized_from is not None
                 else None,
@@ -187,23 +114,15 @@ def write_bundle(
 
 
 def _with_training(
-    target: Path,
-    source: Source,
-    plan: VariantPlan,
-    report: Report,
-    cache: Path,
-    feeds: Mapping[str, Any],
-    trainable: str | Collection[str] | None,
-    former: Manifest | None,
-    cut_as: Variant | None,
+    target: Path, beside: Beside, trainable: str | Collection[str] | None, former: Manifest | None
 ) -> tuple[list[VariantPlan], AddTraining | None]:
     """Return what the bundle is made of, and what writes beside it how its last stage is trained, if it is."""
     add_training: AddTraining | None = None
     if trainable is None:
-        plans = with_portable(plan, source, report, cache, cut_as)
+        plans = with_portable(beside)
     else:
-        plans, opened = with_opened(plan, source, trainable, report, cache, feeds, cut_as)
-        add_training = partial(_add_training, opened, source, feeds, report)
+        plans, opened = with_opened(beside, trainable)
+        add_training = partial(_add_training, opened, beside.source, beside.feeds, beside.report)
     if former is None:
         return plans, add_training
     kept = None if former.training is None else partial(keep_training, target, former.training)
@@ -229,21 +148,6 @@ def _of_model(plan: VariantPlan, manifest: Manifest) -> VariantPlan:
     """Return a plan whose graph is said to be of the model that a manifest names."""
     graph = replace(plan.graph, source_sha256=manifest.model_sha256, source_bytes=manifest.model_bytes)
     return replace(plan, graph=graph)
-
-
-def _scheme(
-    tuner: Measuring,
-    plan: VariantPlan,
-    feeds: Mapping[str, Any],
-    show: Show,
-    residency: Residency,
-    memory: PlanMemory | None,
-) -> Callable[[Path, Variant], Variant] | None:
-    """Return what chooses how the plan's stages are loaded; None where nothing is to be chosen."""
-    if memory is not None:
-        arena_bytes = None if memory.input_bytes is None else memory.arena_bytes
-        return lambda _, variant: with_residency(variant, residency, memory.stages, arena_bytes, memory.input_bytes)
-    return partial(_tuned, tuner, plan, feeds, show) if plan.graph.kind == "native" else None
 
 
 def _tuned(

@@ -199,7 +199,7 @@ class ParallelLoader(DropIn):
 
         ceiling = wanted(residency, self.variant)
         if ceiling is not None and specialize is not None:
-            raise UsageError("specialize='background' takes as much memory as the model; leave it or residency out")
+            raise UsageError("specialize='background' takes as much memory as the model; leave it or the ceiling out")
         return ceiling
 
     def _is_scarce(self) -> bool:

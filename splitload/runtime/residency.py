@@ -99,9 +99,10 @@ def _check(ceiling: int, variant: Variant) -> None:
     """Raise `UsageError` unless a variant fits under a ceiling."""
     needs = Needs(variant)
     if not needs.is_known:
+        native = " have 'splitload specialize' make native ones here," if variant.kind == "portable" else ""
         raise UsageError(
             f"the bundle does not say what its {variant.kind} stages take in memory; make it again by 'splitload train "
-            f"--residency {_word(ceiling)}', or give residency='stage'"
+            f"--residency {_word(ceiling)}', which says what fits,{native} or give residency='stage'"
         )
     if needs.least > ceiling:
         largest = needs.weights.index(max(needs.weights))

@@ -76,6 +76,10 @@ def choose(folder: StrPath, manifest: Manifest, runtime: str, run: RunCanary | N
             f"{'Besides, here' if damaged else 'here'} is {cpu_architecture()} with onnxruntime {runtime}, and "
             f"{'; '.join(reasons)}. 'splitload specialize {folder}' makes a native one for this machine"
         )
+    if variant.residency is None and any(each.residency is not None for each in manifest.variants):
+        told.append(
+            "It keeps no ceiling on memory, as a native one does: all of the model is there unless residency says"
+        )
     return Choice(variant, f"{slower}: {'. '.join(told)}")
 
 
