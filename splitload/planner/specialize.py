@@ -64,7 +64,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
     its weights in the new native files, so that the bundle still loads elsewhere, and is for the device it was made
     for. The search is the one of `train` with its defaults, by the objective the bundle was made with. A model that
     gets no native part has its portable graph cut for this machine. What the bundle says of memory holds for the new
-    plan as well.
+    plan as well, and for the portable one beside it.
 
     Args:
         target: The bundle.

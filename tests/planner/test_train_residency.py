@@ -119,7 +119,9 @@ def test_on_this_host_the_working_memory_is_measured(model: str, capsys: pytest.
     told = json.loads(capsys.readouterr().out)
     assert told["memory"]["arena_source"] == "measured"
     assert told["trial"] is None, "the whole model is no alternative"
-    native = read_manifest(Path("b.splitload")).variants[0]
+    native, portable = read_manifest(Path("b.splitload")).variants
+    assert (portable.residency, portable.input_bytes) == (native.residency, 1600)
+    assert Needs(portable).least <= read_bytes(ceiling)
     assert native.arena_bytes == told["memory"]["arena_bytes"]
     assert native.input_bytes == 1600
     assert Needs(native).least <= read_bytes(ceiling)
@@ -127,7 +129,9 @@ def test_on_this_host_the_working_memory_is_measured(model: str, capsys: pytest.
         assert loader.run(None, {"x": np.ones((1, 400), np.float32)})[0].shape == (1, 400)
     assert main(["specialize", "b.splitload", "--json"]) == 0
     capsys.readouterr()
-    again = read_manifest(Path("b.splitload")).variants[0]
+    again, elsewhere = read_manifest(Path("b.splitload")).variants
+    assert elsewhere.residency == native.residency
+    assert [stage.name for stage in elsewhere.stages] == [stage.name for stage in portable.stages]
     assert again.residency == native.residency
     assert again.input_bytes == 1600
     assert Needs(again).least <= read_bytes(ceiling)
