@@ -248,6 +248,15 @@ class Residency:
         elif reading.is_cached(path, (os.path.getsize(path),)):
             mapped.in_small_pages(path, order[-1], read=True)
 
+    def _read_orders(self, index: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Return what is read ahead of a stage; of files of which it reads the smaller part only its graph."""
+        order, paths = self._variant.stages[index].read_order, self._paths[index]
+        if order:
+            return [(path, order) for path in paths]
+        sizes = [os.path.getsize(path) for path in paths]
+        most = len(paths) if 2 * self._needs.weights[index] > sum(sizes) else 1  # rows of a table come when touched
+        return [(path, (0, size)) for path, size in zip(paths[:most], sizes, strict=False)]
+
     def _read_ahead(self) -> None:
         """Read what is needed next, as long as there is room for it; ends when nothing has happened for a while."""
         try:
@@ -255,9 +264,7 @@ class Residency:
                 changed = self.ledger.changed()
                 index = self.ledger.ahead()
                 if index is not None:
-                    order = self._variant.stages[index].read_order
-                    files = [(path, order or (0, os.path.getsize(path))) for path in self._paths[index]]
-                    reading.fetch(files, lambda: self.ledger.is_closed)
+                    reading.fetch(self._read_orders(index), lambda: self.ledger.is_closed)
                 elif not changed.wait(_IDLE_S):
                     break
         except OSError:  # the run meets it

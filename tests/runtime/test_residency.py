@@ -214,6 +214,25 @@ def test_where_memory_is_scarce_files_are_read_ahead_and_forgotten(
     )
 
 
+@pytest.mark.filterwarnings("ignore::splitload.base.errors.PortableWarning")
+def test_a_portable_table_of_which_rows_are_read_is_not_read_ahead(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(own)
+    native, portable = manifest.variants
+    table = portable.stages[2]._replace(mapped_bytes=WEIGHTS // 4)
+    portable = portable._replace(stages=(*portable.stages[:2], table, *portable.stages[3:]))
+    write_manifest(own, manifest._replace(variants=(native._replace(cpu="sparc"), portable)))
+    fetched: set[str] = set()
+    monkeypatch.setattr(residency, "left_bytes", lambda: 0)
+    monkeypatch.setattr(
+        residency.reading, "fetch", lambda files, stopped: fetched.update(Path(path).name for path, _ in files)
+    )
+    with ParallelLoader(own, residency="stage") as model:
+        while table.graph.name not in fetched or portable.stages[3].graph.name not in fetched:
+            model.run(None, feeds())
+    assert fetched.isdisjoint(table.shares)
+    assert fetched.issuperset(portable.stages[3].shares)
+
+
 def test_a_runtime_that_does_not_map_weights_is_told(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "spans", lambda paths: [])
     with ParallelLoader(bundle, residency="stage") as model, pytest.raises(StageError, match="does not map"):
