@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from splitload import ParallelLoader, PortableWarning
 from splitload.base.errors import UsageError
 from splitload.base.sizes import read_bytes
 from splitload.build.assemble import VariantPlan
+from splitload.build.residency import ResidencyScheme
 from splitload.bundle.manifest import Manifest
 from splitload.bundle.read import read_manifest
 from splitload.devices.host import HostDevice
@@ -93,7 +95,7 @@ def test_it_keeps_the_ceiling_with_weights_of_its_own(
         assert model.residency == residency
         if residency == CEILING:
             assert Needs(portable).least <= CEILING < 4 * WEIGHT
-    again, _ = with_portable(Beside(native(source, tmp_path, residency), source, report, tmp_path, X))[::-1]
+    again = with_portable(Beside(native(source, tmp_path, residency), source, report, tmp_path, X))[-1]
     kept = with_portable(Beside(native(source, tmp_path, residency), source, report, tmp_path, X, cut_as=portable))[-1]
     assert kept == again
 
@@ -106,8 +108,6 @@ def test_its_working_memory_is_measured_where_that_of_the_native_part_was(
 
     class Measured:
         def runs(self, graph: Any, feeds: Any) -> Any:
-            import contextlib
-
             return contextlib.nullcontext(self)
 
         def working_memory(self, plan: Any, reserve_bytes: int) -> WorkingMemory:
@@ -116,7 +116,7 @@ def test_its_working_memory_is_measured_where_that_of_the_native_part_was(
     measuring: Any = Measured()
     predicted = with_portable(Beside(plan, source, report, tmp_path, X, measuring))[-1].scheme
     assert predicted is not None and predicted.arena_bytes is None
-    scheme = plan.scheme.__class__(CEILING, plan.scheme.stages, 1000, 1600)
+    scheme = ResidencyScheme(CEILING, plan.scheme.stages, 1000, 1600)
     plan = VariantPlan(plan.graph, plan.partition, 1, None, scheme)
     found = with_portable(Beside(plan, source, report, tmp_path, X, measuring))[-1].scheme
     assert found is not None and (found.arena_bytes, found.input_bytes) == (123_456, 1600)
