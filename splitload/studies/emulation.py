@@ -225,8 +225,10 @@ class Emulation:
         return None if self._groups is None else sum(map(self._groups.kills, range(len(self.names))))
 
     def _joined(self) -> dict[str, Any]:
-        workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
-        return workers
+        found: dict[str, Any] | None = self.client.scheduler_info(n_workers=-1).get("workers")
+        if found is None:  # as Dask answers without a scheduler
+            raise ClusterError(f"the scheduler is gone: {self._last_words('scheduler')}")
+        return found
 
     def _start_scheduler(self) -> str:
         host = ONE_HOST if self._network is None else DESK_HOST

@@ -18,6 +18,7 @@ from splitload.studies import (
     build_tables,
     client_tables,
     crowd_tables,
+    emulated_tables,
     matrix_tables,
     memory_table,
     personal_tables,
@@ -35,7 +36,8 @@ DOCUMENTS = tuple(  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
 _LISTED_ELSEWHERE = (
-    "crowd_scheduling", "headline", "residency_targets", "targets", "whole_bound", "whole_targets", "whole_starts",
+    "crowd_mechanisms", "crowd_scheduling", "crowd_targets", "headline", "residency_targets", "targets", "whole_bound",
+    "whole_targets", "whole_starts",
 )  # fmt: skip
 Named = tuple[str, Any]  # a record and the name of its file
 
@@ -222,6 +224,9 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "residency": ("residency", _every, lambda found: _table(*residency_tables.residency(found))),
     "residency_targets": ("residency", _every, lambda found: _table(*residency_tables.targets(found))),
     "clients": ("clients", _every, lambda found: _table(*client_tables.clients(found))),
+    "crowd": ("crowd", _every, lambda found: _table(*emulated_tables.batches(found))),
+    "crowd_targets": ("crowd", _every, lambda found: _table(*emulated_tables.targets(found))),
+    "crowd_mechanisms": ("crowd", _has("ablation"), lambda found: _table(*emulated_tables.ablation(found))),
     "crowd_growth": ("crowd_growth", _every, lambda found: _table(*crowd_tables.growth(found))),
     "crowd_scheduling": ("crowd_growth", _every, lambda found: _table(*crowd_tables.scheduling(found))),
 }

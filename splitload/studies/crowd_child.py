@@ -1,0 +1,27 @@
+"""What studies of crowds have workers do; little is imported, as it counts as their memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from splitload.crowd.orders import PLUGIN
+from splitload.crowd.process_memory import return_now
+
+
+def rest(dask_worker: Any) -> None:
+    """Have a worker let go of the stages in its memory: a task may have come after its crowd was closed."""
+    plugin = dask_worker.plugins.get(PLUGIN)
+    if plugin is not None:
+        plugin.residents.let_go_all()
+        return_now()
+
+
+def forget_stages(dask_worker: Any) -> int:
+    """Have a worker remove the stages on its disk; return how many are left, as they are in use."""
+    plugin = dask_worker.plugins.get(PLUGIN)
+    if plugin is None:  # it was in no crowd yet
+        return 0
+    cache = plugin._cache
+    for key in cache.stages():
+        cache.remove(key)
+    return len(cache.stages())
