@@ -126,8 +126,9 @@ class LoadingPool:
     def _work(self) -> None:
         """Run jobs until none came for a while; the body of a thread."""
         here = _thread.get_ident()
-        if (module := sys.modules.get("threading")) is not None:  # as it does for threads of its own
-            sys.settrace(module.gettrace())
+        module = sys.modules.get("threading")
+        if hasattr(module, "gettrace") and hasattr(module, "getprofile"):  # another thread may be importing it just now
+            sys.settrace(module.gettrace())  # as it does for threads of its own
             sys.setprofile(module.getprofile())
         while True:
             job, bell = None, None

@@ -101,8 +101,9 @@ def fitting(folder: StrPath, manifest: Manifest, runtime: str) -> list[Variant]:
 
 def remember() -> None:
     """Keep which canaries have passed, if any was tried; see `canary.remember`."""
-    if canary := sys.modules.get("splitload.runtime.canary"):
-        canary.remember()
+    keep = getattr(sys.modules.get("splitload.runtime.canary"), "remember", None)  # it may be imported just now
+    if keep is not None:
+        keep()
 
 
 def likely(manifest: Manifest) -> Variant:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -395,3 +396,12 @@ def test_interrupts_do_not_end_the_wait_at_exit() -> None:
     """`Thread.join` takes a thread for ended when one comes."""
     done = subprocess.run([sys.executable, "-c", AWAITED], capture_output=True, text=True, timeout=WAIT_S)
     assert (done.returncode, done.stdout, done.stderr) == (0, "['worked', 'freed']\n", "")
+
+
+def test_a_thread_that_begins_while_threading_is_being_imported_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = Latch()
+    pool = LoadingPool(1, idle_s=0.05)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "threading", types.ModuleType("threading"))  # of which nothing was run yet
+        assert pool.submit(done.set)
+        assert done.wait(10)
