@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from splitload.base.errors import StageError
+from splitload.measure.process import python
 
 _END_S = 10.0
 _LINE = re.compile(r"^(\d+) (\d+)$", re.MULTILINE)  # number of a process, and when it started
@@ -134,7 +134,7 @@ def start_of(process: int) -> str | None:
 
 def splitload(*words: str | Path) -> tuple[str, ...]:
     """Return the command `splitload WORDS` of this installation."""
-    return sys.executable, "-m", "splitload", *map(str, words)
+    return tuple(python("splitload.__main__", *map(str, words)))
 
 
 def memory_of(process: int, field: str) -> int | None:
