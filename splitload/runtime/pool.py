@@ -126,7 +126,7 @@ class LoadingPool:
     def _work(self) -> None:
         """Run jobs until none came for a while; the body of a thread."""
         here = _thread.get_ident()
-        module = sys.modules.get("threading")
+        module: Any = sys.modules.get("threading")
         if hasattr(module, "gettrace") and hasattr(module, "getprofile"):  # another thread may be importing it just now
             sys.settrace(module.gettrace())  # as it does for threads of its own
             sys.setprofile(module.getprofile())
