@@ -84,7 +84,8 @@ class Crowd:
         """Have an input computed, and return at once what will have its outputs.
 
         Its `result` raises a `UsageError` for inputs that are not the model's, a `StageError` where a stage does not
-        run on them, and a `ClusterError` where no worker is left, or the crowd was closed. It cannot be cancelled.
+        run on them, or was lost with its worker and recovery is off, and a `ClusterError` where no worker is left, or
+        the crowd was closed. It cannot be cancelled.
 
         Args:
             inputs: An array for each input of the model.

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from splitload.base.errors import ClusterError, UsageError
+from splitload.base.errors import StageError, UsageError
 from splitload.crowd.dispatch import Dispatch
 from splitload.crowd.entities import Assignment, Fetch, Measured, Outcome, Preparation, Stage, Step, Task, Worker
 from splitload.crowd.mechanisms import Mechanisms
@@ -97,7 +97,7 @@ class Pipeline:
         for number in sorted(touched):
             item = self._progress.items[number]
             if not self.mechanisms.recovery:
-                self._complete(item, ClusterError(f"worker '{name}' was lost, and recovery is off"), now_s)
+                self._complete(item, StageError(f"worker '{name}' was lost, and recovery is off"), now_s)
             else:
                 self._place_anew(item, now_s)
 

@@ -162,6 +162,23 @@ def test_nothing_is_lost_when_a_worker_is_killed_and_another_hangs(own: LocalCro
     assert [device.is_present for device in report.devices if device.name == "local-1"] == [False]
 
 
+def test_without_recovery_what_a_lost_worker_held_fails_alone(own: LocalCrowd, chain_bundle: Path) -> None:
+    def arm(dask_worker: Any) -> None:
+        if dask_worker.name == "local-1":
+            dask_worker.plugins["splitload-stages"].residents.run = lambda *given: os._exit(1)
+
+    given = inputs(12)
+    with Crowd(chain_bundle, own.client, mechanisms=Mechanisms(recovery=False)) as crowd:
+        own.client.run(arm)
+        outputs = dict(crowd.as_completed(given))
+    assert sorted(outputs) == list(range(12))
+    lost = {place: each for place, each in outputs.items() if isinstance(each, Exception)}
+    assert 0 < len(lost) < 12
+    assert all(isinstance(each, StageError) and "was lost" in str(each) for each in lost.values())
+    kept = sorted(outputs.keys() - lost.keys())
+    check(chain_bundle, [given[place] for place in kept], [outputs[place] for place in kept])
+
+
 def test_a_slower_worker_gets_less_work(local: LocalCrowd, chain_bundle: Path) -> None:
     def slow(dask_worker: Any, seconds: float) -> str:
         residents = dask_worker.plugins["splitload-stages"].residents
