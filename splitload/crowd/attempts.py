@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from distributed.protocol import to_serialize
 
+from splitload.crowd.beside import Beside
 from splitload.crowd.chain import Chain, Link
 from splitload.crowd.entities import Assignment, Preparation
 from splitload.crowd.mechanisms import Mechanisms
@@ -150,8 +151,8 @@ class Sender:
         order, member, link = attempt.order, attempt.member, attempt.link
         if not (isinstance(order, Assignment) and order.tier is Tier.RESIDENT) or attempt.sent:
             attempt.sent += 1
-            attempt.uses_stage = True
             attempt.fetch_s = await self._supply.bring(member, link.order)
+            attempt.uses_stage = True
         source = await self._brought(attempt, given())
         attempt.future = self._client.submit(
             run_task, self._text(attempt), source, key=key_of(self._crowd, order.attempt, attempt.sent),
@@ -195,17 +196,30 @@ class Sender:
         worker = self._client.rpc(attempt.member.address)
         return bytes(await worker.splitload_give(crowd=self._crowd, attempt=attempt.order.attempt, sent=attempt.sent))
 
-    async def rest(self, members: Sequence[Member]) -> None:
-        """Have workers let go of their stages, without waiting long for it."""
-        rests = [asyncio.ensure_future(self._client.rpc(member.address).splitload_rest()) for member in members]
-        if rests:
-            await asyncio.wait(rests, timeout=_REST_S)
+    async def rest(self, members: Sequence[Member], given: Sequence[Attempt]) -> None:
+        """Have workers let go of their stages, without waiting long for it.
 
-    async def release_stage(self, attempt: Attempt) -> None:
+        Args:
+            members: The workers.
+            given: What they were given and is not done; what has not begun would open a stage again.
+        """
+
+        async def rest(member: Member) -> None:
+            for attempt in given:
+                if attempt.member is member:
+                    await self.withdraw(attempt)
+            await self._client.rpc(member.address).splitload_rest()
+
+        rests = Beside()
+        for member in members:
+            rests.do(rest(member))
+        await rests.finish(_REST_S)
+
+    def release_stage(self, attempt: Attempt) -> None:
         """Let the worker's cache evict the stage of an attempt."""
         if attempt.uses_stage:
             attempt.uses_stage = False
-            await self._supply.release(attempt.member, attempt.link.order)
+            self._supply.release(attempt.member, attempt.link.order)
 
     def _text(self, attempt: Attempt) -> str:
         order, link = attempt.order, attempt.link

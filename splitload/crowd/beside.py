@@ -25,6 +25,12 @@ class Beside:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def finish(self, within_s: float) -> None:
+        """Wait until everything is done, and cancel what is not in time."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=within_s)
+        await self.end()
+
     async def end(self, *others: asyncio.Task[None]) -> None:
         """Cancel everything, and what else is given, and wait until it has ended."""
         tasks = [*self._tasks, *others]

@@ -112,12 +112,16 @@ class Driver:
         """Withdraw what has not begun, and have the workers let go of their stages."""
         self._fail(ClusterError("the crowd was closed"))
         await self.members.end()
-        await self._beside.end(self._look, *(each.work for each in self._attempts.values() if each.work is not None))
-        for attempt in (*self._attempts.values(), *(output.attempt for output in self._outputs.values())):
-            attempt.forget_future()
+        live = list(self._attempts.values())
+        await self._beside.end(self._look, *(each.work for each in live if each.work is not None))
+        for attempt in live:
+            self._end_attempt(attempt)
+        for output in self._outputs.values():
+            output.attempt.forget_future()
+        await self.supply.end()
         if self._client.status == "running":
             self._client.unsubscribe_topic(topic(self._crowd))
-            await self._sender.rest(self.members.active())
+            await self._sender.rest(self.members.active(), live)
 
     def add(self, item: int, parcel: bytes, answer: Answer) -> None:
         """Take an item in.
@@ -273,7 +277,7 @@ class Driver:
         """Take that an attempt is done."""
         order, now_s = attempt.order, self._now_s()
         del self._attempts[order.attempt]
-        self._beside.do(self._sender.release_stage(attempt))
+        self._sender.release_stage(attempt)
         measured = Measured(told.get("run_s", 0.0), told["load_s"], attempt.fetch_s, told.get("made_bytes"))
         attempt.note_times(told, self.start_s, self.members.number(attempt.member))
         if isinstance(order, Preparation):
@@ -295,7 +299,7 @@ class Driver:
         attempt.forget_future()
         attempt.sent = max(1, attempt.sent)
         self.supply.forget(attempt.member.address, attempt.link.order)
-        self._beside.do(self._sender.release_stage(attempt))
+        self._sender.release_stage(attempt)
         attempt.work = asyncio.ensure_future(self._send(attempt))
 
     def _refuse(self, attempt: Attempt, why: str) -> None:
@@ -317,7 +321,7 @@ class Driver:
         self._attempts.pop(attempt.order.attempt, None)
         if attempt.work is not None and attempt.work is not asyncio.current_task():
             attempt.work.cancel()
-        self._beside.do(self._sender.release_stage(attempt))
+        self._sender.release_stage(attempt)
         attempt.forget_future()
 
     def _lose_input(self, attempt: Attempt) -> None:

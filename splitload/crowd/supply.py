@@ -11,12 +11,14 @@ from typing import Any
 
 from splitload.base.errors import StageError
 from splitload.bundle.manifest import File
+from splitload.crowd.beside import Beside
 from splitload.crowd.members import Member
 from splitload.crowd.orders import StageOrder
 
 PIECE_BYTES = 1 << 20
 _TRIES = 5
 _PAUSE_S = 0.2  # after a connection broke; a worker that is gone has its transfers cancelled
+_END_S = 2.0  # a worker that is silent does not hold up who ends
 _CLIENT = ""
 
 
@@ -41,9 +43,12 @@ class Supply:
         self._sending: Counter[str] = Counter()  # transfers under way, by address
         self._turns: dict[str, asyncio.Lock] = {}
         self._fetches: dict[str, set[asyncio.Task[int]]] = {}  # under way, by the worker that is asked
+        self._releases = Beside()
 
     async def bring(self, member: Member, stage: StageOrder) -> float | None:
         """Have a worker take a stage into use, and send it what it lacks of it; `release` ends the use.
+
+        Whoever cancels this, or sees it fail, has no use to end.
 
         Returns:
             Seconds that its files travelled; None where they were there.
@@ -55,21 +60,31 @@ class Supply:
         turn = self._turns.setdefault(member.address, asyncio.Lock())
         async with turn:  # two stages at a time would both come late
             files = [[*file] for file in stage.files]
-            missing = await self._client.rpc(member.address).splitload_request(key=stage.key, files=files)
-            start_s = time.perf_counter()
-            for file in dict.fromkeys(stage.files):
-                if file.sha256 in missing:
-                    await self._send(member, file, missing[file.sha256])
-                self._holders.setdefault(file.sha256, set()).add(member.address)
+            call = self._client.rpc(member.address).splitload_request(key=stage.key, files=files)
+            request: asyncio.Task[dict[str, int]] = asyncio.ensure_future(call)
+            try:
+                missing = await asyncio.shield(request)  # one that was sent may be carried out, whoever waits for it
+                start_s = time.perf_counter()
+                for file in dict.fromkeys(stage.files):
+                    if file.sha256 in missing:
+                        await self._send(member, file, missing[file.sha256])
+                    self._holders.setdefault(file.sha256, set()).add(member.address)
+            except BaseException:  # cancelled, above all
+                self._releases.do(self._end_use(member, stage, request))
+                raise
             seconds = time.perf_counter() - start_s
             if not missing:
                 return None
             member.note_link(sum(file.bytes - missing.get(file.sha256, file.bytes) for file in stage.files), seconds)
             return seconds
 
-    async def release(self, member: Member, stage: StageOrder) -> None:
-        """End a use of a stage on a worker."""
-        await self._client.rpc(member.address).splitload_release(key=stage.key)
+    def release(self, member: Member, stage: StageOrder) -> None:
+        """Begin to end a use of a stage on a worker."""
+        self._releases.do(self._end_use(member, stage))
+
+    async def end(self) -> None:
+        """Wait until the uses have ended that are about to, but not long."""
+        await self._releases.finish(_END_S)
 
     def forget(self, address: str, stage: StageOrder | None = None) -> None:
         """Ask a worker no more for a stage, or for any; who waits for it then goes on from another."""
@@ -77,6 +92,17 @@ class Supply:
             fetch.cancel()
         for file in self._holders if stage is None else [file.sha256 for file in stage.files]:
             self._holders.get(file, set()).discard(address)
+
+    async def _end_use(
+        self, member: Member, stage: StageOrder, request: asyncio.Task[dict[str, int]] | None = None
+    ) -> None:
+        """End a use of a stage on a worker, once the request has begun it, if that is still under way."""
+        if request is not None:
+            try:
+                await request
+            except Exception:  # the worker has refused, or is gone: there is no use
+                return
+        await self._client.rpc(member.address).splitload_release(key=stage.key)
 
     async def _send(self, member: Member, file: File, there: int) -> None:
         """Have a worker get the rest of a file.

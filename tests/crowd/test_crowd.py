@@ -250,6 +250,37 @@ def test_a_closed_crowd_answers_nothing_more(local: LocalCrowd, chain_bundle: Pa
         time.sleep(0.05)
 
 
+def test_a_closed_crowd_uses_no_stage_any_more(local: LocalCrowd, chain_bundle: Path) -> None:
+    def slow(dask_worker: Any) -> None:
+        residents = dask_worker.plugins["splitload-stages"].residents
+        residents.run = lambda *given: time.sleep(0.5) or type(residents).run(residents, *given)
+
+    def restore(dask_worker: Any) -> None:
+        del dask_worker.plugins["splitload-stages"].residents.run
+
+    def resident(dask_worker: Any) -> list[str]:
+        return list(dask_worker.plugins["splitload-stages"].residents.keys())
+
+    def left(dask_worker: Any) -> list[str]:
+        cache = dask_worker.plugins["splitload-stages"]._cache
+        for key in cache.stages():
+            cache.remove(key)
+        return list(cache.stages())
+
+    with Crowd(chain_bundle, local.client) as crowd:
+        local.client.run(slow)
+        for each in inputs(8):
+            crowd.submit(each)
+        deadline_s = time.monotonic() + 30
+        while not any(local.client.run(resident).values()):
+            assert time.monotonic() < deadline_s, "no task has begun"
+            time.sleep(0.02)
+    local.client.run(restore)
+    while any((stages := local.client.run(left)).values()):
+        assert time.monotonic() < deadline_s, f"still in use: {stages}"
+        time.sleep(0.05)
+
+
 def test_a_crowd_whose_client_was_closed_ends(chain_bundle: Path) -> None:
     with LocalCrowd(1) as made:
         crowd = Crowd(chain_bundle, made.client)
