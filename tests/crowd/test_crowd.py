@@ -214,9 +214,9 @@ def test_an_input_that_ends_every_worker_is_given_up(own: LocalCrowd, shapeless_
     with Crowd(shapeless_bundle, own.client) as crowd:
         own.client.run(arm)
         deadly = crowd.submit({**SHAPES, "shape": np.array([7, 7])})
-        own.add_worker("late")
         with pytest.raises(StageError, match="3 workers ended while they ran stage"):
             deadly.result(60)
+        own.add_worker("late")  # after it: an unarmed worker would answer with an ordinary error
         check(shapeless_bundle, [SHAPES], [crowd.submit(SHAPES).result(60)])
 
 
