@@ -27,6 +27,7 @@ from splitload.crowd.pipeline import Pipeline
 from splitload.crowd.supply import Supply
 from splitload.crowd.traffic import Traffic
 from splitload.crowd.worker import MissingInputError
+from splitload.plan.crowd import RUNTIME_BYTES
 
 LEFT_ALONE_S = 10.0  # how long a crowd without workers waits for one to come
 _LOOK_EVERY_S = 0.5
@@ -155,7 +156,8 @@ class Driver:
         if note:
             self.notes[member.name] = note
         places = {link.order.key: place for place, link in enumerate(chains.of[member.address].links)}
-        limits = [limit for limit in (told["memory_bytes"], self._ceiling_bytes) if limit is not None]
+        own_bytes = None if told["memory_bytes"] is None else told["memory_bytes"] - RUNTIME_BYTES
+        limits = [limit for limit in (own_bytes, self._ceiling_bytes) if limit is not None]
         self._pipeline.add_worker(
             Worker(
                 name=member.address,

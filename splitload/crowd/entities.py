@@ -38,7 +38,7 @@ class Worker:
 
     Attributes:
         name: Unique in the crowd.
-        memory_bytes: What it may use for a stage; None if that is not limited.
+        memory_bytes: What it may use for a stage, the runtime left out; None if that is not limited.
         speed: How many times faster than the worker that the stages' seconds are of; a first guess.
         link_bytes_per_s: What its link carries.
         cached: Stages, by their place in the chain, that lie in its disk cache.

@@ -32,8 +32,9 @@ class StageSeconds(NamedTuple):
 class CrowdCeiling(Ceiling):
     """A limit on memory that is the largest worker's: each holds one stage at a time.
 
-    A stage takes its weights, the working memory of its own runs, which is `arena_share` of its tensors, and its own
-    session; that is what `weights_bytes` has here, so that nothing else counts.
+    A stage takes its weights, the working memory of its own runs, which is `arena_share` of its tensors, its own
+    session, and what waits on its worker: tensors of further inputs that have come, and those that were made and are
+    not fetched yet. That is what `weights_bytes` has here, so that nothing else counts.
 
     Time is that of a pipeline. Of S stages, stage i is done with its first input after `first(i)` seconds, and then
     gives one every `S · each(i)` seconds, as each stage has an equal share of those workers that can hold it:
@@ -64,7 +65,7 @@ class CrowdCeiling(Ceiling):
     sent_bytes: Sequence[int]
     boundary_bytes: Sequence[int]
 
-    limit_phrase: ClassVar[str] = "no worker has more than"
+    limit_phrase: ClassVar[str] = "beside the runtime no worker has more than"
 
     @cached_property
     def weights_bytes(self) -> list[list[int]]:
@@ -77,7 +78,10 @@ class CrowdCeiling(Ceiling):
     def stage_bytes(self, start: int, end: int) -> int:
         """Return what the blocks `[start, end)` take on the worker that holds them."""
         stage = self.needs.stage(start, end)
-        return stage.weights_bytes + math.ceil(self.arena_share * stage.live_bytes) + stage.session_bytes
+        waiting_bytes = _WAITING * (self.boundary_bytes[start] + self.boundary_bytes[end])
+        return (
+            stage.weights_bytes + math.ceil(self.arena_share * stage.live_bytes) + stage.session_bytes + waiting_bytes
+        )
 
     def sessions_bytes(self, num_stages: int) -> int:
         """Return 0: a stage's own session is part of what it takes, and others are elsewhere."""
@@ -128,6 +132,7 @@ class CrowdCeiling(Ceiling):
         return [0, *accumulate(self.sent_bytes)]
 
 
+_WAITING = 2  # inputs of a stage, and as many outputs, that wait on its worker beside those of the run
 _LEAST_S = 1e-9  # nothing takes less, so that nothing is divided by 0
 
 

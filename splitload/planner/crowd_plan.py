@@ -62,7 +62,7 @@ def check_holders(ceiling: CrowdCeiling, names: Sequence[str], max_stages: int |
     has_bytes = ceiling.ceiling_bytes
     raise UsageError(
         f"no worker can hold the stage '{name}': it takes {megabytes(largest_bytes)} even in the best of up to "
-        f"{count_of(most, 'stage')}, and the largest worker has {megabytes(has_bytes)}, "
+        f"{count_of(most, 'stage')}, and the largest worker has {megabytes(has_bytes)} beside the runtime, "
         f"{megabytes(largest_bytes - has_bytes)} too little; give a worker more memory"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from splitload.base.errors import UsageError
-from splitload.plan.crowd import MAX_FILE_BYTES, Crowd, WorkerGroup
+from splitload.plan.crowd import MAX_FILE_BYTES, RUNTIME_BYTES, Crowd, WorkerGroup
 
 WORKERS = '[[workers]]\ncount = 3\nmemory = "160MB"\nspeed = 0.5\nlink_mbit_s = 40\n'
 TEXT = f"batch = 5\n{WORKERS}"
@@ -21,9 +21,10 @@ def read(text: str, tmp_path: Path) -> Crowd:
 
 def test_what_it_says(tmp_path: Path) -> None:
     crowd = read(TEXT + WORKERS.replace("160MB", "48MiB").replace("3", "2"), tmp_path)
-    first, second = WorkerGroup(3, 160_000_000, 0.5, 5e6), WorkerGroup(2, 48 << 20, 0.5, 5e6)
+    first = WorkerGroup(3, 160_000_000 - RUNTIME_BYTES, 0.5, 5e6)
+    second = WorkerGroup(2, (48 << 20) - RUNTIME_BYTES, 0.5, 5e6)
     assert crowd == Crowd((first, second), 5)
-    assert (crowd.num_workers, crowd.memory_bytes) == (5, 160_000_000)
+    assert (crowd.num_workers, crowd.memory_bytes) == (5, 160_000_000 - RUNTIME_BYTES)
     assert crowd.holders(48 << 20) == (first, second)
     assert crowd.holders((48 << 20) + 1) == (first,)
     assert crowd.holders(160_000_001) == ()
@@ -41,6 +42,7 @@ def test_what_it_says(tmp_path: Path) -> None:
         ("name = 1\n" + TEXT, r"crowd has unknown keys \['name'\]"),
         (TEXT.replace("160MB", "much"), r"crowd.workers\[0\].memory: it must be a size such as 48MB"),
         (TEXT.replace('"160MB"', "160"), "memory must be a string"),
+        (TEXT.replace("160MB", "20MB"), r"crowd.workers\[0\].memory is 20.0 MB; the runtime alone takes 20.0 MB"),
         (TEXT.replace("count = 3", "count = 0"), "count must be a count of at least 1"),
         (TEXT.replace("count = 3", "count = 100001"), "crowd.workers are 100001, allowed are 100000"),
         (TEXT.replace("0.5", "0"), "speed must be from 1e-06 to 1e.06, it is 0"),

@@ -34,7 +34,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a chain of four products of 640 kB each."""
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    Path("crowd.toml").write_text(CROWD.format(count=3, memory="1.6MB"), encoding="utf-8")
+    Path("crowd.toml").write_text(CROWD.format(count=3, memory="21.6MB"), encoding="utf-8")
     return str(save(chain(8, width=400), tmp_path))
 
 
@@ -82,10 +82,14 @@ def test_what_is_printed(model: str, capsys: pytest.CaptureFixture[str]) -> None
         (["--objective=latency"], "batch = 1\nworkers = []", "crowd.workers has 0 entries"),
         (
             ["--objective=latency"],
-            CROWD.format(count=1, memory="10kB"),
+            CROWD.format(count=1, memory="20.01MB"),
             "no worker can hold the stage 'n2': it takes 0.8 MB",
         ),
-        (["--objective=latency", "--split-points="], CROWD.format(count=1, memory="1.6MB"), "no worker has more than"),
+        (
+            ["--objective=latency", "--split-points="],
+            CROWD.format(count=1, memory="21.6MB"),
+            "beside the runtime no worker has more than 1.6 MB",
+        ),
     ],
 )
 def test_what_is_refused(
