@@ -25,7 +25,7 @@ def test_what_it_says(tmp_path: Path) -> None:
     second = WorkerGroup(2, (48 << 20) - RUNTIME_BYTES, 0.5, 5e6)
     assert crowd == Crowd((first, second), 5)
     assert (crowd.num_workers, crowd.memory_bytes) == (5, 160_000_000 - RUNTIME_BYTES)
-    assert crowd.holders(48 << 20) == (first, second)
+    assert crowd.holders((48 << 20) - RUNTIME_BYTES) == (first, second)
     assert crowd.holders((48 << 20) + 1) == (first,)
     assert crowd.holders(160_000_001) == ()
 
