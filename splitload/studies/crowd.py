@@ -29,12 +29,11 @@ from splitload.studies import emulated_tables
 from splitload.studies.crowd_faults import Storm, killed_batch
 from splitload.studies.crowd_limits import measured
 from splitload.studies.crowd_runs import Sample, begin_anew, run_batch
-from splitload.studies.crowd_subjects import Subject, in_small_stages, in_stages
+from splitload.studies.crowd_subjects import CrowdFile, Subject, in_stages, planned, unsplit
 from splitload.studies.emulation import Emulation, Limits
 from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 
 MODEL, NUM_INPUTS, NUM_STAGES = "zoo:distilbert", 5, 3  # the reference work's
-STAGE_WEIGHTS = 19_500_000  # half a layer of it, the larger half
 STORM_MODEL = "zoo:mobilenet_v1"  # a thousand inputs of it take a minute
 ALL = Mechanisms()
 WITHOUT = {
@@ -46,6 +45,7 @@ WITHOUT = {
     "recovery": replace(ALL, recovery=False),
     "stage cache": replace(ALL, stage_cache=False),
 }
+TIERS = replace(ALL, affinity="tiers")  # the reference work's rule
 COLD = ("deferred loading", "affinity", "stage cache")  # what may tell when stages travel
 Samples = dict[str, list[Sample | None]]
 
@@ -74,7 +74,7 @@ class Study:
         limits: Of each device.
         devices: How many.
         storm: Limits and number of the devices of the part "storm".
-        stage_weights: The most bytes of weights in a stage of the part "memory".
+        worker_memory: What stages may take on a device in the part "memory", for which they are planned.
         seed: Of what is random.
         bundles: Where bundles are, or are put.
         cache: The user's cache folder.
@@ -88,7 +88,7 @@ class Study:
         limits: Limits,
         devices: int,
         storm: tuple[Limits, int],
-        stage_weights: int,
+        worker_memory: str,
         seed: int,
         bundles: Path,
         cache: Path,
@@ -96,39 +96,47 @@ class Study:
         limited: bool | None = None,
     ) -> None:
         self._counts, self._limits, self._devices, self._storm = counts, limits, devices, storm
-        self._stage_weights = stage_weights
+        self._worker_memory = worker_memory
         self._seed, self._bundles, self._cache, self._console, self._limited = seed, bundles, cache, console, limited
 
     def batch(self) -> dict[str, Any]:
-        """Return batches of the reference work, streaming and with a barrier."""
-        subject = self._stages()
+        """Return batches of the reference work, streaming and with a barrier, placed by its rule and by ours."""
+        subject, seeds = self._stages(), range(NUM_INPUTS)
         arms = {"streaming": ALL, "barrier": WITHOUT["streaming"]}
+        arms |= {f"{name}, tiers": replace(each, affinity=TIERS.affinity) for name, each in arms.items()}
+        unsplit = self._unsplit(seeds)
         with self._emulated(self._limits, self._devices) as emulation:
             begin_anew(emulation, subject)
-            samples = self._in_turns(emulation, subject, self._counts.runs, arms)
+            samples = self._in_turns(emulation, subject, self._counts.runs, arms, unsplit=unsplit)
             cold = {f"{name}, cold": each for name, each in arms.items()}
-            samples |= self._in_turns(emulation, subject, self._counts.cold_runs, cold, cold=True)
-            return {**self._row("batch", subject, emulation, samples), "rounding": subject.rounding(range(NUM_INPUTS))}
+            samples |= self._in_turns(emulation, subject, self._counts.cold_runs, cold, cold=True, unsplit=unsplit)
+            return {**self._row("batch", subject, emulation, samples), "rounding": subject.rounding(seeds)}
 
     def memory(self) -> dict[str, Any]:
         """Return what workers take of memory with a plan that is free; each batch on fresh workers."""
-        subject = in_small_stages(MODEL, self._stage_weights, self._bundles, self._cache, self._console)
+        limits, seeds = self._limits, range(NUM_INPUTS)
+        described = CrowdFile(
+            self._devices, NUM_INPUTS, self._worker_memory, limits.processors, limits.link_bits_per_s / 1e6
+        )
+        subject = planned(MODEL, described, self._bundles, self._cache, self._console)
         samples: Samples = {"streaming": []}
-        with self._emulated(self._limits, self._devices) as emulation:
+        unsplit = self._unsplit(seeds)
+        with self._emulated(limits, self._devices) as emulation:
             for _ in range(self._counts.memory_runs):
                 begin_anew(emulation, subject)
-                self._take(samples["streaming"], lambda: run_batch(emulation, subject, range(NUM_INPUTS)))
-            return {**self._row("memory", subject, emulation, samples), "most_weights_bytes": self._stage_weights}
+                self._take(samples["streaming"], lambda: run_batch(emulation, subject, seeds, unsplit=unsplit))
+            return {**self._row("memory", subject, emulation, samples), "planned_for": self._worker_memory}
 
     def throughput(self) -> dict[str, Any]:
         """Return long batches, and what they could be at most."""
         subject = self._stages()
         seeds = range(self._counts.throughput_inputs)
         samples: Samples = {"streaming": []}
+        unsplit = self._unsplit(seeds)
         with self._emulated(self._limits, self._devices) as emulation:
             begin_anew(emulation, subject)
             for _ in range(self._counts.throughput_runs):
-                self._take(samples["streaming"], lambda: run_batch(emulation, subject, seeds))
+                self._take(samples["streaming"], lambda: run_batch(emulation, subject, seeds, unsplit=unsplit))
             rates = [each and measured(each, NUM_STAGES) for each in samples["streaming"]]
             return {**self._row("throughput", subject, emulation, samples), "rates": rates}
 
@@ -192,6 +200,9 @@ class Study:
     def _stages(self) -> Subject:
         return in_stages(MODEL, NUM_STAGES, self._bundles, self._cache, self._console)
 
+    def _unsplit(self, seeds: Sequence[int]) -> dict[int, list[Any]]:
+        return unsplit(MODEL, self._bundles, self._cache, self._console).answers(seeds)
+
     @contextmanager
     def _emulated(self, limits: Limits, devices: int) -> Iterator[Emulation]:
         with self._console.status(f"starting {devices} emulated devices"):
@@ -202,7 +213,14 @@ class Study:
             yield emulation
 
     def _in_turns(
-        self, emulation: Emulation, subject: Subject, runs: int, arms: Mapping[str, Mechanisms], *, cold: bool = False
+        self,
+        emulation: Emulation,
+        subject: Subject,
+        runs: int,
+        arms: Mapping[str, Mechanisms],
+        *,
+        cold: bool = False,
+        unsplit: Mapping[int, Sequence[Any]] | None = None,
     ) -> Samples:
         """Return samples of arms, in turns that begin with another arm each."""
         samples: Samples = {name: [] for name in arms}
@@ -214,7 +232,9 @@ class Study:
                     name = names[(turn + place) % len(names)]
                     self._take(
                         samples[name],
-                        lambda name=name: run_batch(emulation, subject, range(NUM_INPUTS), arms[name], cold=cold),  # type: ignore[misc]
+                        lambda name=name: run_batch(  # type: ignore[misc]
+                            emulation, subject, range(NUM_INPUTS), arms[name], cold=cold, unsplit=unsplit
+                        ),
                     )
         return samples
 
@@ -295,11 +315,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--link-mbps", type=at_least(1), default=40, metavar="N", help="Mbit/s of a link (%(default)s)")
     parser.add_argument(
-        "--stage-weights",
-        type=reading(read_bytes),
-        default=STAGE_WEIGHTS,
+        "--worker-memory",
+        type=_size,
+        default="43MB",
         metavar="SIZE",
-        help="the most weights in a stage of the plan that is free (19.5MB)",
+        help="what stages may take on a device, for which the plan that is free is made (%(default)s)",
     )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of kills and cuts (%(default)s)")
     parser.add_argument("--bundles", type=Path, metavar="FOLDER", help="bundles, made where missing (the cache)")
@@ -307,6 +327,11 @@ def _parser() -> argparse.ArgumentParser:
         "--without-limits", action="store_true", help="take plain processes for devices, as is done without root"
     )
     return parser
+
+
+def _size(word: str) -> str:
+    reading(read_bytes)(word)
+    return word
 
 
 def _share(word: str) -> float:
@@ -333,7 +358,7 @@ def main(words: Sequence[str] | None = None) -> int:
         limits,
         options.devices,
         (replace(limits, processors=options.storm_processors), options.storm_devices),
-        options.stage_weights,
+        options.worker_memory,
         options.seed,
         bundles,
         cache,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,15 @@ class Tally:
     Args:
         subject: What was run.
         seeds: Of the inputs, in order.
+        unsplit: What the unsplit model answers to them, by seed, where it is run as the stages are.
     """
 
-    def __init__(self, subject: Subject, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, subject: Subject, seeds: Sequence[int], unsplit: Mapping[int, Sequence[Any]] | None = None
+    ) -> None:
         self._names = subject.output_names
         self._expected = subject.expect(seeds)
+        self._unsplit, self._unsplit_errors = unsplit, list[float]()
         self._seeds = seeds
         self._times: Counter[int] = Counter()
         self._errors: dict[int, float] = {}
@@ -51,8 +55,13 @@ class Tally:
         if isinstance(outputs, SplitloadError):
             self.failed[place] = str(outputs)
             return
-        expected = self._expected[self._seeds[place]]
-        self._errors[place] = max(
+        seed = self._seeds[place]
+        self._errors[place] = self._error(outputs, self._expected[seed])
+        if self._unsplit is not None:
+            self._unsplit_errors.append(self._error(outputs, self._unsplit[seed]))
+
+    def _error(self, outputs: Any, expected: Sequence[Any]) -> float:
+        return max(
             relative_error(np.asarray(outputs[name]), each) for name, each in zip(self._names, expected, strict=True)
         )
 
@@ -64,8 +73,9 @@ class Tally:
     def result(self) -> Sample:
         """Return how many inputs were lost, came twice, came with an error and were wrong, and how far outputs are off.
 
-        `largest_error` is relative to the largest element of an output; `TOLERANCE` of it is wrong. The outputs of two
-        inputs one behind the other differ by at least `least_difference`: swapped ones would show.
+        Errors are relative to the largest element of an output. `largest_error` is from a stock session, and more than
+        `TOLERANCE` is wrong; `largest_unsplit_error` is from the unsplit model in sessions like those of the stages.
+        The outputs of two inputs one behind the other differ by at least `least_difference`: swapped ones would show.
         """
         expected = [self._expected[seed] for seed in self._seeds]
         return {
@@ -75,6 +85,7 @@ class Tally:
             "failed": len(self.failed),
             "wrong": sum(not error <= TOLERANCE for error in self._errors.values()),
             "largest_error": max(self._errors.values(), default=None),
+            "largest_unsplit_error": max(self._unsplit_errors, default=None),
             "least_difference": min(map(relative_error, expected, expected[1:]), default=None),
         }
 
@@ -131,6 +142,7 @@ def run_batch(
     mechanisms: Mechanisms | None = None,
     *,
     cold: bool = False,
+    unsplit: Mapping[int, Sequence[Any]] | None = None,
     meanwhile: Callable[[Crowd], None] | None = None,
     on_output: Callable[[int], None] | None = None,
 ) -> Sample:
@@ -142,6 +154,7 @@ def run_batch(
         seeds: Of its inputs.
         mechanisms: See `Mechanisms`.
         cold: Whether workers have no stage on their disks either.
+        unsplit: See `Tally`.
         meanwhile: Called as the first input is given.
         on_output: Called with the number of outputs that are there, after each.
 
@@ -158,7 +171,7 @@ def run_batch(
     Raises:
         SplitloadError: If the crowd fails as a whole.
     """
-    tally = Tally(subject, seeds)
+    tally = Tally(subject, seeds, unsplit)
     given = [subject.inputs(seed) for seed in seeds] if len(seeds) <= 32 else map(subject.inputs, seeds)
     emulation.client.run(rest)
     if cold:

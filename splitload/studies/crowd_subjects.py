@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from splitload.base.errors import ModelError
-from splitload.base.sizes import megabytes
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.build.residency import with_residency
 from splitload.bundle.manifest import TensorSpec, Variant
@@ -22,7 +20,10 @@ from splitload.frontends.onnx import Source, load_graph
 from splitload.plan.graph import ModelGraph
 from splitload.plan.memory import memory_needs
 from splitload.plan.partition import Partition
+from splitload.planner.request import TrainRequest
+from splitload.planner.train import train
 from splitload.runtime.answers import relative_error
+from splitload.runtime.loader import ParallelLoader
 from splitload.runtime.stock import python_module, stock_session
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ class Subject:
                 self.kept[seed] = session.run(list(self.output_names), self.inputs(seed))
         return {seed: self.kept[seed] for seed in seeds}
 
+    def answers(self, seeds: Sequence[int]) -> dict[int, list[Any]]:
+        """Return what the bundle answers to inputs on this machine alone, by seed."""
+        with ParallelLoader(self.bundle, upgrade=False) as model:
+            return {seed: list(model.run(list(self.output_names), self.inputs(seed))) for seed in seeds}
+
     def rounding(self, seeds: Sequence[int]) -> float:
         """Return how far a stock session is from one that does not optimise the graph, the most of all inputs.
 
@@ -108,32 +114,6 @@ def even_cuts(seconds: Sequence[float], num_stages: int) -> tuple[int, ...]:
     return min(itertools.combinations(range(1, len(seconds)), num_stages - 1), key=slowest_s)
 
 
-def narrow_cuts(crossing: Sequence[int], weights: Callable[[int, int], int], most_bytes: int) -> tuple[int, ...]:
-    """Return the split points that the fewest bytes cross, with at most so many bytes of weights in each stage.
-
-    Args:
-        crossing: Bytes that cross each split point, from the first on.
-        weights: Returns the bytes of weights that the blocks `[start, end)` read.
-        most_bytes: The most of them.
-
-    Raises:
-        ModelError: If a block has more.
-    """
-    num_blocks = len(crossing) + 1
-    best: list[tuple[int, tuple[int, ...]] | None] = [(0, ())]  # bytes and split points, by the number of blocks
-    for end in range(1, num_blocks + 1):
-        own = crossing[end - 1] if end < num_blocks else 0
-        found = [
-            (before[0] + own, (*before[1], start) if start else ())
-            for start, before in enumerate(best)
-            if before is not None and weights(start, end) <= most_bytes
-        ]
-        best.append(min(found, default=None))
-    if best[-1] is None:
-        raise ModelError(f"a block has more than {megabytes(most_bytes)} of weights; allow more")
-    return best[-1][1]
-
-
 def in_stages(model: str, num_stages: int, bundles: Path, cache: Path, report: Report) -> Subject:
     """Return a model in so many stages of equal inference seconds on this host; its bundle is made unless it is there.
 
@@ -147,19 +127,59 @@ def in_stages(model: str, num_stages: int, bundles: Path, cache: Path, report: R
     return _cut(model, f"{num_stages}-stages", cuts, bundles, cache, report)
 
 
-def in_small_stages(model: str, most_bytes: int, bundles: Path, cache: Path, report: Report) -> Subject:
-    """Return a model in stages with at most so many bytes of weights, cut where tensors are narrow; likewise.
+def unsplit(model: str, bundles: Path, cache: Path, report: Report) -> Subject:
+    """Return a model in one stage, which the runtime opens and runs as it does the stages of `in_stages`.
 
     Raises:
         SplitloadError: If it cannot be.
     """
+    return _cut(model, "1-stage", lambda graph, device: (), bundles, cache, report)
 
-    def cuts(graph: ModelGraph, device: Device) -> tuple[int, ...]:
-        needs, sizes = memory_needs(graph), {cut.position: cut.boundary_bytes for cut in graph.cut_points}
-        crossing = [sizes[block.end] for block in graph.blocks[:-1]]
-        return narrow_cuts(crossing, lambda start, end: needs.stage(start, end).mapped_bytes, most_bytes)
 
-    return _cut(model, f"{most_bytes}-bytes", cuts, bundles, cache, report)
+def planned(model: str, crowd: CrowdFile, bundles: Path, cache: Path, report: Report) -> Subject:
+    """Return a model in the stages that `train --crowd` finds for the latency of a batch; likewise.
+
+    Raises:
+        SplitloadError: If it cannot be.
+    """
+    source = open_source(model, cache)
+    target = bundles / f"{source.name}-{crowd.memory}.splitload"
+    if not target.exists():
+        described = target.with_suffix(".toml")
+        described.write_text(crowd.text, encoding="utf-8")
+        request = TrainRequest(
+            model=model, device="host", output=str(target), objective="latency", crowd=str(described), cache=cache
+        )
+        train(request, report)
+    manifest = read_manifest(target)
+    return Subject(source, target, manifest.inputs, tuple(spec.name for spec in manifest.outputs))
+
+
+@dataclass(frozen=True)
+class CrowdFile:
+    """Workers that are alike, as `train --crowd` reads them.
+
+    Attributes:
+        count: How many.
+        batch: Inputs of a batch.
+        memory: What stages may take on each, such as 43MB.
+        speed: Times as fast as this host.
+        link_mbit_s: What the link of each carries.
+    """
+
+    count: int
+    batch: int
+    memory: str
+    speed: float
+    link_mbit_s: float
+
+    @property
+    def text(self) -> str:
+        """The file."""
+        worker = (
+            f'count = {self.count}\nmemory = "{self.memory}"\nspeed = {self.speed}\nlink_mbit_s = {self.link_mbit_s}'
+        )
+        return f"batch = {self.batch}\n\n[[workers]]\n{worker}\n"
 
 
 def _cut(

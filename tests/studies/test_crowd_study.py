@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitload.base.errors import ModelError, StageError
+from splitload.base.errors import StageError
 from splitload.crowd.entities import Measured, Stage, Worker
 from splitload.crowd.pipeline import Pipeline
+from splitload.plan.crowd import RUNTIME_BYTES, WorkerGroup
+from splitload.plan.crowd import Crowd as PlannedCrowd
 from splitload.studies import crowd, crowd_faults, emulated_tables, records
 from splitload.studies.crowd_faults import PlacementWatch, Storm
 from splitload.studies.crowd_limits import measured, seconds_of, shared_rate, slowest_stage_rate
 from splitload.studies.crowd_runs import Tally
-from splitload.studies.crowd_subjects import Subject, even_cuts, narrow_cuts
+from splitload.studies.crowd_subjects import CrowdFile, Subject, even_cuts
 
 
 def test_even_cuts_make_the_slowest_stage_as_fast_as_can_be() -> None:
@@ -28,18 +30,11 @@ def test_even_cuts_make_the_slowest_stage_as_fast_as_can_be() -> None:
     assert even_cuts([3, 1], 2) == (1,)
 
 
-def test_narrow_cuts_let_the_fewest_bytes_cross() -> None:
-    sizes = [4, 4, 4, 4]
-
-    def weights(start: int, end: int) -> int:
-        return sum(sizes[start:end])
-
-    assert narrow_cuts([9, 1, 2], weights, 16) == ()
-    assert narrow_cuts([9, 1, 2], weights, 12) == (2,)
-    assert narrow_cuts([9, 5, 2], weights, 8) == (2,)
-    assert narrow_cuts([9, 5, 2], weights, 4) == (1, 2, 3)
-    with pytest.raises(ModelError, match="allow more"):
-        narrow_cuts([9, 5, 2], weights, 3)
+def test_the_file_of_a_crowd_says_what_it_should(tmp_path: Path) -> None:
+    path = tmp_path / "crowd.toml"
+    path.write_text(CrowdFile(count=5, batch=7, memory="43MB", speed=0.35, link_mbit_s=40.0).text)
+    read = PlannedCrowd.read(path)
+    assert read == PlannedCrowd((WorkerGroup(5, 43_000_000 - RUNTIME_BYTES, 0.35, 5e6),), 7)
 
 
 def test_limits_of_a_crowd() -> None:
@@ -74,6 +69,12 @@ def test_what_is_lost_doubled_failed_or_wrong_is_counted() -> None:
     tally.take(0, {"y": np.full(3, 1.0)})
     tally.take(4, {"y": np.array([5.0, 5.0, np.nan])})
     found = tally.result()
+    assert found["largest_unsplit_error"] is None
+    beside = Tally(
+        Answers(SimpleNamespace(), Path(), (), ("y",)), range(2), {0: [np.full(3, 1.0)], 1: [np.full(3, 2.0)]}
+    )  # type: ignore[arg-type]
+    beside.take(1, {"y": np.full(3, 2.0 * (1 + 1e-6))})
+    assert beside.result()["largest_unsplit_error"] == pytest.approx(1e-6)
     assert [found[key] for key in ("num_inputs", "lost", "doubled", "failed", "wrong")] == [6, 1, 1, 1, 2]
     assert found["least_difference"] == pytest.approx(1 / 6)
 
@@ -154,8 +155,9 @@ def test_a_storm_strikes_as_often_as_it_should(monkeypatch: pytest.MonkeyPatch) 
 def sample(batch_s: float, **others: Any) -> dict[str, Any]:
     zero = dict.fromkeys(("lost", "doubled", "failed", "wrong", "stages_from_client_bytes", "stages_between_bytes"), 0)
     sizes = {"peak_bytes": {"a": 30 << 20, "b": None}, "idle_bytes": {"a": 10 << 20, "b": None}}
-    base = {"num_inputs": 5, "batch_s": batch_s, "largest_error": 1e-6, "between_bytes": 2_000_000, "cpu_s": 1.0}
-    return {**zero, **sizes, **base, **others}
+    base = {"num_inputs": 5, "batch_s": batch_s, "between_bytes": 2_000_000, "cpu_s": 1.0}
+    errors = {"largest_error": 1e-6, "largest_unsplit_error": 0.0}
+    return {**zero, **sizes, **base, **errors, **others}
 
 
 def test_tables_say_what_was_aimed_at() -> None:
@@ -165,9 +167,14 @@ def test_tables_say_what_was_aimed_at() -> None:
             **shared,
             "of": "batch",
             "rounding": 5e-7,
-            "samples": {"streaming": [sample(1.0), None], "barrier": [sample(2.0)]},
+            "samples": {
+                "streaming": [sample(1.0), None],
+                "barrier": [sample(2.0)],
+                "streaming, tiers": [sample(1.5)],
+                "barrier, tiers": [sample(6.0)],
+            },
         },
-        {**shared, "of": "memory", "most_weights_bytes": 40_000_000, "samples": {"streaming": [sample(1.0)]}},
+        {**shared, "of": "memory", "planned_for": "43MB", "samples": {"streaming": [sample(1.0)]}},
         {
             **shared,
             "of": "throughput",
@@ -190,9 +197,10 @@ def test_tables_say_what_was_aimed_at() -> None:
     ]
     named = [("crowd.json", {"rows": rows, "provenance": {"command": "make it"}})]
     aims = {target: found for target, _, found in emulated_tables.targets(named)[1]}
+    errors = ["0.0e+00", "1.0e-06"]
     assert list(aims.values()) == [
-        "0.50", "1.0e-06", "20.0 (20.0–20.0)", "0.90 (0.90–0.90)", "0.75 (0.75–0.75)", "1, and 1 batches failed",
-        "0.50 (0.50–0.50)", "3",
+        "0.25", "0.50", *errors, "20.0 (20.0–20.0)", *errors, "0.90 (0.90–0.90)", "0.75 (0.75–0.75)", *errors,
+        "1, and 1 batches failed", "0.50 (0.50–0.50)", "3",
     ]  # fmt: skip
     head, body = emulated_tables.ablation(named)
     assert [line[3] for line in body] == ["1.00", "3.00", "1.00", "2.00", "1.00"]
