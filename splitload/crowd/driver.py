@@ -165,6 +165,11 @@ class Driver:
                 link_bytes_per_s=member.link_bytes_s or math.inf,
                 cached=frozenset(places[key] for key in told["cached"] if key in places),
                 resident=next((places[key] for key in told["resident"] if key in places), None),
+                measured={
+                    places[key]: Measured(run_s, load_s)
+                    for key, (load_s, run_s) in told["seconds"].items()
+                    if key in places
+                },
             ),
             self._now_s(),
         )

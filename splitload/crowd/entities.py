@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from splitload.crowd.placement import Tier
@@ -43,6 +44,7 @@ class Worker:
         link_bytes_per_s: What its link carries.
         cached: Stages, by their place in the chain, that lie in its disk cache.
         resident: The stage it holds in memory, or None.
+        measured: What it remembers of stages that it has run before, by their place in the chain.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Worker:
     link_bytes_per_s: float = math.inf
     cached: frozenset[int] = frozenset()
     resident: int | None = None
+    measured: Mapping[int, Measured] = field(default_factory=dict)
 
 
 class Task(NamedTuple):

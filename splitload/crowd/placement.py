@@ -15,7 +15,8 @@ where `switch` are the seconds until it holds the stage, `input` those that the 
   A worker that changes to a stage that lacks workers stays there. One that goes to a stage that has its share of the
   crowd, or leaves one that then lacks it, has to change again (see `balance`). Such a change is priced twice, only the
   ready tasks count for it, and the worker has to have been idle for as long as the change takes. As with renting and
-  buying skis, the crowd then pays for such changes about as much as it had lost by idling, and no more.
+  buying skis, the crowd then pays for such changes about as much as it had lost by idling, and no more. Once items are
+  no more than workers, one that changes is missed nowhere, and its change costs what it costs.
 - "tiers" is the rule of the paper: the best tier there is, and between equals the earliest finish. A task waits for
   the one worker that holds its stage, however many stand idle.
 - "off" takes the open worker that would finish first if stages lay everywhere.

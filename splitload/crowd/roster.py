@@ -110,11 +110,11 @@ class Roster:
                 When they are few, a worker that runs a task is given another only as early as its input has to leave,
                 since a better worker may come free before.
         """
-        few = left <= len(self.holders[stage])
+        few, ending = left <= len(self.holders[stage]), math.isfinite(left)
         candidates = list(self._candidates(stage, ready))
         if left < len(self.stations) and self._mechanisms.affinity == "finish":
             candidates += self._busy_elsewhere(stage)
-        return [self._seat(station, stage, source, now_s, needed, few) for station in candidates]
+        return [self._seat(station, stage, source, now_s, needed, few, ending) for station in candidates]
 
     def _busy_elsewhere(self, stage: int) -> Iterator[Station]:
         memory_bytes, holders = self._stages[stage].memory_bytes, self.holders[stage]
@@ -155,7 +155,14 @@ class Roster:
         )
 
     def _seat(
-        self, station: Station, stage: int, source: str | None, now_s: float, needed: Sequence[bool], few: bool
+        self,
+        station: Station,
+        stage: int,
+        source: str | None,
+        now_s: float,
+        needed: Sequence[bool],
+        few: bool,
+        ending: bool,
     ) -> Seat:
         seconds, name = station.seconds, station.worker.name
         input_s = 0.0 if stage == 0 or source in (None, name) else seconds.input_s(stage - 1)
@@ -166,7 +173,7 @@ class Roster:
             return Seat(name, Tier.RESIDENT, opened, free_s, 0.0, input_s, run_s, due_s=due_s)
         switch_s = self.switch_s(station, stage)
         due_s = return_s = 0.0
-        if self._is_passing(station, stage, needed):
+        if not ending and self._is_passing(station, stage, needed):
             return_s = switch_s
             due_s = now_s + max(0.0, switch_s - station.idled_s(now_s))
         elsewhere = Tier.OTHER if station.resident else Tier.EMPTY

@@ -14,20 +14,24 @@ class Seconds:
     """What one worker is expected to take, learned while it runs.
 
     Each stage has an average of its own once it was measured. One that was not is guessed from the worker's speed, and
-    that is learned from all stages: the worker's average ratio of guess to measurement.
+    that is learned from all stages: the worker's average ratio of guess to measurement. Loading has a ratio of its own:
+    disks are not fast where processors are.
 
     Attributes:
         speed: How many times faster than the worker that the stages' seconds are of.
     """
 
     def __init__(self, stages: Sequence[Stage], worker: Worker) -> None:
-        """Begin with guesses."""
+        """Begin with guesses, and with what the worker remembers."""
         self._stages = stages
         self._link_bytes_per_s = worker.link_bytes_per_s
         self.speed = worker.speed
+        self._load_speed: float | None = None
         self._run_s: dict[int, float] = {}
         self._load_s: dict[int, float] = {}
         self._fetch_s_per_byte: float | None = None
+        for stage, measured in worker.measured.items():
+            self.learn(stage, measured, ran=True)
 
     def is_measured(self, stage: int) -> bool:
         """Return whether the worker has run the stage."""
@@ -41,7 +45,7 @@ class Seconds:
     def load_s(self, stage: int) -> float:
         """Return the seconds from the worker's disk into its memory."""
         known = self._load_s.get(stage)
-        return self._stages[stage].load_s / self.speed if known is None else known
+        return self._stages[stage].load_s / (self._load_speed or self.speed) if known is None else known
 
     def fetch_s(self, stage: int) -> float:
         """Return the seconds the stage's files travel to the worker."""
@@ -61,14 +65,17 @@ class Seconds:
         if ran:
             seconds = max(measured.run_s, _LEAST_S)
             speed = max(self._stages[stage].run_s, _LEAST_S) / seconds
-            self.speed = _average(self.speed if self._run_s else None, speed)
-            self._run_s[stage] = _average(self._run_s.get(stage), seconds)
+            self.speed = average(self.speed if self._run_s else None, speed)
+            self._run_s[stage] = average(self._run_s.get(stage), seconds)
         if measured.load_s is not None:
-            self._load_s[stage] = _average(self._load_s.get(stage), measured.load_s)
+            loaded_s = max(measured.load_s, _LEAST_S)
+            self._load_speed = average(self._load_speed, max(self._stages[stage].load_s, _LEAST_S) / loaded_s)
+            self._load_s[stage] = average(self._load_s.get(stage), loaded_s)
         if measured.fetch_s is not None and self._stages[stage].weights_bytes:
             per_byte = measured.fetch_s / self._stages[stage].weights_bytes
-            self._fetch_s_per_byte = _average(self._fetch_s_per_byte, per_byte)
+            self._fetch_s_per_byte = average(self._fetch_s_per_byte, per_byte)
 
 
-def _average(known: float | None, newest: float) -> float:
+def average(known: float | None, newest: float) -> float:
+    """Return the running average of measurements with one more."""
     return newest if known is None else known + _NEWEST * (newest - known)

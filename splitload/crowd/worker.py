@@ -25,6 +25,7 @@ from splitload.crowd.codec import Buffer, opened
 from splitload.crowd.orders import PLUGIN, TaskOrder, key_of, read, topic
 from splitload.crowd.process_memory import MemoryMeter, return_early, return_now
 from splitload.crowd.residents import Residents
+from splitload.crowd.seconds import average
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER
 from splitload.crowd.stage_cache import MissingFileError, StageCache
 
@@ -32,6 +33,7 @@ PIECE_BYTES = 1 << 20
 DEFAULT_CACHE_BYTES = 1_000_000_000  # where a worker was not started by splitload
 _GIVE_S, _LOOK_EVERY_S = 1.0, 0.002
 _MOST_CLAIMS = 1024
+_MOST_REMEMBERED = 256  # stages whose seconds are kept for the next crowd
 _MOST_INPUTS = 64  # that clients have put here; those that went away leave theirs
 
 
@@ -47,6 +49,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         residents: The stages in it.
         inputs: Parcels that a client has put here, by crowd and attempt.
         claims: Dask's keys of the tasks that have begun, or were withdrawn.
+        seconds: Of stages that were run here, by their keys: of loading one, and of running it.
     """
 
     name = PLUGIN
@@ -56,6 +59,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         self._worker = worker
         self.inputs: dict[tuple[str, int], bytes] = {}
         self.claims = Claims()
+        self.seconds: dict[str, tuple[float | None, float]] = {}
         folder = dask.config.get(CACHE_FOLDER, None) or str(Path(worker.local_directory) / "stages")
         return_early()
         return_now()
@@ -93,7 +97,16 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
             "most_resident": self.residents.most,
             "resident": self.residents.keys(),
             "cached": self._cache.stages(),
+            "seconds": dict(self.seconds),
         }
+
+    def remember(self, key: str, load_s: float | None, run_s: float) -> None:
+        """Keep what a task has taken for the next crowd; `load_s` is None where the stage was in memory."""
+        known_load_s, known_run_s = self.seconds.pop(key, (None, None))
+        load_s = known_load_s if load_s is None else average(known_load_s, load_s)
+        while len(self.seconds) >= _MOST_REMEMBERED:
+            del self.seconds[next(iter(self.seconds))]
+        self.seconds[key] = load_s, average(known_run_s, run_s)
 
     async def introduce(self) -> dict[str, Any]:
         """Tell what this worker runs stages by."""
@@ -244,6 +257,8 @@ def run_task(text: str, given: Buffer | None) -> bytes | None:
     made: bytes | None = None
     try:
         made = _run(plugin.residents, order, given, told)
+        if order.runs:
+            plugin.remember(order.stage.key, told["load_s"], told["run_s"])
     except MissingInputError as error:
         told |= {"failed": "input", "error": str(error)}
     except MissingFileError as error:

@@ -77,6 +77,10 @@ def test_answers_are_those_of_the_whole_model_in_order(local: LocalCrowd, native
     assert report.stages_from_client_bytes > 0
     assert report.stages_from_client_bytes + report.stages_between_bytes <= 2 * stages_bytes
     assert report.to_json()["devices"][0]["timeline"]["source"] == "measured"
+    with Crowd(native_bundle, local.client) as crowd:
+        remembered = local.client.run(lambda dask_worker: dask_worker.plugins["splitload-stages"].seconds)
+        assert {len(each) for each in remembered.values()} == {4}, "the next crowd knows what stages take"
+        check(native_bundle, given[:2], list(crowd.map(given[:2])))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,19 @@ def test_a_guess_follows_the_speed_until_a_stage_is_measured() -> None:
     assert seconds.run_s(0) == pytest.approx(2.0, rel=1e-3), "a device that became faster"
 
 
+def test_loads_have_a_ratio_of_their_own() -> None:
+    seconds = Seconds(STAGES, Worker("pi"))
+    seconds.learn(0, Measured(run_s=4.0, load_s=0.05), ran=True)
+    assert seconds.run_s(1) == 12.0, "its processor is four times slower than guessed"
+    assert seconds.load_s(1) == pytest.approx(0.1), "and its disk ten times faster"
+
+
+def test_what_a_worker_remembers_is_no_guess() -> None:
+    seconds = Seconds(STAGES, Worker("pi", measured={1: Measured(run_s=6.0, load_s=0.3)}))
+    assert (seconds.is_measured(0), seconds.is_measured(1)) == (False, True)
+    assert (seconds.run_s(1), seconds.load_s(1), seconds.run_s(0)) == (6.0, 0.3, 2.0)
+
+
 def test_a_stage_has_enough_when_it_keeps_up_with_the_crowd() -> None:
     balance = Balance(2)
     first, second = station("first", 0), station("second", 1)

@@ -41,6 +41,12 @@ def test_deferred_loading_and_one_worker_add_the_loads_up() -> None:
     assert simulate(stages, crowd(1.0, 1.0), 1, eager).makespan_s == 4.0
 
 
+def test_no_item_waits_for_a_worker_while_others_are_idle_for_good() -> None:
+    stages = chain(1.0, 1.0, 1.0, load_s=0.3, output_bytes=1_000_000)
+    devices = crowd(*[1.0] * 5, link_bytes_per_s=5e6, cached=frozenset(range(3)))
+    assert simulate(stages, devices, 5).makespan_s == pytest.approx(3 * 1.3, abs=0.3), "each item stays where it is"
+
+
 def test_a_pipeline_runs_at_the_rate_of_its_slowest_stage() -> None:
     result = simulate(chain(1.0, 2.0, 1.0), crowd(1.0, 1.0, 1.0), 100, TIERS)
     assert result.makespan_s == 1.0 + 2.0 * 100 + 1.0
