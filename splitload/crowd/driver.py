@@ -1,7 +1,8 @@
 """Runs a crowd's pipeline on Dask: carries out its steps, and tells it what becomes of them, in a client's event loop.
 
-Each attempt at a task is a Dask future of its own, pinned to the worker that the pipeline chose; the future of the task
-before is its input, which Dask moves from worker to worker. A task tells of itself by an event, whatever becomes of it.
+Each attempt at a task is a Dask future of its own, pinned to the worker that the pipeline chose. Its input is there
+before it is submitted, as its worker takes it from the one that made it. A task tells of itself by an event, whatever
+becomes of it.
 """
 
 from __future__ import annotations

@@ -112,12 +112,6 @@ class Pipeline:
         """
         self._progress.add(item)
 
-    def set_cached(self, name: str, stages: frozenset[int]) -> None:
-        """Say which stages lie in a worker's disk cache; by default those that it was sent."""
-        station = self._roster.stations.get(name)
-        if station is not None:
-            station.cached = set(stages)
-
     @property
     def room(self) -> float:
         """How many more items could be on their way now; an engine need not read inputs earlier."""

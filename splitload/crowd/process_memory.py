@@ -74,10 +74,6 @@ class MemoryMeter:
             _CLEAR.write_text(_RESET_PEAK)
         self.idle_bytes = _read("VmRSS")
 
-    def resident_bytes(self) -> int | None:
-        """Return what it takes now."""
-        return _read("VmRSS")
-
     def peak_bytes(self) -> int | None:
         """Return the most that it took since this was made, above `idle_bytes`."""
         peak = _read("VmHWM")

@@ -71,7 +71,7 @@ class CrowdReport:
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         devices = [
-            {**{key: value for key, value in vars(device).items() if key != "timeline"}, **_timeline(device.timeline)}
+            {**vars(device), "timeline": device.timeline.to_json()}  # not by `asdict`, which would take that apart
             for device in self.devices
         ]
         return {
@@ -96,10 +96,6 @@ async def report_of(driver: Driver) -> CrowdReport:
         stages_between_bytes=driver.supply.between_bytes,
         notes=dict(driver.notes),
     )
-
-
-def _timeline(timeline: Schedule) -> dict[str, Any]:
-    return {"timeline": timeline.to_json()}
 
 
 def _device(member: Member, driver: Driver) -> DeviceReport:

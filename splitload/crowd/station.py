@@ -39,12 +39,10 @@ class Station:
         jobs: What it was given, in order; the first is running.
         head_s: When the first of them began.
         outputs: Tasks whose outputs lie here alone.
+        hangs: Whether it is far beyond its expected seconds and gets nothing more until it reports.
         idle_s: Seconds it has been idle since it last changed its stage, up to `idle_since_s`.
         idle_since_s: Since when it is idle, if it is.
-        hangs: Whether it is far beyond its expected seconds and gets nothing more until it reports.
-        idle_s: float = 0.0
-    idle_since_s: float = 0.0
-    idle_key: Its place among the idle ones.
+        idle_key: Its place among the idle ones.
     """
 
     worker: Worker
