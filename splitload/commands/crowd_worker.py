@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import socket
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from splitload.crowd.address import Address, check_trust, read_address
 from splitload.crowd.certificates import DAYS, check_certificates, make_certificates
 from splitload.crowd.reach import check_admission
 from splitload.crowd.servers import WorkerSettings, run_scheduler, run_worker
-from splitload.crowd.settings import ONE_HOST
+from splitload.crowd.settings import DEFAULT_CACHE_BYTES, ONE_HOST
 
-CACHE_BYTES = 1_000_000_000
 SCHEDULER_PORT = 8786  # Dask's
 _SOON = timedelta(days=30)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -112,9 +112,9 @@ def worker_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--cache-size",
         type=reading(read_bytes),
-        default=CACHE_BYTES,
+        default=DEFAULT_CACHE_BYTES,
         metavar="SIZE",
-        help="how much of the disk the stages it keeps may take (default: 1GB)",
+        help=f"how much of the disk the stages it keeps may take (default: {DEFAULT_CACHE_BYTES / 1e9:g}GB)",
     )
     sub.add_argument(
         "--port",
@@ -194,10 +194,9 @@ def note_expiry(console: Console, certificates: Path | None, role: str) -> None:
             console.note(f"the certificates in '{certificates}' expire on {expires:%Y-%m-%d}; make new ones before")
 
 
-def _interruptible(run: Any, ended: str) -> str | None:
+def _interruptible(run: Callable[[], str | None], ended: str) -> str | None:
     """Run a server; say at a Ctrl-C that it ended."""
     try:
-        reason: str | None = run()
+        return run()
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted; {ended}") from error
-    return reason

@@ -14,7 +14,8 @@ from splitload.bundle.validate import file_entry, tensor_spec
 from splitload.crowd.mechanisms import Compression
 
 PLUGIN = "splitload-stages"  # the name of the worker plugin
-TOPIC = "splitload-crowd"  # of the events in which workers tell of a crowd's tasks; its name follows
+PIECE_BYTES = 1 << 20  # of a stage's file, as it travels: a transfer that breaks goes on behind the last one
+_TOPIC = "splitload-crowd"  # of the events in which workers tell of a crowd's tasks; its name follows
 
 
 class StageOrder(Record):
@@ -136,4 +137,4 @@ def _texts(reader: Reader, key: str) -> tuple[str, ...]:
 
 def topic(crowd: str) -> str:
     """Return the topic of the events in which workers tell of a crowd's tasks."""
-    return f"{TOPIC}:{crowd}"
+    return f"{_TOPIC}:{crowd}"

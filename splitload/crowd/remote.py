@@ -10,10 +10,8 @@ from typing import Any
 from splitload.base.errors import ClusterError
 from splitload.crowd.address import read_address
 from splitload.crowd.quiet import quiet
-from splitload.crowd.reach import admitted
+from splitload.crowd.reach import CONNECT_S, admitted
 from splitload.crowd.settings import SETTINGS
-
-CONNECT_S = 5.0
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import dataclasses
 import gc
 import signal
@@ -18,6 +17,7 @@ from splitload.base.errors import ClusterError
 from splitload.base.scratch import scratch_folder
 from splitload.crowd.address import Address
 from splitload.crowd.certificates import security_from
+from splitload.crowd.process_memory import return_now
 from splitload.crowd.quiet import quiet
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ONE_HOST, SETTINGS
 
@@ -200,9 +200,7 @@ def _give_back() -> None:
     """Return to the system what importing Dask needed for a moment: 11 MB of the 64 that a worker has by then."""
     gc.collect()
     gc.freeze()  # what is there stays, and need not be looked through again
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
+    return_now()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+DEFAULT_CACHE_BYTES = 1_000_000_000  # of the disk, that a worker keeps stages on where it is told nothing
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
         # Memory. The monitor counts mapped pages of weights, which the system takes back by itself, and pauses or ends

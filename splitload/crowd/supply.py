@@ -13,9 +13,8 @@ from splitload.base.errors import StageError
 from splitload.bundle.manifest import File
 from splitload.crowd.beside import Beside
 from splitload.crowd.members import Member
-from splitload.crowd.orders import StageOrder
+from splitload.crowd.orders import PIECE_BYTES, StageOrder
 
-PIECE_BYTES = 1 << 20
 _TRIES = 5
 _PAUSE_S = 0.2  # after a connection broke; a worker that is gone has its transfers cancelled
 _END_S = 2.0  # a worker that is silent does not hold up who ends

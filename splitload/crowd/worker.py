@@ -22,15 +22,13 @@ from splitload.base.errors import SplitloadError, StageError
 from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import File
 from splitload.crowd.codec import Buffer, opened
-from splitload.crowd.orders import PLUGIN, TaskOrder, key_of, read, topic
+from splitload.crowd.orders import PIECE_BYTES, PLUGIN, TaskOrder, key_of, read, topic
 from splitload.crowd.process_memory import MemoryMeter, return_early, return_now
 from splitload.crowd.residents import Residents
 from splitload.crowd.seconds import average
-from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER
+from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, DEFAULT_CACHE_BYTES
 from splitload.crowd.stage_cache import MissingFileError, StageCache
 
-PIECE_BYTES = 1 << 20
-DEFAULT_CACHE_BYTES = 1_000_000_000  # where a worker was not started by splitload
 _GIVE_S, _LOOK_EVERY_S = 1.0, 0.002
 _MOST_CLAIMS = 1024
 _MOST_REMEMBERED = 256  # stages whose seconds are kept for the next crowd

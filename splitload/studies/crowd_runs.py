@@ -13,11 +13,12 @@ import numpy as np
 
 from splitload.base.errors import SplitloadError, StageError
 from splitload.bundle.manifest import File
-from splitload.commands.crowd_worker import CACHE_BYTES
 from splitload.crowd.chain import chain_of, read_bundle
 from splitload.crowd.crowd import Crowd
 from splitload.crowd.mechanisms import Mechanisms
+from splitload.crowd.orders import PIECE_BYTES
 from splitload.crowd.report import CrowdReport
+from splitload.crowd.settings import DEFAULT_CACHE_BYTES
 from splitload.crowd.stage_cache import StageCache
 from splitload.measure import pagecache
 from splitload.runtime.answers import TOLERANCE, relative_error
@@ -25,7 +26,6 @@ from splitload.studies.crowd_child import forget_stages, rest
 from splitload.studies.crowd_subjects import Feeds, Subject
 from splitload.studies.emulation import Emulation
 
-_PIECE_BYTES = 1 << 20
 Sample = dict[str, Any]
 
 
@@ -109,7 +109,7 @@ def begin_anew(emulation: Emulation, subject: Subject) -> None:
     """
 
     def fill(disk: Path) -> None:
-        cache = StageCache(disk, CACHE_BYTES)
+        cache = StageCache(disk, DEFAULT_CACHE_BYTES)
         try:
             for link in links:
                 missing = cache.request(link.order.key, link.order.files)
@@ -132,7 +132,7 @@ def _copy(path: Path, cache: StageCache, file: File) -> None:
     with path.open("rb") as opened:
         while there < file.bytes:
             opened.seek(there)
-            there = cache.write(file, there, opened.read(_PIECE_BYTES))
+            there = cache.write(file, there, opened.read(PIECE_BYTES))
 
 
 def run_batch(
