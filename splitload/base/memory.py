@@ -1,4 +1,7 @@
-"""How much memory the system leaves a process, as far as it tells: what is available, and what its group may have."""
+"""How much memory a process takes, and how much the system leaves it, as far as it tells (Linux).
+
+What is left is what is available, and what the process's control group may have.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,39 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Literal
 
 _GROUPS = "/sys/fs/cgroup"
 _OWN = "/proc/self/cgroup"
 _SYSTEM = "/proc/meminfo"
+_KIB = 1024  # in which the kernel counts
+_RESET_PEAK = "5"  # Source: proc_pid_clear_refs(5)
+
+
+def taken_bytes(field: Literal["VmRSS", "VmHWM"], process: int | None = None) -> int | None:
+    """Return the resident memory of a process, mapped files included; None where it has ended, or nothing tells.
+
+    Args:
+        field: "VmRSS" for now, "VmHWM" for the most since it began, or since `reset_peak`.
+        process: Its number; None for this one.
+    """
+    try:
+        return _named(f"/proc/{process or 'self'}/status", f"{field}:") * _KIB
+    except (OSError, LookupError, ValueError):
+        return None
+
+
+def reset_peak(process: int | None = None) -> None:
+    """Have "VmHWM" of a process begin anew, with what it takes now.
+
+    Args:
+        process: Its number; None for this one.
+
+    Raises:
+        OSError: If the system refuses, or the process has ended.
+    """
+    with open(f"/proc/{process or 'self'}/clear_refs", "w", encoding="ascii") as file:
+        file.write(_RESET_PEAK)
 
 
 def left_bytes() -> int | None:
@@ -20,7 +52,7 @@ def left_bytes() -> int | None:
     """
     found = []
     try:
-        found.append(_named(_SYSTEM, "MemAvailable:") * 1024)  # it is in KiB
+        found.append(_named(_SYSTEM, "MemAvailable:") * _KIB)
     except (OSError, LookupError, ValueError):
         pass
     for folder, (limit, usage, cached) in _groups():

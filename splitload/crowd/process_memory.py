@@ -11,14 +11,11 @@ import ctypes
 import sys
 from pathlib import Path
 
+from splitload.base.memory import reset_peak, taken_bytes
 from splitload.runtime import mapped
 
-_STATUS = Path("/proc/self/status")
 _MAPS = Path("/proc/self/maps")
 _RUNTIME = "libonnxruntime."
-_CLEAR = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # Source: proc_pid_clear_refs(5)
-
 
 # Source: malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -71,21 +68,10 @@ class MemoryMeter:
 
     def __init__(self) -> None:
         with contextlib.suppress(OSError):  # then the peak is that since the process began, which is no less
-            _CLEAR.write_text(_RESET_PEAK)
-        self.idle_bytes = _read("VmRSS")
+            reset_peak()
+        self.idle_bytes = taken_bytes("VmRSS")
 
     def peak_bytes(self) -> int | None:
         """Return the most that it took since this was made, above `idle_bytes`."""
-        peak = _read("VmHWM")
-        return None if peak is None or self.idle_bytes is None else max(0, peak - self.idle_bytes)
-
-
-def _read(field: str) -> int | None:
-    try:
-        for line in _STATUS.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == field:
-                return int(value.split()[0]) << 10
-    except OSError:
-        pass
-    return None
+        peak_bytes = taken_bytes("VmHWM")
+        return None if peak_bytes is None or self.idle_bytes is None else max(0, peak_bytes - self.idle_bytes)

@@ -135,18 +135,3 @@ def start_of(process: int) -> str | None:
 def splitload(*words: str | Path) -> tuple[str, ...]:
     """Return the command `splitload WORDS` of this installation."""
     return tuple(python("splitload.__main__", *map(str, words)))
-
-
-def memory_of(process: int, field: str) -> int | None:
-    """Return "VmRSS" or "VmHWM" of a process in bytes; None if it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:")), None)
-
-
-def reset_peak(process: int) -> None:
-    """Have "VmHWM" of a process begin anew; nothing happens if it has ended."""
-    with suppress(OSError):
-        Path(f"/proc/{process}/clear_refs").write_text("5")  # Source: proc_pid_clear_refs(5)

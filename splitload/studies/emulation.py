@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from splitload.base.errors import ClusterError, StageError
+from splitload.base.memory import reset_peak, taken_bytes
 from splitload.base.scratch import scratch_folder
 from splitload.base.sizes import megabytes
 from splitload.crowd.certificates import make_certificates
@@ -27,13 +28,7 @@ from splitload.crowd.remote import connected
 from splitload.crowd.settings import ONE_HOST
 from splitload.studies.emulated_groups import Groups, are_groups_there, members_of, remove_groups
 from splitload.studies.emulated_network import DESK_HOST, Network, remove_network
-from splitload.studies.emulated_processes import (
-    Processes,
-    ledger_path,
-    memory_of,
-    reset_peak,
-    splitload,
-)
+from splitload.studies.emulated_processes import Processes, ledger_path, splitload
 
 START_S = 90.0  # of workers: a third of a processor imports for ten seconds, and all start at once
 _IDLE_BYTES = 60_000_000  # of a worker without stages
@@ -210,15 +205,16 @@ class Emulation:
     def reset_peaks(self) -> None:
         """Have `peak_bytes` of all devices begin anew."""
         for process in self._workers.values():
-            reset_peak(process.pid)
+            with contextlib.suppress(OSError):  # it has ended
+                reset_peak(process.pid)
 
     def resident_bytes(self, name: str) -> int | None:
         """Return the resident memory of a device's worker, as the system counts it; None if it has ended."""
-        return memory_of(self._workers[name].pid, "VmRSS")
+        return taken_bytes("VmRSS", self._workers[name].pid)
 
     def peak_bytes(self, name: str) -> int | None:
         """Return the most of it since `reset_peaks`, or since it started; None if it has ended."""
-        return memory_of(self._workers[name].pid, "VmHWM")
+        return taken_bytes("VmHWM", self._workers[name].pid)
 
     def out_of_memory(self) -> int | None:
         """Return how many workers the system has killed because they needed more memory than their device has."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from splitload.base.memory import reset_peak
 from splitload.measure import __main__ as program
 from splitload.measure.job import Job, LoadModel, read_job
 
@@ -58,7 +59,7 @@ def answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
         open_model = program.ARMS[load["arm"]](load, feeds)
     time.sleep(BEGIN_S)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the most so far is what it is now
+    reset_peak()
     idle_bytes = program.memory_bytes()[1]
     start = time.perf_counter()
     run, settle = open_model()
