@@ -6,9 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from splitload.agents import balance
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of
 from splitload.base.sizes import megabytes
@@ -19,7 +16,7 @@ from splitload.plan.memory import memory_needs
 from splitload.plan.objectives import OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.least_ceiling import MOST_STAGES
+from splitload.planner.least_ceiling import MOST_STAGES, least_ceiling, phrase_of
 from splitload.planner.residency import PlanMemory
 from splitload.runtime.residency import ARENA_SHARE
 
@@ -53,17 +50,11 @@ def check_holders(ceiling: CrowdCeiling, names: Sequence[str], max_stages: int |
     most = min(max_stages or MOST_STAGES, ceiling.needs.num_blocks)
     if ceiling.counts(most):
         return
-    taken = np.array(ceiling.weights_bytes, dtype=np.float64)
-    taken[np.tril_indices(len(taken))] = np.inf
-    points, largest_bytes = min((balance(taken, count) for count in range(1, most + 1)), key=lambda each: each[1])
-    plan = Partition(ceiling.needs.num_blocks, points)
-    start, end = max(plan.stages(), key=lambda stage: taken[stage])
-    name = " … ".join(dict.fromkeys((names[start], names[end - 1])))
-    has_bytes = ceiling.ceiling_bytes
+    least, has_bytes = least_ceiling(ceiling, most, None), ceiling.ceiling_bytes
     raise UsageError(
-        f"no worker can hold the stage '{name}': it takes {megabytes(largest_bytes)} even in the best of up to "
-        f"{count_of(most, 'stage')}, and the largest worker has {megabytes(has_bytes)} beside the runtime, "
-        f"{megabytes(largest_bytes - has_bytes)} too little; give a worker more memory"
+        f"no worker can hold the stage '{phrase_of(names, least.largest)}': it takes {megabytes(least.ceiling_bytes)} "
+        f"even in the best of up to {count_of(most, 'stage')}, and the largest worker has {megabytes(has_bytes)} "
+        f"beside the runtime, {megabytes(least.ceiling_bytes - has_bytes)} too little; give a worker more memory"
     )
 
 

@@ -34,7 +34,7 @@ class CeilingTooLowError(UsageError):
 
 
 class LeastCeiling(NamedTuple):
-    """The least ceiling.
+    """The least ceiling, see `least_ceiling`.
 
     Attributes:
         ceiling_bytes: It; one byte less, and no plan fits.
@@ -72,6 +72,17 @@ def least_ceiling(ceiling: Ceiling, most: int, trainable_from: int | None) -> Le
     return min(found)
 
 
+def phrase_of(names: Sequence[str], stage: tuple[int, int]) -> str:
+    """Return what messages call a stage: the names of its first and last block, or the one where it is a single block.
+
+    Args:
+        names: Of all blocks.
+        stage: Its half-open range of them.
+    """
+    start, end = stage
+    return " … ".join(dict.fromkeys((names[start], names[end - 1])))
+
+
 def check_ceiling(ceiling: Ceiling, names: Sequence[str], most: int, trainable_from: int | None) -> None:
     """Make sure that some plan of up to so many stages fits.
 
@@ -88,7 +99,7 @@ def check_ceiling(ceiling: Ceiling, names: Sequence[str], most: int, trainable_f
         return
     least = least_ceiling(ceiling, most, trainable_from)
     start, end = least.largest
-    name = " … ".join(dict.fromkeys((names[start], names[end - 1])))
+    name = phrase_of(names, least.largest)
     weights, arena = megabytes(ceiling.needs.stage(start, end).mapped_bytes), megabytes(ceiling.arena_bytes)
     sessions = megabytes(ceiling.sessions_bytes(least.num_stages))
     raise CeilingTooLowError(

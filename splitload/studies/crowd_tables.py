@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from splitload.studies.size_tables import Table
 
-def growth(records: Iterable[tuple[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+
+def growth(records: Iterable[tuple[str, Any]]) -> Table:
     """Return head and rows of the simulated crowds."""
     head: tuple[str, ...] = (
         "simulated case", "devices", "inputs", "items/s", "of what all devices could do", "devices compute",
@@ -30,7 +32,7 @@ def growth(records: Iterable[tuple[str, Any]]) -> tuple[tuple[str, ...], list[tu
     return head, found
 
 
-def scheduling(records: Iterable[tuple[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def scheduling(records: Iterable[tuple[str, Any]]) -> Table:
     """Return head and rows of what was measured of the scheduling itself."""
     head = ("devices (simulated)", "stages", "inputs", "tasks", "scheduling of splitload itself, ms a task (measured)")
     found = [

@@ -28,12 +28,13 @@ from splitload.measure import pagecache
 from splitload.measure.arms import Subject, make_arm
 from splitload.measure.fresh import run_job
 from splitload.measure.sampling import Arm, compare, load_job, outputs_of, saved_inputs
-from splitload.measure.storage import reader
-from splitload.planner.report import Report
+from splitload.measure.storage import Controller, reader
+from splitload.planner.least_ceiling import CeilingTooLowError
 from splitload.planner.request import TrainRequest
 from splitload.planner.train import train
 from splitload.runtime.answers import relative_error
 from splitload.runtime.reading import fetch
+from splitload.studies import residency_tables
 from splitload.studies.groups import small_machine
 from splitload.studies.records import write_record
 from splitload.studies.residency_child import HoldModel
@@ -182,11 +183,11 @@ class Study:
             ceiling = size_bytes // 3 if word == "third" else read_bytes(word)
             try:
                 self._train(model, target, ceiling)
-            except UsageError as error:
-                if word != "third" or (least := _least(error)) is None:
+            except CeilingTooLowError as error:
+                if word != "third":
                     raise
                 self._console.note(f"{model}: a third is refused, {error}")
-                self._train(model, target, least)
+                self._train(model, target, error.least_bytes)
         ceiling_made = read_manifest(target).variants[0].residency
         assert isinstance(ceiling_made, int)  # noqa: S101
         return target, ceiling_made
@@ -200,20 +201,11 @@ class Study:
             residency=ceiling,
             cache=self._cache,
         )
-        report: Report = self._console
-        train(request, report)
-
-
-def _least(error: Exception) -> int | None:
-    """Return the least ceiling that a refusal names."""
-    word = str(error).partition("--residency ")[2].split()[0].rstrip(".,;)'") if "--residency " in str(error) else ""
-    return read_bytes(word) if word else None
+        train(request, self._console)
 
 
 def _bandwidth(files: Path, memory_bytes: int, storage_bytes_per_s: int) -> float:
     """Return what a plain reader of another file gets of the capped storage, in bytes a second."""
-    from splitload.measure.storage import Controller
-
     size = 1 << 28
     with Controller.find().capped([files], storage_bytes_per_s), reader(files.parent, size) as read_s:
         return size / read_s(size)
@@ -258,8 +250,6 @@ def main(words: Sequence[str] | None = None) -> int:
     rows = [study.row(model, ceilings) for model, ceilings in asked.items()]
     if not options.without_small:
         rows.append(study.small(*SMALL))
-    from splitload.studies import residency_tables
-
     console.table("medians of fresh processes", *residency_tables.residency([("", {"rows": rows})]))
     if options.output:
         write_record(options.output, "residency", "splitload.studies.residency", words, rows)
