@@ -29,6 +29,7 @@ VERSION = 2  # what is written
 VERSION_OF_MEMORY = 3  # what is written where a ceiling, or what stages need under one, is said
 READABLE = (1, 2, 3)  # what is read, for ever
 NO_VERSION = (1 << 63) - 1  # what onnxruntime says of a model without a version
+_TABLE_BYTES = 1 << 20  # from here on it matters for memory whether a table comes as a whole or in places
 DEFAULT_TAIL = "default"  # the personalized last stage that is loaded unless another is named
 
 
@@ -107,6 +108,12 @@ class StageEntry(Record):
     def optimizes(self, prepack: bool) -> bool:
         """Return whether the runtime optimises the graph of a session, which rearranges weights or does not."""
         return not self.optimized or (prepack and self.reoptimize)
+
+    @property
+    def table_start(self) -> int | None:
+        """The byte of its graph's file from which on a large table lies, which is read in places only; or None."""
+        order = self.read_order
+        return order[-1] if order and self.graph.bytes - order[-1] >= _TABLE_BYTES else None
 
 
 MEMORY_OF_STAGE = ("working_bytes", "passing_bytes", "mapped_bytes", "session_bytes")

@@ -15,7 +15,6 @@ from splitload.crowd.orders import StageOrder
 from splitload.crowd.stage_cache import stage_key
 from splitload.runtime.capi.elements import BY_TYPE
 
-_TABLE_BYTES = 1 << 20
 _READ_BYTES_S, _RUN_BYTES_S = 200e6, 1e9  # of weights, by a worker of speed 1: guesses until the first task is measured
 
 
@@ -122,7 +121,7 @@ def chain_of(manifest: Manifest, variant: Variant, *, keep_mapped: bool) -> Chai
             prepack=prepack,
             mapped=stage.mapped or keep_mapped,
             optimize=stage.optimizes(prepack),
-            table_start=_table_start(stage),
+            table_start=stage.table_start,
         )
         links.append(Link(order, tuple(needed), carried, _scheduled(number, stage, order)))
         there = set(carried) | set(needed)
@@ -180,12 +179,6 @@ def _first_fitting(chains: Iterable[Chain], workers: Collection[Mapping[str, str
     return next(
         chain for chain in chains if all(chain.variant.fits(worker["cpu"], worker["runtime"]) for worker in workers)
     )
-
-
-def _table_start(stage: StageEntry) -> int | None:
-    """Return where in a stage's file a table begins that is large enough to matter in memory."""
-    order = stage.read_order
-    return order[-1] if order and stage.graph.bytes - order[-1] >= _TABLE_BYTES else None
 
 
 def _scheduled(number: int, stage: StageEntry, order: StageOrder) -> Stage:
