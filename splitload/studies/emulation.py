@@ -26,10 +26,12 @@ from splitload.base.sizes import megabytes
 from splitload.crowd.certificates import make_certificates
 from splitload.crowd.remote import connected
 from splitload.crowd.settings import ONE_HOST
-from splitload.studies.emulated_groups import Groups, are_groups_there, members_of, remove_groups
+from splitload.studies.control_groups import ControlGroups, are_mounted, members_of, remove_groups
 from splitload.studies.emulated_network import DESK_HOST, Network, remove_network
 from splitload.studies.emulated_processes import Processes, ledger_path, splitload
 
+DEVICES, CONTROLLERS = "splitload-device-", ("memory", "cpu")  # of the groups of devices: names, and what they limit
+_PERIOD_US = 20_000  # a fifth of the system's own: a share of a processor is one at every moment
 START_S = 90.0  # of workers: a third of a processor imports for ten seconds, and all start at once
 _IDLE_BYTES = 60_000_000  # of a worker without stages
 _LISTENS = re.compile(r"listens at (tls://[\w.]+:\d+)")
@@ -56,6 +58,14 @@ class Limits:
         """What its worker says that stages may take."""
         return self.memory_bytes - _IDLE_BYTES
 
+    def of_groups(self) -> dict[str, dict[str, str]]:
+        """Return the limits of a device's control groups, see `ControlGroups`."""
+        quota_us = round(self.processors * _PERIOD_US)
+        return {
+            "memory": {"memory.limit_in_bytes": str(self.memory_bytes)},
+            "cpu": {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": str(quota_us)},
+        }
+
 
 class Emulation:
     """A crowd of emulated devices, named device-1 and so on; a context manager that leaves nothing behind.
@@ -80,12 +90,12 @@ class Emulation:
     """
 
     def __init__(self, count: int, limits: Limits, folder: Path, *, limited: bool | None = None) -> None:
-        can = os.geteuid() == 0 and are_groups_there()
+        can = os.geteuid() == 0 and are_mounted(CONTROLLERS)
         self._limits, self._limited = limits, can if limited is None else limited
         self.names = tuple(f"device-{number + 1}" for number in range(count))
         self.missing = () if self._limited else _missing(limits)
         self._network: Network | None = None
-        self._groups: Groups | None = None
+        self._groups: ControlGroups | None = None
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._exit = contextlib.ExitStack()
         try:
@@ -93,10 +103,10 @@ class Emulation:
             self._processes = Processes(ledger_path())
             self._exit.callback(self._end)
             if self._limited:
-                self._processes.end_left(members_of())
-                remove_groups()
+                self._processes.end_left(members_of(DEVICES, CONTROLLERS))
+                remove_groups(DEVICES, CONTROLLERS)
                 remove_network()
-                self._groups = Groups(count, limits.memory_bytes, limits.processors)
+                self._groups = ControlGroups(DEVICES, count, limits.of_groups())
                 self._network = Network(count, limits.link_bits_per_s)
             self._keys = self._folder / "keys"
             make_certificates(self._keys)

@@ -35,7 +35,7 @@ from splitload.planner.train import train
 from splitload.runtime.answers import relative_error
 from splitload.runtime.reading import fetch
 from splitload.studies import residency_tables
-from splitload.studies.groups import small_machine
+from splitload.studies.control_groups import small_machine
 from splitload.studies.records import write_record
 from splitload.studies.residency_child import HoldModel
 from splitload.studies.study import at_least, errors_in_one_line, study_parser

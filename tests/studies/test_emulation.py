@@ -16,13 +16,13 @@ from splitload.bundle.read import read_manifest
 from splitload.crowd.mechanisms import Mechanisms
 from splitload.frontends.onnx import Source
 from splitload.studies import emulated_tables
+from splitload.studies.control_groups import members_of
 from splitload.studies.crowd_faults import Storm, killed_batch
 from splitload.studies.crowd_runs import begin_anew, run_batch
 from splitload.studies.crowd_subjects import Subject
-from splitload.studies.emulated_groups import members_of
 from splitload.studies.emulated_network import BRIDGE, Network
 from splitload.studies.emulated_processes import Processes, start_of
-from splitload.studies.emulation import Emulation, Limits
+from splitload.studies.emulation import CONTROLLERS, DEVICES, Emulation, Limits
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")
 
@@ -136,7 +136,7 @@ def test_batches_on_plain_processes(subject: Subject, tmp_path: Path, monkeypatc
 def test_emulated_devices_have_limits_and_leave_nothing(subject: Subject, tmp_path: Path) -> None:
     with Emulation(2, Limits(link_bits_per_s=8_000_000), tmp_path) as emulation:
         assert emulation.missing == ()
-        assert len(members_of()) == 2
+        assert len(members_of(DEVICES, CONTROLLERS)) == 2
         with pytest.raises(StageError, match="another study"):
             Emulation(1, Limits(), tmp_path)
         begin_anew(emulation, subject)
@@ -153,6 +153,6 @@ def test_emulated_devices_have_limits_and_leave_nothing(subject: Subject, tmp_pa
         assert sorted(each["fault"] for each in storm.done) == ["cut", "kill"]
         assert (sample["lost"], sample["wrong"], sample["doubled"], sample["failed"]) == (0, 0, 0, 0)
         assert emulation.out_of_memory() == 0
-    assert members_of() == set()
+    assert members_of(DEVICES, CONTROLLERS) == set()
     assert BRIDGE not in subprocess.run(["ip", "link"], check=True, capture_output=True, text=True).stdout
     assert "splitload-" not in subprocess.run(["ip", "netns"], check=True, capture_output=True, text=True).stdout

@@ -11,7 +11,7 @@ from splitload.base.errors import StageError
 from splitload.bundle.read import read_manifest
 from splitload.measure.fresh import run_job
 from splitload.measure.sampling import Arm, load_job, saved_inputs
-from splitload.studies.groups import small_machine
+from splitload.studies.control_groups import small_machine
 from splitload.studies.residency import _taken
 from splitload.studies.residency_child import HoldModel
 from splitload.studies.residency_tables import residency, targets
