@@ -5,21 +5,17 @@ from __future__ import annotations
 import _thread
 import functools
 import gc
-import math
-import os
-import subprocess
 import sys
 import threading
 import time
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import splitload.runtime.pool
-from splitload.runtime.pool import Latch, Living, LoadingPool
+from splitload.runtime.pool import Latch, LoadingPool
 
 WAIT_S = 60
 
@@ -84,27 +80,6 @@ def nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def pool_of(size: int, idle_s: float = 10 * WAIT_S) -> LoadingPool:
     """A pool whose threads do not end during a test, unless it says so."""
     return LoadingPool(size, idle_s)
-
-
-def test_a_latch_wakes_everyone() -> None:
-    latch = Latch()
-    with ThreadPoolExecutor(8) as threads:
-        waiting = [threads.submit(latch.wait, timeout) for timeout in [None, WAIT_S] * 4]
-        time.sleep(0.05)
-        assert not any(each.done() for each in waiting)
-        latch.set()
-        latch.set()
-        assert all(each.result(WAIT_S) for each in waiting)
-    assert latch.wait()
-    assert latch.wait(0)
-    assert latch.is_set()
-
-
-@pytest.mark.parametrize("timeout", [0, -1, -math.inf, math.nan, 0.01])
-def test_a_latch_that_nobody_sets(timeout: float) -> None:
-    latch = Latch()
-    assert latch.wait(timeout) is False
-    assert latch.is_set() is False
 
 
 def test_a_thread_whose_start_is_interrupted_may_come_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,19 +299,6 @@ def test_with_few_threads_left_those_that_there_are_do_it(shortage: threading.Ev
     assert len(set(jobs.threads)) == 2
 
 
-def test_what_is_listed_is_not_kept_alive() -> None:
-    class One:
-        pass
-
-    living, kept, gone = Living(), One(), One()
-    living.add(kept)
-    living.add(gone)
-    living.add(kept)
-    assert set(living) == {kept, gone}
-    del gone
-    assert list(living) == [kept]
-
-
 def test_what_traces_threads_sees_jobs() -> None:
     pool, seen = pool_of(1, idle_s=0.001), []
 
@@ -364,38 +326,6 @@ def test_an_error_is_reported_without_a_thread_that_stays_behind(monkeypatch: py
     until(lambda: bool(told))
     assert (told[0].exc_type, str(told[0].exc_value), told[0].thread) == (ValueError, "told", None)
     assert threading.enumerate() == before
-
-
-AWAITED = """
-import atexit, os, signal, threading, time
-order = []
-@atexit.register  # called after the pool's own
-def last():
-    print(order)
-from splitload.runtime.pool import await_at_exit, dropping, started
-class Held:
-    def __del__(self):
-        order.append("freed")
-    def work(self):
-        exits.wait(60)
-        for _ in range(3):
-            time.sleep(0.3)
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.3)
-        order.append("worked")
-exits = threading.Event()
-work, ended = dropping(Held().work)
-assert started(threading.Thread(target=work, daemon=True))
-await_at_exit(ended)
-atexit.register(exits.set)
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise here")
-def test_interrupts_do_not_end_the_wait_at_exit() -> None:
-    """`Thread.join` takes a thread for ended when one comes."""
-    done = subprocess.run([sys.executable, "-c", AWAITED], capture_output=True, text=True, timeout=WAIT_S)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "['worked', 'freed']\n", "")
 
 
 def test_a_thread_that_begins_while_threading_is_being_imported_works(monkeypatch: pytest.MonkeyPatch) -> None:
