@@ -30,12 +30,6 @@ def return_early() -> None:
         libc.mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
-def return_now() -> None:
-    """Have malloc give back what is free, wherever it lies."""
-    if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
-
-
 def drop_code() -> None:
     """Have the runtime's code leave memory: opening a stage takes much of it that running does not.
 
@@ -56,7 +50,7 @@ def _glibc() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+    return libc if hasattr(libc, "mallopt") else None
 
 
 class MemoryMeter:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import ClusterError
+from splitload.base.machine import return_memory
 from splitload.base.scratch import scratch_folder
 from splitload.crowd.address import Address
 from splitload.crowd.certificates import security_from
-from splitload.crowd.process_memory import return_now
 from splitload.crowd.quiet import quiet
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ONE_HOST, SETTINGS
 
@@ -200,7 +200,7 @@ def _give_back() -> None:
     """Return to the system what importing Dask needed for a moment: 11 MB of the 64 that a worker has by then."""
     gc.collect()
     gc.freeze()  # what is there stays, and need not be looked through again
-    return_now()
+    return_memory()
 
 
 @contextlib.contextmanager

@@ -19,11 +19,11 @@ from distributed.protocol import to_serialize
 
 from splitload import __version__
 from splitload.base.errors import SplitloadError, StageError
-from splitload.base.machine import cpu_architecture
+from splitload.base.machine import cpu_architecture, return_memory
 from splitload.bundle.manifest import File
 from splitload.crowd.codec import Buffer, opened
 from splitload.crowd.orders import PIECE_BYTES, PLUGIN, TaskOrder, key_of, read, topic
-from splitload.crowd.process_memory import MemoryMeter, return_early, return_now
+from splitload.crowd.process_memory import MemoryMeter, return_early
 from splitload.crowd.residents import Residents
 from splitload.crowd.seconds import average
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, DEFAULT_CACHE_BYTES
@@ -60,7 +60,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         self.seconds: dict[str, tuple[float | None, float]] = {}
         folder = dask.config.get(CACHE_FOLDER, None) or str(Path(worker.local_directory) / "stages")
         return_early()
-        return_now()
+        return_memory()
         self.meter = MemoryMeter()
         self._cache = StageCache(Path(folder), dask.config.get(CACHE_BYTES, DEFAULT_CACHE_BYTES))
         self.residents = Residents(self._cache)
@@ -265,7 +265,7 @@ def run_task(text: str, given: Buffer | None) -> bytes | None:
         told |= {"failed": "item" if "run_s" in told else "worker", "error": str(error)}
     except (SplitloadError, MemoryError, OSError) as error:
         told |= {"failed": "worker", "error": " ".join(str(error).split()) or type(error).__name__}
-    return_now()
+    return_memory()
     told |= {"peak_bytes": plugin.meter.peak_bytes(), "cpu_s": time.process_time()}
     worker.log_event(topic(order.crowd), told)
     return made

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from splitload.base.machine import return_memory
 from splitload.crowd.orders import PLUGIN
-from splitload.crowd.process_memory import return_now
 
 
 def rest(dask_worker: Any) -> None:
@@ -13,7 +13,7 @@ def rest(dask_worker: Any) -> None:
     plugin = dask_worker.plugins.get(PLUGIN)
     if plugin is not None:
         plugin.residents.let_go_all()
-        return_now()
+        return_memory()
 
 
 def forget_stages(dask_worker: Any) -> int:
