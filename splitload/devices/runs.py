@@ -14,7 +14,8 @@ from splitload.devices.machine import Machine
 from splitload.graphs.describe import describe
 from splitload.graphs.stages import StageWriter, WrittenStage
 from splitload.measure.fresh import save_inputs
-from splitload.measure.job import LoadModel, MeasureArena, SampleStages, StageFile
+from splitload.measure.job import LoadModel
+from splitload.measure.stage_jobs import MeasureArena, SampleStages, StageFile
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Segment

@@ -13,7 +13,8 @@ from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import StageEntry, TensorSpec, Variant
 from splitload.devices.machine import Machine
 from splitload.measure.fresh import save_inputs
-from splitload.measure.job import ComparePacked, Input, StageFile, TryScheme
+from splitload.measure.job import Input
+from splitload.measure.stage_jobs import ComparePacked, StageFile, TryScheme
 from splitload.runtime.inputs import cure, made_up
 
 REPEATS = 5

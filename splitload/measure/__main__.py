@@ -96,9 +96,10 @@ def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     import importlib
     from pathlib import Path
 
-    from splitload.measure.job import read_job
+    from splitload.measure.job import MODEL_JOBS, read_job
+    from splitload.measure.stage_jobs import STAGE_JOBS
 
-    job = read_job(message)
+    job = read_job(message, (*MODEL_JOBS, *STAGE_JOBS))
     return dict(importlib.import_module(f"splitload.measure.{_MODULES[job.kind]}").answer(job, Path(folder)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.bundle.manifest import TensorSpec
-from splitload.measure.job import MeasureArena
+from splitload.measure.stage_jobs import MeasureArena
 from splitload.runtime.engine import chosen
 from splitload.runtime.inputs import example_inputs, load_feeds
 from splitload.runtime.options import CallerOptions

@@ -2,13 +2,14 @@
 
 A job is sent with a folder, and values of inputs and graphs of stages lie inside it. What a job loads besides lies
 there as well, or elsewhere by an absolute path: the model of a stock session, and whatever the benchmark and studies
-load, whose jobs stay on this machine. `to_json` gives the message, `read_job` checks one that
-has arrived: unknown kinds, keys and versions are errors. Answers are objects of JSON, and every kind says which keys.
+load, whose jobs stay on this machine. `to_json` gives the message, `read_job` checks one that has arrived: unknown
+kinds, keys and versions are errors. Answers are objects of JSON, and every kind says which keys. Jobs on models are
+here, those on single stages in `stage_jobs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
@@ -35,33 +36,6 @@ class Input:
     type: str
     shape: tuple[int | str | None, ...] | None
     file: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StageFile:
-    """A stage to load and run.
-
-    Attributes:
-        blocks: Its half-open range of blocks.
-        graph: Name of its .ort or .onnx file; weights lie where that says.
-        inputs: Names of what it reads: inputs of the model and outputs of earlier stages.
-        outputs: What it gives.
-        prepack: Whether its first session has to rearrange weights.
-        optimized: Whether the graph is taken as it is.
-        reoptimize: Whether a session that rearranges weights is optimised as well.
-    """
-
-    blocks: tuple[int, int]
-    graph: str
-    inputs: tuple[str, ...]
-    outputs: tuple[TensorSpec, ...]
-    prepack: bool = False
-    optimized: bool = True
-    reoptimize: bool = False
-
-    def optimize(self, prepack: bool) -> bool:
-        """Return whether onnxruntime optimises the graph of a session, which rearranges weights or does not."""
-        return not self.optimized or (prepack and self.reoptimize)
 
 
 class Job:
@@ -129,7 +103,7 @@ class LoadModel(Job):
         return cls(
             row.text("arm"),
             row.text("path"),
-            _inputs(row),
+            inputs_of(row),
             None if row.get("threads") is None else row.count("threads", 1),
             row.flag("steady"),
             row.flag("outputs"),
@@ -139,106 +113,6 @@ class LoadModel(Job):
             row.optional_text("weights"),
             None if row.get("batch") is None else row.mapping("batch"),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class SampleStages(Job):
-    """Load and run stages once, in order, each twice.
-
-    The answer has `rows` of `start`, `end`, `load_s`, `first_inference_s` and `inference_s`, and `serial_share`: the
-    share of the shorter load of the pair that the longer one waits for, None without a pair.
-
-    Attributes:
-        inputs: The model's inputs.
-        chain: The stages of a partition; each reads what those before give.
-        segments: Further stages, loaded where one of the chain begins at the same block.
-        pair: Two stages to load alone and together, or none.
-    """
-
-    kind: ClassVar[str] = "stages"
-    inputs: tuple[Input, ...]
-    chain: tuple[StageFile, ...]
-    segments: tuple[StageFile, ...] = ()
-    pair: tuple[StageFile, ...] = ()
-
-    @classmethod
-    def read(cls, row: Reader) -> SampleStages:
-        """Return what a message says."""
-        return cls(_inputs(row), *(_stages(row, key) for key in ("chain", "segments", "pair")))
-
-
-@dataclass(frozen=True, slots=True)
-class TryScheme(Job):
-    """Load and run stage after stage in one way.
-
-    The answer has `rows` of `first_s`, until the first result, and with `steady` of `steady_s`, of a later run.
-
-    Attributes:
-        inputs: The model's inputs.
-        stages: All stages of a variant.
-        mapped: Whether weights stay mapped.
-        prefetch: Whether a thread of its own reads the file ahead.
-        prepack: Whether weights are rearranged.
-        steady: Whether each stage is run again after its first result.
-    """
-
-    kind: ClassVar[str] = "scheme"
-    inputs: tuple[Input, ...]
-    stages: tuple[StageFile, ...]
-    mapped: bool
-    prefetch: bool
-    prepack: bool
-    steady: bool = True
-
-    @classmethod
-    def read(cls, row: Reader) -> TryScheme:
-        """Return what a message says."""
-        flags = (row.flag(name) for name in ("mapped", "prefetch", "prepack", "steady"))
-        return cls(_inputs(row), _stages(row, "stages"), *flags)
-
-
-@dataclass(frozen=True, slots=True)
-class ComparePacked(Job):
-    """Run stage after stage as it is and with rearranged weights.
-
-    The answer has `differ`: for each stage whether the two answer otherwise, beyond rounding.
-
-    Attributes:
-        inputs: The model's inputs.
-        stages: All stages of a variant.
-    """
-
-    kind: ClassVar[str] = "packed"
-    inputs: tuple[Input, ...]
-    stages: tuple[StageFile, ...]
-
-    @classmethod
-    def read(cls, row: Reader) -> ComparePacked:
-        """Return what a message says."""
-        return cls(_inputs(row), _stages(row, "stages"))
-
-
-@dataclass(frozen=True, slots=True)
-class MeasureArena(Job):
-    """Run the stages of a partition again and again, as a loader does under a ceiling.
-
-    The answer has `arena_bytes`, what that takes beside weights and sessions, and `input_bytes`, of the inputs.
-
-    Attributes:
-        inputs: The model's inputs.
-        stages: All stages.
-        reserve_bytes: With how large a piece of memory the arena begins.
-    """
-
-    kind: ClassVar[str] = "arena"
-    inputs: tuple[Input, ...]
-    stages: tuple[StageFile, ...]
-    reserve_bytes: int
-
-    @classmethod
-    def read(cls, row: Reader) -> MeasureArena:
-        """Return what a message says."""
-        return cls(_inputs(row), _stages(row, "stages"), row.count("reserve_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +137,7 @@ class ConvertModel(Job):
     @classmethod
     def read(cls, row: Reader) -> ConvertModel:
         """Return what a message says."""
-        return cls(row.text("arm"), row.text("model"), row.text("graph"), row.text("target"), _inputs(row))
+        return cls(row.text("arm"), row.text("model"), row.text("graph"), row.text("target"), inputs_of(row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,22 +216,20 @@ class LoadModule(Job):
         return cls(arm, device, dtype, *(row.count(key, 1) for key in ("layers", "width", "tokens")))
 
 
-_CLASSES = (
-    LoadModel, SampleStages, TryScheme, ComparePacked, MeasureArena, ConvertModel, TrainEpoch, LoadModule,
-)  # fmt: skip
-KINDS: Mapping[str, Any] = {each.kind: each for each in _CLASSES}
+MODEL_JOBS = (LoadModel, ConvertModel, TrainEpoch, LoadModule)
 
 
-def read_job(data: Any, kinds: Mapping[str, Any] = KINDS) -> Job:
+def read_job(data: Any, classes: Iterable[Any]) -> Job:
     """Return the job of a message.
 
     Args:
         data: Parsed JSON.
-        kinds: The classes it may be of, by their kinds.
+        classes: Those of jobs that it may be of.
 
     Raises:
         UsageError: If anything is missing, unknown or of the wrong type.
     """
+    kinds = {each.kind: each for each in classes}
     try:
         top = Reader(data, "job")
         if top.get("version") != VERSION:
@@ -381,8 +253,9 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _inputs(row: Reader) -> tuple[Input, ...]:
-    return tuple(Input(*_tensor(each, "file"), _inside(each, "file")) for each in row.items("inputs"))
+def inputs_of(row: Reader) -> tuple[Input, ...]:
+    """Return the inputs of a message."""
+    return tuple(Input(*tensor_of(each, "file"), _inside(each, "file")) for each in row.items("inputs"))
 
 
 def _inside(row: Reader, key: str) -> str | None:
@@ -395,26 +268,7 @@ def _inside(row: Reader, key: str) -> str | None:
     return file
 
 
-def _stages(row: Reader, key: str) -> tuple[StageFile, ...]:
-    return tuple(map(_stage, row.items(key)))
-
-
-def _stage(row: Reader) -> StageFile:
-    row.only(*(field.name for field in fields(StageFile)))
-    graph, blocks, inputs = row.text("graph"), row.sequence("blocks"), row.sequence("inputs")
-    if graph in (".", "..") or "/" in graph or "\\" in graph:
-        raise BundleError(f"{row.where}.graph must be the name of a file in the folder, it is {graph!r}")
-    if len(blocks) != 2 or not all(isinstance(each, int) for each in blocks):
-        raise BundleError(f"{row.where}.blocks must be two whole numbers, they are {blocks!r:.40}")
-    if not all(isinstance(each, str) for each in inputs):
-        raise BundleError(f"{row.where}.inputs must be strings")
-    outputs = tuple(_tensor(each) for each in row.items("outputs"))
-    start, end = blocks
-    flags = (row.flag(name) for name in ("prepack", "optimized", "reoptimize"))
-    return StageFile((start, end), graph, tuple(inputs), outputs, *flags)
-
-
-def _tensor(row: Reader, *others: str) -> TensorSpec:
+def tensor_of(row: Reader, *others: str) -> TensorSpec:
     """Return the tensor of a row that has no more keys than it and `others`."""
     row.only(*TensorSpec._fields, *others)
     shape = None if row.get("shape") is None else tuple(row.sequence("shape"))

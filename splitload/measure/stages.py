@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitload.measure.job import ComparePacked, Input, Job, SampleStages, StageFile, TryScheme
+from splitload.measure.job import Input, Job
+from splitload.measure.stage_jobs import ComparePacked, SampleStages, StageFile, TryScheme
 from splitload.runtime.answers import LACKING, identical, relative_error
 from splitload.runtime.boundaries import in_arrays
 from splitload.runtime.inputs import example_inputs, load_feeds

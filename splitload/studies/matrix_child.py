@@ -118,6 +118,6 @@ def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     import onnxruntime as ort
 
     warnings.simplefilter("ignore")
-    job = read_job(message, {each.kind: each for each in (MakeBundle, RunBundle)})
+    job = read_job(message, (MakeBundle, RunBundle))
     done = make(job, Path(folder)) if isinstance(job, MakeBundle) else run(job, Path(folder))  # type: ignore[arg-type]
     return {**done, "onnxruntime": ort.__version__}

@@ -39,7 +39,7 @@ class TakeMemory(Job):
 
 def main() -> None:
     """Do one job."""
-    program.main(lambda message, _: answer(read_job(message, {TakeMemory.kind: TakeMemory})))
+    program.main(lambda message, _: answer(read_job(message, (TakeMemory,))))
 
 
 def answer(job: Job) -> dict[str, int]:

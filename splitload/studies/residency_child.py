@@ -50,7 +50,7 @@ def answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     """Return what holding a model takes."""
     residency, runs = message.pop("residency"), message.pop("runs")
     load = {**message, "kind": LoadModel.kind}
-    read_job(load)
+    read_job(load, (LoadModel,))
     load["path"] = str(Path(folder) / load["path"])
     feeds = program._feeds(load, folder)
     if load["arm"] == "splitload":

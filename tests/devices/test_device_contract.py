@@ -21,8 +21,9 @@ from splitload.devices.machine import Machine
 from splitload.devices.measuring import MeasuringDevice
 from splitload.devices.stored import write_profile
 from splitload.measure.fresh import run_job
-from splitload.measure.job import Job, read_job
+from splitload.measure.job import MODEL_JOBS, Job, read_job
 from splitload.measure.sampling import Arm
+from splitload.measure.stage_jobs import STAGE_JOBS
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
@@ -44,7 +45,7 @@ class FarDevice(MeasuringDevice):
             there = shutil.copytree(folder, Path(made) / "job")
             message = json.dumps(job.to_json())
             assert f'"{folder.anchor}' not in message, "it names files of this machine"
-            return run_job(read_job(json.loads(message)), there, failed)
+            return run_job(read_job(json.loads(message), (*MODEL_JOBS, *STAGE_JOBS)), there, failed)
 
 
 def open_one(name: str, graphs: dict[str, ModelGraph], kept: Path, folder: Path) -> devices.Device:

@@ -23,7 +23,8 @@ from splitload.devices.simulated import DeviceModel, SimulatedDevice
 from splitload.devices.stored import StoredDevice, write_profile
 from splitload.measure import stages
 from splitload.measure.fresh import run_job
-from splitload.measure.job import Job, LoadModel, StageFile
+from splitload.measure.job import Job, LoadModel
+from splitload.measure.stage_jobs import StageFile
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention

@@ -18,7 +18,8 @@ from splitload.devices.host import HostDevice
 from splitload.devices.tuning import PLAIN, SCHEMES, Scheme
 from splitload.frontends.onnx import Source, load_graph
 from splitload.measure.fresh import run_job
-from splitload.measure.job import ComparePacked, Job, TryScheme
+from splitload.measure.job import Job
+from splitload.measure.stage_jobs import ComparePacked, TryScheme
 from splitload.plan.partition import Partition
 
 WIDTH = 640  # 1.6 MB of weights

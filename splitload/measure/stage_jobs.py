@@ -1,0 +1,160 @@
+"""Jobs of fresh processes on the stages of a model: what each costs, ways to load them, and what they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from splitload.base.errors import BundleError
+from splitload.base.fields import Reader
+from splitload.bundle.manifest import TensorSpec
+from splitload.measure.job import Input, Job, inputs_of, tensor_of
+
+
+@dataclass(frozen=True, slots=True)
+class StageFile:
+    """A stage to load and run.
+
+    Attributes:
+        blocks: Its half-open range of blocks.
+        graph: Name of its .ort or .onnx file; weights lie where that says.
+        inputs: Names of what it reads: inputs of the model and outputs of earlier stages.
+        outputs: What it gives.
+        prepack: Whether its first session has to rearrange weights.
+        optimized: Whether the graph is taken as it is.
+        reoptimize: Whether a session that rearranges weights is optimised as well.
+    """
+
+    blocks: tuple[int, int]
+    graph: str
+    inputs: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+    prepack: bool = False
+    optimized: bool = True
+    reoptimize: bool = False
+
+    def optimize(self, prepack: bool) -> bool:
+        """Return whether onnxruntime optimises the graph of a session, which rearranges weights or does not."""
+        return not self.optimized or (prepack and self.reoptimize)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStages(Job):
+    """Load and run stages once, in order, each twice.
+
+    The answer has `rows` of `start`, `end`, `load_s`, `first_inference_s` and `inference_s`, and `serial_share`: the
+    share of the shorter load of the pair that the longer one waits for, None without a pair.
+
+    Attributes:
+        inputs: The model's inputs.
+        chain: The stages of a partition; each reads what those before give.
+        segments: Further stages, loaded where one of the chain begins at the same block.
+        pair: Two stages to load alone and together, or none.
+    """
+
+    kind: ClassVar[str] = "stages"
+    inputs: tuple[Input, ...]
+    chain: tuple[StageFile, ...]
+    segments: tuple[StageFile, ...] = ()
+    pair: tuple[StageFile, ...] = ()
+
+    @classmethod
+    def read(cls, row: Reader) -> SampleStages:
+        """Return what a message says."""
+        return cls(inputs_of(row), *(_stages(row, key) for key in ("chain", "segments", "pair")))
+
+
+@dataclass(frozen=True, slots=True)
+class TryScheme(Job):
+    """Load and run stage after stage in one way.
+
+    The answer has `rows` of `first_s`, until the first result, and with `steady` of `steady_s`, of a later run.
+
+    Attributes:
+        inputs: The model's inputs.
+        stages: All stages of a variant.
+        mapped: Whether weights stay mapped.
+        prefetch: Whether a thread of its own reads the file ahead.
+        prepack: Whether weights are rearranged.
+        steady: Whether each stage is run again after its first result.
+    """
+
+    kind: ClassVar[str] = "scheme"
+    inputs: tuple[Input, ...]
+    stages: tuple[StageFile, ...]
+    mapped: bool
+    prefetch: bool
+    prepack: bool
+    steady: bool = True
+
+    @classmethod
+    def read(cls, row: Reader) -> TryScheme:
+        """Return what a message says."""
+        flags = (row.flag(name) for name in ("mapped", "prefetch", "prepack", "steady"))
+        return cls(inputs_of(row), _stages(row, "stages"), *flags)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparePacked(Job):
+    """Run stage after stage as it is and with rearranged weights.
+
+    The answer has `differ`: for each stage whether the two answer otherwise, beyond rounding.
+
+    Attributes:
+        inputs: The model's inputs.
+        stages: All stages of a variant.
+    """
+
+    kind: ClassVar[str] = "packed"
+    inputs: tuple[Input, ...]
+    stages: tuple[StageFile, ...]
+
+    @classmethod
+    def read(cls, row: Reader) -> ComparePacked:
+        """Return what a message says."""
+        return cls(inputs_of(row), _stages(row, "stages"))
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureArena(Job):
+    """Run the stages of a partition again and again, as a loader does under a ceiling.
+
+    The answer has `arena_bytes`, what that takes beside weights and sessions, and `input_bytes`, of the inputs.
+
+    Attributes:
+        inputs: The model's inputs.
+        stages: All stages.
+        reserve_bytes: With how large a piece of memory the arena begins.
+    """
+
+    kind: ClassVar[str] = "arena"
+    inputs: tuple[Input, ...]
+    stages: tuple[StageFile, ...]
+    reserve_bytes: int
+
+    @classmethod
+    def read(cls, row: Reader) -> MeasureArena:
+        """Return what a message says."""
+        return cls(inputs_of(row), _stages(row, "stages"), row.count("reserve_bytes"))
+
+
+STAGE_JOBS = (SampleStages, TryScheme, ComparePacked, MeasureArena)
+
+
+def _stages(row: Reader, key: str) -> tuple[StageFile, ...]:
+    return tuple(map(_stage, row.items(key)))
+
+
+def _stage(row: Reader) -> StageFile:
+    row.only(*(field.name for field in fields(StageFile)))
+    graph, blocks, inputs = row.text("graph"), row.sequence("blocks"), row.sequence("inputs")
+    if graph in (".", "..") or "/" in graph or "\\" in graph:
+        raise BundleError(f"{row.where}.graph must be the name of a file in the folder, it is {graph!r}")
+    if len(blocks) != 2 or not all(isinstance(each, int) for each in blocks):
+        raise BundleError(f"{row.where}.blocks must be two whole numbers, they are {blocks!r:.40}")
+    if not all(isinstance(each, str) for each in inputs):
+        raise BundleError(f"{row.where}.inputs must be strings")
+    outputs = tuple(tensor_of(each) for each in row.items("outputs"))
+    start, end = blocks
+    flags = (row.flag(name) for name in ("prepack", "optimized", "reoptimize"))
+    return StageFile((start, end), graph, tuple(inputs), outputs, *flags)
