@@ -319,6 +319,15 @@ class Manifest(Record):
     metadata: Metadata | None = None
     model_data: tuple[str, ...] | None = None
 
+    def is_one_stage(self, variant: Variant) -> bool:
+        """Return whether a variant is one stage, which reads and gives what the model does."""
+        stage = variant.stages[0]
+        return (
+            len(variant.stages) == 1
+            and set(stage.inputs) == {spec.name for spec in self.inputs}
+            and {spec.name for spec in stage.outputs} == {spec.name for spec in self.outputs}
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
         return {"format": FORMAT, "version": self._version(), **to_json(self)}

@@ -33,7 +33,7 @@ from splitload.base.sealed import seal
 from splitload.bundle.manifest import FORMAT, MANIFEST, File, Manifest, StageEntry, Variant
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_place, replacing
-from splitload.bundle.tails import alone
+from splitload.bundle.tails import Tail, alone
 from splitload.bundle.tails import names as tails_of
 from splitload.bundle.validate import validate
 from splitload.runtime.answers import TOLERANCE, relative_error
@@ -70,21 +70,22 @@ class Specializer:
     Args:
         folder: The bundle.
         manifest: What it says.
-        last: The file of its last stage, where that is a personalized one.
+        tail: Its personalized last stage, or None.
         caller: What the loader's sessions are made with.
         inside: Returns a block in which the loader may not be closed; entering it raises where that is.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: str,
         manifest: Manifest,
-        last: Path | None,
+        tail: Tail | None,
         caller: CallerOptions,
         inside: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.done = Latch()
-        self._folder, self._manifest, self._last, self._caller, self._inside = folder, manifest, last, caller, inside
+        self._folder, self._manifest, self._tail = Path(folder), manifest, tail
+        self._caller, self._inside = caller, inside
         self._begun = threading.Lock()
 
     def answered(self, feeds: Mapping[str, Any], names: Sequence[str], outputs: Sequence[Any]) -> None:
@@ -170,7 +171,7 @@ class Specializer:
 
         values: dict[str, Any] = dict(feeds)
         for stage in native.stages:
-            path = self._last if stage.trainable and self._last is not None else made / stage.graph.name
+            path = self._tail.graph if stage.trainable and self._tail is not None else made / stage.graph.name
             needed = [spec.name for spec in stage.outputs]
             session = open_session(
                 path,

@@ -90,6 +90,16 @@ def make_beside(work: Callable[[], None]) -> bool:
     return True
 
 
+def keep_for_good(value: object) -> None:
+    """Have something never be freed, as far as this interpreter can; it may end whenever it likes."""
+    try:
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+    except (ImportError, AttributeError):
+        pass
+
+
 def _before() -> None:
     _gate.acquire()
     deadline = time.perf_counter() + MAX_WAIT_S

@@ -6,7 +6,7 @@ import _thread
 import os
 import time
 
-from splitload.base.errors import PortableWarning, StageError, UsageError
+from splitload.base.errors import StageError, UsageError
 from splitload.base.machine import available_threads
 from splitload.bundle.manifest import DEFAULT_TAIL, Manifest, Variant
 from splitload.bundle.read import Verify
@@ -14,23 +14,21 @@ from splitload.runtime.capi.tensor import in_form
 from splitload.runtime.drop_in import DropIn
 from splitload.runtime.engine import check_engine, chosen, python_engine
 from splitload.runtime.feeds import answered, checked
+from splitload.runtime.forks import keep_for_good
 from splitload.runtime.opening import LoadingParts, StageFiles, StageOpener, contents
-from splitload.runtime.options import CallerOptions, check_arguments
+from splitload.runtime.options import CallerOptions, check_arguments, waited_for
 from splitload.runtime.ordered import OrderedLoading, enlist
 from splitload.runtime.staged import Staged
-from splitload.runtime.variants import choose, likely, remember
+from splitload.runtime.variants import choose, likely, remember, warn_once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
     from typing import Any, ClassVar, Literal
 
     from splitload.plan.schedule import Schedule  # importing it costs a loader 0.5 ms
     from splitload.runtime.background import Specializer
     from splitload.runtime.engine import Engine, EngineName
-
-_told: set[str] = set()  # bundles of which it was said that their portable graph runs
 
 
 class ParallelLoader(DropIn):
@@ -91,9 +89,9 @@ class ParallelLoader(DropIn):
         MissingPackageError: If onnxruntime, or its Python module where that is needed, is not installed or older than
             splitload needs.
         UsageError: If `threads` is below 1, `engine`, `arrays` or `specialize` is another word, the bundle has no such
-            `tail`, `frozen_only` is asked of a bundle that was built without trainable layers, a session's options ask
-            for what a bundle cannot do, or `engine="library"` meets what the C library, perhaps the one that `library`
-            names, cannot do.
+            `tail`, `frozen_only` is asked of a bundle that was built without trainable layers, `residency` is too low
+            or cannot be kept here, a session's options ask for what a bundle cannot do, or `engine="library"` meets
+            what the C library, perhaps the one that `library` names, cannot do.
 
     Warns:
         LibraryWarning: If the C library that is named, by `library` or the variable, cannot be used and the Python
@@ -139,13 +137,9 @@ class ParallelLoader(DropIn):
             self._files.read(guess)
         try:
             self._caller = CallerOptions(
-                sess_options,
-                providers,
-                provider_options,
-                enable_fallback=enable_fallback,
-                read_config_from_model=read_config_from_model,
-                disabled_optimizers=disabled_optimizers,
-            )
+                sess_options, providers, provider_options, enable_fallback=enable_fallback,
+                read_config_from_model=read_config_from_model, disabled_optimizers=disabled_optimizers,
+            )  # fmt: skip
             self._engine, self.why_engine = chosen(engine, stored, self._caller, library)
             self.manifest = self._caller.fixed(stored)
             self._choose(stored, guess if is_known else None, specialize, residency)
@@ -173,47 +167,21 @@ class ParallelLoader(DropIn):
         """Choose the variant that runs here, and begin to read it unless it was guessed."""
         self.variant, self.why_portable = choose(self._folder, self.manifest, self._engine.version, self._engine.canary)
         self._specializer = self._find_specializer(stored) if specialize is not None else None
-        self._ceiling = self._ceiling_of(residency, specialize)
-        if self.variant is not guess and not self._is_scarce():
+        self._ceiling, is_scarce = None, False
+        if residency is not None or self.variant.residency is not None:
+            from splitload.runtime.residency import wanted  # for whoever has a ceiling
+
+            self._ceiling, is_scarce = wanted(residency, self.variant, specializes=specialize is not None)
+        self._reads_ahead = not is_scarce
+        if self.variant is not guess and self._reads_ahead:
             self._files.read(self.variant)
-        if self.why_portable is not None and self._folder not in _told:
-            import warnings
-
-            _told.add(self._folder)
-            warnings.warn(self.why_portable, PortableWarning, stacklevel=3)
-        stages = self.variant.stages
+        if self.why_portable is not None:
+            warn_once(self._folder, self.why_portable, stacklevel=4)
         self._outputs = [spec.name for spec in self.manifest.outputs]
-        self._is_model = (
-            len(stages) == 1
-            and self._ceiling is None
-            and self.manifest is stored
-            and set(stages[0].inputs) == {spec.name for spec in self.manifest.inputs}
-            and {spec.name for spec in stages[0].outputs} == set(self._outputs)
-        )
-
-    def _ceiling_of(self, residency: str | int | None, specialize: str | None) -> int | str | None:
-        """Return the ceiling, see `residency.wanted`, where there is any."""
-        if residency is None and self.variant.residency is None:
-            return None
-        from splitload.runtime.residency import wanted  # for whoever has a ceiling
-
-        ceiling = wanted(residency, self.variant)
-        if ceiling is not None and specialize is not None:
-            raise UsageError("specialize='background' takes as much memory as the model; leave it or the ceiling out")
-        return ceiling
-
-    def _is_scarce(self) -> bool:
-        """Return whether files that are read as a whole would push each other out of memory."""
-        if self._ceiling is None:
-            return False
-        from splitload.runtime.residency import is_scarce
-
-        return is_scarce(self.variant)
+        self._is_model = self._ceiling is None and self.manifest is stored and stored.is_one_stage(self.variant)
 
     def _find_specializer(self, manifest: Manifest) -> Specializer | None:
         """Take the native variant that an earlier run has made, or return what makes one where it is wanted."""
-        from pathlib import Path
-
         from splitload.base.packages import named
 
         with named("specialize='background'"):
@@ -223,8 +191,7 @@ class ParallelLoader(DropIn):
         if found := cached(manifest, self._engine.version):
             (self._files.folder, self.variant), self.why_portable = found, None
             return None
-        last = None if self.tail is None else self.tail.graph
-        return Specializer(Path(self._folder), manifest, last, self._caller, lambda: self._loading.inside())
+        return Specializer(self._folder, manifest, self.tail, self._caller, lambda: self._loading.inside())
 
     @property
     def engine(self) -> Literal["library", "python"]:
@@ -250,12 +217,11 @@ class ParallelLoader(DropIn):
         opener = StageOpener(
             self._files, engine, self._parts, share_memory=self._shares_memory, keep_mapped=self._ceiling is not None
         )
-        residency = None
+        residency, stages = None, self.variant.stages
         if self._ceiling is not None:
             from splitload.runtime.residency import Residency
 
-            paths = [self._files.mapped_by(stage) for stage in self.variant.stages]
-            residency = Residency(self._ceiling, self.variant, paths, engine)
+            residency = Residency(self._ceiling, self.variant, [*map(self._files.mapped_by, stages)], engine)
         return Staged(
             self._folder, self.variant, engine, opener, self._parts, residency=residency,
             is_upgraded=self._is_upgraded, on_progress=self._on_progress, given_up=given_up,
@@ -354,13 +320,8 @@ class ParallelLoader(DropIn):
         Raises:
             StageError: If a stage could not be loaded, or the loader is closed.
         """
-        if isinstance(until, int | float):
-            timeout, until = until, "loaded"
-        if timeout is not None:
-            timeout = min(timeout, _thread.TIMEOUT_MAX)  # there are whole numbers that no float holds
         self._enter()
-        if until not in ("loaded", "upgraded", "specialized"):
-            raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
+        until, timeout = waited_for(until, timeout)
         if until == "specialized":
             made = self._specializer is None or self._specializer.done.wait(timeout)
             self._loading.check()
@@ -417,12 +378,7 @@ class ParallelLoader(DropIn):
         self._switching = _thread.allocate_lock()
         self._is_inherited = True
         self.threads = 0
-        try:
-            import ctypes
-
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
-        except (ImportError, AttributeError):
-            pass
+        keep_for_good(inherited)
 
     def _enter(self) -> None:
         """Raise if the loader failed or is closed; begin to load if it is a forked child's, and this its first use."""
@@ -431,14 +387,13 @@ class ParallelLoader(DropIn):
                 first, self._is_inherited = self._is_inherited, False
             if first and not self._loading.is_over():
                 self._start_s = time.perf_counter()
-                self._files.read(self.variant)
+                if self._reads_ahead:
+                    self._files.read(self.variant)
                 self._begin()
         self._loading.check()
 
     def __enter__(self) -> ParallelLoader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

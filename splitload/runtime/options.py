@@ -7,6 +7,7 @@ whatever depends on the options and the provider alone, and not on the model.
 
 from __future__ import annotations
 
+import _thread
 import os
 
 from splitload.base.errors import UsageError
@@ -144,6 +145,19 @@ def check_arguments(bundle: object, threads: object, specialize: object) -> None
         raise UsageError(f"threads must be a whole number of at least 1, it is {threads!r}")
     if specialize not in (None, "background"):
         raise UsageError(f"specialize takes 'background' or None, not {specialize!r}")
+
+
+def waited_for(until: object, timeout: float | None) -> tuple[str, float | None]:
+    """Return what `ParallelLoader.wait` waits for, and for how many seconds at most, None for no limit.
+
+    Raises:
+        UsageError: If its arguments cannot be meant.
+    """
+    if isinstance(until, int | float):
+        timeout, until = until, "loaded"
+    if until not in ("loaded", "upgraded", "specialized"):
+        raise UsageError(f"wait takes 'loaded', 'upgraded' or 'specialized', not {until!r}")
+    return str(until), None if timeout is None else min(timeout, _thread.TIMEOUT_MAX)  # no float holds some numbers
 
 
 def checked_providers(

@@ -65,12 +65,16 @@ class Needs:
         return self.sessions + self.arena + max(self.weights)
 
 
-def wanted(word: str | int | None, variant: Variant) -> int | str | None:
-    """Return how much of a variant may be in memory: a ceiling in bytes, "stage", or None for all.
+def wanted(word: str | int | None, variant: Variant, *, specializes: bool = False) -> tuple[int | str | None, bool]:
+    """Return how much of a variant may be in memory, and whether files that are read ahead push each other out of it.
 
     Args:
         word: What the caller says, see `ParallelLoader`; None for the bundle's execution scheme.
         variant: What runs.
+        specializes: Whether a native variant is made in the background.
+
+    Returns:
+        A ceiling in bytes, "stage", or None for all; and under a ceiling `is_scarce`.
 
     Raises:
         UsageError: If that is no residency, this system cannot keep it, or the variant does not fit under it; the
@@ -88,11 +92,13 @@ def wanted(word: str | int | None, variant: Variant) -> int | str | None:
     else:
         raise UsageError(f"residency takes 'all', 'stage', a size such as '48MB' or a count of bytes, not {word!r:.40}")
     if ceiling is None:
-        return None
+        return None, False
     mapped.check_system()
     if ceiling != "stage":
         _check(ceiling, variant)
-    return ceiling
+    if specializes:
+        raise UsageError("specialize='background' takes as much memory as the model; leave it or the ceiling out")
+    return ceiling, is_scarce(variant)
 
 
 def _check(ceiling: int, variant: Variant) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 
-from splitload.base.errors import BundleError, MissingPackageError
+from splitload.base.errors import BundleError, MissingPackageError, PortableWarning
 from splitload.base.machine import cpu_architecture
 from splitload.base.record import Record
 from splitload.bundle.manifest import Manifest, Variant
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FLOOR = (1, 26)  # before, .ort files cannot be mapped, and transformers load slower than with a plain session
 _X86_LEVELS = ("", "avx", "avx2", "avx512f")
+_told: set[str] = set()  # bundles of which it was said that their portable graph runs
 
 
 class Choice(Record):
@@ -81,6 +82,21 @@ def choose(folder: StrPath, manifest: Manifest, runtime: str, run: RunCanary | N
             "It keeps no ceiling on memory, as a native one does: all of the model is there unless residency says"
         )
     return Choice(variant, f"{slower}: {'. '.join(told)}")
+
+
+def warn_once(folder: str, why_portable: str, stacklevel: int) -> None:
+    """Issue a `PortableWarning`, once a bundle and process.
+
+    Args:
+        folder: The bundle.
+        why_portable: See `Choice`.
+        stacklevel: See `warnings.warn`; whose line it is of, with 1 for this function's.
+    """
+    if folder not in _told:
+        import warnings
+
+        _told.add(folder)
+        warnings.warn(why_portable, PortableWarning, stacklevel)
 
 
 def fitting(folder: StrPath, manifest: Manifest, runtime: str) -> list[Variant]:
