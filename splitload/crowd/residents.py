@@ -19,6 +19,7 @@ from splitload.runtime.capi.memory import Memory, memory_of
 from splitload.runtime.capi.tensor import tensor_of
 from splitload.runtime.engine import chosen
 from splitload.runtime.options import CallerOptions
+from splitload.runtime.session_pages import SessionPages
 
 if TYPE_CHECKING:
     from splitload.runtime.engine import Engine
@@ -41,6 +42,7 @@ class Residents:
         self._keep: dict[str, bool] = {}
         self._tables: dict[str, list[tuple[int, int]]] = {}  # where the tables of stages are mapped
         self._codecs: dict[tuple[str, str], EdgeCodec] = {}
+        self._pages: dict[str, SessionPages] = {}  # of the stages with a table
         self._engine: Engine | None = None
         self._lock = threading.RLock()
 
@@ -121,7 +123,8 @@ class Residents:
 
     def after_run(self, key: str) -> None:
         """Have the rows of a table leave memory that a run has looked up: the next one looks up others."""
-        mapped.drop(self._tables.get(key, ()))
+        if key in self._pages:
+            self._pages[key].give_back(self._tables[key])
 
     def let_go_all(self) -> None:
         """Have all stages leave memory."""
@@ -134,19 +137,23 @@ class Residents:
         try:
             graph = str(self._cache.place(stage.key, stage.files) / stage.graph)
             start = stage.table_start if sys.platform.startswith("linux") else None
-            if start is not None:
-                mapped.in_small_pages(graph, start, read=True)
-            try:
-                session = self.engine.open(
+
+            def opened() -> Any:
+                return self.engine.open(
                     graph, prepack=stage.prepack, mapped=stage.mapped, optimize=stage.optimize,
                     background=False, share_memory=True,
                 )  # fmt: skip
+
+            try:
+                if start is None:
+                    session = opened()
+                else:
+                    mapped.in_small_pages(graph, start, read=True)
+                    pages = SessionPages([graph])
+                    session = pages.open(opened)
+                    self._pages[stage.key], (_, self._tables[stage.key]) = pages, pages.split(start)
             except Exception as error:  # as above
                 raise StageError(f"stage '{stage.name}' cannot be opened: {' '.join(str(error).split())}") from error
-            if start is not None:
-                behind = start // mapped.PAGE_BYTES * mapped.PAGE_BYTES
-                places = [(begin + behind, end) for begin, end in mapped.spans([graph])]
-                self._tables[stage.key] = [(begin, end) for begin, end in places if begin < end]
             drop_code()
             return session
         except BaseException:
@@ -158,6 +165,7 @@ class Residents:
         del self._sessions[key]
         self._tables.pop(key, None)
         self.engine.empty_arena()
+        self._pages.pop(key, None)
         self._cache.release(key)
         if not self._keep.pop(key):
             self._cache.remove(key)

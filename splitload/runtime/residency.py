@@ -12,7 +12,6 @@ stays within the ceiling is never read again.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import weakref
@@ -25,6 +24,7 @@ from splitload.runtime import mapped, reading
 from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.ledger import Ledger
 from splitload.runtime.pool import started
+from splitload.runtime.session_pages import SessionPages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from splitload.runtime.mapped import Span
 
 ARENA_SHARE = 2.0  # of live tensors: what an arena takes at most, for pieces that nothing fits into and kernels' memory
-_TABLE_BYTES = 1 << 20  # from here on it matters in which pages a table is cached
 _SLACK_BYTES = 32 << 20  # that a process takes besides
 _IDLE_S = 5.0
 
@@ -148,9 +147,8 @@ class Residency:
     def __init__(self, ceiling: int | str, variant: Variant, paths: Sequence[Sequence[str]], engine: Engine) -> None:
         self._ceiling, self._variant, self._paths, self._engine = ceiling, variant, paths, engine
         self._needs = needs = Needs(variant)
-        self._spans: list[Sequence[Span]] = [()] * len(variant.stages)
+        self._pages = [SessionPages(files) for files in paths]
         self._tables: dict[int, Sequence[Span]] = {}  # each run maps a few rows of its own
-        self._sessions: list[Callable[[], Any]] = [lambda: None] * len(variant.stages)
         self._first: Callable[[], Any] = lambda: None  # a session, by which the arena is reached
         one_stage = ceiling == "stage"
         self.is_scarce = is_scarce(variant)
@@ -158,7 +156,7 @@ class Residency:
         self.ledger = Ledger(
             needs.weights, math.inf if isinstance(ceiling, str) else ceiling - needs.sessions,
             drop=self._drop, shrink=self._shrink, one_stage=one_stage, alone=self._tables,
-            renew=lambda index: self._give_back(index, self._tables[index]),
+            renew=lambda index: self._pages[index].give_back(self._tables[index]),
         )  # fmt: skip
 
     def loading(self, index: int) -> Use:
@@ -171,17 +169,12 @@ class Residency:
         Raises:
             BundleError: If it has read its weights instead.
         """
-        paths, weights_bytes = self._paths[index], self._needs.weights[index]
-        others = set(mapped.spans(paths))  # another loader's, which may be closed sooner
-        session = open_session()
-        now = mapped.spans(paths)
-        found = [span for span in now if span not in others] or now  # where another's was that has gone meanwhile
-        if not found and weights_bytes > self._variant.stages[index].graph.bytes // 2:
+        session = self._pages[index].open(open_session)
+        if not self._pages[index].spans and self._needs.weights[index] > self._variant.stages[index].graph.bytes // 2:
             raise BundleError(
-                f"this onnxruntime does not map '{os.path.basename(paths[0])}', so that its memory cannot be given "
-                "back; leave out residency"
+                f"this onnxruntime does not map '{os.path.basename(self._paths[index][0])}', so that its memory cannot "
+                "be given back; leave out residency"
             )
-        self._spans[index], self._sessions[index] = found, weakref.ref(session)
         self._keep_table_apart(index)
         if self._first() is None:
             self._first = weakref.ref(session)
@@ -218,15 +211,9 @@ class Residency:
         return math.prod(shape) * BY_TYPE[kind].item_bytes if kind in BY_TYPE else 0
 
     def _drop(self, index: int) -> None:
-        self._give_back(index, self._spans[index])
+        self._pages[index].give_back(self._pages[index].spans)
         if self.is_scarce:
             mapped.forget(self._paths[index])
-
-    def _give_back(self, index: int, where: Sequence[Span]) -> None:
-        session = self._sessions[index]()  # while it lives, nothing else is mapped there
-        if session is not None:
-            with contextlib.suppress(FileNotFoundError):  # the bundle is gone
-                mapped.drop(mapped.kept(where, self._spans[index], self._paths[index]))
 
     def _reserve(self) -> None:
         """Have the arena begin with one piece: of many small ones it would keep what later tensors do not fit into."""
@@ -240,19 +227,17 @@ class Residency:
 
     def _keep_table_apart(self, index: int) -> None:
         """Have the rows of a large table come alone, and not with all of it."""
-        path, order = self._paths[index][0], self._variant.stages[index].read_order
-        if not order or os.path.getsize(path) - order[-1] < _TABLE_BYTES:
+        path, start = self._paths[index][0], self._variant.stages[index].table_start
+        if start is None:
             return
-        table = order[-1] // mapped.PAGE_BYTES * mapped.PAGE_BYTES
-        rows = [(begin + table, end) for begin, end in self._spans[index] if begin + table < end]
-        weights = [(begin, min(begin + table, end)) for begin, end in self._spans[index]]
+        weights, rows = self._pages[index].split(start)
         self._tables[index] = rows
         if self.is_scarce:
-            mapped.in_small_pages(path, order[-1], read=False)
+            mapped.in_small_pages(path, start, read=False)
             mapped.touch_at_random(rows)
-            self._spans[index] = [*weights, *rows]  # which are apart now
+            self._pages[index].spans = [*weights, *rows]  # which are apart now
         elif reading.is_cached(path, (os.path.getsize(path),)):
-            mapped.in_small_pages(path, order[-1], read=True)
+            mapped.in_small_pages(path, start, read=True)
 
     def _read_orders(self, index: int) -> list[tuple[str, tuple[int, ...]]]:
         """Return what is read ahead of a stage; of files of which it reads the smaller part only its graph."""

@@ -310,7 +310,7 @@ def test_what_another_loader_has_mapped_is_left_alone(bundle: Path, engine: Any)
         other.run(None, feeds())
         with ParallelLoader(bundle, residency="stage", engine=engine) as model:
             model.run(None, feeds())
-            of_model = {span for spans in model._staged.residency._spans for span in spans}  # type: ignore[union-attr]
+            of_model = {span for pages in model._staged.residency._pages for span in pages.spans}  # type: ignore[union-attr]
     paths = [os.fspath(bundle / stage.graph.name) for stage in model.variant.stages]
     assert len(of_model) == LAYERS
     assert not of_model & set(mapped.spans(paths))
@@ -321,9 +321,9 @@ def test_a_session_may_be_mapped_where_one_was_that_has_gone_meanwhile(bundle: P
         model.run(None, feeds())
         kept = model._staged.residency
         assert kept is not None
-        spans = kept._spans[0]
+        spans = kept._pages[0].spans
         kept.opened(0, lambda: model._loading.values[0])  # mapped before and behind at one address
-        assert kept._spans[0] == spans
+        assert kept._pages[0].spans == spans
 
 
 def test_a_ceiling_that_is_far_too_low_is_said_in_bytes(bundle: Path) -> None:
