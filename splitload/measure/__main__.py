@@ -22,8 +22,8 @@ LOAD_KEYS = {
 UNMEASURED_RUNS, STEADY_RUNS, STEADY_S = 3, 10, 1.0
 # What loading returns: how to run the model, and what to call after the first output, which waits for work in the
 # background and returns the figures that the engine knows better than a clock around the calls.
-_Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
-_Open = Callable[[], _Opened]
+Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
+Open = Callable[[], Opened]
 _MODULES = {
     "stages": "stages", "scheme": "stages", "packed": "stages", "arena": "arena", "convert": "convert",
     "module": "modules",
@@ -113,14 +113,14 @@ def measure(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[
     feeds: dict[str, Any] = {}
     is_late = job["whole"] and job["arm"] in _LATE
     if not is_late:
-        feeds.update(_feeds(job, folder))
+        feeds.update(feeds_of(job, folder))
     open_model = ARMS[job["arm"]](job, feeds)
     faults = _major_faults()
     start = time.perf_counter()
     run, settle = open_model()
     opened = time.perf_counter()
     if is_late:
-        feeds.update(_feeds(job, folder))
+        feeds.update(feeds_of(job, folder))
     outputs = run()
     first, first_at = time.perf_counter(), time.monotonic()
     faults = _major_faults() - faults
@@ -130,7 +130,7 @@ def measure(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[
         return {"first_at_s": first_at, "process_peak_memory_bytes": peak}
     known = settle()
     if job["outputs"]:
-        known["outputs"] = [_saved(value, folder, f"output-{number}.npy") for number, value in enumerate(outputs)]
+        known["outputs"] = [saved_output(value, folder, f"output-{number}.npy") for number, value in enumerate(outputs)]
     del outputs
     steady = _steady_runs(run) if job["steady"] else []
     peak, settled = memory_bytes()
@@ -160,7 +160,7 @@ def _steady_runs(run: Callable[[], Any]) -> list[float]:
     return taken_s
 
 
-def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+def _session(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     """One onnxruntime session: plain in the stock arm, the file taken as it is in the others."""
     import onnxruntime as ort
 
@@ -171,7 +171,7 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
 
         path = runtime_path(path)
 
-    def load() -> _Opened:
+    def load() -> Opened:
         options = ort.SessionOptions()
         if not plain:
             ort.set_global_thread_pool_sizes(0, 1)
@@ -187,7 +187,7 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     return load
 
 
-def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     """`ParallelLoader`; loads and inferences overlap, so their seconds come from its timeline."""
     own_splitload()
     before = time.perf_counter()
@@ -196,7 +196,7 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     import_s = time.perf_counter() - before
     arrays: Any = "buffers" if job["arm"] == "splitload-buffers" else "numpy"
 
-    def load() -> _Opened:
+    def load() -> Opened:
         model = ParallelLoader(job["path"], threads=job["threads"], arrays=arrays)
 
         def settle() -> dict[str, Any]:
@@ -211,16 +211,16 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     return load
 
 
-def _torch(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+def _torch(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     """A torch module, in the way of its arm: see the file beside this one."""
     return beside("torch_arms")["ARMS"][job["arm"]](job, feeds)  # type: ignore[no-any-return]
 
 
-def _openvino(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+def _openvino(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     """OpenVINO with its model cache, which an unmeasured process has filled."""
     import openvino
 
-    def load() -> _Opened:
+    def load() -> Opened:
         core = openvino.Core()
         core.set_property({"CACHE_DIR": job["cache"]})
         compiled = core.compile_model(job["path"], "CPU")
@@ -235,7 +235,7 @@ def _openvino(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     return load
 
 
-def _ncnn(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
+def _ncnn(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     """Ncnn on the two files of pnnx, used as the script that pnnx writes beside them does."""
     import ncnn
     import numpy as np
@@ -244,7 +244,7 @@ def _ncnn(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     narrow = [value.astype(np.int32) if value.dtype == np.int64 else value for value in feeds.values()]
     values = list(zip(narrow, job["batch"]["inputs"], strict=True))
 
-    def load() -> _Opened:
+    def load() -> Opened:
         net = ncnn.Net()
         net.opt.num_threads = job["threads"]
         if net.load_param(job["path"]) != 0 or net.load_model(job["weights"]) != 0:
@@ -267,7 +267,7 @@ def _ncnn(job: dict[str, Any], feeds: dict[str, Any]) -> _Open:
     return load
 
 
-ARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], _Open]] = {
+ARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Open]] = {
     "stock": _session,
     "tuned": _session,
     "ort-format": _session,
@@ -281,7 +281,7 @@ ARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], _Open]] = {
 _LATE = ("stock", "tuned", "ort-format", "openvino", "splitload", "splitload-buffers")  # take values when they run
 
 
-def _feeds(job: dict[str, Any], folder: str) -> dict[str, Any]:
+def feeds_of(job: dict[str, Any], folder: str) -> dict[str, Any]:
     """Return the inputs, as the arm takes them."""
     feed = _buffer if job["arm"] == "splitload-buffers" else _feed
     return {row["name"]: feed(row, folder) for row in job["inputs"]}
@@ -319,7 +319,7 @@ def _feed(row: dict[str, Any], folder: str) -> Any:
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
-def _saved(value: Any, folder: str, file: str) -> str | None:
+def saved_output(value: Any, folder: str, file: str) -> str | None:
     """Save an output for the comparison; return its file, or None if it is no array."""
     import numpy as np
 

@@ -52,7 +52,7 @@ def answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     load = {**message, "kind": LoadModel.kind}
     read_job(load, (LoadModel,))
     load["path"] = str(Path(folder) / load["path"])
-    feeds = program._feeds(load, folder)
+    feeds = program.feeds_of(load, folder)
     if load["arm"] == "splitload":
         open_model = _splitload(load, feeds, residency)
     else:
@@ -66,7 +66,7 @@ def answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     outputs = run()
     ttfo_s = time.perf_counter() - start
     settle()
-    file = program._saved(outputs[0], folder, "output-0.npy") if load["outputs"] else None
+    file = program.saved_output(outputs[0], folder, "output-0.npy") if load["outputs"] else None
     del outputs
     taken_s = []
     for turn in range(UNMEASURED_RUNS + runs):
@@ -83,11 +83,11 @@ def answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     }
 
 
-def _splitload(load: dict[str, Any], feeds: dict[str, Any], residency: str) -> program._Open:
+def _splitload(load: dict[str, Any], feeds: dict[str, Any], residency: str) -> program.Open:
     """`ParallelLoader` under a ceiling; inputs and outputs are numpy's, as in the other arms."""
     from splitload import ParallelLoader
 
-    def open_model() -> program._Opened:
+    def open_model() -> program.Opened:
         model = ParallelLoader(load["path"], residency=residency)
 
         def settle() -> dict[str, Any]:
