@@ -236,6 +236,6 @@ class Sender:
                 alone=self._mechanisms.one_resident,
                 keep=self._mechanisms.stage_cache,
                 compression=self._mechanisms.compression,
-                link_bytes_s=attempt.member.link_bytes_s,
+                link_bytes_per_s=attempt.member.link_bytes_per_s,
             )
         )

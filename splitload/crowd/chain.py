@@ -15,7 +15,8 @@ from splitload.crowd.orders import StageOrder
 from splitload.crowd.stage_cache import stage_key
 from splitload.runtime.capi.elements import BY_TYPE
 
-_READ_BYTES_S, _RUN_BYTES_S = 200e6, 1e9  # of weights, by a worker of speed 1: guesses until the first task is measured
+# Of weights, by a worker of speed 1: guesses until the first task is measured
+_READ_BYTES_PER_S, _RUN_BYTES_PER_S = 200e6, 1e9
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,6 @@ def _scheduled(number: int, stage: StageEntry, order: StageOrder) -> Stage:
         name=f"{number + 1} ({stage.name})",
         weights_bytes=size,
         memory_bytes=sum(known) if len(known) == len(parts) else size,
-        run_s=max(1e-3, size / _RUN_BYTES_S),
-        load_s=size / _READ_BYTES_S,
+        run_s=max(1e-3, size / _RUN_BYTES_PER_S),
+        load_s=size / _READ_BYTES_PER_S,
     )

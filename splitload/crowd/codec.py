@@ -163,15 +163,15 @@ class EdgeCodec:
         self._clock = clock
         self._left = 0
 
-    def pays(self, memory: Memory, link_bytes_s: float | None) -> bool:
+    def pays(self, memory: Memory, link_bytes_per_s: float | None) -> bool:
         """Return whether to compress a tensor.
 
         Args:
             memory: The tensor.
-            link_bytes_s: What the link to the next device carries, in bytes a second; None where that is not known,
+            link_bytes_per_s: What the link to the next device carries, in bytes a second; None where that is not known,
                 and nothing is compressed.
         """
-        if link_bytes_s is None or not memory.nbytes:
+        if link_bytes_per_s is None or not memory.nbytes:
             return False
         if self._left == 0:
             self._measure(memory)
@@ -179,7 +179,7 @@ class EdgeCodec:
         self._left -= 1
         if self.ratio is None or self.codec_s_per_byte is None:
             return False
-        return self.codec_s_per_byte + self.ratio / link_bytes_s < 1 / link_bytes_s
+        return self.codec_s_per_byte + self.ratio / link_bytes_per_s < 1 / link_bytes_per_s
 
     def _measure(self, memory: Memory) -> None:
         whole = memoryview(bytes_of(memory)).cast("B")

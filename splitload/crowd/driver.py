@@ -163,7 +163,7 @@ class Driver:
             Worker(
                 name=member.address,
                 memory_bytes=min(limits, default=None),
-                link_bytes_per_s=member.link_bytes_s or math.inf,
+                link_bytes_per_s=member.link_bytes_per_s or math.inf,
                 cached=frozenset(places[key] for key in told["cached"] if key in places),
                 resident=next((places[key] for key in told["resident"] if key in places), None),
                 measured={

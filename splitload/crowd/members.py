@@ -38,7 +38,7 @@ class Member:
         banned: Why it gets no tasks, or None.
         tasks: Stages that it loaded and ran, in seconds of this process's clock.
         done: Number of tasks that counted.
-        link_bytes_s: What its link has carried, in bytes a second; None where that is not known.
+        link_bytes_per_s: What its link has carried, in bytes a second; None where that is not known.
         first_cpu_s: Processor seconds that its process had taken when it joined.
     """
 
@@ -51,14 +51,14 @@ class Member:
     banned: str | None = None
     tasks: list[Task] = field(default_factory=list)
     done: int = 0
-    link_bytes_s: float | None = None
+    link_bytes_per_s: float | None = None
     first_cpu_s: float = 0.0
 
     def note_link(self, size: int, seconds: float) -> None:
         """Take what a transfer has shown of its link; small ones show its delay instead."""
         if size >= 1 << 16 and seconds > 0:
             seen = size / seconds
-            self.link_bytes_s = seen if self.link_bytes_s is None else 0.7 * self.link_bytes_s + 0.3 * seen
+            self.link_bytes_per_s = seen if self.link_bytes_per_s is None else 0.7 * self.link_bytes_per_s + 0.3 * seen
 
 
 class Listener(Protocol):

@@ -60,7 +60,7 @@ class TaskOrder(Record):
         alone: Whether no other stage may be in memory.
         keep: Whether the stages that leave memory stay on disk.
         compression: Whether outputs are compressed.
-        link_bytes_s: What the worker's link carries, in bytes a second; None where that is not known.
+        link_bytes_per_s: What the worker's link carries, in bytes a second; None where that is not known.
     """
 
     crowd: str
@@ -73,7 +73,7 @@ class TaskOrder(Record):
     alone: bool
     keep: bool
     compression: Compression
-    link_bytes_s: float | None
+    link_bytes_per_s: float | None
 
 
 def written(order: TaskOrder) -> str:
@@ -113,7 +113,7 @@ def read(text: str) -> TaskOrder:
         alone=reader.flag("alone"),
         keep=reader.flag("keep"),
         compression=reader.choice("compression", *get_args(Compression)),
-        link_bytes_s=None if reader.get("link_bytes_s") is None else reader.number("link_bytes_s"),
+        link_bytes_per_s=None if reader.get("link_bytes_per_s") is None else reader.number("link_bytes_per_s"),
     )
 
 

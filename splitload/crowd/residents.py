@@ -174,4 +174,4 @@ class Residents:
         if order.compression != "auto":
             return order.compression == "always"
         codec = self._codecs.setdefault((order.stage.key, spec.name), EdgeCodec())
-        return codec.pays(memory, order.link_bytes_s)
+        return codec.pays(memory, order.link_bytes_per_s)

@@ -77,7 +77,7 @@ def test_the_rows_of_a_table_leave_with_the_run_that_read_them(
     residents = Residents(cache)
     order = TaskOrder(
         crowd="c", attempt=1, stage=link.order, runs=True, needed=link.needed, carried=(), unload=(), alone=True,
-        keep=True, compression="off", link_bytes_s=None,
+        keep=True, compression="off", link_bytes_per_s=None,
     )  # fmt: skip
     assert residents.open(order) is not None
     file = cache.place(link.order.key, link.order.files) / link.order.graph
