@@ -25,7 +25,7 @@ from splitload.planner.read_model import profile_on
 from splitload.planner.refine import Refined, refine_on
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
-from splitload.planner.residency import PlanMemory, Residency
+from splitload.planner.residency import MemoryLimit, PlanMemory
 from splitload.planner.resume_hint import resume_hint
 from splitload.planner.search import FoundPlan, Search, fixed_plan
 from splitload.planner.seeds import SeedRun, best_of, search_seeds
@@ -116,10 +116,10 @@ def make_plan(
     if request.residency is None:
         profile = profile_on(device, graph, report, feeds)
         return _searched(request, report, profile, settings)
-    residency = Residency(request.ceiling_bytes, device.measuring, graph, feeds, report)
-    ceiling = residency.ceiling(most)
+    limits = MemoryLimit(request.ceiling_bytes, device.measuring, graph, feeds, report)
+    ceiling = limits.ceiling(most)
     profile = profile_on(device, graph, report, feeds)
-    planned, memory = residency.plan(
+    planned, memory = limits.plan(
         ceiling,
         lambda limit: _searched(request, report, profile, {**settings, "ceiling": limit}),
         lambda each: each.search.written(each.found.partition),

@@ -22,7 +22,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.least_ceiling import CeilingTooLowError
 from splitload.planner.report import Report
-from splitload.planner.residency import PlanMemory, Residency, advised
+from splitload.planner.residency import MemoryLimit, PlanMemory, advised
 from splitload.training.opened import Opened, load_opened
 
 _WHAT = "the portable part for other machines"
@@ -151,9 +151,9 @@ def _under_ceiling(
         )
         return plan
 
-    def limits(ceiling_bytes: int | None, graph: ModelGraph) -> Residency:
+    def limits(ceiling_bytes: int | None, graph: ModelGraph) -> MemoryLimit:
         measuring = None if scheme.arena_bytes is None else beside.measuring
-        return Residency(ceiling_bytes, measuring, graph, beside.feeds, beside.report)
+        return MemoryLimit(ceiling_bytes, measuring, graph, beside.feeds, beside.report)
 
     ceiling_bytes = scheme.residency if isinstance(scheme.residency, int) else None
     here = limits(ceiling_bytes, plan.graph)
@@ -174,7 +174,9 @@ def _under_ceiling(
     return replace(plan, scheme=memory.scheme(scheme.residency))
 
 
-def _memory_kept(beside: Beside, plan: VariantPlan, ceiling_bytes: int | None, limits: Residency) -> PlanMemory | None:
+def _memory_kept(
+    beside: Beside, plan: VariantPlan, ceiling_bytes: int | None, limits: MemoryLimit
+) -> PlanMemory | None:
     """Return what a plan takes that is cut as before, if that was for a ceiling and it keeps this one; else None."""
     before = beside.cut_as
     if before is None or before.residency is None or plan.partition.num_stages != len(before.stages):

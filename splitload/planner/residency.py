@@ -18,7 +18,7 @@ from splitload.planner.least_ceiling import MOST_STAGES, CeilingTooLowError, che
 from splitload.runtime.residency import ARENA_SHARE
 
 if TYPE_CHECKING:
-    from splitload.base.sizes import Residency as Amount
+    from splitload.base.sizes import Residency
     from splitload.devices import Measuring
     from splitload.planner.report import Report
 
@@ -51,7 +51,7 @@ class PlanMemory:
         """The most that is in memory of one device at a time if nothing stays that need not."""
         return peak_bytes(self.stages, self.arena_bytes)
 
-    def scheme(self, residency: Amount) -> ResidencyScheme:
+    def scheme(self, residency: Residency) -> ResidencyScheme:
         """Return the execution scheme of the plan.
 
         Args:
@@ -79,7 +79,7 @@ class PlanMemory:
         return stage.weights_bytes + self.arena_bytes + sum(each.session_bytes for each in self.stages)
 
 
-class Residency:
+class MemoryLimit:
     """What a model may take of memory on a device, and what its plans do.
 
     Args:

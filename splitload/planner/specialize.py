@@ -25,7 +25,7 @@ from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
-from splitload.planner.residency import Residency
+from splitload.planner.residency import MemoryLimit
 from splitload.planner.search import FoundPlan, Search
 from splitload.planner.trial import choose_measured
 from splitload.planner.write_bundle import notes_of, write_bundle
@@ -180,7 +180,7 @@ def _planned(
             device, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
         )
     else:
-        limits = Residency(residency if isinstance(residency, int) else None, device.measuring, graph, feeds, report)
+        limits = MemoryLimit(residency if isinstance(residency, int) else None, device.measuring, graph, feeds, report)
         (search, found), memory = limits.plan(
             limits.ceiling(None), searched, lambda each: each[0].written(each[1].partition)
         )

@@ -30,7 +30,7 @@ from splitload.planner.parallel import check_cluster
 from splitload.planner.read_model import native_left_out, read_model
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
-from splitload.planner.residency import Residency, advised
+from splitload.planner.residency import MemoryLimit, advised
 from splitload.planner.result import TrainResult
 from splitload.planner.resume_hint import resume_hint
 from splitload.planner.search import FoundPlan
@@ -134,7 +134,7 @@ def _advised(request: TrainRequest, report: Report, device: Device, error: Ceili
 
     def attempt(ceiling_bytes: int) -> None:
         source, graph, _ = _opened(replace(request, residency=ceiling_bytes), report, device)
-        limits = Residency(ceiling_bytes, device.measuring, graph, {**source.examples, **request.feeds}, report)
+        limits = MemoryLimit(ceiling_bytes, device.measuring, graph, {**source.examples, **request.feeds}, report)
         limits.ceiling(most_stages(request, graph.first_trainable))
 
     return advised(error, attempt)

@@ -26,7 +26,7 @@ from splitload.frontends import open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.planner.portable import Beside, with_opened, with_portable
 from splitload.planner.report import LogReport
-from splitload.planner.residency import Residency
+from splitload.planner.residency import MemoryLimit
 from splitload.planner.write_bundle import write_bundle
 from splitload.runtime.residency import Needs
 
@@ -59,7 +59,7 @@ def native(source: Source, cache: Path, residency: int | str) -> VariantPlan:
     """Return a plan of four native stages under a ceiling."""
     limits = residency if isinstance(residency, int) else None
     graph = load_graph(source, "native", cache, max_weight_bytes=limits and limits // 4)
-    plan, memory = Residency(None, None, graph, {}, LogReport()).least()
+    plan, memory = MemoryLimit(None, None, graph, {}, LogReport()).least()
     return VariantPlan(graph, plan, 1, None, memory.scheme(residency))  # type: ignore[arg-type]
 
 

@@ -19,7 +19,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.least_ceiling import CeilingTooLowError
 from splitload.planner.report import LogReport
-from splitload.planner.residency import PlanMemory, Residency
+from splitload.planner.residency import MemoryLimit, PlanMemory
 
 CEILING = 6_000_000
 
@@ -52,7 +52,7 @@ def graph(tmp_path: Path) -> ModelGraph:
 
 def planned(graph: ModelGraph, device: Measured) -> tuple[list[Ceiling], Partition, PlanMemory]:
     """Return the ceilings that were searched under, the plan and what it needs; each search takes the fewest stages."""
-    residency = Residency(CEILING, device, graph, {}, LogReport())  # type: ignore[arg-type]
+    residency = MemoryLimit(CEILING, device, graph, {}, LogReport())  # type: ignore[arg-type]
     ceilings: list[Ceiling] = []
 
     def search(ceiling: Ceiling | None) -> Partition:
