@@ -119,7 +119,6 @@ def simulate(
     num_items: int,
     mechanisms: Mechanisms | None = None,
     surroundings: Surroundings | None = None,
-    max_in_flight: int | None = None,
     watch: Callable[[Pipeline], None] | None = None,
 ) -> Simulation:
     """Run items through a simulated crowd.
@@ -130,13 +129,12 @@ def simulate(
         num_items: Items, all there from the beginning.
         mechanisms: As of `Pipeline`.
         surroundings: Links, scheduler, noise.
-        max_in_flight: As of `Pipeline`.
         watch: Called with the pipeline before anything else, to measure it.
 
     Raises:
         ClusterError: A stage is needed that no device can hold, or no device is left.
     """
-    pipeline = Pipeline(stages, mechanisms, max_in_flight)
+    pipeline = Pipeline(stages, mechanisms)
     if watch is not None:
         watch(pipeline)
     return _Run(pipeline, devices, num_items, surroundings or Surroundings()).run()

@@ -17,7 +17,7 @@ from pathlib import Path
 from splitload.base.errors import StageError
 from splitload.measure.storage import disk_of
 
-ROOT = Path("/sys/fs/cgroup")
+_ROOT = Path("/sys/fs/cgroup")
 _ENTER = 'for group in $1; do echo $$ > "$group/cgroup.procs" || exit 125; done; shift; exec "$@"'
 
 
@@ -28,14 +28,13 @@ class ControlGroups:
         name: What the names of all begin with.
         count: How many sets there are.
         limits: What is written into the files of each group, by controller and file.
-        root: Where the controllers are mounted.
 
     Raises:
         StageError: If the system refuses; what was made by then is removed.
     """
 
-    def __init__(self, name: str, count: int, limits: Mapping[str, Mapping[str, str]], root: Path = ROOT) -> None:
-        self._name, self._controllers, self._root = name, tuple(limits), root
+    def __init__(self, name: str, count: int, limits: Mapping[str, Mapping[str, str]]) -> None:
+        self._name, self._controllers = name, tuple(limits)
         try:
             for number in range(count):
                 for controller, values in limits.items():
@@ -46,7 +45,7 @@ class ControlGroups:
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
-                raise StageError(f"cannot make control groups in '{root}': {error.strerror}") from error
+                raise StageError(f"cannot make control groups in '{_ROOT}': {error.strerror}") from error
             raise
 
     def within(self, number: int) -> tuple[str, ...]:
@@ -65,24 +64,24 @@ class ControlGroups:
         Raises:
             StageError: If there is a process in one.
         """
-        remove_groups(self._name, self._controllers, self._root)
+        remove_groups(self._name, self._controllers)
 
     def _group(self, controller: str, number: int) -> Path:
-        return self._root / controller / f"{self._name}{number}"
+        return _ROOT / controller / f"{self._name}{number}"
 
 
-def are_mounted(controllers: Collection[str], root: Path = ROOT) -> bool:
+def are_mounted(controllers: Collection[str]) -> bool:
     """Return whether this system has controllers of cgroup version 1."""
-    return all((root / controller / "cgroup.procs").is_file() for controller in controllers)
+    return all((_ROOT / controller / "cgroup.procs").is_file() for controller in controllers)
 
 
-def remove_groups(name: str, controllers: Collection[str], root: Path = ROOT) -> None:
+def remove_groups(name: str, controllers: Collection[str]) -> None:
     """Remove the groups whose names begin with a name, whoever has made them.
 
     Raises:
         StageError: If there is a process in one.
     """
-    for group in (each for controller in controllers for each in (root / controller).glob(f"{name}*")):
+    for group in (each for controller in controllers for each in (_ROOT / controller).glob(f"{name}*")):
         for _ in range(40):  # the last process may still be leaving
             with suppress(FileNotFoundError):
                 try:
@@ -95,11 +94,11 @@ def remove_groups(name: str, controllers: Collection[str], root: Path = ROOT) ->
             raise StageError(f"the control group '{group}' cannot be removed: a process is in it")
 
 
-def members_of(name: str, controllers: Collection[str], root: Path = ROOT) -> set[int]:
+def members_of(name: str, controllers: Collection[str]) -> set[int]:
     """Return the processes in the groups whose names begin with a name."""
     found: set[int] = set()
     for controller in controllers:
-        for file in (root / controller).glob(f"{name}*/cgroup.procs"):
+        for file in (_ROOT / controller).glob(f"{name}*/cgroup.procs"):
             with suppress(OSError):
                 found.update(map(int, file.read_text().split()))
     return found
