@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
 _MAPS = "/proc/self/maps"
 _PIECES = "/proc/self/map_files"  # has a name for each piece of memory that a file is mapped to
+_REMOVED = " (deleted)"  # is added to the name of a file that is no more
 _DONTNEED, _RANDOM = 4, 1  # of madvise
 
 
@@ -30,31 +31,53 @@ def check_system() -> None:
         raise UsageError("residency needs Linux, which says where weights are mapped; leave it out")
 
 
-def spans(paths: Sequence[str]) -> list[Span]:
-    """Return where files, or what links to files lead to, are mapped now, by whomever in this process."""
-    files = {(os.stat(path).st_ino, os.path.basename(os.path.realpath(path))) for path in paths}
+def identities(paths: Sequence[str]) -> frozenset[tuple[int, str]]:
+    """Return the numbers and names of files, or of what links to files lead to, by which they are known where mapped.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    # not by the device, which some file systems call otherwise where they are mapped
+    return frozenset((os.stat(path).st_ino, os.path.basename(os.path.realpath(path))) for path in paths)
+
+
+def spans(files: frozenset[tuple[int, str]]) -> list[Span]:
+    """Return where files are mapped now, by whomever in this process; they may have been moved or removed meanwhile."""
     result = []
     with open(_MAPS, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:  # 7f0000000000-7f0000001000 r--p 00000000 fe:00 131842    /a/file
             where, _, _, _, inode, *name = line.split(None, 5)
-            # not by the device, which some file systems call otherwise here
-            if name and (int(inode), os.path.basename(name[0].rstrip("\n"))) in files:
+            if name and (int(inode), os.path.basename(name[0].rstrip("\n").removesuffix(_REMOVED))) in files:
                 begin, end = where.split("-")
                 result.append((int(begin, 16), int(end, 16)))
     return result
 
 
-def kept(where: Sequence[Span], pieces: Sequence[Span], paths: Sequence[str]) -> Sequence[Span]:
+def files_at(pieces: Sequence[Span]) -> list[str | None]:
+    """Return the file that each whole piece of memory is mapped from; None where no file is mapped to just that."""
+    found: list[str | None] = []
+    for begin, end in pieces:
+        try:
+            found.append(os.readlink(f"{_PIECES}/{begin:x}-{end:x}"))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def kept(
+    where: Sequence[Span], pieces: Sequence[Span], names: Sequence[str | None], files: frozenset[tuple[int, str]]
+) -> Sequence[Span]:
     """Return the parts of what is mapped that still are: other memory may have taken the place, and be emptied.
 
     Args:
         where: What is asked for.
         pieces: The whole pieces in which it was mapped.
-        paths: The files.
+        names: What `files_at` said of them then.
+        files: The identities of their files.
     """
-    if all(os.path.lexists(f"{_PIECES}/{begin:x}-{end:x}") for begin, end in pieces):
+    if None not in names and files_at(pieces) == list(names):
         return where
-    common = [(max(begin, low), min(end, high)) for begin, end in where for low, high in spans(paths)]
+    common = [(max(begin, low), min(end, high)) for begin, end in where for low, high in spans(files)]
     return [(begin, end) for begin, end in common if begin < end]
 
 

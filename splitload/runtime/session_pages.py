@@ -6,7 +6,6 @@ takes its place would be emptied: memory that is no file's is lost then.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 
 from splitload.runtime import mapped
@@ -32,14 +31,18 @@ class SessionPages:
     def __init__(self, paths: Sequence[str]) -> None:
         self.spans: Sequence[Span] = ()
         self._paths = paths
+        self._files: frozenset[tuple[int, str]] = frozenset()
+        self._names: Sequence[str | None] = ()  # of the files, as the system says that they are mapped at `spans`
         self._session: Callable[[], Any] = lambda: None
 
     def open(self, open_session: Callable[[], Any]) -> Any:
         """Open the session, find what it has mapped, and return it."""
-        others = set(mapped.spans(self._paths))  # another session's, which may be closed sooner
+        self._files = mapped.identities(self._paths)
+        others = set(mapped.spans(self._files))  # another session's, which may be closed sooner
         session = open_session()
-        now = mapped.spans(self._paths)
+        now = mapped.spans(self._files)
         self.spans = [span for span in now if span not in others] or now  # where another's was that has gone meanwhile
+        self._names = mapped.files_at(self.spans)
         self._session = weakref.ref(session)
         return session
 
@@ -57,5 +60,4 @@ class SessionPages:
         """
         session = self._session()  # while it lives, nothing else is mapped there
         if session is not None:
-            with contextlib.suppress(FileNotFoundError):  # the files are gone
-                mapped.drop(mapped.kept(where, self.spans, self._paths))
+            mapped.drop(mapped.kept(where, self.spans, self._names, self._files))

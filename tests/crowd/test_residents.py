@@ -57,7 +57,7 @@ def filled(folder: Path, bundle: Path, files: tuple[File, ...], key: str) -> Sta
 
 def mapped_bytes(path: Path) -> int:
     """Return how much of a file this process has mapped and in memory."""
-    spans = {f"{begin:x}-{end:x}" for begin, end in mapped.spans([os.fspath(path)])}
+    spans = {f"{begin:x}-{end:x}" for begin, end in mapped.spans(mapped.identities([os.fspath(path)]))}
     found, inside = 0, False
     for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
         if line.endswith("kB") and inside and line.startswith("Rss:"):
@@ -88,6 +88,6 @@ def test_the_rows_of_a_table_leave_with_the_run_that_read_them(
         np.testing.assert_allclose(answer, np.tanh(table[rows]), rtol=1e-6)
         assert mapped_bytes(file) <= 4 * mapped.PAGE_BYTES, "of the graph, and no row"
     residents.let_go_all()
-    assert mapped.spans([os.fspath(file)]) == []
+    assert mapped.spans(mapped.identities([os.fspath(file)])) == []
     assert residents.keys() == []
     cache.close()

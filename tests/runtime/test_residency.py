@@ -90,7 +90,7 @@ def in_memory(model: ParallelLoader) -> set[int]:
     """Return the stages of which more than the graph is in memory, as the system sees it."""
     found = set()
     for index, paths in enumerate(model._staged.residency._paths):  # type: ignore[union-attr]
-        spans, resident, inside = set(mapped.spans(paths)), 0, False
+        spans, resident, inside = set(mapped.spans(mapped.identities(paths))), 0, False
         for line in Path("/proc/self/smaps").read_text(errors="surrogateescape").splitlines():
             words = line.split()
             if "-" in words[0] and not words[0].endswith(":"):
@@ -313,7 +313,7 @@ def test_what_another_loader_has_mapped_is_left_alone(bundle: Path, engine: Any)
             of_model = {span for pages in model._staged.residency._pages for span in pages.spans}  # type: ignore[union-attr]
     paths = [os.fspath(bundle / stage.graph.name) for stage in model.variant.stages]
     assert len(of_model) == LAYERS
-    assert not of_model & set(mapped.spans(paths))
+    assert not of_model & set(mapped.spans(mapped.identities(paths)))
 
 
 def test_a_session_may_be_mapped_where_one_was_that_has_gone_meanwhile(bundle: Path) -> None:
@@ -335,11 +335,13 @@ def test_memory_that_has_taken_the_place_of_a_file_is_left_alone(tmp_path: Path)
     (tmp_path / "file").write_bytes(b"\1" * 65536)
     path = os.fspath(tmp_path / "file")
     with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
-        ((begin, end),) = where = mapped.spans([path])
-        assert mapped.kept(where, where, [path]) == where
+        ((begin, end),) = where = mapped.spans(mapped.identities([path]))
+        files = mapped.files_at(where)
+        known = mapped.identities([path])
+        assert mapped.kept(where, where, files, known) == where
         part = [(begin + 4096, end)]
-        assert mapped.kept(part, [(begin, end + 4096)], [path]) == part  # now two pieces were one
-    assert mapped.kept(where, where, [path]) == []
+        assert mapped.kept(part, [(begin, end + 4096)], [None], known) == part  # now two pieces were one
+    assert mapped.kept(where, where, files, known) == []
 
 
 def test_a_loader_that_is_gone_gives_nothing_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

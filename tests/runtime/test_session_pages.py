@@ -50,8 +50,20 @@ def test_a_part_is_given_back_by_itself(path: Path) -> None:
     assert session.written == (1, 0)
 
 
+def test_a_file_that_was_moved_or_removed_is_given_back_all_the_same(path: Path, tmp_path: Path) -> None:
+    pages = SessionPages([str(path)])
+    session = pages.open(lambda: Session(path))
+    (tmp_path / "elsewhere").mkdir()
+    moved = path.rename(tmp_path / "elsewhere" / path.name)
+    pages.give_back(pages.split(2 * PAGE_BYTES)[0])
+    assert session.written == (0, 1)
+    moved.unlink()
+    pages.give_back(pages.spans)
+    assert session.written == (0, 0)
+
+
 def test_what_takes_the_place_of_a_session_keeps_its_pages(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "other.ort").write_bytes(bytes(2 * PAGE_BYTES))
+    (tmp_path / "other.ort").write_bytes(bytes(4 * PAGE_BYTES))
     pages = SessionPages([str(path)])
     session = pages.open(lambda: Session(path))
     session.memory.close()
