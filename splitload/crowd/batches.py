@@ -140,9 +140,10 @@ def _arrays(path: Path, names: set[str]) -> dict[str, Any]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        with path.open("rb") as opened:  # numpy takes an array of its own or a pickle as well
+            if not zipfile.is_zipfile(opened):
                 raise UsageError(f"'{path}' is no .npz file; numpy.savez writes one: savez(FILE, NAME=array, ...)")
+        with np.load(path, allow_pickle=False) as file:
             if set(file.files) != names:
                 raise UsageError(f"'{path}' has the arrays {sorted(file.files)}, the model takes {sorted(names)}")
             return {name: file[name] for name in names}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from splitload.base.errors import ModelError, OutputError, StageError
+from splitload.base.errors import ModelError, OutputError, StageError, UsageError
 from splitload.bundle.manifest import TensorSpec
 from splitload.crowd.batches import Batches, check_output, joined, save
 
@@ -19,6 +19,14 @@ def test_inputs_are_taken_from_the_first_axis(tmp_path: Path) -> None:
     given = list(batches)
     assert batches.count == len(given) == 6
     assert given[2]["a"].tolist() == [[2]] and given[2]["b"].tolist() == [4, 5]
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", np.ones(3))
+    (tmp_path / "d.npz").write_text("no archive")
+    for name in ("d.npy", "d.npz"):
+        with pytest.raises(UsageError, match=f"{name}' is no .npz file; numpy.savez writes one"):
+            Batches(tmp_path / name, [])
 
 
 @pytest.mark.parametrize("shape", [(), None])
