@@ -265,7 +265,7 @@ class Driver:
         attempt = self._attempts.get(told["attempt"])
         if attempt is None or self._error is not None:
             return
-        attempt.member.told.update({key: told[key] for key in ("peak_bytes", "cpu_s")})
+        attempt.member.told.update({key: told[key] for key in ("peak_bytes", "cpu_s", "most_resident")})
         failed = told.get("failed")
         order, now_s = attempt.order, self._now_s()
         if failed is None:

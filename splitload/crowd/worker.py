@@ -266,7 +266,11 @@ def run_task(text: str, given: Buffer | None) -> bytes | None:
     except (SplitloadError, MemoryError, OSError) as error:
         told |= {"failed": "worker", "error": " ".join(str(error).split()) or type(error).__name__}
     return_memory()
-    told |= {"peak_bytes": plugin.meter.peak_bytes(), "cpu_s": time.process_time()}
+    told |= {
+        "peak_bytes": plugin.meter.peak_bytes(),
+        "cpu_s": time.process_time(),
+        "most_resident": plugin.residents.most,
+    }
     worker.log_event(topic(order.crowd), told)
     return made
 
