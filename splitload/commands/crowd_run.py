@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitload.base.errors import SplitloadError
+from splitload.base.errors import SplitloadError, UsageError
 from splitload.base.machine import available_threads
 from splitload.base.phrases import count_of, milliseconds
 from splitload.base.sizes import megabytes, read_bytes, read_residency
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     from splitload.crowd.batches import Batches, check_output, joined, save
     from splitload.crowd.chain import read_bundle
 
+    _check_where(options)
     target = None if options.output is None else Path(options.output)
     if target is not None:
         check_output(target)
@@ -92,13 +93,18 @@ def run_options(sub: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--workers",
         type=reading(at_least_one),
-        default=available_threads(),
         metavar="N",
-        help="processes of a crowd on this machine (default: %(default)s, as many as it has processors)",
+        help=f"processes of a crowd on this machine (default: {available_threads()}, as many as it has processors)",
     )
-    sub.add_argument("--certificates", metavar="DIR", help="the folder that 'splitload crowd certificates' made")
     sub.add_argument(
-        "--insecure", action="store_true", help="do without certificates, where every machine in the network is trusted"
+        "--certificates",
+        metavar="DIR",
+        help="with --scheduler: the folder that 'splitload crowd certificates' made, or what was copied",
+    )
+    sub.add_argument(
+        "--insecure",
+        action="store_true",
+        help="with --scheduler: do without certificates, where every machine in the network is trusted",
     )
     sub.add_argument(
         "--mode",
@@ -129,9 +135,26 @@ def run_options(sub: argparse.ArgumentParser) -> None:
         help=f"mechanisms to do without, to measure what they are worth: {', '.join(_SWITCHES)}",
     )
     sub.add_argument(
-        "--cache-size", type=reading(read_bytes), metavar="SIZE", help="disk for stages of each worker of --workers"
+        "--cache-size",
+        type=reading(read_bytes),
+        metavar="SIZE",
+        help="with --workers: how much of the disk the stages that each keeps may take (default: 1GB)",
     )
     sub.add_argument("-o", "--output", metavar="OUT.npz", help="save the outputs, joined as the inputs are")
+
+
+def _check_where(options: argparse.Namespace) -> None:
+    """Refuse what a crowd of this kind would ignore: its workers or its scheduler say it.
+
+    Raises:
+        UsageError: If something is given that has no meaning.
+    """
+    if options.scheduler is None:
+        for option, given in (("--certificates", options.certificates is not None), ("--insecure", options.insecure)):
+            if given:
+                raise UsageError(f"{option} is for a crowd that is there: give --scheduler ADDRESS, or leave it out")
+    elif options.cache_size is not None:
+        raise UsageError("--cache-size is for workers that this command starts: give it to 'splitload crowd worker'")
 
 
 @contextlib.contextmanager
@@ -140,7 +163,7 @@ def _client(options: argparse.Namespace) -> Iterator[Any]:
     if options.scheduler is None:
         from splitload.crowd.local import LocalCrowd
 
-        with LocalCrowd(options.workers, cache_bytes=options.cache_size) as local:
+        with LocalCrowd(options.workers or available_threads(), cache_bytes=options.cache_size) as local:
             yield local.client
     else:
         from splitload.crowd.remote import connected

@@ -16,6 +16,7 @@ import pytest
 import runtime_models
 
 from splitload import ParallelLoader
+from splitload.base.machine import available_threads
 from splitload.cli import main
 
 COUNT = 6
@@ -45,6 +46,7 @@ def test_outputs_are_saved_as_the_inputs_lie(
     told: dict[str, Any] = json.loads(out)
     assert told["num_inputs"] == COUNT and told["errors"] == {} and told["saved"] == str(target)
     assert {device["name"] for device in told["devices"]} == {"local-1", "local-2"}
+    assert {device["most_resident"] for device in told["devices"]} == {1}
     assert sum(device["tasks"] for device in told["devices"]) == COUNT * len(told["stages"])
     given, saved = np.load(data), np.load(target)
     with ParallelLoader(chain_bundle, upgrade=False) as model:
@@ -76,8 +78,27 @@ def test_a_table_says_what_each_device_did(chain_bundle: Path, data: Path, capsy
         ({"x": np.ones((1, 16)), "z": np.ones(16)}, ["--scheduler", "tcp://10.0.0.1:1"], "--certificates"),
         ({"x": np.ones((1, 16)), "z": np.ones(16)}, ["--workers", "0"], "at least 1"),
         ({"x": np.ones((1, 16)), "z": np.ones(16)}, ["--without", "luck"], "mechanism"),
+        (None, ["--workers", str(available_threads()), "--scheduler", "tcp://127.0.0.1:1"], "not allowed with"),
+        (None, ["--certificates", "keys"], "--certificates is for a crowd that is there"),
+        (None, ["--insecure"], "--insecure is for a crowd that is there"),
+        (None, ["--scheduler", "tcp://127.0.0.1:1", "--cache-size", "1GB"], "'splitload crowd worker'"),
     ],
-    ids=["file", "names", "rows", "counts", "none", "output", "scheme", "trust", "workers", "without"],
+    ids=[
+        "file",
+        "names",
+        "rows",
+        "counts",
+        "none",
+        "output",
+        "scheme",
+        "trust",
+        "workers",
+        "without",
+        "both",
+        "keys",
+        "insecure",
+        "cache",
+    ],
 )
 def test_bad_requests_are_one_line(
     chain_bundle: Path,
