@@ -22,6 +22,7 @@ from splitload.crowd.servers import WorkerSettings, run_scheduler, run_worker
 from splitload.crowd.settings import DEFAULT_CACHE_BYTES, ONE_HOST
 
 SCHEDULER_PORT = 8786  # Dask's
+_WITH_ALL = "scheduler-close"  # Dask's word
 _SOON = timedelta(days=30)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -51,7 +52,10 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
         console.note(f"the worker '{name}' of {address} listens at {made.address}, with {limit} of memory for stages")
 
     reason = _interruptible(lambda: run_worker(address, settings, started), f"the worker '{name}' ended")
-    console.note(f"the worker '{name}' ended{f', as the scheduler says: {reason}' if reason else ''}")
+    why = (
+        "" if reason is None else " with its scheduler" if reason == _WITH_ALL else f", as the scheduler says: {reason}"
+    )
+    console.note(f"the worker '{name}' ended{why}")
     return {"name": name, "scheduler": str(address), "ended_for": reason or "SIGTERM"}
 
 
@@ -180,8 +184,8 @@ def _named(word: str | None) -> str:
     name = word if word is not None else socket.gethostname()
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"a worker's name has letters, digits, dots and dashes, at most 63, and '{name:.80}' does not fit: give "
-            "--name"
+            f"a worker's name has letters, digits, dots, dashes and underscores, at most 63, and '{name:.80}' does not "
+            "fit: give --name"
         )
     return name
 

@@ -81,7 +81,7 @@ def test_a_worker_runs_until_sigterm_and_leaves_nothing(
     ("how", "code", "said"),
     [
         (signal.SIGKILL, 1, "splitload: the scheduler at {} is gone, and the worker 'pi1' ended\n"),
-        (signal.SIGTERM, 0, "the worker 'pi1' ended, as the scheduler says: scheduler-close\n"),
+        (signal.SIGTERM, 0, "the worker 'pi1' ended with its scheduler\n"),
     ],
     ids=["killed", "ended"],
 )
