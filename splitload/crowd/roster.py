@@ -7,12 +7,15 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from splitload.base.phrases import count_of
+from splitload.base.sizes import megabytes
 from splitload.crowd.balance import Balance
 from splitload.crowd.entities import Assignment, Preparation, Stage, Worker
 from splitload.crowd.mechanisms import Mechanisms
 from splitload.crowd.placement import Seat, Tier
 from splitload.crowd.seconds import Seconds
 from splitload.crowd.station import SLOTS, Job, Station
+from splitload.plan.crowd import RUNTIME_BYTES
 
 _EARLY = 0.1  # of a run: measured seconds differ by as much
 _LOOK = 32  # of more workers in the same state, as many are looked at and stand for all
@@ -230,9 +233,11 @@ class Roster:
             best = max(stations, key=lambda station: station.worker.memory_bytes or 0)
             missing_bytes = stage.memory_bytes - (best.worker.memory_bytes or 0)
             return (
-                f"no worker can hold stage '{stage.name}': it needs {stage.memory_bytes / 1e6:.1f} MB, and the largest "
-                f"of {len(stations)}, '{best.worker.name}', lacks {missing_bytes / 1e6:.1f} MB of it; cut the model "
-                "into smaller stages, or let a larger worker take part"
+                f"no worker can hold stage '{stage.name}': it needs {stage.memory_bytes / 1e6:.1f} MB, and of "
+                f"{count_of(len(stations), 'worker')} the one that may use most, '{best.worker.name}', lacks "
+                f"{missing_bytes / 1e6:.1f} MB of it; cut the model into smaller stages, let a larger worker take "
+                f"part, or allow more by --residency or a worker's --memory, of which {megabytes(RUNTIME_BYTES)} are "
+                "the runtime's"
             )
         return None
 

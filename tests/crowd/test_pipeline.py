@@ -279,8 +279,9 @@ def test_a_stage_that_nobody_can_hold_is_told_with_what_is_lacking() -> None:
     assert pipeline.lacking() is None, "nothing is to be done"
     pipeline.add_item(0)
     assert pipeline.lacking() == (
-        "no worker can hold stage 'large': it needs 50.0 MB, and the largest of 2, 'phone', lacks 10.0 MB of it; "
-        "cut the model into smaller stages, or let a larger worker take part"
+        "no worker can hold stage 'large': it needs 50.0 MB, and of 2 workers the one that may use most, 'phone', "
+        "lacks 10.0 MB of it; cut the model into smaller stages, let a larger worker take part, or allow more "
+        "by --residency or a worker's --memory, of which 20.0 MB are the runtime's"
     )
     pipeline.add_worker(Worker("desk"), 0.0)
     assert pipeline.lacking() is None
