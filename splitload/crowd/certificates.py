@@ -113,7 +113,7 @@ def tls_context(folder: Path, role: str) -> ssl.SSLContext:
     return context
 
 
-def security_from(folder: Path, *roles: str) -> Any:
+def security_from(folder: str | Path, *roles: str) -> Any:
     """Return the `distributed.Security` of processes with these roles: TLS 1.3, and a certificate from both sides.
 
     Args:
@@ -123,6 +123,7 @@ def security_from(folder: Path, *roles: str) -> Any:
     Raises:
         CertificateError: If certificates are missing, out of date, or open to others.
     """
+    folder = Path(folder)
     for role in roles:
         check_certificates(folder, role)
     import distributed

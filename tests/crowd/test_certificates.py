@@ -158,7 +158,7 @@ def test_a_folder_that_is_none_is_refused(folder: Path) -> None:
 
 def test_dask_is_told_to_ask_both_sides(folder: Path) -> None:
     pytest.importorskip("distributed")
-    security = security_from(folder, "scheduler", "worker")
+    security = security_from(str(folder), "scheduler", "worker")
     assert security.require_encryption is True
     for role in ("scheduler", "worker"):
         for context in (
