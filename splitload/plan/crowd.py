@@ -103,8 +103,9 @@ def _crowd(top: Reader) -> Crowd:
 
 def _group(row: Reader) -> WorkerGroup:
     row.only("count", "memory", "speed", "link_mbit_s")
+    word = row.text("memory")
     try:
-        memory_bytes = read_bytes(row.text("memory"))
+        memory_bytes = read_bytes(word)
     except ValueError as error:
         raise BundleError(f"{row.where}.memory: {error}") from error
     if memory_bytes <= RUNTIME_BYTES:

@@ -41,7 +41,7 @@ def test_what_it_says(tmp_path: Path) -> None:
         (TEXT + "energy = 1\n", r"crowd.workers\[0\] has unknown keys \['energy'\]"),
         ("name = 1\n" + TEXT, r"crowd has unknown keys \['name'\]"),
         (TEXT.replace("160MB", "much"), r"crowd.workers\[0\].memory: it must be a size such as 48MB"),
-        (TEXT.replace('"160MB"', "160"), "memory must be a string"),
+        (TEXT.replace('"160MB"', "160"), r"': crowd.workers\[0\].memory must be a string"),
         (TEXT.replace("160MB", "20MB"), r"crowd.workers\[0\].memory is 20.0 MB; the runtime alone takes 20.0 MB"),
         (TEXT.replace("count = 3", "count = 0"), "count must be a count of at least 1"),
         (TEXT.replace("count = 3", "count = 100001"), "crowd.workers are 100001, allowed are 100000"),
