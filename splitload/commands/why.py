@@ -12,6 +12,8 @@ from splitload.commands.console import Console
 from splitload.plan.objectives import OBJECTIVES
 from splitload.planner.why import MAX_PLANS
 
+_OF_A_CROWD = " All of this is of one device alone; the plan was taken for the {} of a crowd."
+
 
 def show_why(
     plan: Mapping[str, Any], num_stages: int, console: Console, *, trained: bool = False, where: str = "plan"
@@ -61,7 +63,8 @@ def show_why(
     console.print(
         f"Opening a stage of a cut costs {1e3 * stage_s:.2f} ms besides its share of the model. Loading in parallel "
         f"and inferring meanwhile could save at most {1e3 * saving_s:.1f} of the {1e3 * first_s.get(1, 0.0):.1f} ms "
-        f"that one stage takes ({predicted}). A cut is made for a tenth or more."
+        f"that one stage takes ({predicted})."
+        + (_OF_A_CROWD.format(objective) if OBJECTIVES[objective].of_crowd else " A cut is made for a tenth or more.")
     )
     if trained:
         console.print("The last stage holds what is trained, and is cut off for that, whatever it costs.")

@@ -47,6 +47,18 @@ def test_inspect_says_why_a_trained_stage_is_cut_off(run: Any) -> None:
         assert ("holds what is trained, and is cut off for that" in run("inspect", "--why", "b.splitload")) == trained
 
 
+def test_a_plan_for_a_crowd_is_not_explained_by_one_device(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"num_stages": 1, "split_points": [], "loaded_s": 1, "ttfo_s": 1}
+    why = {"why": {"plans": [row], "stage_s": 0, "saving_s": 0}}
+    for objective, of_crowd in (("latency", True), ("balance", False)):
+        show_why(
+            {"objective": objective, "agent": "exact", "profile_source": "simulated", **why}, 1, Console(json=False)
+        )
+        out = capsys.readouterr().out
+        assert ("the plan was taken for the latency of a crowd" in out) == of_crowd
+        assert ("A cut is made for a tenth or more" in out) != of_crowd
+
+
 def test_why_is_bounded(run: Any) -> None:
     run("profile", "zoo:mobilenet_v1", "--device", "s20", "-o", "p.json")
     profile = Profile.read(Path("p.json"))
