@@ -133,7 +133,7 @@ def test_names_and_keys_are_those_of_a_stage(cache: StageCache) -> None:
 
 
 def test_one_process_at_a_time_has_a_cache(cache: StageCache) -> None:
-    with pytest.raises(OutputError, match="another worker has it"):
+    with pytest.raises(OutputError, match="give each its own --name"):
         StageCache(cache._folder, CAP_BYTES)
 
 
