@@ -176,7 +176,8 @@ class Roster:
             return Seat(name, Tier.RESIDENT, opened, free_s, 0.0, input_s, run_s, due_s=due_s)
         switch_s = self.switch_s(station, stage)
         due_s = return_s = 0.0
-        if not ending and self._is_passing(station, stage, needed):
+        free = ending and stage in station.cached  # a transfer is paid by others too, whose links it takes
+        if not free and self._is_passing(station, stage, needed):
             return_s = switch_s
             due_s = now_s + max(0.0, switch_s - station.idled_s(now_s))
         elsewhere = Tier.OTHER if station.resident else Tier.EMPTY
