@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import Any
 
 from splitload.base.errors import ClusterError, SplitloadError, StageError, UsageError
-from splitload.bundle.manifest import TensorSpec
+from splitload.bundle.manifest import Manifest, TensorSpec
 from splitload.crowd.attempts import Answer
-from splitload.crowd.chain import read_bundle
+from splitload.crowd.chain import Chains, read_bundle
 from splitload.crowd.codec import Encoded, decoded, encoded, opened, parcel
-from splitload.crowd.driver import Driver, started
+from splitload.crowd.driver import Driver
 from splitload.crowd.mechanisms import Mechanisms
+from splitload.crowd.members import Members
+from splitload.crowd.pipeline import Pipeline
 from splitload.crowd.report import CrowdReport, report_of
 from splitload.runtime.capi.memory import memory_of
 from splitload.runtime.capi.tensor import in_form, tensor_of
@@ -48,7 +50,7 @@ class Crowd:
 
     Raises:
         BundleError: If the bundle is damaged.
-        ClusterError: If there is no worker that can run its stages.
+        ClusterError: If there is no worker that can run its stages, or the client is closed.
         UsageError: If the client is asynchronous, or the bundle is one that a crowd does not run.
     """
 
@@ -72,7 +74,9 @@ class Crowd:
         switches = mechanisms or Mechanisms()
         self._compresses = switches.compression == "always"
         self._is_closed = False
-        work = started(client, Path(bundle), self.manifest, switches, max_in_flight, ceiling_bytes)
+        if not self._loop.is_running():
+            raise ClusterError("the client of this crowd is closed")
+        work = _started(client, Path(bundle), self.manifest, switches, max_in_flight, ceiling_bytes)
         beginning = self._in_loop(work)
         try:
             self._driver: Driver = beginning.result()
@@ -170,10 +174,10 @@ class Crowd:
         changed = threading.Condition()
         while True:
             while not is_read and self._has_room(waiting):
-                place, given = next(source, (-1, None))
-                is_read = given is None
-                if given is not None:
-                    self._submitted(waiting, place, given, changed)
+                if (following := next(source, None)) is None:
+                    is_read = True
+                else:
+                    self._submitted(waiting, *following, changed)
             if not waiting:
                 return
             with changed:
@@ -214,10 +218,12 @@ class Crowd:
             UsageError: If they are not what the model takes.
         """
         specs = {spec.name: spec for spec in self.manifest.inputs}
+        if not isinstance(inputs, Mapping):
+            raise UsageError(f"an input of a crowd maps names to arrays, and a {type(inputs).__name__} does not")
         if missing := specs.keys() - inputs.keys():
             raise UsageError(f"the inputs {sorted(missing)} are missing; the model has {sorted(specs)}")
         if others := inputs.keys() - specs.keys():
-            raise UsageError(f"the model has no inputs {sorted(others)}; it has {sorted(specs)}")
+            raise UsageError(f"the model has no inputs {sorted(map(str, others))}; it has {sorted(specs)}")
         return parcel(
             {name: _checked(specs[name], inputs[name], self._compresses) for name in self._driver.chains.common.given}
         )
@@ -229,6 +235,39 @@ class Crowd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _started(
+    client: Any,
+    folder: Path,
+    manifest: Manifest,
+    mechanisms: Mechanisms,
+    max_in_flight: int | None,
+    ceiling_bytes: int | None,
+) -> Driver:
+    """Gather the workers of a cluster, and begin.
+
+    Args:
+        client: A `distributed.Client`.
+        folder: The bundle.
+        manifest: What it says.
+        mechanisms: See `Mechanisms`.
+        max_in_flight: See `Pipeline`.
+        ceiling_bytes: What a worker may use for a stage, beside what it says itself; None for no more than that.
+
+    Raises:
+        ClusterError: If there is no worker that can run stages.
+    """
+    members = Members(client)
+    try:
+        met = await members.gather()
+        workers = {each.address: each.introduced for each in met}
+        chains = Chains(manifest, workers, keep_mapped=mechanisms.one_resident)
+        pipeline = Pipeline([link.scheduled for link in chains.common.links], mechanisms, max_in_flight)
+        return Driver(client, folder, members, chains, pipeline, ceiling_bytes)
+    except BaseException:  # cancelled, too: those that were met are watched already
+        await members.end()
+        raise
 
 
 def _answering(future: concurrent.futures.Future[Outputs]) -> Answer:

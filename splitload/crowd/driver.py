@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import ClusterError, SplitloadError, StageError
-from splitload.bundle.manifest import Manifest
 from splitload.crowd.attempts import Answer, Attempt, Entry, Output, Sender
 from splitload.crowd.beside import Beside
 from splitload.crowd.chain import Chains
 from splitload.crowd.entities import Assignment, Fetch, Measured, Preparation, Task, Worker
-from splitload.crowd.mechanisms import Mechanisms
 from splitload.crowd.members import Member, Members
 from splitload.crowd.orders import topic
 from splitload.crowd.pipeline import Pipeline
@@ -34,35 +32,6 @@ LEFT_ALONE_S = 10.0  # how long a crowd without workers waits for one to come
 _LOOK_EVERY_S = 0.5
 _MOST_DEATHS = 3  # of workers that ran one task: then it is the task's fault
 _MOST_SENT = 3  # times that a stage is sent to one worker for one task
-
-
-async def started(
-    client: Any,
-    folder: Path,
-    manifest: Manifest,
-    mechanisms: Mechanisms,
-    max_in_flight: int | None,
-    ceiling_bytes: int | None,
-) -> Driver:
-    """Gather the workers of a cluster, and begin.
-
-    Args:
-        client: A `distributed.Client`.
-        folder: The bundle.
-        manifest: What it says.
-        mechanisms: See `Mechanisms`.
-        max_in_flight: See `Pipeline`.
-        ceiling_bytes: What a worker may use for a stage, beside what it says itself; None for no more than that.
-
-    Raises:
-        ClusterError: If there is no worker that can run stages.
-    """
-    members = Members(client)
-    met = await members.gather()
-    introduced = {member.address: member.introduced for member in met}
-    chains = Chains(manifest, introduced, keep_mapped=mechanisms.one_resident)
-    pipeline = Pipeline([link.scheduled for link in chains.common.links], mechanisms, max_in_flight)
-    return Driver(client, folder, members, chains, pipeline, ceiling_bytes)
 
 
 class Driver:
@@ -294,8 +263,7 @@ class Driver:
             return
         read = self._outputs.get(Task(order.task.stage - 1, order.task.item))
         if read is not None and order.input_worker != order.worker:
-            self.traffic.between_bytes += read.made_bytes
-            self.traffic.saved_bytes += read.plain_bytes - read.made_bytes
+            self.traffic.note_between(read.made_bytes, read.plain_bytes)
         if self._pipeline.finished(order, now_s, measured):
             attempt.member.done += 1
             self._outputs[order.task] = Output(attempt, told["made_bytes"], told["plain_bytes"])

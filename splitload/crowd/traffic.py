@@ -20,3 +20,8 @@ class Traffic:
     between_bytes: int = 0
     outputs_bytes: int = 0
     saved_bytes: int = 0
+
+    def note_between(self, made_bytes: int, plain_bytes: int) -> None:
+        """Take that a tensor went from one worker to another; `plain_bytes` is what it would take uncompressed."""
+        self.between_bytes += made_bytes
+        self.saved_bytes += plain_bytes - made_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -112,6 +113,24 @@ def test_an_input_that_fails_has_its_error_in_its_place(local: LocalCrowd, shape
         "the inputs ['shape'] are missing; the model has ['shape', 'x']",
         "input 'x' has the shape [5], the model takes [4]",
     ]
+
+
+def test_what_is_no_input_has_an_error_in_its_place(local: LocalCrowd, chain_bundle: Path) -> None:
+    given: list[Any] = [inputs(1)[0], None, inputs(1)[0]["x"], inputs(1)[0]]
+    with Crowd(chain_bundle, local.client) as crowd:
+        outputs: list[Any] = list(crowd.map(given))
+    check(chain_bundle, [given[0], given[3]], [outputs[0], outputs[3]])
+    assert all(isinstance(each, UsageError) and "maps names to arrays" in str(each) for each in outputs[1:3])
+
+
+def test_a_crowd_that_does_not_begin_asks_workers_nothing_more(local: LocalCrowd, chain_bundle: Path) -> None:
+    def asked() -> list[Any]:
+        tasks = asyncio.all_tasks(local.client.loop.asyncio_loop)
+        return [task for task in tasks if task.get_coro().__qualname__ == "Members._watch_worker"]  # type: ignore[union-attr]
+
+    with pytest.raises(UsageError, match="at least one item"):
+        Crowd(chain_bundle, local.client, max_in_flight=0)
+    assert not asked()
 
 
 def test_no_more_inputs_are_read_than_may_be_on_their_way(local: LocalCrowd, chain_bundle: Path) -> None:
@@ -294,6 +313,8 @@ def test_a_crowd_whose_client_was_closed_ends(chain_bundle: Path) -> None:
         list(stream)
     with pytest.raises(ClusterError, match="closed"):
         crowd.submit(runtime_models.feeds())
+    with pytest.raises(ClusterError, match="client of this crowd is closed"):
+        Crowd(chain_bundle, made.client)
 
 
 def test_many_threads_share_a_crowd(local: LocalCrowd, chain_bundle: Path) -> None:
