@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     if target is not None:
         check_output(target)
     batches = Batches(Path(options.data), read_bundle(options.bundle).inputs)
-    with _client(options) as client, _crowd(options, client) as crowd:
+    with _ended_by_sigterm(), _client(options) as client, _crowd(options, client) as crowd:
         start_s = time.perf_counter()
         outputs: list[Any] = []
         with console.progress("crowd", "inputs") as show:
@@ -155,6 +157,19 @@ def _check_where(options: argparse.Namespace) -> None:
                 raise UsageError(f"{option} is for a crowd that is there: give --scheduler ADDRESS, or leave it out")
     elif options.cache_size is not None:
         raise UsageError("--cache-size is for workers that this command starts: give it to 'splitload crowd worker'")
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have a SIGTERM end the run as a Ctrl-C does: stages of this machine's workers would stay in a folder."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,8 @@ def check_output(path: Path) -> None:
 def joined(outputs: Sequence[Mapping[str, Any] | SplitloadError]) -> dict[str, Any]:
     """Return outputs one behind the other along the first axis, by name; those of failed inputs are NaN, or 0.
 
+    A bfloat16 becomes a float32.
+
     Args:
         outputs: What `Crowd.map` yields, at least one of them no error.
 
@@ -90,9 +92,9 @@ def joined(outputs: Sequence[Mapping[str, Any] | SplitloadError]) -> dict[str, A
     good = next(each for each in outputs if not isinstance(each, SplitloadError))
     arrays = {}
     for name, example in good.items():
-        first = np.asarray(example)
+        first = _numbers(example)
         gap = np.full(first.shape, np.nan if first.dtype.kind == "f" else 0, first.dtype)
-        parts = [gap if isinstance(each, SplitloadError) else np.asarray(each[name]) for each in outputs]
+        parts = [gap if isinstance(each, SplitloadError) else _numbers(each[name]) for each in outputs]
         try:
             arrays[name] = np.stack(parts) if first.ndim == 0 else np.concatenate(parts)
         except ValueError as error:
@@ -113,12 +115,25 @@ def save(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     made = path.with_name(f".{secrets.token_hex(4)}.npz")
     try:
         try:
-            np.savez(made, allow_pickle=False, **arrays)
+            with zipfile.ZipFile(made, "w") as archive:  # numpy.savez takes no output that is called "file"
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
             made.replace(path)
         finally:
             made.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {WHAT} '{path}': {error.strerror or error}") from error
+
+
+def _numbers(output: Any) -> np.ndarray[Any, Any]:
+    """Return an output as an array; numpy has no bfloat16, and float32 has each of its numbers."""
+    import numpy as np
+
+    array: np.ndarray[Any, Any] = np.asarray(output)
+    if getattr(output, "dtype", None) == "bfloat16":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array
 
 
 def _rows(spec: TensorSpec) -> int:

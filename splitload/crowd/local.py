@@ -20,7 +20,7 @@ from typing import Any
 from splitload.base.errors import ClusterError, UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.crowd.quiet import quiet
-from splitload.crowd.settings import HTTP_ADDRESS, ONE_HOST, SETTINGS
+from splitload.crowd.settings import HTTP_ADDRESS, ONE_HOST, SCRATCH, SETTINGS
 from splitload.measure.process import python
 
 START_S = 30.0  # of workers: interpreters that all start at once on a small machine
@@ -57,7 +57,7 @@ class LocalCrowd:
         self._exit = contextlib.ExitStack()
         try:
             self._folder = self._exit.enter_context(scratch_folder(Path(tempfile.gettempdir()), "splitload-crowd."))
-            self.client = self._exit.enter_context(_cluster())
+            self.client = self._exit.enter_context(_cluster(self._folder))
             self._exit.callback(self._end_workers)
             self._address = str(self.client.scheduler.address)
             for number in range(workers):
@@ -134,13 +134,13 @@ class LocalCrowd:
 
 
 @contextlib.contextmanager
-def _cluster() -> Iterator[Any]:
-    """Yield a client of a scheduler in this process that has no workers yet."""
+def _cluster(folder: Path) -> Iterator[Any]:
+    """Yield a client of a scheduler in this process that has no workers yet, and writes into `folder` alone."""
     import dask
     import distributed
 
     with (
-        dask.config.set(SETTINGS),
+        dask.config.set({**SETTINGS, SCRATCH: str(folder)}),
         quiet(),
         distributed.LocalCluster(
             n_workers=0, processes=False, host=ONE_HOST, protocol="tcp", dashboard_address=HTTP_ADDRESS, silence_logs=50

@@ -19,7 +19,7 @@ from splitload.base.scratch import scratch_folder
 from splitload.crowd.address import Address
 from splitload.crowd.certificates import security_from
 from splitload.crowd.quiet import quiet
-from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ONE_HOST, SETTINGS
+from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, HTTP_ADDRESS, ONE_HOST, SCRATCH, SETTINGS
 
 START_S = 10.0  # for what answered a moment ago
 CLOSE_S = 3.0  # to say farewell; a stage that still runs is not waited for, as its result is lost anyway
@@ -133,7 +133,11 @@ def run_scheduler(host: str, port: int, certificates: Path | None, started: Call
             dashboard_address=HTTP_ADDRESS,
         )
 
-    with quiet(), dask.config.set(SETTINGS):
+    with (
+        quiet(),
+        scratch_folder(Path(tempfile.gettempdir()), "splitload-scheduler.") as folder,
+        dask.config.set({**SETTINGS, SCRATCH: str(folder)}),
+    ):
         return asyncio.run(_run(made, started, f"no scheduler can listen at {host or 'any interface'}, port {port}"))
 
 

@@ -55,5 +55,6 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
 
 CACHE_FOLDER = "splitload.crowd.cache-folder"  # Dask's setting with the folder that a worker keeps stages in
 CACHE_BYTES = "splitload.crowd.cache-bytes"  # and with how much may be in it
+SCRATCH = "temporary-directory"  # Dask's, where a scheduler makes a folder to import from: never in one of all users
 ONE_HOST = "127.0.0.1"  # where a process listens that others on this host alone may reach
 HTTP_ADDRESS = f"{ONE_HOST}:0"  # Dask's servers answer HTTP too, unencrypted: from this host alone, and with nothing

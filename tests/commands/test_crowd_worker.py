@@ -114,6 +114,7 @@ def test_ctrl_c_ends_a_scheduler_and_its_worker(tmp_path: Path) -> None:
             assert ended(worker) == (130, f"splitload: interrupted; the worker '{socket.gethostname()}' ended\n")
         scheduler.send_signal(signal.SIGINT)
         assert ended(scheduler) == (130, "splitload: interrupted; the scheduler ended\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_certificates_are_made_once(cli: Run, tmp_path: Path) -> None:

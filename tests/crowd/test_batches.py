@@ -10,6 +10,9 @@ import pytest
 from splitload.base.errors import ModelError, OutputError, StageError, UsageError
 from splitload.bundle.manifest import TensorSpec
 from splitload.crowd.batches import Batches, check_output, joined, save
+from splitload.runtime.capi.elements import BY_TYPE
+from splitload.runtime.capi.memory import memory_of
+from splitload.runtime.capi.tensor import tensor_of
 
 
 def test_inputs_are_taken_from_the_first_axis(tmp_path: Path) -> None:
@@ -44,6 +47,15 @@ def test_outputs_are_joined_and_those_of_failed_inputs_are_nan_or_nought() -> No
     assert arrays["s"].tolist()[1:] == [1.5, 1.5]
     with pytest.raises(ModelError, match="cannot be joined"):
         joined([good, {**good, "f": np.ones((1, 3))}])
+
+
+def test_outputs_are_saved_by_any_name_and_with_numbers_that_numpy_lacks(tmp_path: Path) -> None:
+    memory = memory_of(np.array([[1.0, -2.5]], np.float32).view(np.uint16)[:, 1::2].copy())
+    bfloat16 = tensor_of(memory._replace(element=BY_TYPE["tensor(bfloat16)"]))
+    save(tmp_path / "o.npz", joined([{"file": bfloat16, "/a/b:0": np.ones(1)}, StageError("it fails")]))
+    saved = np.load(tmp_path / "o.npz", allow_pickle=False)
+    np.testing.assert_array_equal(saved["file"], [[1.0, -2.5], [np.nan, np.nan]])
+    assert saved["/a/b:0"].tolist()[0] == 1
 
 
 def test_outputs_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_a_table_says_what_each_device_did(chain_bundle: Path, data: Path, capsy
     ("arrays", "words", "told"),
     [
         (None, [], "cannot read"),
+        (np.ones((2, 16), np.float32), [], "is no .npz file"),
         ({"x": np.ones((2, 16), np.float32)}, [], "has the arrays ['x'], the model takes ['x', 'z']"),
         ({"x": np.ones((2, 16), np.float32), "z": np.ones(17, np.float32)}, [], "must be a multiple of 16"),
         ({"x": np.ones((3, 16), np.float32), "z": np.ones(32, np.float32)}, [], "different numbers of inputs"),
@@ -85,6 +86,7 @@ def test_a_table_says_what_each_device_did(chain_bundle: Path, data: Path, capsy
     ],
     ids=[
         "file",
+        "array",
         "names",
         "rows",
         "counts",
@@ -104,13 +106,16 @@ def test_bad_requests_are_one_line(
     chain_bundle: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    arrays: dict[str, Any] | None,
+    arrays: dict[str, Any] | Any | None,
     words: list[str],
     told: str,
 ) -> None:
     data = tmp_path / "data.npz"
-    if arrays is not None:
+    if isinstance(arrays, dict):
         np.savez(data, **arrays)
+    elif arrays is not None:
+        with data.open("wb") as file:
+            np.save(file, arrays)
     code, out, err = run(capsys, chain_bundle, "--data", data, *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert told in err and err.startswith("splitload: ")
@@ -126,7 +131,10 @@ def test_inputs_that_fail_are_named_and_all_that_fail_is_an_error(
     assert "the model takes a tensor(float)" in err
 
 
-def test_an_interrupt_leaves_no_process(chain_bundle: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["interrupt", "sigterm"])
+def test_who_is_told_to_end_leaves_nothing(chain_bundle: Path, data: Path, tmp_path: Path, how: signal.Signals) -> None:
+    tmp_path = tmp_path / "scratch"
+    tmp_path.mkdir()
     words = ["crowd", "run", str(chain_bundle), "--data", str(data), "--workers", "2"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
@@ -136,8 +144,8 @@ def test_an_interrupt_leaves_no_process(chain_bundle: Path, data: Path, tmp_path
     while not any(tmp_path.glob("splitload-crowd.*/*.log")):  # workers are starting
         assert time.monotonic() < deadline_s and process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.decode().count("\n") == 1 and "Traceback" not in err.decode()
-    assert not list(tmp_path.glob("splitload-*"))
+    assert not list(tmp_path.iterdir())
