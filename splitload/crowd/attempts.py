@@ -208,7 +208,7 @@ class Sender:
             for attempt in given:
                 if attempt.member is member:
                     await self.withdraw(attempt)
-            await self._client.rpc(member.address).splitload_rest()
+            await self._client.rpc(member.address).splitload_rest(crowd=self._crowd)
 
         rests = Beside()
         for member in members:

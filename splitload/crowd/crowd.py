@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -258,7 +259,7 @@ async def _started(
     Raises:
         ClusterError: If there is no worker that can run stages.
     """
-    members = Members(client)
+    members = Members(client, uuid.uuid4().hex[:12])
     try:
         met = await members.gather()
         workers = {each.address: each.introduced for each in met}

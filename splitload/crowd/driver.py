@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import math
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,11 @@ class Driver:
     ) -> None:
         self.start_s = time.perf_counter()
         self.members, self.chains = members, chains
-        self.supply = Supply(client, folder, members.active)
+        self.supply = Supply(client, folder, members.active, members.crowd)
         self.traffic = Traffic()
         self.notes: dict[str, str] = {}
         self._client, self._pipeline, self._ceiling_bytes = client, pipeline, ceiling_bytes
-        self._crowd = uuid.uuid4().hex[:12]
-        self._sender = Sender(client, self._crowd, pipeline.mechanisms, self.supply)
+        self._sender = Sender(client, members.crowd, pipeline.mechanisms, self.supply)
         self._error: SplitloadError | None = None
         self._absent: set[str] = set()  # addresses of workers that were part of it
         self._attempts: dict[int, Attempt] = {}
@@ -73,7 +71,7 @@ class Driver:
         self._next_step: asyncio.Handle | None = None
         self._wake: asyncio.TimerHandle | None = None
         self._alone_since_s: float | None = None
-        client.subscribe_topic(topic(self._crowd), self._told)
+        client.subscribe_topic(topic(members.crowd), self._told)
         for member in members.active():
             self.joined(member)
         members.begin(self)
@@ -91,7 +89,7 @@ class Driver:
             output.attempt.forget_future()
         await self.supply.end()
         if self._client.status == "running":
-            self._client.unsubscribe_topic(topic(self._crowd))
+            self._client.unsubscribe_topic(topic(self.members.crowd))
             await self._sender.rest(self.members.active(), live)
 
     def add(self, item: int, parcel: bytes, answer: Answer) -> None:

@@ -7,12 +7,13 @@ worker is asked how it is twice a second: who does not answer in time is silent,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from splitload import __version__
-from splitload.base.errors import ClusterError
+from splitload.base.errors import ClusterError, SplitloadError
 from splitload.crowd.worker import Equip
 from splitload.plan.schedule import Task
 
@@ -78,15 +79,18 @@ class Members:
     """Watches the workers, in the event loop of a client.
 
     Attributes:
+        crowd: Name of the crowd.
         present: Those that the scheduler has, by address.
         gone: Those that it had.
         refused: Addresses of those that cannot run stages, and why.
 
     Args:
         client: A `distributed.Client`.
+        crowd: Name of the crowd, by which workers know that its client is there.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, crowd: str) -> None:
+        self.crowd = crowd
         self.present: dict[str, Member] = {}
         self.gone: list[Member] = []
         self.refused: dict[str, str] = {}
@@ -158,6 +162,8 @@ class Members:
         cores = await asyncio.wait_for(self._client.scheduler.ncores(), _JOIN_S)
         for address in self.present.keys() - cores.keys():
             self._part(address)
+        for address in self.refused.keys() - cores.keys():  # what comes back there may be able to
+            del self.refused[address]
         new = [address for address in cores if address not in self.present and address not in self.refused]
         await asyncio.gather(*(self._meet(address) for address in new))
 
@@ -167,13 +173,14 @@ class Members:
         try:
             introduced = await asyncio.wait_for(worker.splitload_introduce(), _JOIN_S)
             told, ahead_s = await self._ask(address)
-        except OSError:  # a timeout is one; it is asked again
-            return
         except Exception as error:  # whatever it cannot do: run stages, above all
-            self.refused[address] = " ".join(str(error).split())
+            if isinstance(error, SplitloadError) or not isinstance(error, OSError):  # else it is asked again
+                self.refused[address] = " ".join(str(error).split())
             return
         if introduced["splitload"] != __version__:
             self.refused[address] = f"it has splitload {introduced['splitload']}, and here is {__version__}"
+            return
+        if address in self.present:  # met by who compared at the same time
             return
         member = Member(address, str(introduced["name"]), introduced, told, ahead_s, first_cpu_s=told["cpu_s"])
         self.present[address] = member
@@ -191,10 +198,16 @@ class Members:
 
     async def _watch_worker(self, member: Member) -> None:
         while True:
-            await asyncio.sleep(max(ASK_EVERY_S, len(self.present) / _ASKS_PER_S))
+            await asyncio.sleep(self._pause_s())
             try:
                 told, ahead_s = await asyncio.wait_for(self._ask(member.address), ANSWER_S)
-            except Exception:  # a link, a process or a cluster that ends: whatever it raises here
+            except Exception as error:  # a link, a process or a cluster that ends: whatever it raises here
+                if not isinstance(error, TimeoutError):  # the scheduler knows whether the process has ended
+                    await asyncio.sleep(_GATHER_EVERY_S)
+                    with contextlib.suppress(OSError):
+                        await self._compare()
+                    if self.present.get(member.address) is not member:
+                        return
                 if not member.is_silent:
                     member.is_silent = True
                     if member.banned is None:
@@ -207,6 +220,9 @@ class Members:
                 if member.banned is None and self._listener is not None:
                     self._listener.joined(member)
 
+    def _pause_s(self) -> float:
+        return max(ASK_EVERY_S, len(self.present) / _ASKS_PER_S)
+
     def _tell_left(self, member: Member, why: str) -> None:
         if self._listener is not None:
             self._listener.left(member, why)
@@ -214,5 +230,5 @@ class Members:
     async def _ask(self, address: str) -> tuple[dict[str, Any], float]:
         """Ask a worker how it is; return that, and how far its clock is ahead."""
         start_s = time.perf_counter()
-        told = await self._client.rpc(address).splitload_hello()
+        told = await self._client.rpc(address).splitload_hello(crowd=self.crowd, every_s=self._pause_s())
         return told, told["clock_s"] - (start_s + time.perf_counter()) / 2

@@ -94,7 +94,7 @@ async def report_of(driver: Driver) -> CrowdReport:
         traffic=driver.traffic,
         stages_from_client_bytes=driver.supply.from_client_bytes,
         stages_between_bytes=driver.supply.between_bytes,
-        notes=dict(driver.notes),
+        notes={**{address: f"it takes no part: {why}" for address, why in members.refused.items()}, **driver.notes},
     )
 
 

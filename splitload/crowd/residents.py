@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import StageError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Residents:
-    """Sessions on stages. Whoever opens one has the others leave memory first; a lock makes callers take turns.
+    """Sessions on stages. Whoever opens one has the others leave memory first; who opens and runs does so in his turn.
 
     Attributes:
         most: The most stages that were in memory at a time.
@@ -40,6 +41,8 @@ class Residents:
         self._cache = cache
         self._sessions: dict[str, Any] = {}
         self._keep: dict[str, bool] = {}
+        self._users: dict[str, set[str]] = {}  # names of the crowds that have opened a stage
+        self._left: set[str] = set()  # of those that are gone, and whose stages are to leave memory
         self._tables: dict[str, list[tuple[int, int]]] = {}  # where the tables of stages are mapped
         self._codecs: dict[tuple[str, str], EdgeCodec] = {}
         self._pages: dict[str, SessionPages] = {}  # of the stages with a table
@@ -56,6 +59,20 @@ class Residents:
         if self._engine is None:
             self._engine, _ = chosen("auto", None, CallerOptions(), None)
         return self._engine
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let nobody else open, run or drop a stage while the block runs."""
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._drop_left()
+
+    def part_from(self, crowd: str) -> None:
+        """Have the stages that no other crowd has opened leave memory: now, or after the turn that somebody has."""
+        self._left.add(crowd)
+        self._drop_left()
 
     def open(self, order: TaskOrder) -> float | None:
         """Have a stage in memory, and no other one unless the order allows it.
@@ -75,11 +92,13 @@ class Residents:
             for key in others:
                 self._let_go(key)
             if stage.key in self._sessions:
+                self._users[stage.key].add(order.crowd)
                 return None
             if order.alone and self._sessions:
                 raise AssertionError(f"{len(self._sessions)} stages are in memory where one is allowed")
             self._sessions[stage.key] = self._session(stage)
             self._keep[stage.key] = order.keep
+            self._users[stage.key] = {order.crowd}
             self.most = max(self.most, len(self._sessions))
             return time.perf_counter() - start_s
 
@@ -127,10 +146,26 @@ class Residents:
             self._pages[key].give_back(self._tables[key])
 
     def let_go_all(self) -> None:
-        """Have all stages leave memory."""
-        with self._lock:
-            for key in list(self._sessions):
-                self._let_go(key)
+        """Have all stages leave memory as the worker ends; one that still runs leaves it with the process."""
+        if self._lock.acquire(blocking=False):
+            try:
+                for key in list(self._sessions):
+                    self._let_go(key)
+            finally:
+                self._lock.release()
+
+    def _drop_left(self) -> None:
+        """Have the stages of crowds that are gone leave memory, unless somebody has his turn, who does it after."""
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                while self._left:
+                    crowd = self._left.pop()
+                    for key, users in list(self._users.items()):
+                        users.discard(crowd)
+                        if not users:
+                            self._let_go(key)
+            finally:
+                self._lock.release()
 
     def _session(self, stage: StageOrder) -> Any:
         self._cache.request(stage.key, stage.files)  # which keeps it until it is let go
@@ -162,7 +197,7 @@ class Residents:
 
     def _let_go(self, key: str) -> None:
         """Have a stage leave memory: the session, its mapped pages and what it worked in."""
-        del self._sessions[key]
+        del self._sessions[key], self._users[key]
         self._tables.pop(key, None)
         self.engine.empty_arena()
         self._pages.pop(key, None)

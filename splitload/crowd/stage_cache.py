@@ -3,7 +3,8 @@
 - `files/SHA256` is a whole file, `files/SHA256.part` the beginning of one whose transfer goes on from there.
 - `stages/KEY/NAME` are hard links to them, by the names that a stage's graph reads them by; the key is the stage's.
 - A stage is complete once its folder is there. It is checked, byte by byte, before it is first opened by a process.
-- Stages in use are never evicted; of the others those go first that were used longest ago.
+- Stages in use are never evicted; of the others those go first that were used longest ago, after files of none.
+- Each use is somebody's, so that those of a client that was killed can be ended.
 
 One process at a time has a cache: it holds a lock on the folder. Two devices, two folders.
 """
@@ -16,6 +17,7 @@ import hashlib
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +50,8 @@ class StageCache:
         self._folder, self._cap_bytes = folder, cap_bytes
         self._files, self._stages = folder / "files", folder / "stages"
         self._lock = threading.RLock()
-        self._uses: dict[str, int] = {}
+        self._uses: dict[str, Counter[str]] = {}  # by key and user
+        self._files_in_use: dict[str, frozenset[str]] = {}  # by key
         self._last_used: dict[str, None] = {}  # keys of stages, the one that was used longest ago first
         self._checked: set[str] = set()  # files that this process has hashed
         try:
@@ -69,34 +72,38 @@ class StageCache:
 
     def stages(self) -> list[str]:
         """Return the keys of the stages that are complete."""
-        with self._lock:
-            return list(self._last_used)
+        return list(self._last_used)  # without the lock: who asks does not wait for a file to be hashed
 
     def used_bytes(self) -> int:
         """Return what its files take, unfinished ones included."""
         return sum(file.stat().st_size for file in self._files.iterdir())
 
-    def request(self, key: str, files: Sequence[File]) -> dict[str, int]:
+    def request(self, key: str, files: Sequence[File], user: str = "") -> dict[str, int]:
         """Take a stage into use, making room for it; return what is missing of it.
 
         Args:
             key: The stage's, see `stage_key`.
             files: What it consists of.
+            user: Whose use it is.
 
         Returns:
             By SHA-256 of each file that is not complete, the byte from which on it is missing.
 
         Raises:
-            OutputError: If there is no room beside the stages in use.
+            OutputError: If there is no room beside the stages in use, or the cache was removed.
             StageError: If the name of a file is no plain name, or the key is not that of the files.
         """
         _check(key, files)
         with self._lock:
             missing = self._missing(files)
             if missing:
-                self._make_room(files)
+                try:
+                    self._make_room(files)
+                except FileNotFoundError as error:  # of the cache itself
+                    raise OutputError(f"the stage cache '{self._folder}' is gone; start the worker again") from error
                 missing = self._missing(files)  # less of it may be left now
-            self._uses[key] = self._uses.get(key, 0) + 1
+            self._uses.setdefault(key, Counter())[user] += 1
+            self._files_in_use[key] = frozenset(file.sha256 for file in files)
             return missing
 
     def write(self, file: File, start: int, piece: bytes) -> int:
@@ -182,19 +189,30 @@ class StageCache:
             self._last_used[key] = None
             return place
 
-    def release(self, key: str) -> None:
-        """End one use of a stage, which a request began."""
+    def release(self, key: str, user: str = "") -> None:
+        """End one use of a stage, which a request of the same user began."""
         with self._lock:
-            left = self._uses.get(key, 0) - 1
-            self._uses[key] = left
-            if left <= 0:
-                del self._uses[key]
+            self._end_uses(key, user, 1)
+
+    def part_from(self, user: str) -> None:
+        """End all uses of somebody who is gone."""
+        with self._lock:
+            for key in list(self._uses):
+                self._end_uses(key, user, self._uses[key][user])
 
     def remove(self, key: str) -> None:
         """Remove a stage from disk, unless it is in use."""
         with self._lock:
             if key in self._last_used and key not in self._uses:
                 self._evict(key)
+
+    def _end_uses(self, key: str, user: str, number: int) -> None:
+        uses = self._uses.get(key, Counter())
+        uses[user] -= number
+        if uses[user] <= 0:
+            del uses[user]  # below zero, it would eat a later use
+        if not uses and key in self._uses:
+            del self._uses[key], self._files_in_use[key]
 
     def _missing(self, files: Sequence[File]) -> dict[str, int]:
         missing = {}
@@ -231,7 +249,8 @@ class StageCache:
             return max(others + needed - self._cap_bytes, needed - on_disk)
 
         idle = [each for each in self._last_used if each not in self._uses]
-        self._drop_unused(own)
+        if lacks() > 0:
+            self._drop_unused(own)
         while (missing := lacks()) > 0 and idle:
             self._evict(idle.pop(0))
         if missing > 0:
@@ -244,11 +263,12 @@ class StageCache:
         return sum(each.stat().st_size for each in self._files.iterdir() if each.name[:64] in own)
 
     def _drop_unused(self, own: set[str]) -> None:
-        """Remove unfinished files of stages that nobody asks for."""
-        if not self._uses:
-            for part in self._files.glob(f"*{_PART}"):
-                if part.name[:64] not in own:
-                    part.unlink()
+        """Remove files of no stage that is complete, or asked for: transfers that were given up, whole or in part."""
+        wanted = own.union(*self._files_in_use.values())
+        for file in self._files.iterdir():
+            if file.stat().st_nlink == 1 and file.name[:64] not in wanted:
+                self._checked.discard(file.name)
+                file.unlink()
 
     def _evict(self, key: str) -> None:
         """Remove a stage, and its files unless another stage has them."""
@@ -256,9 +276,10 @@ class StageCache:
         place = self._stages / key
         inodes = {file.stat().st_ino for file in place.iterdir()}
         shutil.rmtree(place)
+        wanted = frozenset[str]().union(*self._files_in_use.values())
         for file in self._files.iterdir():
             status = file.stat()
-            if status.st_ino in inodes and status.st_nlink == 1:
+            if status.st_ino in inodes and status.st_nlink == 1 and file.name not in wanted:
                 self._forget(file.name)
 
     def _forget(self, sha256: str) -> None:

@@ -32,12 +32,13 @@ class Supply:
         client: A `distributed.Client`.
         folder: The bundle.
         present: Returns the workers that may be asked for a file.
+        crowd: Name of the crowd.
     """
 
-    def __init__(self, client: Any, folder: Path, present: Callable[[], list[Member]]) -> None:
+    def __init__(self, client: Any, folder: Path, present: Callable[[], list[Member]], crowd: str) -> None:
         self.from_client_bytes = 0
         self.between_bytes = 0
-        self._client, self._folder, self._present = client, folder, present
+        self._client, self._folder, self._present, self._crowd = client, folder, present, crowd
         self._holders: dict[str, set[str]] = {}  # addresses of the workers that have a file, by its SHA-256
         self._sending: Counter[str] = Counter()  # transfers under way, by address
         self._turns: dict[str, asyncio.Lock] = {}
@@ -59,7 +60,7 @@ class Supply:
         turn = self._turns.setdefault(member.address, asyncio.Lock())
         async with turn:  # two stages at a time would both come late
             files = [[*file] for file in stage.files]
-            call = self._client.rpc(member.address).splitload_request(key=stage.key, files=files)
+            call = self._client.rpc(member.address).splitload_request(crowd=self._crowd, key=stage.key, files=files)
             request: asyncio.Task[dict[str, int]] = asyncio.ensure_future(call)
             try:
                 missing = await asyncio.shield(request)  # one that was sent may be carried out, whoever waits for it
@@ -101,7 +102,7 @@ class Supply:
                 await request
             except Exception:  # the worker has refused, or is gone: there is no use
                 return
-        await self._client.rpc(member.address).splitload_release(key=stage.key)
+        await self._client.rpc(member.address).splitload_release(crowd=self._crowd, key=stage.key)
 
     async def _send(self, member: Member, file: File, there: int) -> None:
         """Have a worker get the rest of a file.

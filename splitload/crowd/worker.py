@@ -32,7 +32,8 @@ from splitload.crowd.stage_cache import MissingFileError, StageCache
 _GIVE_S, _LOOK_EVERY_S = 1.0, 0.002
 _MOST_CLAIMS = 1024
 _MOST_REMEMBERED = 256  # stages whose seconds are kept for the next crowd
-_MOST_INPUTS = 64  # that clients have put here; those that went away leave theirs
+_MOST_INPUTS = 64  # that clients have put here
+_SILENT_S, _SILENT_ASKS = 10.0, 4  # a client that was not heard of for so long, or as many of its pauses, is gone
 
 
 class MissingInputError(StageError):
@@ -48,6 +49,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         inputs: Parcels that a client has put here, by crowd and attempt.
         claims: Dask's keys of the tasks that have begun, or were withdrawn.
         seconds: Of stages that were run here, by their keys: of loading one, and of running it.
+        gone_s: When a crowd counts as gone, of `time.perf_counter`, by its name: its client was killed, or cut off.
     """
 
     name = PLUGIN
@@ -64,6 +66,8 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         self.meter = MemoryMeter()
         self._cache = StageCache(Path(folder), dask.config.get(CACHE_BYTES, DEFAULT_CACHE_BYTES))
         self.residents = Residents(self._cache)
+        self.gone_s: dict[str, float] = {}
+        self._watch = asyncio.ensure_future(self._watch_clients())
         worker.handlers.update(
             splitload_hello=self.hello,
             splitload_introduce=self.introduce,
@@ -81,11 +85,18 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Worker) -> None:
         """End; Dask calls it before the worker does."""
+        self._watch.cancel()
         self.residents.let_go_all()
         self._cache.close()
 
-    async def hello(self) -> dict[str, Any]:
-        """Tell what this worker is, and how it is; a client asks often."""
+    def hear(self, crowd: str, every_s: float = 0.0) -> None:
+        """Note that a crowd is there, whose client asks in such a pause."""
+        gone_s = time.perf_counter() + max(_SILENT_S, _SILENT_ASKS * every_s)
+        self.gone_s[crowd] = max(gone_s, self.gone_s.get(crowd, 0.0))
+
+    async def hello(self, crowd: str, every_s: float) -> dict[str, Any]:
+        """Tell what this worker is, and how it is; a client asks often, and says in which pause."""
+        self.hear(crowd, every_s)
         return {
             "clock_s": time.perf_counter(),
             "cpu_s": time.process_time(),
@@ -117,13 +128,14 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
             "splitload": __version__,
         }
 
-    async def request(self, key: str, files: list[list[Any]]) -> dict[str, int]:
+    async def request(self, crowd: str, key: str, files: list[list[Any]]) -> dict[str, int]:
         """Take a stage into use; see `StageCache.request`."""
-        return await asyncio.to_thread(self._cache.request, key, _files(files))
+        self.hear(crowd)
+        return await asyncio.to_thread(self._cache.request, key, _files(files), crowd)
 
-    async def release(self, key: str) -> None:
+    async def release(self, crowd: str, key: str) -> None:
         """End a use of a stage; see `StageCache.release`."""
-        self._cache.release(key)
+        await asyncio.to_thread(self._cache.release, key, crowd)
 
     async def write(self, file: list[Any], start: int, piece: bytes) -> int:
         """Append a piece of a file; see `StageCache.write`."""
@@ -155,8 +167,8 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
 
     async def put(self, crowd: str, attempt: int, parcel: bytes) -> None:
         """Keep the input of a task that will come."""
-        while len(self.inputs) >= _MOST_INPUTS:
-            del self.inputs[next(iter(self.inputs))]
+        for key in list(self.inputs)[: max(0, len(self.inputs) - _MOST_INPUTS + 1)]:
+            self.inputs.pop(key, None)
         self.inputs[crowd, attempt] = parcel
 
     async def take(self, crowd: str, attempt: int, source: str, made: list[int]) -> dict[str, float]:
@@ -201,9 +213,25 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
             raise StageError(f"what attempt {attempt} has made is not on the worker {self._worker.name}")
         return to_serialize(made)
 
-    async def rest(self) -> None:
-        """Have all stages leave memory, when no client needs them any more."""
-        await asyncio.to_thread(self.residents.let_go_all)
+    async def rest(self, crowd: str) -> None:
+        """Keep nothing more for a crowd: neither inputs nor stages that it alone has used."""
+        self.gone_s.pop(crowd, None)
+        for key in list(self.inputs):
+            if key[0] == crowd:
+                self.inputs.pop(key, None)  # a task may take it meanwhile
+        await asyncio.to_thread(self.residents.part_from, crowd)
+        await asyncio.to_thread(self._cache.part_from, crowd)
+
+    async def _watch_clients(self) -> None:
+        """Keep nothing more for crowds whose client was killed, or is cut off; one that is back gets all anew."""
+        while True:
+            start_s = time.perf_counter()
+            await asyncio.sleep(_SILENT_S / 4)
+            now_s = time.perf_counter()
+            was_stopped = now_s - start_s > _SILENT_S / 2  # then it is this process that has heard nobody
+            for crowd, gone_s in list(self.gone_s.items()):
+                if now_s > gone_s and not was_stopped:
+                    await self.rest(crowd)
 
 
 class Claims:
@@ -231,8 +259,18 @@ class Equip(WorkerPlugin):  # type: ignore[misc]
 
     async def setup(self, worker: Worker) -> None:
         """Give a worker the plugin."""
-        if PLUGIN not in worker.plugins:
+        if PLUGIN in worker.plugins:
+            return
+        try:
             await worker.plugin_add(StageWorker(), name=PLUGIN, catch_errors=False)
+        except SplitloadError as error:  # it is told to who asks this worker; the others go on
+            refusal = error
+            del worker.plugins[PLUGIN]
+
+            async def introduce() -> None:
+                raise refusal
+
+            worker.handlers["splitload_introduce"] = introduce
 
 
 def run_task(text: str, given: Buffer | None) -> bytes | None:
@@ -248,6 +286,7 @@ def run_task(text: str, given: Buffer | None) -> bytes | None:
     """
     worker, order = get_worker(), read(text)
     plugin: StageWorker = worker.plugins[PLUGIN]
+    plugin.hear(order.crowd)
     if not plugin.claims.claim(worker.get_current_task()):
         return None
     given = given if given is not None else plugin.inputs.pop((order.crowd, order.attempt), None)
@@ -277,17 +316,18 @@ def run_task(text: str, given: Buffer | None) -> bytes | None:
 
 def _run(residents: Residents, order: TaskOrder, given: Buffer | None, told: dict[str, Any]) -> bytes | None:
     """Open a stage and run it; what is known of it so far is in `told`."""
-    told["load_start_s"] = time.perf_counter()
-    told["load_s"] = residents.open(order)
-    if not order.runs:
-        return None
-    if given is None:
-        raise MissingInputError(f"the input of attempt {order.attempt} is not here")
-    told |= {"run_start_s": time.perf_counter(), "run_s": 0.0}
-    made, saved_bytes = residents.run(order, opened(given))
-    told["run_s"] = time.perf_counter() - told["run_start_s"]
-    told |= {"made_bytes": len(made), "plain_bytes": len(made) + saved_bytes}
-    return made
+    with residents.turn():
+        told["load_start_s"] = time.perf_counter()
+        told["load_s"] = residents.open(order)
+        if not order.runs:
+            return None
+        if given is None:
+            raise MissingInputError(f"the input of attempt {order.attempt} is not here")
+        told |= {"run_start_s": time.perf_counter(), "run_s": 0.0}
+        made, saved_bytes = residents.run(order, opened(given))
+        told["run_s"] = time.perf_counter() - told["run_start_s"]
+        told |= {"made_bytes": len(made), "plain_bytes": len(made) + saved_bytes}
+        return made
 
 
 def _files(entries: list[list[Any]]) -> tuple[File, ...]:

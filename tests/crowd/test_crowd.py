@@ -304,6 +304,69 @@ def test_a_closed_crowd_uses_no_stage_any_more(local: LocalCrowd, chain_bundle: 
         time.sleep(0.05)
 
 
+def test_a_crowd_that_closes_leaves_others_their_stages(local: LocalCrowd, chain_bundle: Path) -> None:
+    def resident() -> list[list[str]]:
+        told = local.client.run(lambda dask_worker: dask_worker.plugins["splitload-stages"].residents.keys())
+        return [keys for keys in told.values() if keys]
+
+    with Crowd(chain_bundle, local.client) as crowd:
+        with Crowd(chain_bundle, local.client) as other:
+            list(other.map(inputs(2)))
+            list(crowd.map(inputs(2)))
+        assert resident()
+        check(chain_bundle, inputs(2), list(crowd.map(inputs(2))))
+    deadline_s = time.monotonic() + 30
+    while resident():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def test_a_client_that_was_killed_keeps_nothing_on_workers(own: LocalCrowd, chain_bundle: Path) -> None:
+    def hurry(dask_worker: Any) -> None:
+        import splitload.crowd.worker
+
+        splitload.crowd.worker._SILENT_S = 1.6
+
+    def kept(dask_worker: Any) -> set[str]:
+        plugin = dask_worker.plugins["splitload-stages"]
+        users = [user for uses in plugin._cache._uses.values() for user in uses]
+        users += [user for users in plugin.residents._users.values() for user in users]
+        return {*plugin.gone_s, *users, *(name for name, _ in plugin.inputs)} - {""}
+
+    async def use(crowd: Crowd) -> None:
+        driver = crowd._driver
+        for member in driver.members.active():
+            await driver.supply.bring(member, driver.chains.common.links[3].order)
+            await driver._client.rpc(member.address).splitload_put(crowd=driver.members.crowd, attempt=99, parcel=b"")
+        await driver.members.end()  # nobody asks workers any more, as if it was killed
+
+    dead = Crowd(chain_bundle, own.client)
+    with Crowd(chain_bundle, own.client) as live:
+        list(dead.map(inputs(6)))
+        dead._in_loop(use(dead)).result(60)
+        names = {each._driver.members.crowd for each in (dead, live)}
+        assert all(found == names for found in own.client.run(kept).values())
+        own.client.run(hurry)
+        deadline_s = time.monotonic() + 60
+        while any(found != {live._driver.members.crowd} for found in own.client.run(kept).values()):
+            assert time.monotonic() < deadline_s
+            check(chain_bundle, inputs(1), list(live.map(inputs(1))))
+            time.sleep(0.1)
+    dead.close()
+
+
+def test_a_worker_that_cannot_keep_stages_is_told_of_and_the_others_go_on(chain_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "crowd").touch()  # where the folder of its stages would be
+    with LocalCrowd(1) as made:
+        made.add_worker("full", {"SPLITLOAD_CACHE": str(tmp_path)})
+        made._wait(2)
+        for _ in range(2):
+            with Crowd(chain_bundle, made.client) as crowd:
+                check(chain_bundle, inputs(2), list(crowd.map(inputs(2))))
+                (note,) = crowd.report().notes.values()
+            assert note.startswith("it takes no part: cannot keep stages in")
+
+
 def test_a_crowd_whose_client_was_closed_ends(chain_bundle: Path) -> None:
     with LocalCrowd(1) as made:
         crowd = Crowd(chain_bundle, made.client)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,29 @@ def test_files_that_stages_share_are_there_once_and_stay_with_the_last(cache: St
     cache.remove(stage_key((*ONE, shared)))
     assert cache.used_bytes() == 2000
     assert cache.request(stage_key((*TWO, shared)), (*TWO, shared)) == {}
+
+
+def test_what_a_client_used_that_is_gone_is_evicted_placed_or_not(cache: StageCache) -> None:
+    small = StageCache(cache._folder.with_name("small"), 2500)
+    for files, data, user in ((ONE, A, "dead"), (TWO, B[:500], "dead"), (THREE, C[:500], "live")):
+        small.request(stage_key(files), files, user)
+        small.write(files[0], 0, data)
+    four = (file("four.ort", bytes([4]) * 1000),)
+    with pytest.raises(OutputError, match="beside 3 in use"):
+        small.request(stage_key(four), four, "live")
+    small.part_from("dead")
+    small.release(stage_key(ONE), "dead")  # late, it ends nothing
+    assert small.request(stage_key(four), four, "live") == {four[0].sha256: 0}
+    assert small.request(stage_key(THREE), THREE, "live") == {THREE[0].sha256: 500}
+    assert small.used_bytes() == 500
+    small.close()
+
+
+def test_a_cache_that_was_removed_is_one_line(cache: StageCache) -> None:
+    keep(cache, ONE, A)
+    shutil.rmtree(cache._folder)
+    with pytest.raises(OutputError, match="is gone; start the worker again"):
+        cache.request(stage_key(TWO), TWO)
 
 
 def test_names_and_keys_are_those_of_a_stage(cache: StageCache) -> None:

@@ -38,18 +38,18 @@ class Device:
     def rpc(self, address: str) -> Device:
         return self
 
-    async def splitload_request(self, key: str, files: list[list[Any]]) -> dict[str, int]:
+    async def splitload_request(self, crowd: str, key: str, files: list[list[Any]]) -> dict[str, int]:
         self.requests += 1
         await self.gate.wait()
         if self.fault is not None:
             raise self.fault
-        return self.cache.request(key, [File(*file) for file in files])
+        return self.cache.request(key, [File(*file) for file in files], crowd)
 
     async def splitload_write(self, file: list[Any], start: int, piece: bytes) -> int:
         return self.cache.write(File(*file), start, piece)
 
-    async def splitload_release(self, key: str) -> None:
-        self.cache.release(key)
+    async def splitload_release(self, crowd: str, key: str) -> None:
+        self.cache.release(key, crowd)
 
     def is_unused(self) -> bool:
         self.cache.remove(STAGE.key)
@@ -63,7 +63,7 @@ def play(folder: Path, scenario: Scenario) -> None:
     async def work() -> None:
         device = Device(StageCache(folder / "cache", cap_bytes=100))
         try:
-            await scenario(device, Supply(device, folder, list))
+            await scenario(device, Supply(device, folder, list, "crowd"))
         finally:
             device.cache.close()
 
