@@ -148,14 +148,16 @@ class Members:
             self._tell_left(member, why)
 
     async def _watch_scheduler(self) -> None:
+        connection = self._client.scheduler_comm
         while True:
             await asyncio.sleep(ASK_EVERY_S)
-            try:
+            with contextlib.suppress(Exception):  # whatever a client that ends raises here
                 await self._compare()
-            except OSError as error:
-                if self._client.status != "running" and self._listener is not None:
-                    self._listener.lost(f"the scheduler of the crowd is gone ({error or type(error).__name__})")
-                    return
+            if self._client.scheduler_comm is not connection or self._client.status != "running":
+                # Dask connects anew, but tasks are forgotten by then, and nobody would hear of those that follow.
+                if self._listener is not None:
+                    self._listener.lost("the connection to the scheduler of the crowd broke: it has ended, or its link")
+                return
 
     async def _compare(self) -> None:
         """Compare who is here with who is part of the cluster now."""

@@ -14,6 +14,7 @@ from splitload.bundle.manifest import File
 from splitload.crowd.beside import Beside
 from splitload.crowd.members import Member
 from splitload.crowd.orders import PIECE_BYTES, StageOrder
+from splitload.crowd.stage_cache import MissingFileError
 
 _TRIES = 5
 _PAUSE_S = 0.2  # after a connection broke; a worker that is gone has its transfers cancelled
@@ -125,6 +126,9 @@ class Supply:
                 if source != _CLIENT:
                     self.forget(source)
                 elif attempt == _TRIES - 1:
+                    if isinstance(error, MissingFileError):
+                        path = self._folder / file.name
+                        raise StageError(f"'{path}' arrives damaged; was it changed since the crowd began?") from error
                     raise
                 await asyncio.sleep(_PAUSE_S)
                 there = await self._so_far(member, file, error)
@@ -162,17 +166,30 @@ class Supply:
     async def _push(self, member: Member, file: File, there: int) -> int:
         """Send the rest of a file from here; return how many bytes are there then."""
         worker = self._client.rpc(member.address)
-        with (self._folder / file.name).open("rb") as opened:
-            while there < file.bytes:
-                opened.seek(there)
-                piece = opened.read(PIECE_BYTES)
-                if not piece:
-                    raise StageError(f"'{self._folder / file.name}' has become shorter; copy the bundle again")
-                now = await worker.splitload_write(file=[*file], start=there, piece=piece)
-                if now == there:
-                    break
-                there = now
+        while there < file.bytes:
+            piece = self._piece(file, there)
+            now = await worker.splitload_write(file=[*file], start=there, piece=piece)
+            if now == there:
+                break
+            there = now
         return there
+
+    def _piece(self, file: File, start: int) -> bytes:
+        """Return a piece of a file of the bundle.
+
+        Raises:
+            StageError: If it is not there any more.
+        """
+        path = self._folder / file.name
+        try:
+            with path.open("rb") as opened:
+                opened.seek(start)
+                piece = opened.read(PIECE_BYTES)
+        except OSError as error:
+            raise StageError(f"'{path}' was there before, and cannot be read ({error.strerror})") from error
+        if not piece:
+            raise StageError(f"'{path}' has become shorter; copy the bundle again")
+        return piece
 
     async def _so_far(self, member: Member, file: File, error: Exception) -> int:
         """Return how many bytes of a file are there, after a transfer of it failed."""

@@ -380,6 +380,16 @@ def test_a_crowd_whose_client_was_closed_ends(chain_bundle: Path) -> None:
         Crowd(chain_bundle, made.client)
 
 
+def test_a_connection_to_the_scheduler_that_breaks_ends_the_crowd(chain_bundle: Path) -> None:
+    """Dask connects anew, and has forgotten all tasks and who wants to be told of them."""
+    with LocalCrowd(1) as made, Crowd(chain_bundle, made.client) as crowd:
+        list(crowd.map(inputs(1)))
+        made.client.loop.add_callback(made.client.scheduler_comm.comm.abort)
+        with pytest.raises(ClusterError, match="connection to the scheduler of the crowd broke"):
+            for _ in crowd.map(inputs(1) * 10_000):
+                pass
+
+
 def test_many_threads_share_a_crowd(local: LocalCrowd, chain_bundle: Path) -> None:
     results: list[list[Any]] = [[] for _ in range(3)]
     with Crowd(chain_bundle, local.client) as crowd:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from splitload.base.errors import OutputError
+from splitload.base.errors import OutputError, StageError
 from splitload.bundle.manifest import File
+from splitload.crowd import supply
 from splitload.crowd.members import Member
 from splitload.crowd.orders import StageOrder
 from splitload.crowd.stage_cache import StageCache, stage_key
@@ -105,5 +106,24 @@ def test_a_request_that_is_refused_ends_no_other_use(tmp_path: Path) -> None:
         supply.release(MEMBER, STAGE)
         await supply.end()
         assert device.is_unused()
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"), [(None, "was there before"), (b"", "has become shorter"), (b"weighty", "changed since the crowd")]
+)
+def test_a_bundle_that_changes_meanwhile_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None, told: str
+) -> None:
+    monkeypatch.setattr(supply, "_PAUSE_S", 0.0)
+
+    async def scenario(device: Device, supply: Supply) -> None:
+        device.gate.set()
+        (tmp_path / "one.ort").unlink()
+        if data is not None:
+            (tmp_path / "one.ort").write_bytes(data)
+        with pytest.raises(StageError, match=told):
+            await supply.bring(MEMBER, STAGE)
 
     play(tmp_path, scenario)
