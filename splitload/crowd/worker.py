@@ -18,7 +18,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 from distributed.protocol import to_serialize
 
 from splitload import __version__
-from splitload.base.errors import SplitloadError, StageError
+from splitload.base.errors import OutputError, SplitloadError, StageError
 from splitload.base.machine import cpu_architecture, return_memory
 from splitload.bundle.manifest import File
 from splitload.crowd.codec import Buffer, opened
@@ -33,6 +33,7 @@ _GIVE_S, _LOOK_EVERY_S = 1.0, 0.002
 _MOST_CLAIMS = 1024
 _MOST_REMEMBERED = 256  # stages whose seconds are kept for the next crowd
 _MOST_INPUTS = 64  # that clients have put here
+_FULL_S, _FULL_EVERY_S = 15.0, 0.2  # longer than the uses of a client last that was killed
 _SILENT_S, _SILENT_ASKS = 10.0, 4  # a client that was not heard of for so long, or as many of its pauses, is gone
 
 
@@ -129,9 +130,16 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         }
 
     async def request(self, crowd: str, key: str, files: list[list[Any]]) -> dict[str, int]:
-        """Take a stage into use; see `StageCache.request`."""
+        """Take a stage into use; see `StageCache.request`. A cache that other crowds fill is waited for."""
         self.hear(crowd)
-        return await asyncio.to_thread(self._cache.request, key, _files(files), crowd)
+        deadline_s = time.perf_counter() + _FULL_S
+        while True:
+            try:
+                return await asyncio.to_thread(self._cache.request, key, _files(files), crowd)
+            except OutputError:
+                if len(self.gone_s) < 2 or time.perf_counter() > deadline_s:
+                    raise
+            await asyncio.sleep(_FULL_EVERY_S)
 
     async def release(self, crowd: str, key: str) -> None:
         """End a use of a stage; see `StageCache.release`."""

@@ -321,11 +321,13 @@ def test_a_crowd_that_closes_leaves_others_their_stages(local: LocalCrowd, chain
         time.sleep(0.02)
 
 
-def test_a_client_that_was_killed_keeps_nothing_on_workers(own: LocalCrowd, chain_bundle: Path) -> None:
+def test_a_client_that_was_killed_keeps_nothing_on_workers(chain_bundle: Path) -> None:
+    """Its stages fill the cache until then, and others wait."""
+
     def hurry(dask_worker: Any) -> None:
         import splitload.crowd.worker
 
-        splitload.crowd.worker._SILENT_S = 1.6
+        splitload.crowd.worker._SILENT_S = 2.0
 
     def kept(dask_worker: Any) -> set[str]:
         plugin = dask_worker.plugins["splitload-stages"]
@@ -335,24 +337,24 @@ def test_a_client_that_was_killed_keeps_nothing_on_workers(own: LocalCrowd, chai
 
     async def use(crowd: Crowd) -> None:
         driver = crowd._driver
-        for member in driver.members.active():
-            await driver.supply.bring(member, driver.chains.common.links[3].order)
-            await driver._client.rpc(member.address).splitload_put(crowd=driver.members.crowd, attempt=99, parcel=b"")
+        (member,) = driver.members.active()
+        for link in driver.chains.common.links[2:]:
+            await driver.supply.bring(member, link.order)
+        await driver._client.rpc(member.address).splitload_put(crowd=driver.members.crowd, attempt=99, parcel=b"")
         await driver.members.end()  # nobody asks workers any more, as if it was killed
 
-    dead = Crowd(chain_bundle, own.client)
-    with Crowd(chain_bundle, own.client) as live:
-        list(dead.map(inputs(6)))
+    with LocalCrowd(1, cache_bytes=9000) as made:
+        made.client.run(hurry)
+        live, dead = (Crowd(chain_bundle, made.client) for _ in range(2))
+        list(dead.map(inputs(1)))
         dead._in_loop(use(dead)).result(60)
-        names = {each._driver.members.crowd for each in (dead, live)}
-        assert all(found == names for found in own.client.run(kept).values())
-        own.client.run(hurry)
+        check(chain_bundle, inputs(1), list(live.map(inputs(1))))
         deadline_s = time.monotonic() + 60
-        while any(found != {live._driver.members.crowd} for found in own.client.run(kept).values()):
+        while list(made.client.run(kept).values()) != [{live._driver.members.crowd}]:
             assert time.monotonic() < deadline_s
-            check(chain_bundle, inputs(1), list(live.map(inputs(1))))
             time.sleep(0.1)
-    dead.close()
+        dead.close()
+        live.close()
 
 
 def test_a_worker_that_cannot_keep_stages_is_told_of_and_the_others_go_on(chain_bundle: Path, tmp_path: Path) -> None:
