@@ -8,6 +8,7 @@ import threading
 import tomllib
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -280,7 +281,7 @@ def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:
             clock[0] += float(graph.name)
 
     monkeypatch.setattr(stages, "open_session", load)
-    monkeypatch.setattr(stages.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     pair = [stages.Opener(StageFile((0, 1), seconds, (), ()), Path()) for seconds in ("0.5", "8.0")]
     assert stages.serial_share(pair) == pytest.approx(1.0)
     assert stages.serial_share([]) is None
