@@ -20,6 +20,7 @@ from splitload.crowd.certificates import DAYS, check_certificates, make_certific
 from splitload.crowd.reach import check_admission
 from splitload.crowd.servers import WorkerSettings, run_scheduler, run_worker
 from splitload.crowd.settings import DEFAULT_CACHE_BYTES, ONE_HOST
+from splitload.plan.crowd import RUNTIME_BYTES
 
 SCHEDULER_PORT = 8786  # Dask's
 _WITH_ALL = "scheduler-close"  # Dask's word
@@ -38,6 +39,9 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
     address = read_address(options.scheduler)
     check_admission(address, "worker", certificates, insecure=options.insecure)
     note_expiry(console, certificates, "worker")
+    if options.memory is not None and options.memory <= RUNTIME_BYTES:
+        least = megabytes(RUNTIME_BYTES)
+        raise UsageError(f"--memory is {megabytes(options.memory)}; the runtime alone takes {least}, and stages on top")
     settings = WorkerSettings(
         name=name,
         memory_bytes=options.memory,
@@ -49,7 +53,9 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
 
     def started(made: Any) -> None:
         limit = megabytes(made.memory_manager.memory_limit)
-        console.note(f"the worker '{name}' of {address} listens at {made.address}, with {limit} of memory for stages")
+        own = megabytes(RUNTIME_BYTES)
+        here = f"the worker '{name}' of {address} listens at {made.address}"
+        console.note(f"{here}, with {limit} of memory, {own} of it the runtime's")
 
     reason = _interruptible(lambda: run_worker(address, settings, started), f"the worker '{name}' ended")
     why = (

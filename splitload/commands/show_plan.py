@@ -62,7 +62,8 @@ def show_plan(console: Console, result: TrainResult) -> None:
 
 
 def _predicted(result: TrainResult) -> str:
-    return "simulated" if result.profile.source == "simulated" else "predicted"
+    by_formula = result.planned.crowd is not None  # of a crowd; the crowd's simulator schedules every task
+    return "simulated" if result.profile.source == "simulated" and not by_formula else "predicted"
 
 
 def _searched(result: TrainResult) -> int:

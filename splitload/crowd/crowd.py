@@ -64,8 +64,8 @@ class Crowd:
         max_in_flight: int | None = None,
         ceiling_bytes: int | None = None,
     ) -> None:
-        if client.asynchronous:
-            raise UsageError("a Crowd needs a client that is not asynchronous: Client(address)")
+        if getattr(client, "asynchronous", True):
+            raise UsageError("a Crowd needs a client that is not asynchronous: distributed.Client(address)")
         self.manifest = read_bundle(bundle)
         self._loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
         self._count = itertools.count()

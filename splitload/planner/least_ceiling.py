@@ -16,7 +16,7 @@ from splitload.base.sizes import megabytes
 from splitload.plan.ceiling import Ceiling
 
 MOST_STAGES = 32  # of plans under a ceiling
-_STEP_BYTES = 100_000  # what is advised is rounded up to this
+STEP_BYTES = 100_000  # what is advised is rounded up to this
 
 
 class CeilingTooLowError(UsageError):
@@ -105,5 +105,5 @@ def check_ceiling(ceiling: Ceiling, names: Sequence[str], most: int, trainable_f
     raise CeilingTooLowError(
         f"no plan of up to {count_of(most, 'stage')} fits {megabytes(ceiling.ceiling_bytes)}: '{name}' alone takes "
         f"{weights} of weights, a run {arena} besides, and sessions {sessions}",
-        math.ceil(least.ceiling_bytes / _STEP_BYTES) * _STEP_BYTES,
+        math.ceil(least.ceiling_bytes / STEP_BYTES) * STEP_BYTES,
     )

@@ -163,7 +163,7 @@ def _under_ceiling(
             partition, memory = here.least()
             plan = replace(plan, partition=partition, threads=beside.plan.threads)
     except CeilingTooLowError as error:
-        known = advised(error, lambda least: limits(least, load(most_of_a_weight(least))).least())
+        known = advised(error, ceiling_bytes or 0, lambda least: limits(least, load(most_of_a_weight(least))).least())
         beside.report.note(
             f"{_WHAT} keeps no ceiling and is loaded as a whole: {known.reason}; the least that would do for it too is "
             f"{megabytes(known.least_bytes)}"

@@ -14,7 +14,13 @@ from splitload.plan.ceiling import Ceiling
 from splitload.plan.graph import ModelGraph
 from splitload.plan.memory import MemoryNeeds, StageNeeds, memory_needs, peak_bytes
 from splitload.plan.partition import Partition
-from splitload.planner.least_ceiling import MOST_STAGES, CeilingTooLowError, check_ceiling, least_ceiling
+from splitload.planner.least_ceiling import (
+    MOST_STAGES,
+    STEP_BYTES,
+    CeilingTooLowError,
+    check_ceiling,
+    least_ceiling,
+)
 from splitload.runtime.residency import ARENA_SHARE
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from splitload.devices import Measuring
     from splitload.planner.report import Report
 
+_NEAR = 50  # the least ceiling is advised to within one of so many parts of it
 ATTEMPTS = 3  # a plan that takes more than was thought is searched again, so often
 _STEP_BYTES = 1 << 18  # what was measured is rounded up to this, so that the same search is found again
 
@@ -214,18 +221,28 @@ class MemoryLimit:
         return Ceiling(self._needs, ceiling.ceiling_bytes, rounded, ceiling.apart)
 
 
-def advised(refusal: CeilingTooLowError, attempt: Callable[[int], object]) -> CeilingTooLowError:
-    """Return the refusal of a ceiling, with one that does: under that large weights are cut into fewer parts.
+def advised(refusal: CeilingTooLowError, refused_bytes: int, attempt: Callable[[int], object]) -> CeilingTooLowError:
+    """Return the refusal of a ceiling, with the least that does, to within a fiftieth.
+
+    Under a lower ceiling large weights are cut into more parts: what one refusal takes for the least may be too little,
+    or more than is needed.
 
     Args:
         refusal: It, with the least for weights as they were cut.
+        refused_bytes: The ceiling that was refused.
         attempt: Looks for a plan under a ceiling, in bytes; raises `CeilingTooLowError` where there is none.
     """
-    least_bytes = refusal.least_bytes
-    for _ in range(ATTEMPTS):
+    low_bytes, tried_bytes = refused_bytes, refusal.least_bytes
+    high_bytes: int | None = None  # that does
+    while True:
         try:
-            attempt(least_bytes)
-            break
+            attempt(tried_bytes)
+            high_bytes = tried_bytes
         except CeilingTooLowError as again:
-            least_bytes = again.least_bytes
-    return CeilingTooLowError(refusal.reason, least_bytes)
+            low_bytes = tried_bytes
+            if high_bytes is None:
+                tried_bytes = max(again.least_bytes, tried_bytes + STEP_BYTES)
+                continue
+        if high_bytes - low_bytes <= max(STEP_BYTES, high_bytes // _NEAR):
+            return CeilingTooLowError(refusal.reason, high_bytes)
+        tried_bytes = (low_bytes + high_bytes) // 2 // STEP_BYTES * STEP_BYTES

@@ -137,7 +137,8 @@ def _advised(request: TrainRequest, report: Report, device: Device, error: Ceili
         limits = MemoryLimit(ceiling_bytes, device.measuring, graph, {**source.examples, **request.feeds}, report)
         limits.ceiling(most_stages(request, graph.first_trainable))
 
-    return advised(error, attempt)
+    assert isinstance(request.residency, int)  # noqa: S101 - nothing else is refused
+    return advised(error, request.residency, attempt)
 
 
 def _opened(

@@ -156,6 +156,7 @@ def test_certificates_that_expire_soon_are_told_of(tmp_path: Path) -> None:
         (["worker", "tcp://127.0.0.1:1"], 1, "no scheduler listens at tcp://127.0.0.1:1"),
         (["worker", "tcp://127.0.0.1:1", "--name", "../x"], 2, "give --name"),
         (["worker", "tcp://127.0.0.1:1", "--memory", "much"], 2, "it must be a size such as 48MB"),
+        (["worker", "tcp://127.0.0.1:1", "--memory", "20MB"], 2, "the runtime alone takes 20.0 MB"),
         (["worker", "tcp://127.0.0.1:1", "--port", "70000"], 2, "a port from 0 to 65535"),
         (["worker", "tcp://127.0.0.1:1", "--treads", "1"], 2, "unrecognized arguments: --treads"),
         (["worker"], 2, "the following arguments are required: ADDRESS"),

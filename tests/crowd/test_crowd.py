@@ -256,6 +256,11 @@ def test_a_crowd_without_room_or_workers_says_so(local: LocalCrowd, chain_bundle
         Crowd(own_bundle, local.client)
 
 
+def test_a_crowd_needs_a_client(native_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="not asynchronous"):
+        Crowd(native_bundle, None)
+
+
 def test_a_closed_crowd_answers_nothing_more(local: LocalCrowd, chain_bundle: Path) -> None:
     crowd = Crowd(chain_bundle, local.client)
     futures = [crowd.submit(each) for each in inputs(40)]
