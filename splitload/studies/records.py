@@ -31,7 +31,14 @@ from splitload.studies import (
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = tuple(  # that have tables
     ROOT / name
-    for name in ("README.md", "docs/measuring.md", "docs/memory.md", "docs/crowd-growth.md", "results/README.md")
+    for name in (
+        "README.md",
+        "docs/measuring.md",
+        "docs/memory.md",
+        "docs/crowd.md",
+        "docs/crowd-growth.md",
+        "results/README.md",
+    )
 )
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
