@@ -206,6 +206,14 @@ class StageCache:
             if key in self._last_used and key not in self._uses:
                 self._evict(key)
 
+    def clear(self) -> int:
+        """Remove all that is not in use, unfinished files too; return the bytes that are left."""
+        with self._lock:
+            for key in self.stages():
+                self.remove(key)
+            self._drop_unused(set())
+            return self.used_bytes()
+
     def _end_uses(self, key: str, user: str, number: int) -> None:
         uses = self._uses.get(key, Counter())
         uses[user] -= number

@@ -46,7 +46,8 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
 
     Attributes:
         meter: The worker's memory.
-        residents: The stages in it.
+        cache: The stages on its disk.
+        residents: The stages in its memory.
         inputs: Parcels that a client has put here, by crowd and attempt.
         claims: Dask's keys of the tasks that have begun, or were withdrawn.
         seconds: Of stages that were run here, by their keys: of loading one, and of running it.
@@ -65,8 +66,8 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         return_early()
         return_memory()
         self.meter = MemoryMeter()
-        self._cache = StageCache(Path(folder), dask.config.get(CACHE_BYTES, DEFAULT_CACHE_BYTES))
-        self.residents = Residents(self._cache)
+        self.cache = StageCache(Path(folder), dask.config.get(CACHE_BYTES, DEFAULT_CACHE_BYTES))
+        self.residents = Residents(self.cache)
         self.gone_s: dict[str, float] = {}
         self._watch = asyncio.ensure_future(self._watch_clients())
         worker.handlers.update(
@@ -88,7 +89,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         """End; Dask calls it before the worker does."""
         self._watch.cancel()
         self.residents.let_go_all()
-        self._cache.close()
+        self.cache.close()
 
     def hear(self, crowd: str, every_s: float = 0.0) -> None:
         """Note that a crowd is there, whose client asks in such a pause."""
@@ -106,7 +107,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
             "peak_bytes": self.meter.peak_bytes(),
             "most_resident": self.residents.most,
             "resident": self.residents.keys(),
-            "cached": self._cache.stages(),
+            "cached": self.cache.stages(),
             "seconds": dict(self.seconds),
         }
 
@@ -135,7 +136,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         deadline_s = time.perf_counter() + _FULL_S
         while True:
             try:
-                return await asyncio.to_thread(self._cache.request, key, _files(files), crowd)
+                return await asyncio.to_thread(self.cache.request, key, _files(files), crowd)
             except OutputError:
                 if len(self.gone_s) < 2 or time.perf_counter() > deadline_s:
                     raise
@@ -143,16 +144,16 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
 
     async def release(self, crowd: str, key: str) -> None:
         """End a use of a stage; see `StageCache.release`."""
-        await asyncio.to_thread(self._cache.release, key, crowd)
+        await asyncio.to_thread(self.cache.release, key, crowd)
 
     async def write(self, file: list[Any], start: int, piece: bytes) -> int:
         """Append a piece of a file; see `StageCache.write`."""
         (wanted,) = _files([file])
-        return await asyncio.to_thread(self._cache.write, wanted, start, piece)
+        return await asyncio.to_thread(self.cache.write, wanted, start, piece)
 
     async def read(self, sha256: str, start: int, size: int) -> bytes:
         """Return a piece of a file; see `StageCache.read`."""
-        return await asyncio.to_thread(self._cache.read, sha256, start, min(size, PIECE_BYTES))
+        return await asyncio.to_thread(self.cache.read, sha256, start, min(size, PIECE_BYTES))
 
     async def fetch(self, file: list[Any], start: int, source: str) -> int:
         """Fetch the rest of a file from another worker, and return how many bytes of it are here then.
@@ -167,7 +168,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         other = self._worker.rpc(source)
         while there < wanted.bytes:
             piece = await other.splitload_read(sha256=wanted.sha256, start=there, size=PIECE_BYTES)
-            now = await asyncio.to_thread(self._cache.write, wanted, there, piece)
+            now = await asyncio.to_thread(self.cache.write, wanted, there, piece)
             if now == there:  # somebody else writes it, or the source has less than it should
                 break
             there = now
@@ -228,7 +229,7 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
             if key[0] == crowd:
                 self.inputs.pop(key, None)  # a task may take it meanwhile
         await asyncio.to_thread(self.residents.part_from, crowd)
-        await asyncio.to_thread(self._cache.part_from, crowd)
+        await asyncio.to_thread(self.cache.part_from, crowd)
 
     async def _watch_clients(self) -> None:
         """Keep nothing more for crowds whose client was killed, or is cut off; one that is back gets all anew."""

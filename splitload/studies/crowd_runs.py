@@ -26,6 +26,7 @@ from splitload.studies.crowd_child import forget_stages, rest
 from splitload.studies.crowd_subjects import Feeds, Subject
 from splitload.studies.emulation import Emulation
 
+_FORGET_S = 15.0
 Sample = dict[str, Any]
 
 
@@ -96,9 +97,11 @@ def forget(emulation: Emulation) -> None:
     Raises:
         StageError: If one does not.
     """
-    left = emulation.client.run(forget_stages)
-    if any(left.values()):
-        raise StageError(f"workers still use stages that they were to forget: {left}")
+    deadline_s = time.monotonic() + _FORGET_S  # a crowd that was closed just now may still be ending its uses
+    while any((left := emulation.client.run(forget_stages)).values()):
+        if time.monotonic() > deadline_s:
+            raise StageError(f"workers still use stages that they were to forget: {left}")
+        time.sleep(0.1)
 
 
 def begin_anew(emulation: Emulation, subject: Subject) -> None:

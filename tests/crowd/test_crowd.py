@@ -155,8 +155,8 @@ def test_a_stage_that_was_damaged_on_disk_is_sent_again(local: LocalCrowd, chain
 
     def damage(dask_worker: Any) -> int:
         plugin = dask_worker.plugins["splitload-stages"]
-        plugin._cache._checked.clear()  # as a new process would
-        files = [file for file in plugin._cache._files.iterdir() if file.stat().st_size > 1000]
+        plugin.cache._checked.clear()  # as a new process would
+        files = [file for file in plugin.cache._files.iterdir() if file.stat().st_size > 1000]
         for file in files:
             file.write_bytes(file.read_bytes()[:-1] + b"x")
         return len(files)
@@ -290,7 +290,7 @@ def test_a_closed_crowd_uses_no_stage_any_more(local: LocalCrowd, chain_bundle: 
         return list(dask_worker.plugins["splitload-stages"].residents.keys())
 
     def left(dask_worker: Any) -> list[str]:
-        cache = dask_worker.plugins["splitload-stages"]._cache
+        cache = dask_worker.plugins["splitload-stages"].cache
         for key in cache.stages():
             cache.remove(key)
         return list(cache.stages())
@@ -336,7 +336,7 @@ def test_a_client_that_was_killed_keeps_nothing_on_workers(chain_bundle: Path) -
 
     def kept(dask_worker: Any) -> set[str]:
         plugin = dask_worker.plugins["splitload-stages"]
-        users = [user for uses in plugin._cache._uses.values() for user in uses]
+        users = [user for uses in plugin.cache._uses.values() for user in uses]
         users += [user for users in plugin.residents._users.values() for user in users]
         return {*plugin.gone_s, *users, *(name for name, _ in plugin.inputs)} - {""}
 

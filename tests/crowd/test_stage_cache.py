@@ -136,6 +136,19 @@ def test_what_a_client_used_that_is_gone_is_evicted_placed_or_not(cache: StageCa
     small.close()
 
 
+def test_all_that_is_not_in_use_can_be_removed(cache: StageCache) -> None:
+    keep(cache, ONE, A)
+    keep(cache, TWO, B, release=False)
+    key = stage_key(THREE)
+    cache.request(key, THREE)
+    cache.write(THREE[0], 0, C[:300])  # and the client turns to something else
+    cache.release(key)
+    assert cache.clear() == len(B)
+    assert cache.stages() == [stage_key(TWO)]
+    cache.release(stage_key(TWO))
+    assert (cache.clear(), cache.stages()) == (0, [])
+
+
 def test_a_cache_that_was_removed_is_one_line(cache: StageCache) -> None:
     keep(cache, ONE, A)
     shutil.rmtree(cache._folder)
