@@ -35,13 +35,13 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
         SplitloadError: If it may not, or cannot, join the crowd, or the scheduler is gone.
     """
     certificates = _folder(options.certificates)
+    if options.memory is not None and options.memory <= RUNTIME_BYTES:
+        least = megabytes(RUNTIME_BYTES)
+        raise UsageError(f"--memory is {megabytes(options.memory)}; the runtime alone takes {least}, and stages on top")
     name = _named(options.name)
     address = read_address(options.scheduler)
     check_admission(address, "worker", certificates, insecure=options.insecure)
     note_expiry(console, certificates, "worker")
-    if options.memory is not None and options.memory <= RUNTIME_BYTES:
-        least = megabytes(RUNTIME_BYTES)
-        raise UsageError(f"--memory is {megabytes(options.memory)}; the runtime alone takes {least}, and stages on top")
     settings = WorkerSettings(
         name=name,
         memory_bytes=options.memory,

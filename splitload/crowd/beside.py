@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 class Beside:
@@ -37,3 +39,10 @@ class Beside:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def begun(call: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """Begin a call whose outcome may come to be of no interest: its error is then nobody's."""
+    task = asyncio.ensure_future(call)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

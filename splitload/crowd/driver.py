@@ -29,6 +29,7 @@ from splitload.plan.crowd import RUNTIME_BYTES
 
 LEFT_ALONE_S = 10.0  # how long a crowd without workers waits for one to come
 _LOOK_EVERY_S = 0.5
+_LINK_BYTES_PER_S = 12.5e6  # 100 Mbit/s: a guess, until a stage has travelled; were it free, all would fetch all stages
 _MOST_DEATHS = 3  # of workers that ran one task: then it is the task's fault
 _MOST_SENT = 3  # times that a stage is sent to one worker for one task
 
@@ -130,7 +131,7 @@ class Driver:
             Worker(
                 name=member.address,
                 memory_bytes=min(limits, default=None),
-                link_bytes_per_s=member.link_bytes_per_s or math.inf,
+                link_bytes_per_s=member.link_bytes_per_s or _LINK_BYTES_PER_S,
                 cached=frozenset(places[key] for key in told["cached"] if key in places),
                 resident=next((places[key] for key in told["resident"] if key in places), None),
                 measured={

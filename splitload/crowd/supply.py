@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import StageError
 from splitload.bundle.manifest import File
-from splitload.crowd.beside import Beside
+from splitload.crowd.beside import Beside, begun
 from splitload.crowd.members import Member
 from splitload.crowd.orders import PIECE_BYTES, StageOrder
 from splitload.crowd.stage_cache import MissingFileError
 
 _TRIES = 5
+_AT_ONCE = 2  # pieces of a file that are on their way to a worker
 _PAUSE_S = 0.2  # after a connection broke; a worker that is gone has its transfers cancelled
 _END_S = 2.0  # a worker that is silent does not hold up who ends
 _CLIENT = ""
@@ -164,15 +165,28 @@ class Supply:
             fetches.discard(fetch)
 
     async def _push(self, member: Member, file: File, there: int) -> int:
-        """Send the rest of a file from here; return how many bytes are there then."""
+        """Send the rest of a file from here; return how many bytes are there then.
+
+        A piece travels while the worker writes the one before, so that the link has no pause.
+        """
         worker = self._client.rpc(member.address)
-        while there < file.bytes:
-            piece = self._piece(file, there)
-            now = await worker.splitload_write(file=[*file], start=there, piece=piece)
-            if now == there:
-                break
-            there = now
-        return there
+        sent = there
+        pieces: deque[tuple[int, asyncio.Task[int]]] = deque()  # under way, and where each ends
+        try:
+            while there < file.bytes:
+                while sent < file.bytes and len(pieces) < _AT_ONCE:
+                    piece = self._piece(file, sent)
+                    call = worker.splitload_write(file=[*file], start=sent, piece=piece)
+                    sent += len(piece)
+                    pieces.append((sent, begun(call)))
+                end, under_way = pieces.popleft()
+                there = await under_way
+                if there < end:  # another one writes it, or what was there is gone
+                    break
+            return there
+        finally:
+            for _, under_way in pieces:
+                under_way.cancel()
 
     def _piece(self, file: File, start: int) -> bytes:
         """Return a piece of a file of the bundle.

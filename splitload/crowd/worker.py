@@ -21,6 +21,7 @@ from splitload import __version__
 from splitload.base.errors import OutputError, SplitloadError, StageError
 from splitload.base.machine import cpu_architecture, return_memory
 from splitload.bundle.manifest import File
+from splitload.crowd.beside import begun
 from splitload.crowd.codec import Buffer, opened
 from splitload.crowd.orders import PIECE_BYTES, PLUGIN, TaskOrder, key_of, read, topic
 from splitload.crowd.process_memory import MemoryMeter, return_early
@@ -30,6 +31,7 @@ from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, DEFAULT_CACHE_BY
 from splitload.crowd.stage_cache import MissingFileError, StageCache
 
 _GIVE_S, _LOOK_EVERY_S = 1.0, 0.002
+_BEFORE_S = 2.0  # how long a piece of a file waits for the one before, which was sent before it
 _MOST_CLAIMS = 1024
 _MOST_REMEMBERED = 256  # stages whose seconds are kept for the next crowd
 _MOST_INPUTS = 64  # that clients have put here
@@ -147,9 +149,14 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         await asyncio.to_thread(self.cache.release, key, crowd)
 
     async def write(self, file: list[Any], start: int, piece: bytes) -> int:
-        """Append a piece of a file; see `StageCache.write`."""
+        """Append a piece of a file, once the one before has come; see `StageCache.write`."""
         (wanted,) = _files([file])
-        return await asyncio.to_thread(self.cache.write, wanted, start, piece)
+        give_up_s = time.perf_counter() + _BEFORE_S
+        while True:
+            there = await asyncio.to_thread(self.cache.write, wanted, start, piece)
+            if there >= start or time.perf_counter() > give_up_s:
+                return there
+            await asyncio.sleep(_BEFORE_S / 100)
 
     async def read(self, sha256: str, start: int, size: int) -> bytes:
         """Return a piece of a file; see `StageCache.read`."""
@@ -166,13 +173,27 @@ class StageWorker(WorkerPlugin):  # type: ignore[misc]
         (wanted,) = _files([file])
         there = start
         other = self._worker.rpc(source)
-        while there < wanted.bytes:
-            piece = await other.splitload_read(sha256=wanted.sha256, start=there, size=PIECE_BYTES)
-            now = await asyncio.to_thread(self.cache.write, wanted, there, piece)
-            if now == there:  # somebody else writes it, or the source has less than it should
-                break
-            there = now
-        return there
+
+        def read(begin: int) -> asyncio.Task[bytes]:
+            return begun(other.splitload_read(sha256=wanted.sha256, start=begin, size=PIECE_BYTES))
+
+        coming = read(there)
+        try:
+            while there < wanted.bytes:
+                piece = await coming
+                end = there + len(piece)
+                if end < wanted.bytes:
+                    coming = read(end)  # travels while this one is written
+                now = await asyncio.to_thread(self.cache.write, wanted, there, piece)
+                if now < end:  # what was there is gone, or the source has less than it should
+                    return now
+                if end < now < wanted.bytes:  # somebody else brings it as well
+                    coming.cancel()
+                    coming = read(now)
+                there = now
+            return there
+        finally:
+            coming.cancel()
 
     async def put(self, crowd: str, attempt: int, parcel: bytes) -> None:
         """Keep the input of a task that will come."""
