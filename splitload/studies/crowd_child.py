@@ -16,7 +16,10 @@ def rest(dask_worker: Any) -> None:
         return_memory()
 
 
-def forget_stages(dask_worker: Any) -> int:
-    """Have a worker remove what its disk has of stages; return the bytes that are left, as they are in use."""
+def forget_stages(dask_worker: Any) -> int | None:
+    """Have a worker remove what its disk has of stages; return the bytes that are left, as they are in use.
+
+    None where it was in no crowd yet, and so knows of no stages.
+    """
     plugin = dask_worker.plugins.get(PLUGIN)
-    return 0 if plugin is None else plugin.cache.clear()  # without one it was in no crowd yet
+    return None if plugin is None else int(plugin.cache.clear())

@@ -98,10 +98,12 @@ def forget(emulation: Emulation) -> None:
         StageError: If one does not.
     """
     deadline_s = time.monotonic() + _FORGET_S  # a crowd that was closed just now may still be ending its uses
-    while any((left := emulation.client.run(forget_stages)).values()):
+    while any(left := list(emulation.client.run(forget_stages).values())):
         if time.monotonic() > deadline_s:
             raise StageError(f"workers still use stages that they were to forget: {left}")
         time.sleep(0.1)
+    if None in left:
+        raise StageError("a worker was in no crowd yet, and does not know its disk: run a warm batch first")
 
 
 def begin_anew(emulation: Emulation, subject: Subject) -> None:
