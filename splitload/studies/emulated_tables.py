@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from splitload.studies.size_tables import Table
+from splitload.studies.size_tables import Table, median_with_range
 
 _MIB = 1 << 20
 _BAD = ("lost", "doubled", "failed", "wrong")
@@ -34,7 +34,7 @@ def batches(records: Named) -> Table:
                     arm,
                     f"{len(done)} of {len(samples)}",
                     _one_of(each["num_inputs"] for each in done),
-                    _spread([each["batch_s"] for each in done]),
+                    median_with_range([each["batch_s"] for each in done]),
                     ", ".join(str(sum(each[key] for each in done)) for key in _BAD),
                     _error(done),
                     *_cost(done),
@@ -58,7 +58,7 @@ def ablation(records: Named) -> Table:
                 (
                     arm,
                     f"{len(done)} of {len(samples)}",
-                    _spread([each["batch_s"] for each in done]),
+                    median_with_range([each["batch_s"] for each in done]),
                     _ratio(done, with_all),
                     f"{sum(each['failed'] for each in done)} of {sum(each['num_inputs'] for each in done)}",
                     *_cost(done),
@@ -104,7 +104,11 @@ def _memory_aims(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     model = f"{row['model']} in {len(row['stage_bytes'])} stages, planned for {row['planned_for']} a worker"
     if not done:
         return []
-    peak = (f"{model}: largest peak of a worker above idle, MiB", "≤ 43", _spread([_peak_mib(each) for each in done]))
+    peak = (
+        f"{model}: largest peak of a worker above idle, MiB",
+        "≤ 43",
+        median_with_range([_peak_mib(each) for each in done]),
+    )
     return [peak, *_error_aims(row, model)]
 
 
@@ -118,7 +122,7 @@ def _throughput_aims(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         shares = [each["inputs_per_s"] / each[key] for each in rates if each[key] is not None]
         if shares:
             inputs = _one_of(each["num_inputs"] for each in _done(row, "streaming"))
-            found.append((f"{row['model']}: throughput at {inputs} inputs ÷ {text}", aim, _spread(shares, 2)))
+            found.append((f"{row['model']}: throughput at {inputs} inputs ÷ {text}", aim, median_with_range(shares, 2)))
     return found + _error_aims(row, f"{row['model']} in {len(row['stage_bytes'])} stages")
 
 
@@ -136,7 +140,7 @@ def _kill_aims(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             f"… to the first task placed anew, s ({len(placed)} of the {during} kills amid a batch cost a task)",
             "≤ 2",
-            f"{_spread(placed, 2)}" if placed else "–",
+            f"{median_with_range(placed, 2)}" if placed else "–",
         ),
     ]
 
@@ -178,11 +182,13 @@ def _beside(arm: str, arms: Iterable[str]) -> str:
 def _cost(done: Sequence[Any]) -> tuple[str, ...]:
     stages = [each["stages_from_client_bytes"] + each["stages_between_bytes"] for each in done]
     return (
-        _spread([each["between_bytes"] / 1e6 for each in done]),
-        _spread([size / 1e6 for size in stages]),
-        _spread([each["cpu_s"] for each in done]),
-        _spread([_peak_mib(each) for each in done]),
-        _spread([max(size for size in each["peak_bytes"].values() if size is not None) / _MIB for each in done]),
+        median_with_range([each["between_bytes"] / 1e6 for each in done]),
+        median_with_range([size / 1e6 for size in stages]),
+        median_with_range([each["cpu_s"] for each in done]),
+        median_with_range([_peak_mib(each) for each in done]),
+        median_with_range(
+            [max(size for size in each["peak_bytes"].values() if size is not None) / _MIB for each in done]
+        ),
     )
 
 
@@ -214,12 +220,3 @@ def _error(done: Sequence[Any], beside: str = "") -> str:
 
 def _one_of(values: Iterable[int]) -> str:
     return " or ".join(f"{value:,}" for value in sorted(set(values))) or "–"
-
-
-def _spread(samples: Sequence[float], digits: int | None = None) -> str:
-    """Return the median, with the least and the most."""
-    if not samples:
-        return "–"
-    found = sorted(samples)
-    shown = (0 if found[-1] >= 100 else 1) if digits is None else digits
-    return f"{statistics.median(found):.{shown}f} ({found[0]:.{shown}f}–{found[-1]:.{shown}f})"

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from splitload.studies.size_tables import Table
+from splitload.studies.size_tables import Table, median_with_range
 
 _MIB = 1 << 20
 _AIMS = {"40MB": (43 * _MIB, 1.10), "64MB": (70 * _MIB, 1.35)}  # of ceilings: peak in bytes, steady ÷ without
@@ -102,8 +102,5 @@ def _without(row: Mapping[str, Any], arm: str) -> str:
 
 def _spread(samples: Iterable[float | None], factor: float) -> str:
     """Return the median of what ended, with the least and the most."""
-    found = sorted(each * factor for each in samples if each is not None)
-    if not found:
-        return "killed"
-    digits = 0 if found[-1] >= 100 else 1
-    return f"{statistics.median(found):.{digits}f} ({found[0]:.{digits}f}–{found[-1]:.{digits}f})"
+    found = [each * factor for each in samples if each is not None]
+    return median_with_range(found) if found else "killed"

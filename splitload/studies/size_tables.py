@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # the head, and the rows
@@ -19,6 +20,20 @@ def sizes(records: Iterable[tuple[str, Any]]) -> Table:
         body.append(("largest", *["–"] * 3, f"{largest:.3f}", "–", "–", f"{slowest:.2f}", "–", "–"))
     head = ("model", "stored as", "graph", "MB", "bundle ÷ model", "TTFO ms", "stock ms", "÷ stock")
     return (*head, "differs from stock by", "n"), body
+
+
+def median_with_range(samples: Sequence[float], digits: int | None = None) -> str:
+    """Return the median, with the least and the most, or a dash where there are none.
+
+    Args:
+        samples: Any numbers.
+        digits: Behind the point; by default one, and none where a sample has three before it.
+    """
+    if not samples:
+        return "–"
+    found = sorted(samples)
+    shown = (0 if found[-1] >= 100 else 1) if digits is None else digits
+    return f"{statistics.median(found):.{shown}f} ({found[0]:.{shown}f}–{found[-1]:.{shown}f})"
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
