@@ -13,3 +13,4 @@ ARM_NAMES = (
     "splitload",
     "splitload-buffers",
 )
+PORTABLE_ARMS = ("stock", "tuned", "ort-format", "splitload", "splitload-buffers")  # that need onnxruntime alone

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from splitload.base.errors import ModelError, SplitloadError
+from splitload.measure import pagecache
 from splitload.measure.job import Input, Job
 from splitload.measure.process import PACKAGE, python
 from splitload.runtime.inputs import InputSpec, example_inputs, save_feeds
@@ -30,8 +29,13 @@ class Runner(Protocol):
         job: Job,
         folder: Path,
         failed: Callable[[str], SplitloadError],
+        *,
+        cold: Sequence[Path] = (),
     ) -> dict[str, Any]:
-        """Return the answer; see `run_job`."""
+        """Return the answer; the files that it names lie in the folder then. See `run_job`.
+
+        Another machine evicts its copies of all files that the job reads, where any are to be cold.
+        """
         ...
 
 
@@ -40,7 +44,7 @@ def run_job(
     folder: Path,
     failed: Callable[[str], SplitloadError],
     *,
-    at_first: Callable[[], int] | None = None,
+    cold: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
     within: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -50,17 +54,20 @@ def run_job(
         job: What it does.
         folder: Where the files of the job lie; the message lies there too meanwhile.
         failed: Returns the error to raise where it fails, of the last line that it wrote.
-        at_first: Called at the moment that is measured, where the time of the whole process counts; the process waits.
+        cold: Files that are evicted from the page cache before, and the eviction verified.
         environment: Variables of its environment, besides those of this process.
         within: Words before its command, which run that in a group of its own for instance.
 
     Returns:
         The answer, as the class of the job says it. `first_at_s`, a moment, becomes `process_s`, the seconds since the
-        interpreter was started; `exit_s` is when it had ended; and `touched_bytes` is what `at_first` returned.
+        interpreter was started; `exit_s` is when it had ended; and `touched_bytes` is what of the cold files the page
+        cache held at that moment.
 
     Raises:
         SplitloadError: If it fails: what `failed` returned.
+        StageError: If files cannot be evicted.
     """
+    pagecache.evict(cold)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".job-") as made:
         message = Path(made) / "job.json"
         message.write_text(json.dumps(job.to_json()), encoding="utf-8")
@@ -70,18 +77,18 @@ def run_job(
         else:
             command = python(job.program, *words)
         command = [*within, *command]
-        wait = (at_first or (lambda: 0)) if job.whole_process else None
-        return _answer(command, made, wait, failed, None if environment is None else os.environ | environment)
+        watched = cold if job.whole_process else None
+        return _answer(command, made, watched, failed, None if environment is None else os.environ | environment)
 
 
 def _answer(
     command: list[str],
     folder: str,
-    at_first: Callable[[], int] | None,
+    watched: Sequence[Path] | None,
     failed: Callable[[str], SplitloadError],
     environment: Mapping[str, str] | None,
 ) -> dict[str, Any]:
-    """Start a process and return what it answers; with `at_first` it tells when that is to be called, and waits."""
+    """Start a process and return what it answers; with `watched`, files, it waits at the moment that is measured."""
     touched_bytes = 0
     with tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", errors="replace") as errors:
         start = time.monotonic()
@@ -96,8 +103,8 @@ def _answer(
         ) as child:
             try:
                 assert child.stdout is not None  # noqa: S101
-                if at_first is not None and child.stdout.readline():
-                    touched_bytes = at_first()
+                if watched is not None and child.stdout.readline():
+                    touched_bytes = pagecache.resident_bytes(watched)
                 answer, _ = child.communicate("\n")
             except BaseException:
                 child.kill()
@@ -108,7 +115,7 @@ def _answer(
             raise failed(lines[-1][:300])
         exit_s = time.monotonic() - start
     figures: dict[str, Any] = json.loads(answer)
-    if at_first is not None:
+    if watched is not None:
         figures["exit_s"] = exit_s
         figures["process_s"] = figures.pop("first_at_s") - start
         figures["touched_bytes"] = touched_bytes
@@ -129,6 +136,8 @@ def save_inputs(specs: Iterable[InputSpec], feeds: Mapping[str, Any], folder: Pa
         ModelError: If a value that is given is no array, or one cannot be made up.
         UsageError: If `feeds` names no input.
     """
+    import numpy as np
+
     inputs = list(specs)
     for name, value in feeds.items():
         if not isinstance(value, np.ndarray):

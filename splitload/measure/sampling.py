@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import statistics
 import tempfile
 import time
@@ -13,7 +15,7 @@ from typing import Any
 
 from splitload.base.errors import StageError
 from splitload.base.scratch import scratch_folder
-from splitload.measure import pagecache
+from splitload.measure.arm_names import PORTABLE_ARMS
 from splitload.measure.fresh import Runner, run_job, save_inputs
 from splitload.measure.job import Input, LoadModel
 from splitload.runtime.inputs import InputSpec
@@ -35,7 +37,7 @@ PAUSE_S = 0.2  # for the system to clear away the process before, which would ru
 _TOLERANCE = 1e-3  # of the largest magnitude in an output; arms that compute in float32 stay far below
 _HALF_TOLERANCE = 5e-3  # where stock's is of half precision, and rounds what others may keep
 _ENGINE_TOLERANCE = {"openvino": 5e-2, "ncnn": 5e-2}  # which may take half precision on their own account
-_LINKED = "bundle"  # beside the inputs, whose names end in .npy
+_LINKED = "arm"  # beside the inputs, whose names end in .npy
 Sample = dict[str, float]
 
 
@@ -73,6 +75,7 @@ def run_arms(
     *,
     cold: bool = False,
     storage_s: Callable[[int], float] | None = None,
+    run: Runner = run_job,
 ) -> dict[str, list[Sample]]:
     """Measure every arm `runs` times, in turns, each time in a fresh process.
 
@@ -85,6 +88,7 @@ def run_arms(
         cold: Whether an arm's files are evicted from the page cache before each of its samples, and the eviction
             verified. Programs and libraries stay cached.
         storage_s: Tells how long it takes to read so many bytes from storage; asked after each sample.
+        run: Runs the fresh processes.
 
     Returns:
         The samples of each arm, in order. Each has the keys in `FIGURES`:
@@ -112,7 +116,7 @@ def run_arms(
             for place in range(len(arms)):
                 arm = arms[(turn + place) % len(arms)]
                 time.sleep(PAUSE_S)
-                samples[arm.name].append(_sample(arm, folder, given, cold, storage_s))
+                samples[arm.name].append(_sample(arm, folder, given, cold, storage_s, run))
                 if on_progress is not None:
                     on_progress(turn * len(arms) + place + 1, runs * len(arms))
     return samples
@@ -120,9 +124,6 @@ def run_arms(
 
 def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner) -> Sample:
     """Take one sample of an arm, with a warm page cache, and end with its first output.
-
-    A bundle is linked into the job's folder, and goes with it to any machine. A single file, as stock reads it, stays
-    where it is, with the weights beside it: only a machine that has that path can load it.
 
     Args:
         arm: What is loaded.
@@ -138,15 +139,11 @@ def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]
     """
     with saved_inputs(inputs, feeds) as (folder, given):
         time.sleep(PAUSE_S)
-        job = load_job(arm, given, steady=False)
-        if arm.path.is_dir():
-            (folder / _LINKED).symlink_to(job.path, target_is_directory=True)
-            job = replace(job, path=_LINKED)
-        answer = run(job, folder, _failed(arm))
+        answer = run(load_job(arm, folder, given, steady=False), folder, _failed(arm))
     return {key: answer[key] for key in FIGURES if answer.get(key) is not None}
 
 
-def outputs_of(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> list[Any]:
+def outputs_of(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner = run_job) -> list[Any]:
     """Run an arm once without measuring, which compiles bytecode and fills caches; return its first outputs.
 
     Returns:
@@ -158,14 +155,26 @@ def outputs_of(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) 
     import numpy as np
 
     with saved_inputs(inputs, feeds) as (folder, given):
-        files = run_job(load_job(arm, given, outputs=True), folder, _failed(arm))["outputs"]
+        files = run(load_job(arm, folder, given, outputs=True), folder, _failed(arm))["outputs"]
         return [None if file is None else np.load(folder / file, allow_pickle=False) for file in files]
 
 
-def load_job(arm: Arm, inputs: tuple[Input, ...], *, steady: bool = True, outputs: bool = False) -> LoadModel:
-    """Return the job that loads and runs an arm; see `LoadModel`."""
-    path = str(arm.path.resolve())
-    return LoadModel(arm.name, path, inputs, arm.threads, steady=steady, outputs=outputs, **arm.job)
+def load_job(
+    arm: Arm, folder: Path, inputs: tuple[Input, ...], *, steady: bool = True, outputs: bool = False
+) -> LoadModel:
+    """Return the job that loads and runs an arm; see `LoadModel`.
+
+    What onnxruntime loads, a bundle or a file with the weights beside it, is linked into the job's folder, and goes
+    with it to any machine. Other engines keep caches by its path, and stay on this machine.
+    """
+    place = arm.path.resolve()
+    if arm.name not in PORTABLE_ARMS:
+        return LoadModel(arm.name, str(place), inputs, arm.threads, steady=steady, outputs=outputs, **arm.job)
+    linked, inside = (place, "") if place.is_dir() else (place.parent, f"/{place.name}")
+    link = folder / f"{_LINKED}-{hashlib.sha256(os.fsencode(linked)).hexdigest()[:12]}"
+    if not link.exists():
+        link.symlink_to(linked, target_is_directory=True)
+    return LoadModel(arm.name, f"{link.name}{inside}", inputs, arm.threads, steady=steady, outputs=outputs, **arm.job)
 
 
 def compare(name: str, expected: Sequence[Any], outputs: Sequence[Any]) -> float:
@@ -228,16 +237,19 @@ def saved_inputs(inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Itera
 
 
 def _sample(
-    arm: Arm, folder: Path, inputs: tuple[Input, ...], cold: bool, storage_s: Callable[[int], float] | None
+    arm: Arm,
+    folder: Path,
+    inputs: tuple[Input, ...],
+    cold: bool,
+    storage_s: Callable[[int], float] | None,
+    run: Runner,
 ) -> Sample:
     """Measure one arm in a fresh process."""
     files = arm.all_files() if cold else []
-    pagecache.evict(files)
-    job = load_job(arm, inputs)
-    answer = run_job(job, folder, _failed(arm), at_first=lambda: pagecache.resident_bytes(files))
+    job = load_job(arm, folder, inputs)
+    answer = run(job, folder, _failed(arm), cold=files)
     time.sleep(PAUSE_S)
-    pagecache.evict(files)
-    whole = run_job(replace(job, whole=True, steady=False), folder, _failed(arm))
+    whole = run(replace(job, whole=True, steady=False), folder, _failed(arm), cold=files)
     answer.update((name, whole[name]) for name in ("process_s", "exit_s", "process_peak_memory_bytes"))
     answer["steady_inference_s"] = statistics.median(answer.pop("steady_runs_s"))
     sample: Sample = {key: answer[key] for key in FIGURES if answer.get(key) is not None}

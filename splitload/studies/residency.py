@@ -109,7 +109,7 @@ class Study:
                 for place in range(len(arms)):
                     name = list(arms)[(turn + place) % len(arms)]
                     arm, residency = arms[name]
-                    job = HoldModel(load_job(arm, given), residency, STEADY_RUNS)
+                    job = HoldModel(load_job(arm, folder, given), residency, STEADY_RUNS)
                     samples[name].append(run_job(job, folder, _failed(name)))
         return {
             "of": "model",
@@ -153,7 +153,7 @@ class Study:
                     name = list(arms)[(turn + place) % len(arms)]
                     arm, residency = arms[name]
                     pagecache.evict(arm.all_files())
-                    job = HoldModel(load_job(arm, given, outputs=True), residency, STEADY_RUNS // 3)
+                    job = HoldModel(load_job(arm, folder, given, outputs=True), residency, STEADY_RUNS // 3)
                     try:
                         found = run_job(job, folder, _failed(name), within=within)
                     except StageError as error:

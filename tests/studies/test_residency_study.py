@@ -72,7 +72,7 @@ def test_the_table_has_every_arm_and_says_what_was_killed() -> None:
 @pytest.mark.parametrize("residency", ["all", "stage"])
 def test_a_process_holds_a_bundle(native_bundle: Path, residency: str) -> None:
     with saved_inputs(read_manifest(native_bundle).inputs, {}) as (folder, given):
-        job = HoldModel(load_job(Arm("splitload", native_bundle), given, outputs=True), residency, 2)
+        job = HoldModel(load_job(Arm("splitload", native_bundle), folder, given, outputs=True), residency, 2)
         found = run_job(job, folder, StageError)
         assert (folder / found["output"]).exists()
     assert found["peak_bytes"] >= found["idle_bytes"] > 0
