@@ -14,7 +14,7 @@ from splitload.bundle.manifest import TensorSpec
 from splitload.crowd.codec import Buffer, EdgeCodec, Encoded, decoded, encoded, parcel
 from splitload.crowd.orders import StageOrder, TaskOrder
 from splitload.crowd.process_memory import drop_code
-from splitload.crowd.stage_cache import StageCache
+from splitload.deploy.stage_cache import StageCache
 from splitload.runtime import mapped
 from splitload.runtime.capi.memory import Memory, memory_of
 from splitload.runtime.capi.tensor import tensor_of

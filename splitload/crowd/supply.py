@@ -14,7 +14,7 @@ from splitload.bundle.manifest import File
 from splitload.crowd.beside import Beside, begun
 from splitload.crowd.members import Member
 from splitload.crowd.orders import PIECE_BYTES, StageOrder
-from splitload.crowd.stage_cache import MissingFileError
+from splitload.deploy.stage_cache import MissingFileError
 
 _TRIES = 5
 _AT_ONCE = 2  # pieces of a file that are on their way to a worker

@@ -28,7 +28,7 @@ from splitload.crowd.process_memory import MemoryMeter, return_early
 from splitload.crowd.residents import Residents
 from splitload.crowd.seconds import average
 from splitload.crowd.settings import CACHE_BYTES, CACHE_FOLDER, DEFAULT_CACHE_BYTES
-from splitload.crowd.stage_cache import MissingFileError, StageCache
+from splitload.deploy.stage_cache import MissingFileError, StageCache
 
 _GIVE_S, _LOOK_EVERY_S = 1.0, 0.002
 _BEFORE_S = 2.0  # how long a piece of a file waits for the one before, which was sent before it

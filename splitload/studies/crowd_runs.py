@@ -19,7 +19,7 @@ from splitload.crowd.mechanisms import Mechanisms
 from splitload.crowd.orders import PIECE_BYTES
 from splitload.crowd.report import CrowdReport
 from splitload.crowd.settings import DEFAULT_CACHE_BYTES
-from splitload.crowd.stage_cache import StageCache
+from splitload.deploy.stage_cache import StageCache
 from splitload.measure import pagecache
 from splitload.runtime.answers import TOLERANCE, relative_error
 from splitload.studies.crowd_child import forget_stages, rest

@@ -17,7 +17,7 @@ from splitload.crowd.chain import chain_of, read_bundle
 from splitload.crowd.codec import decoded, encoded, opened, parcel
 from splitload.crowd.orders import TaskOrder
 from splitload.crowd.residents import Residents
-from splitload.crowd.stage_cache import StageCache
+from splitload.deploy.stage_cache import StageCache
 from splitload.runtime import mapped
 from splitload.runtime.capi.memory import memory_of
 from splitload.runtime.capi.tensor import in_form, tensor_of

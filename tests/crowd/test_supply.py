@@ -15,7 +15,7 @@ from splitload.bundle.manifest import File
 from splitload.crowd import supply
 from splitload.crowd.members import Member
 from splitload.crowd.orders import StageOrder
-from splitload.crowd.stage_cache import StageCache, stage_key
+from splitload.deploy.stage_cache import StageCache, stage_key
 from splitload.crowd.supply import Supply
 
 DATA = b"weights"

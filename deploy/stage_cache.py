@@ -1,7 +1,8 @@
 """What a device keeps of stages on its disk: each file once, by its SHA-256, and no more than a cap allows.
 
 - `files/SHA256` is a whole file, `files/SHA256.part` the beginning of one whose transfer goes on from there.
-- `stages/KEY/NAME` are hard links to them, by the names that a stage's graph reads them by; the key is the stage's.
+- `stages/KEY/NAME` are hard links to them, by the names that a stage's graph reads them by; the key is the stage's. A
+  name may have folders before it, as files of a job have.
 - A stage is complete once its folder is there. It is checked, byte by byte, before it is first opened by a process.
 - Stages in use are never evicted; of the others those go first that were used longest ago, after files of none.
 - Each use is somebody's, so that those of a client that was killed can be ended.
@@ -24,11 +25,12 @@ from pathlib import Path
 from splitload.base.errors import OutputError, StageError
 from splitload.base.regular import open_regular
 from splitload.bundle.manifest import File
-from splitload.bundle.validate import is_plain
 
 _HEX = frozenset("0123456789abcdef")
 _PART = ".part"
+_MOST_PARTS, _MOST_NAME_BYTES = 4, 1024  # of a name
 _BUFFER_BYTES = 1 << 17
+COPIED_BYTES = 1 << 20  # at a time, from one file to another
 
 
 class MissingFileError(StageError):
@@ -100,7 +102,7 @@ class StageCache:
                 try:
                     self._make_room(files)
                 except FileNotFoundError as error:  # of the cache itself
-                    raise OutputError(f"the stage cache '{self._folder}' is gone; start the worker again") from error
+                    raise OutputError(f"the stage cache '{self._folder}' is gone; start the program again") from error
                 missing = self._missing(files)  # less of it may be left now
             self._uses.setdefault(key, Counter())[user] += 1
             self._files_in_use[key] = frozenset(file.sha256 for file in files)
@@ -146,6 +148,34 @@ class StageCache:
                 part.replace(whole)
             return there
 
+    def copy(self, file: File, start: int, pieces: Sequence[tuple[str, int, int]]) -> int:
+        """Append pieces of files that are here to a file; return how many bytes of it are there then; see `write`.
+
+        It ends before the first piece whose file is not here: that has to be sent.
+
+        Args:
+            file: Which one, of a stage that was requested.
+            start: The byte of the file that the first piece begins with.
+            pieces: The SHA-256 of a whole file, the first byte in it, and how many.
+
+        Raises:
+            OutputError: If it cannot be written.
+            MissingFileError: If the whole file is not what it should be; it is forgotten then.
+        """
+        there = start
+        for sha256, offset, length in pieces:
+            for first in range(offset, offset + length, COPIED_BYTES):
+                size = min(COPIED_BYTES, offset + length - first)
+                try:
+                    piece = self.read(sha256, first, size)
+                except MissingFileError:
+                    return there
+                now = self.write(file, there, piece) if len(piece) == size else there
+                if now != there + size:
+                    return now
+                there = now
+        return there
+
     def read(self, sha256: str, start: int, size: int) -> bytes:
         """Return a piece of a whole file, for another device.
 
@@ -181,6 +211,7 @@ class StageCache:
                 place.mkdir(exist_ok=True)
                 for file in files:
                     if not (place / file.name).exists():
+                        (place / file.name).parent.mkdir(parents=True, exist_ok=True)
                         (place / file.name).hardlink_to(self._files / file.sha256)
                 os.utime(place)
             except OSError as error:
@@ -282,7 +313,7 @@ class StageCache:
         """Remove a stage, and its files unless another stage has them."""
         del self._last_used[key]
         place = self._stages / key
-        inodes = {file.stat().st_ino for file in place.iterdir()}
+        inodes = {file.stat().st_ino for file in place.rglob("*")}
         shutil.rmtree(place)
         wanted = frozenset[str]().union(*self._files_in_use.values())
         for file in self._files.iterdir():
@@ -297,7 +328,7 @@ class StageCache:
         with contextlib.suppress(FileNotFoundError):
             inode = whole.stat().st_ino
             for place in list(self._stages.iterdir()):
-                for link in list(place.iterdir()):
+                for link in list(place.rglob("*")):
                     if link.stat().st_ino == inode:
                         link.unlink()
             whole.unlink()
@@ -320,8 +351,15 @@ def _check(key: str, files: Sequence[File]) -> None:
 
 
 def _check_file(file: File) -> None:
-    if not (is_plain(file.name) and _is_sha256(file.sha256) and file.bytes >= 0):
+    if not (is_inside(file.name) and _is_sha256(file.sha256) and file.bytes >= 0):
         raise StageError(f"{file.name!r:.80} is no plain name of a file with a SHA-256; both need the same splitload")
+
+
+def is_inside(name: str) -> bool:
+    """Return whether a name, with "/" between its parts, is that of a file inside a folder, whatever it is made of."""
+    parts = name.split("/")
+    plain = all(part.isprintable() and "\\" not in part and part not in ("", ".", "..") for part in parts)
+    return plain and len(parts) <= _MOST_PARTS and len(name.encode()) <= _MOST_NAME_BYTES
 
 
 def _sha256_of(path: Path) -> str:

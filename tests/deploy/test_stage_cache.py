@@ -11,7 +11,7 @@ import pytest
 
 from splitload.base.errors import OutputError, StageError
 from splitload.bundle.manifest import File
-from splitload.crowd.stage_cache import MissingFileError, StageCache, stage_key
+from splitload.deploy.stage_cache import MissingFileError, StageCache, stage_key
 
 CAP_BYTES = 3000
 
@@ -152,7 +152,7 @@ def test_all_that_is_not_in_use_can_be_removed(cache: StageCache) -> None:
 def test_a_cache_that_was_removed_is_one_line(cache: StageCache) -> None:
     keep(cache, ONE, A)
     shutil.rmtree(cache._folder)
-    with pytest.raises(OutputError, match="is gone; start the worker again"):
+    with pytest.raises(OutputError, match="is gone; start the program again"):
         cache.request(stage_key(TWO), TWO)
 
 
