@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitload.base import interrupts, packages
-from splitload.base.errors import CacheWarning, LibraryWarning, OutputError, SplitloadError, UsageError
+from splitload.base.errors import CacheWarning, DeviceWarning, LibraryWarning, OutputError, SplitloadError, UsageError
 from splitload.commands import streams
 from splitload.commands.console import Console, printable
 from splitload.commands.parser import parser
@@ -158,7 +158,7 @@ def _cache_named(cache: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _warnings_as_notes(console: Console) -> Iterator[None]:
     """Tell what was damaged in the cache, or cannot be used, as a note in one line."""
-    noted = (CacheWarning, LibraryWarning)
+    noted = (CacheWarning, DeviceWarning, LibraryWarning)
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, noted):

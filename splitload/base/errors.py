@@ -11,10 +11,12 @@ SplitloadError
 ├── TrainingError (ArithmeticError)  training whose loss is NaN or infinite
 ├── OutputError (OSError)            a result that could not be written
 ├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
-├── CertificateError (ValueError)    certificates of a crowd that are missing, out of date, or open to others
+├── CertificateError (ValueError)    certificates that are missing, out of date, or open to others
+├── DeviceError (ConnectionError)    a served device that cannot be reached, refuses, or answers what cannot be
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
 
-What is no error, but less than was promised, is a warning (UserWarning): PortableWarning, LibraryWarning, CacheWarning.
+What is no error, but less than was promised, is a warning (UserWarning): PortableWarning, LibraryWarning, CacheWarning,
+DeviceWarning.
 """
 
 from __future__ import annotations
@@ -69,7 +71,11 @@ class ClusterError(SplitloadError, ConnectionError):
 
 
 class CertificateError(SplitloadError, ValueError):
-    """Certificates of a crowd are missing, out of date, do not fit each other, or are open to other users."""
+    """Certificates are missing, out of date, do not fit each other, or are open to other users."""
+
+
+class DeviceError(SplitloadError, ConnectionError):
+    """A served device cannot be reached, refuses what it is asked, or answers what cannot be."""
 
 
 class MissingPackageError(SplitloadError, ImportError):
@@ -82,6 +88,10 @@ class PortableWarning(UserWarning):
 
 class LibraryWarning(UserWarning):
     """The C library that is named cannot be used, and onnxruntime's Python module takes over; the message says why."""
+
+
+class DeviceWarning(UserWarning):
+    """A served device measured under conditions that may not be its usual ones; the message says which."""
 
 
 class CacheWarning(UserWarning):

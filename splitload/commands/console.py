@@ -66,6 +66,11 @@ class Console:
         with contextlib.suppress(OSError):
             write(sys.stderr, layout.wrap(printable(text), width_of(sys.stderr)))
 
+    def as_it_is(self, text: str) -> None:
+        """Print lines that are no sentences, as the user should copy or scan them."""
+        with contextlib.suppress(OSError):
+            write(sys.stderr, f"{text}\n")
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; columns of numbers are aligned to the right, only text is wrapped."""
         self.print(title)

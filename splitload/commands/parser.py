@@ -79,6 +79,8 @@ def _add_running(add: _Add) -> None:
     add("finetune", "finetune:finetune", "train the last stage of a bundle on this device", _finetune_options)
     what = "compare with what a user would do otherwise, in fresh processes"
     add("bench", "bench:bench", what, _bench_options, cache=True)
+    what = "let a desk measure on this device, over HTTP"
+    add("serve", "serve:serve", what, _serve_options, cache=True)
     add("crowd", "crowd:crowd", "run a bundle on a crowd of small devices", _crowd_options)
 
 
@@ -158,6 +160,12 @@ def _finetune_options(finetune: _Sub) -> None:
     from splitload.deploy.arguments import add_arguments
 
     add_arguments(finetune)
+
+
+def _serve_options(serve: _Sub) -> None:
+    from splitload.commands.serve import add_options
+
+    add_options(serve)
 
 
 def _crowd_options(crowd: _Sub) -> None:

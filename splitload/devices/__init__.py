@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from splitload.base.errors import UsageError, unknown_name
+from splitload.devices.pairing import is_url, read_address
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import Profile, Segment
 
@@ -135,15 +136,21 @@ def open_device(name: str, cache: Path, *, refresh: bool = False) -> Device:
     """Return the device behind a DEVICE word of the command line.
 
     Args:
-        name: `host`, a simulated device's name, or a path to a device (.toml) or profile (.json) file.
-        cache: Where `host` keeps what it measured.
-        refresh: Whether `host` measures again what it has in the cache.
+        name: `host`, a simulated device's name, the address of a served device, or a path to a device (.toml) or
+            profile (.json) file.
+        cache: Where what is measured is kept.
+        refresh: Whether to measure again what is in the cache.
 
     Raises:
         UsageError: If there is no such device.
         ProfileError: If the file is not one of the two.
+        DeviceError: If a served device cannot be reached.
     """
     known = names()
+    if is_url(name):
+        from splitload.devices.remote import RemoteDevice
+
+        return RemoteDevice(read_address(name, cache), cache, refresh=refresh)
     if name == "host":
         from splitload.devices.host import HostDevice
 

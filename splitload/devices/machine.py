@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from splitload.measure.fresh import Runner
 
@@ -20,6 +21,8 @@ class Machine:
         cpu_model: Its processor, for people.
         onnxruntime: Tells the version that runs there; asked when it is needed, as the import takes time.
         run: Does a job there in a fresh process.
+        identity: What tells it from another machine with the same processor; "" for this one.
+        expect: Told of files that jobs will read later, which may travel meanwhile.
     """
 
     name: str
@@ -29,3 +32,5 @@ class Machine:
     cpu_model: str
     onnxruntime: Callable[[], str]
     run: Runner
+    identity: str = ""
+    expect: Callable[[Sequence[Path]], None] = lambda _: None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from splitload.base.atomic import write_text
 from splitload.base.entries import discard
-from splitload.base.errors import ModelError, OutputError, ProfileError
+from splitload.base.errors import ModelError, OutputError, ProfileError, SplitloadError
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import TensorSpec, Variant
@@ -150,7 +150,7 @@ class MeasuringDevice:
             with scratch_folder(graph.path.parent, ".measure-") as folder:
                 yield Runs(graph, feeds or {}, folder, self._machine)
         except OSError as error:
-            if isinstance(error, OutputError):
+            if isinstance(error, SplitloadError):
                 raise
             raise OutputError(f"cannot measure in '{graph.path.parent}': {error.strerror or error}") from error
 
@@ -227,7 +227,7 @@ class MeasuringDevice:
         if graph.max_weight_bytes is not None:  # other weights may be cut into as many parts
             bounds.append(graph.max_weight_bytes)
         on = self._machine
-        machine = (on.cpu, on.cpu_model, on.threads, on.onnxruntime())
+        machine = (on.cpu, on.cpu_model, on.threads, on.onnxruntime(), *((on.identity,) if on.identity else ()))
         key = hashlib.sha256(repr((_CACHE_VERSION, bounds, shapes, machine, self._repeats)).encode()).hexdigest()[:16]
         return self._cache / "profiles" / f"{graph.source_sha256[:24]}-{graph.kind}-{key}.json"
 

@@ -47,6 +47,7 @@ def run_job(
     cold: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
     within: Sequence[str] = (),
+    on_start: Callable[[subprocess.Popen[str]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Return what a fresh process answers to a job.
 
@@ -57,6 +58,7 @@ def run_job(
         cold: Files that are evicted from the page cache before, and the eviction verified.
         environment: Variables of its environment, besides those of this process.
         within: Words before its command, which run that in a group of its own for instance.
+        on_start: Called with the process.
 
     Returns:
         The answer, as the class of the job says it. `first_at_s`, a moment, becomes `process_s`, the seconds since the
@@ -78,7 +80,8 @@ def run_job(
             command = python(job.program, *words)
         command = [*within, *command]
         watched = cold if job.whole_process else None
-        return _answer(command, made, watched, failed, None if environment is None else os.environ | environment)
+        variables = None if environment is None else os.environ | environment
+        return _answer(command, made, watched, failed, variables, on_start)
 
 
 def _answer(
@@ -87,6 +90,7 @@ def _answer(
     watched: Sequence[Path] | None,
     failed: Callable[[str], SplitloadError],
     environment: Mapping[str, str] | None,
+    on_start: Callable[[subprocess.Popen[str]], None],
 ) -> dict[str, Any]:
     """Start a process and return what it answers; with `watched`, files, it waits at the moment that is measured."""
     touched_bytes = 0
@@ -102,6 +106,7 @@ def _answer(
             env=environment,
         ) as child:
             try:
+                on_start(child)
                 assert child.stdout is not None  # noqa: S101
                 if watched is not None and child.stdout.readline():
                     touched_bytes = pagecache.resident_bytes(watched)

@@ -15,8 +15,8 @@ from splitload.bundle.manifest import File
 from splitload.crowd import supply
 from splitload.crowd.members import Member
 from splitload.crowd.orders import StageOrder
-from splitload.deploy.stage_cache import StageCache, stage_key
 from splitload.crowd.supply import Supply
+from splitload.deploy.stage_cache import StageCache, stage_key
 
 DATA = b"weights"
 FILES = (File("one.ort", len(DATA), hashlib.sha256(DATA).hexdigest()),)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served_devices import Served, served
 
 from splitload import devices
 from splitload.base.errors import SplitloadError
@@ -19,6 +20,8 @@ from splitload.devices import tuning
 from splitload.devices.host import HostDevice
 from splitload.devices.machine import Machine
 from splitload.devices.measuring import MeasuringDevice
+from splitload.devices.pairing import read_address
+from splitload.devices.remote import RemoteDevice
 from splitload.devices.stored import write_profile
 from splitload.measure.fresh import run_job
 from splitload.measure.job import MODEL_JOBS, Job, read_job
@@ -40,7 +43,9 @@ class FarDevice(MeasuringDevice):
         super().__init__(Machine("board", "the board", 2, "toy64", "Toy", lambda: "1.0", self._run), cache, repeats=1)
 
     @staticmethod
-    def _run(job: Job, folder: Path, failed: Callable[[str], SplitloadError]) -> dict[str, Any]:
+    def _run(
+        job: Job, folder: Path, failed: Callable[[str], SplitloadError], *, cold: Sequence[Path] = ()
+    ) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="splitload-far-") as made:
             there = shutil.copytree(folder, Path(made) / "job")
             message = json.dumps(job.to_json())
@@ -48,9 +53,33 @@ class FarDevice(MeasuringDevice):
             return run_job(read_job(json.loads(message), (*MODEL_JOBS, *STAGE_JOBS)), there, failed)
 
 
-def open_one(name: str, graphs: dict[str, ModelGraph], kept: Path, folder: Path) -> devices.Device:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(tmp_path_factory.mktemp("service")) as made:
+        yield made
+
+
+@pytest.fixture
+def remote(service: Served, host_cache: Path) -> Iterator[Callable[[], devices.Device]]:
+    made: list[RemoteDevice] = []
+
+    def make() -> devices.Device:
+        made.append(RemoteDevice(read_address(service.url, host_cache), host_cache, repeats=1))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+Remote = Callable[[], devices.Device]
+
+
+def open_one(name: str, graphs: dict[str, ModelGraph], kept: Path, folder: Path, remote: Remote) -> devices.Device:
     if name == "host":
         return HostDevice(kept, repeats=1)
+    if name == "served":
+        return remote()
     if name == "far":
         return FarDevice(kept)
     if name in SIMULATED:
@@ -60,11 +89,11 @@ def open_one(name: str, graphs: dict[str, ModelGraph], kept: Path, folder: Path)
     return devices.open_device(str(folder / "stored.json"), folder)
 
 
-@pytest.fixture(params=["host", "far", *SIMULATED, "stored"])
+@pytest.fixture(params=["host", "far", "served", *SIMULATED, "stored"])
 def device(
-    request: pytest.FixtureRequest, graphs: dict[str, ModelGraph], host_cache: Path, tmp_path: Path
+    request: pytest.FixtureRequest, graphs: dict[str, ModelGraph], host_cache: Path, tmp_path: Path, remote: Remote
 ) -> devices.Device:
-    return open_one(request.param, graphs, host_cache, tmp_path)
+    return open_one(request.param, graphs, host_cache, tmp_path, remote)
 
 
 class TestEveryDevice:
@@ -104,18 +133,20 @@ class TestEveryDevice:
         assert device.measuring is None or device.source == "measured"
 
 
-@pytest.fixture(params=["host", "far"])
-def measuring(request: pytest.FixtureRequest, graphs: dict[str, ModelGraph], host_cache: Path) -> devices.Measuring:
-    found = open_one(request.param, graphs, host_cache, host_cache).measuring
+@pytest.fixture(params=["host", "far", "served"])
+def measuring(
+    request: pytest.FixtureRequest, graphs: dict[str, ModelGraph], host_cache: Path, remote: Remote
+) -> devices.Measuring:
+    found = open_one(request.param, graphs, host_cache, host_cache, remote).measuring
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("name", [*SIMULATED, "stored"])
 def test_what_computes_says_that_it_does_not_measure(
-    name: str, graphs: dict[str, ModelGraph], host_cache: Path, tmp_path: Path
+    name: str, graphs: dict[str, ModelGraph], host_cache: Path, tmp_path: Path, remote: Remote
 ) -> None:
-    assert open_one(name, graphs, host_cache, tmp_path).measuring is None
+    assert open_one(name, graphs, host_cache, tmp_path, remote).measuring is None
 
 
 class TestEveryDeviceThatMeasures:

@@ -1,0 +1,224 @@
+"""`splitload serve`: let a desk measure on this device, over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import re
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from splitload.base.errors import MissingPackageError, StageError, UsageError
+from splitload.base.packages import has, install
+from splitload.base.sizes import megabytes, read_bytes
+from splitload.commands.argument_types import reading
+from splitload.commands.console import Console
+from splitload.deploy.credentials import Credentials, credentials
+
+PORT = 8750
+CACHE_BYTES = 4 << 30
+STORAGE_BYTES = 32 << 20  # that are read to measure storage
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - what a user may ask for
+
+
+def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Serve until a Ctrl-C or SIGTERM; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If it may not, or cannot.
+    """
+    for package in ("starlette", "uvicorn"):
+        if not has(package):
+            raise MissingPackageError(f"serving needs the package '{package}'. Install it: {install('device')}")
+    name = _name(options.name)
+    loopback = _is_loopback(options.host)
+    if options.http and not loopback:
+        raise UsageError(
+            f"--http shows the token and all models to the network of {options.host}: leave it out, and TLS is used, "
+            "or listen on 127.0.0.1"
+        )
+    folder = cache / "serve"
+    known = credentials(folder, tls=not options.http, anew=options.new_code)
+    from splitload.deploy.description import fixed_description, present_description, runtime_version
+    from splitload.deploy.orders import Orders
+    from splitload.deploy.serve import Service
+    from splitload.deploy.stage_cache import StageCache
+    from splitload.measure.served import Measured
+
+    if runtime_version() is None:
+        raise MissingPackageError("there is no onnxruntime here to measure with. Install it: pip install onnxruntime")
+    listening = _listen(options.host, options.port)
+    files = StageCache(folder / "files", options.cache_size)
+    with console.status("measuring how quickly storage is read"):
+        fixed = fixed_description(name, _storage(folder, console))
+    service = Service(
+        lambda: {**fixed, **present_description(files.used_bytes(), options.cache_size)},
+        files,
+        partial(Orders, files, folder / "jobs", Measured()),
+        known.code.token,
+    )
+    _show(console, options, listening, known, name)
+    with _announced(console, options, listening, name):
+        _run(service, listening, known)
+    return {"name": name, "served": True}
+
+
+def add_options(serve: argparse.ArgumentParser) -> None:
+    """Add the options of `splitload serve`."""
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where to listen (default: %(default)s, this machine alone)",
+    )
+    serve.add_argument(
+        "--port",
+        type=reading(_port),
+        default=PORT,
+        metavar="PORT",
+        help="0 for any that is free (default: %(default)s)",
+    )
+    serve.add_argument("--name", metavar="NAME", help="what the device is called (default: its host name)")
+    serve.add_argument(
+        "--http", action="store_true", help="without TLS, on loopback alone: behind ssh -L or adb forward"
+    )
+    serve.add_argument(
+        "--cache-size",
+        type=reading(read_bytes),
+        default=CACHE_BYTES,
+        metavar="SIZE",
+        help="most that files of models may take on the disk (default: 4 GiB)",
+    )
+    serve.add_argument(
+        "--new-code", action="store_true", help="make a new token and certificate: no desk knows the device then"
+    )
+    serve.add_argument("--announce", action="store_true", help="let 'splitload devices --discover' find it (mDNS)")
+
+
+def _run(service: Any, listening: socket.socket, known: Credentials) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        service.application,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=200,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        ssl_certfile=None if known.certificate is None else str(known.certificate),
+        ssl_keyfile=None if known.key is None else str(known.key),
+        http="h11",
+        ws="none",
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _show(
+    console: Console, options: argparse.Namespace, listening: socket.socket, known: Credentials, name: str
+) -> None:
+    """Show where the device is reached, as text and as a QR code."""
+    scheme, (host, port) = "http" if options.http else "https", listening.getsockname()[:2]
+    if host in _ANY:
+        host = _own_address()
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{scheme}://{shown}:{port}/#{known.code.text()}"
+    if has("segno"):
+        import io
+
+        import segno
+
+        drawn = io.StringIO()
+        segno.make(url, error="l").terminal(out=drawn, compact=True)
+        console.as_it_is(drawn.getvalue())
+    console.note(f"'{name}' measures for whoever has this address:")
+    console.as_it_is(f"  --device '{url}'")
+    console.note(f"files of models take at most {megabytes(options.cache_size)}; Ctrl-C ends it")
+
+
+@contextlib.contextmanager
+def _announced(console: Console, options: argparse.Namespace, listening: socket.socket, name: str) -> Iterator[None]:
+    """Announce the device on the local network meanwhile, where that is asked for."""
+    if not options.announce:
+        yield
+        return
+    if _is_loopback(options.host):
+        raise UsageError("--announce is for other machines, and it listens on loopback alone: give --host 0.0.0.0")
+    if not has("zeroconf"):
+        raise MissingPackageError(f"--announce needs the package 'zeroconf'. Install it: {install('discovery')}")
+    from splitload.devices.discovery import announced
+
+    host, port = listening.getsockname()[:2]
+    with announced(name, _own_address() if host in _ANY else host, port):
+        yield
+
+
+def _storage(folder: Path, console: Console) -> float | None:
+    """Return how many bytes a second are read from the device's storage; None where it cannot be told."""
+    from splitload.measure.storage import reader
+
+    try:
+        with reader(folder, STORAGE_BYTES) as read_s:
+            return STORAGE_BYTES / read_s(STORAGE_BYTES)
+    except (StageError, OSError, AttributeError) as error:
+        console.note(f"how quickly storage is read is not known: {error}")
+        return None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        UsageError: If it cannot listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except (OSError, OverflowError) as error:
+        made.close()
+        raise UsageError(
+            f"cannot listen at {host}, port {port}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    return made
+
+
+def _own_address() -> str:
+    """Return the address that other machines are likely to reach this one at; no packet is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # for documentation: nobody has it
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError as error:
+        raise UsageError(f"--host takes an address such as 127.0.0.1 or 0.0.0.0, not '{host:.80}'") from error
+
+
+def _name(word: str | None) -> str:
+    name = socket.gethostname() if word is None else word
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"a device's name has letters, digits, dots, dashes and underscores, at most 63, and '{name:.80}' does not "
+            "fit: give --name"
+        )
+    return name
+
+
+def _port(word: str) -> int:
+    if not word.isdecimal() or int(word) > 65535:
+        raise ValueError(f"it must be a port from 0 to 65535, not '{word:.20}'")
+    return int(word)

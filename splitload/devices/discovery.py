@@ -1,0 +1,83 @@
+"""Served devices on the local network, found and announced by mDNS (DNS-SD)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from splitload.base.errors import MissingPackageError
+from splitload.base.packages import has, install
+
+SERVICE = "_splitload._tcp.local."
+LOOK_S = 3.0
+
+
+class Found(NamedTuple):
+    """A device that announces itself; nothing of it is trusted.
+
+    Attributes:
+        name: What it is called.
+        url: Where it says that it is.
+    """
+
+    name: str
+    url: str
+
+
+def discover(seconds: float = LOOK_S) -> list[Found]:
+    """Return the devices that answer within so many seconds.
+
+    Raises:
+        MissingPackageError: If zeroconf is not installed.
+    """
+    if not has("zeroconf"):
+        raise MissingPackageError(f"--discover needs the package 'zeroconf'. Install it: {install('discovery')}")
+    from zeroconf import ServiceBrowser, ServiceListener, Zeroconf
+
+    seen: set[str] = set()
+
+    class Listener(ServiceListener):
+        def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            seen.add(name)
+
+        def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            seen.add(name)
+
+        def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            seen.discard(name)
+
+    found = []
+    with contextlib.closing(Zeroconf()) as asked:
+        browser = ServiceBrowser(asked, SERVICE, Listener())
+        time.sleep(seconds)
+        browser.cancel()
+        for name in sorted(seen):
+            info = asked.get_service_info(SERVICE, name, timeout=1000)
+            if info is not None and info.port is not None:
+                hosts = [f"[{each}]" if ":" in each else each for each in info.parsed_addresses()]
+                found += [Found(name.removesuffix(f".{SERVICE}"), f"https://{host}:{info.port}") for host in hosts]
+    return found
+
+
+@contextlib.contextmanager
+def announced(name: str, host: str, port: int) -> Iterator[None]:
+    """Announce a device on the local network meanwhile.
+
+    Args:
+        name: What it is called.
+        host: Its address.
+        port: Where it listens.
+    """
+    from zeroconf import ServiceInfo, Zeroconf
+
+    address = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    info = ServiceInfo(SERVICE, f"{name}.{SERVICE}", port, addresses=[address], server=f"{name}.local.")
+    with contextlib.closing(Zeroconf()) as told:
+        told.register_service(info)
+        try:
+            yield
+        finally:
+            told.unregister_service(info)

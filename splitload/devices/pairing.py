@@ -1,0 +1,103 @@
+"""How a desk knows served devices: by their address and the code that they showed, kept in the user's cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from splitload.base.errors import BundleError, OutputError, UsageError
+from splitload.base.fields import Reader
+from splitload.deploy.credentials import Code, read_code
+
+ROOM = "devices"  # in the cache
+SCHEMES = ("http", "https")
+_CURE = "give the address that 'splitload serve' shows there, with what follows the #"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a device is served, and what it is known by.
+
+    Attributes:
+        url: "https://HOST:PORT" or "http://HOST:PORT".
+        code: What it showed.
+    """
+
+    url: str
+    code: Code
+
+    @property
+    def place(self) -> str:
+        """HOST:PORT, for people."""
+        return self.url.partition("://")[2]
+
+
+def is_url(word: str) -> bool:
+    """Return whether a DEVICE word is the address of a served device."""
+    return word.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
+def read_address(word: str, cache: Path, serial: str | None = None) -> Address:
+    """Return the address that a word says; with its code it is kept, without one it has to be known.
+
+    Args:
+        word: "https://HOST:PORT/#CODE", or without "/#CODE".
+        cache: The user's cache folder.
+        serial: Of a device that is reached by adb, whose port changes: it is known by that.
+
+    Raises:
+        UsageError: If it is no address, or its code is not known.
+        OutputError: If it cannot be kept.
+    """
+    parts = urlsplit(word)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or port is None or parts.path not in ("", "/") or parts.query or "@" in parts.netloc:
+        raise UsageError(f"'{word.partition('#')[0]:.120}' is no address of a served device: it is https://HOST:PORT")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    url = f"{parts.scheme}://{host}:{port}"
+    file = cache / ROOM / f"{re.sub(r'[^A-Za-z0-9.-]', '_', serial or f'{parts.hostname}_{port}')}.json"
+    if parts.fragment:
+        code = read_code(parts.fragment)
+        _check(code, parts.scheme)
+        _keep(file, parts.scheme, code)
+        return Address(url, code)
+    return Address(url, _kept(file, parts.scheme, url))
+
+
+def _check(code: Code, scheme: str) -> None:
+    if (scheme == "https") != (code.fingerprint is not None):
+        other = "http" if scheme == "https" else "https"
+        raise UsageError(f"the code is of a device that is served by {other}; {_CURE}")
+
+
+def _keep(file: Path, scheme: str, code: Code) -> None:
+    """Write what is known of a device into a file that its owner alone can read."""
+    text = json.dumps({"scheme": scheme, "code": code.text()})
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = file.with_name(f"{file.name}.{os.getpid()}")
+        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as opened:
+            opened.write(text)
+        made.replace(file)
+    except OSError as error:
+        raise OutputError(f"cannot keep the device's code in '{file}': {error.strerror or error}") from error
+
+
+def _kept(file: Path, scheme: str, url: str) -> Code:
+    try:
+        row = Reader(json.loads(file.read_text(encoding="ascii")), "device")
+        if row.text("scheme") == scheme:
+            return read_code(row.text("code"))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, BundleError):
+        raise UsageError(f"what is known of {url} cannot be read any more; {_CURE}") from None
+    raise UsageError(f"the device at {url} is not known here yet; {_CURE}")
