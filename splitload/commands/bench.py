@@ -20,6 +20,7 @@ from splitload.commands.console import Console
 from splitload.commands.gain_sentence import buffers_sentence, gain_sentence
 from splitload.devices import Measuring
 from splitload.devices.host import HostDevice
+from splitload.devices.pairing import without_codes
 from splitload.frontends import deep, open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.stage_store import StageStore
@@ -99,7 +100,7 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "max_abs_difference": differences,
         "files_bytes": {arm.name: sum(file.stat().st_size for file in arm.all_files()) for arm in arms},
         "samples": samples,
-        "provenance": provenance(["splitload", *map(_without_folders, options.words)]),
+        "provenance": provenance(["splitload", *map(_without_folders, without_codes(options.words))]),
     }
 
 

@@ -93,7 +93,7 @@ def _train_options(train: _Sub) -> None:
 
 def _profile_options(profile: _Sub) -> None:
     _takes_model(profile)
-    _takes_setting(profile, "device")
+    _takes_setting(profile, "device", "page_cache")
     profile.add_argument("-o", "--output", metavar="FILE", help="write the profile here, for --device FILE")
 
 

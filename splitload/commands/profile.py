@@ -23,7 +23,7 @@ def profile(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     output = Path(options.output) if options.output else None
     if output:
         check_output_file(output, "profile")
-    device = open_device(options.device, cache, refresh=True)
+    device = open_device(options.device, cache, refresh=True, page_cache=options.page_cache)
     feeds = read_feeds(options.input)
     _, _, made = read_and_profile(options.model, device, console, cache, feeds, max_blocks=options.max_blocks)
     if output:

@@ -50,7 +50,7 @@ def show_plan(console: Console, result: TrainResult) -> None:
     line = f"time to first output: {milliseconds(result.predicted_ttfo_s)} {_predicted(result)}"
     if result.measured_ttfo_s is not None:
         measured = milliseconds(result.measured_ttfo_s)
-        line += f", {measured} measured (median of {GAIN_RUNS} fresh processes, warm page cache)"
+        line += f", {measured} measured (median of {GAIN_RUNS} fresh processes, {result.request.page_cache} page cache)"
     console.print(line)
     training = None if result.division is None else result.training
     if training is not None and training.output_kind is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from splitload.runtime.inputs import InputSpec
 
 Progress = Callable[[int, int], None]
+PageCache = Literal["warm", "cold"]
 _FOLDER = Path(__file__).parent
 
 
@@ -60,7 +61,13 @@ class Device(Protocol):
 
 
 class Measuring(Protocol):
-    """What a device can do that is there, and loads and runs what it is given: every figure is measured."""
+    """What a device can do that is there, and loads and runs what it is given: every figure is measured.
+
+    Attributes:
+        page_cache: Whether what is loaded is in the page cache ("warm"), or evicted before each process ("cold").
+    """
+
+    page_cache: PageCache
 
     def guess(self, graph: ModelGraph) -> Profile:
         """Return what blocks may cost, from nodes, bytes and operations alone: simulated, to begin a search with."""
@@ -95,8 +102,12 @@ class Measuring(Protocol):
         """
         ...
 
+    def expect(self, paths: Sequence[Path]) -> None:
+        """Hear of files that will be loaded later; they may travel while other things are measured."""
+        ...
+
     def first_output(self, arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Sample:
-        """Load a model or a bundle once, in a fresh process with a warm page cache, and run it.
+        """Load a model or a bundle once, in a fresh process, and run it.
 
         Args:
             arm: What is loaded, and how.
@@ -132,7 +143,7 @@ def names() -> dict[str, Path | None]:
     return {"host": None, **{path.stem: path for path in sorted(_FOLDER.glob("*.toml"))}}
 
 
-def open_device(name: str, cache: Path, *, refresh: bool = False) -> Device:
+def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: PageCache = "warm") -> Device:
     """Return the device behind a DEVICE word of the command line.
 
     Args:
@@ -140,9 +151,10 @@ def open_device(name: str, cache: Path, *, refresh: bool = False) -> Device:
             profile (.json) file.
         cache: Where what is measured is kept.
         refresh: Whether to measure again what is in the cache.
+        page_cache: Whether files are in the page cache when a process begins that loads them.
 
     Raises:
-        UsageError: If there is no such device.
+        UsageError: If there is no such device, or it measures nothing and so evicts nothing.
         ProfileError: If the file is not one of the two.
         DeviceError: If a served device cannot be reached.
     """
@@ -150,11 +162,13 @@ def open_device(name: str, cache: Path, *, refresh: bool = False) -> Device:
     if is_url(name):
         from splitload.devices.remote import RemoteDevice
 
-        return RemoteDevice(read_address(name, cache), cache, refresh=refresh)
+        return RemoteDevice(read_address(name, cache), cache, refresh=refresh, page_cache=page_cache)
     if name == "host":
         from splitload.devices.host import HostDevice
 
-        return HostDevice(cache, refresh=refresh)
+        return HostDevice(cache, refresh=refresh, page_cache=page_cache)
+    if page_cache != "warm":
+        raise UsageError(f"--page-cache {page_cache} is for devices that measure, and on '{name}' times are computed")
     path = known.get(name) or Path(name)
     if path.suffix == ".toml" and path.is_file():
         from splitload.devices.simulated import SimulatedDevice

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from splitload.base.machine import available_threads, cpu_architecture, cpu_model
+from splitload.devices import PageCache
 from splitload.devices.machine import Machine
 from splitload.devices.measuring import REPEATS, MeasuringDevice
+from splitload.measure import pagecache
 from splitload.measure.fresh import Runner, run_job
 
 
@@ -18,15 +20,29 @@ class HostDevice(MeasuringDevice):
         repeats: Fresh processes for each figure, at least 1.
         refresh: Whether to measure again what the cache holds.
         run: Runs the fresh processes.
+        page_cache: See `MeasuringDevice`.
+
+    Raises:
+        StageError: If files cannot be evicted here, and the page cache is to be cold.
     """
 
     description = "this machine, measured"
 
-    def __init__(self, cache: Path, *, repeats: int = REPEATS, refresh: bool = False, run: Runner = run_job) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        repeats: int = REPEATS,
+        refresh: bool = False,
+        run: Runner = run_job,
+        page_cache: PageCache = "warm",
+    ) -> None:
+        if page_cache == "cold":
+            pagecache.check()
         machine = Machine(
             "host", "this host", available_threads(), cpu_architecture(), cpu_model(), _onnxruntime_version, run
         )
-        super().__init__(machine, cache, repeats=repeats, refresh=refresh)
+        super().__init__(machine, cache, repeats=repeats, refresh=refresh, page_cache=page_cache)
 
 
 def _onnxruntime_version() -> str:

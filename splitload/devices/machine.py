@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from splitload.base.errors import SplitloadError
 from splitload.measure.fresh import Runner
+from splitload.measure.job import Job
+from splitload.measure.job_files import job_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +38,14 @@ class Machine:
     run: Runner
     identity: str = ""
     expect: Callable[[Sequence[Path]], None] = lambda _: None
+
+    def cold(self) -> Machine:
+        """Return the machine, with the files that a job reads evicted from its page cache before each."""
+
+        def run(
+            job: Job, folder: Path, failed: Callable[[str], SplitloadError], *, cold: Sequence[Path] = ()
+        ) -> dict[str, Any]:
+            files = [path.resolve() for path in job_files(job, folder).values()]
+            return self.run(job, folder, failed, cold=list(cold) or files)
+
+        return replace(self, run=run)

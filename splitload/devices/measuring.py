@@ -17,7 +17,7 @@ from splitload.base.errors import ModelError, OutputError, ProfileError, Splitlo
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import TensorSpec, Variant
-from splitload.devices import Progress
+from splitload.devices import PageCache, Progress
 from splitload.devices.estimate import FirstOutput, guess, with_first_outputs
 from splitload.devices.ledger import median_cost
 from splitload.devices.machine import Machine
@@ -37,7 +37,7 @@ _CACHE_VERSION = 6  # of what a profile in the cache means
 
 
 class MeasuringDevice:
-    """Measures on a machine, with a warm page cache; a `Device` and its own `Measuring`.
+    """Measures on a machine; a `Device` and its own `Measuring`.
 
     Every figure is the median of `repeats` fresh processes; each opens every segment once, as the loader does, and
     runs it twice. Two plans are loaded as those of a bundle besides, each in processes of its own: the whole model, and
@@ -48,15 +48,26 @@ class MeasuringDevice:
         cache: The user's cache folder.
         repeats: Fresh processes for each figure, at least 1.
         refresh: Whether to measure again what the cache holds.
+        page_cache: Whether the files that a process loads are in the system's page cache when it begins ("warm"), or
+            are evicted before each process ("cold").
     """
 
     source: Literal["measured", "simulated"] = "measured"
     graph_kind: GraphKind = "native"
     description: str
 
-    def __init__(self, machine: Machine, cache: Path, *, repeats: int = REPEATS, refresh: bool = False) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        cache: Path,
+        *,
+        repeats: int = REPEATS,
+        refresh: bool = False,
+        page_cache: PageCache = "warm",
+    ) -> None:
         self.name = machine.name
-        self._machine = machine
+        self.page_cache = page_cache
+        self._machine = machine if page_cache == "warm" else machine.cold()
         self._cache = cache
         self._repeats = repeats
         self._refresh = refresh
@@ -162,6 +173,10 @@ class MeasuringDevice:
         """Load a model or a bundle once and run it; see `Measuring.first_output`."""
         return first_output(arm, inputs, feeds, self._machine.run)
 
+    def expect(self, paths: Sequence[Path]) -> None:
+        """Hear of files that will be loaded later; see `Measuring.expect`."""
+        self._machine.expect(paths)
+
     def tune(
         self,
         folder: Path,
@@ -179,7 +194,7 @@ class MeasuringDevice:
             "onnxruntime": self._machine.onnxruntime(),
             "cpu": self._machine.cpu,
             "cpu_model": self._machine.cpu_model,
-            "page_cache": "warm",
+            "page_cache": self.page_cache,
             "repeats": str(repeats),
         }
 
@@ -227,7 +242,8 @@ class MeasuringDevice:
         if graph.max_weight_bytes is not None:  # other weights may be cut into as many parts
             bounds.append(graph.max_weight_bytes)
         on = self._machine
-        machine = (on.cpu, on.cpu_model, on.threads, on.onnxruntime(), *((on.identity,) if on.identity else ()))
+        machine: tuple[Any, ...] = (on.cpu, on.cpu_model, on.threads, on.onnxruntime())
+        machine += ((on.identity,) if on.identity else ()) + ((self.page_cache,) if self.page_cache != "warm" else ())
         key = hashlib.sha256(repr((_CACHE_VERSION, bounds, shapes, machine, self._repeats)).encode()).hexdigest()[:16]
         return self._cache / "profiles" / f"{graph.source_sha256[:24]}-{graph.kind}-{key}.json"
 

@@ -71,6 +71,21 @@ def read_address(word: str, cache: Path, serial: str | None = None) -> Address:
     return Address(url, _kept(file, parts.scheme, url))
 
 
+def paired(word: str, cache: Path) -> str:
+    """Return a DEVICE word without the code of a device, which is kept: it is a secret, and no part of what is told.
+
+    Raises:
+        UsageError: If it is no code, or not of that address.
+        OutputError: If it cannot be kept.
+    """
+    return read_address(word, cache).url if is_url(word) and "#" in word else word
+
+
+def without_codes(words: list[str]) -> list[str]:
+    """Return the words of a command line without the codes of devices."""
+    return [word.partition("#")[0] if any(f"{scheme}://" in word for scheme in SCHEMES) else word for word in words]
+
+
 def _check(code: Code, scheme: str) -> None:
     if (scheme == "https") != (code.fingerprint is not None):
         other = "http" if scheme == "https" else "https"

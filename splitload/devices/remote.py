@@ -13,6 +13,7 @@ from typing import Any
 from splitload.base.errors import DeviceError, DeviceWarning, SplitloadError
 from splitload.base.fields import Reader
 from splitload.bundle.validate import is_plain
+from splitload.devices import PageCache
 from splitload.devices.connection import Connection, RefusedError
 from splitload.devices.machine import Machine
 from splitload.devices.measuring import REPEATS, MeasuringDevice
@@ -136,6 +137,7 @@ class RemoteDevice(MeasuringDevice):
         cache: The user's cache folder, of this machine.
         repeats: Fresh processes for each figure, at least 1.
         refresh: Whether to measure again what the cache holds.
+        page_cache: See `MeasuringDevice`.
         connection: To it; made where it is None.
 
     Raises:
@@ -149,6 +151,7 @@ class RemoteDevice(MeasuringDevice):
         *,
         repeats: int = REPEATS,
         refresh: bool = False,
+        page_cache: PageCache = "warm",
         connection: Connection | None = None,
     ) -> None:
         connection = connection or Connection(address)
@@ -166,7 +169,7 @@ class RemoteDevice(MeasuringDevice):
             name, f"'{name}' at {address.place}", threads, cpu, model, lambda: runtime, self._remote.run,
             identity=identity, expect=self._remote.expect,
         )  # fmt: skip
-        super().__init__(machine, cache, repeats=repeats, refresh=refresh)
+        super().__init__(machine, cache, repeats=repeats, refresh=refresh, page_cache=page_cache)
         self.description = f"served at {address.place}, measured: {model}, {threads} threads, onnxruntime {runtime}"
 
     def close(self) -> None:

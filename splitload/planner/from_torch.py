@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.base.cache import user_cache
-from splitload.base.errors import OutputError
+from splitload.base.errors import OutputError, SplitloadError
 from splitload.base.packages import named
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.write import check_target
@@ -48,7 +48,8 @@ def from_torch(
         module: The module.
         example_inputs: A tuple of tensors, or a dict of them by the names of the parameters of `forward`.
         bundle: The folder to write, `NAME.splitload`; a bundle that is there is replaced.
-        device: host, a simulated device's name (see 'splitload devices'), or a file.
+        device: host, a simulated device's name (see 'splitload devices'), the address of a device on which 'splitload
+            serve' runs, or a file.
         dynamic_shapes: Which sizes of the inputs stay open, as `torch.export.export` takes it, for example
             `({0: "batch"},)`; by default none.
         trainable: Layers that stay together in the last stage: a count of last layers, or a pattern of their names.
@@ -62,8 +63,8 @@ def from_torch(
             as 48MB; plans fit under it, and weights are mapped from their file (default: all).
         crowd: Plan for the crowd of workers in this file, for --objective latency or throughput; --device is what their
             speeds are of.
-        budget: Search with at most N measured stage loads, in place of a profile of every block (host only); what is
-            measured of the plan that was found comes on top.
+        budget: Search with at most N measured stage loads, in place of a profile of every block (where a device
+            measures); what is measured of the plan that was found comes on top.
         seed: Seed of the search.
 
     Returns:
@@ -115,6 +116,6 @@ def _export_and_train(
                 bundle = request.output
                 raise KeyboardInterrupt(f"interrupted; '{bundle}' is as it was, or complete") from None
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, SplitloadError):
             raise
         raise OutputError(f"cannot write to '{exports}': {error.strerror or error}") from error

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from splitload.base import words
 from splitload.base.errors import UsageError
 from splitload.base.sizes import read_residency
+from splitload.devices.pairing import paired
 from splitload.plan.ceiling import most_of_a_weight
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
@@ -72,7 +73,19 @@ class TrainRequest:
         metavar="N",
         read=words.at_least_one,
     )
-    device: str = _setting("--device", text="host, a simulated device's name (see 'splitload devices'), or a file")
+    device: str = _setting(
+        "--device",
+        text="host, a simulated device's name (see 'splitload devices'), the address of a device on which 'splitload "
+        "serve' runs, or a file",
+    )
+    page_cache: Literal["warm", "cold"] = _setting(
+        "--page-cache",
+        text="warm, or cold: what a process loads is evicted from the page cache before it begins, as after a restart "
+        "of the device (default: %(default)s)",
+        default="warm",
+        metavar="STATE",
+        read=words.one_of("state", ("warm", "cold")),
+    )
     output: str | None = _setting(
         "-o", "--output", text="where the bundle goes (default: NAME.splitload)", default=None, metavar="BUNDLE"
     )
@@ -142,8 +155,8 @@ class TrainRequest:
     )
     budget: int | None = _setting(
         "--budget",
-        text="search with at most N measured stage loads, in place of a profile of every block (host only); what is "
-        "measured of the plan that was found comes on top",
+        text="search with at most N measured stage loads, in place of a profile of every block (where a device "
+        "measures); what is measured of the plan that was found comes on top",
         default=None,
         metavar="N",
         read=words.at_least_one,
@@ -190,6 +203,7 @@ class TrainRequest:
         for each in fields(self):
             if (setting := each.metadata.get("setting")) is not None:
                 object.__setattr__(self, each.name, _read(setting, getattr(self, each.name), each.default))
+        object.__setattr__(self, "device", paired(self.device, self.cache))
         _check(self)
 
     @property

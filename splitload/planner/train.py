@@ -15,7 +15,7 @@ from splitload.bundle.replace import check_output_file
 from splitload.bundle.write import check_target
 from splitload.devices import Device, open_device
 from splitload.devices.host import HostDevice
-from splitload.frontends.onnx import Source
+from splitload.frontends.onnx import Source, model_files
 from splitload.graphs.stage_store import StageStore
 from splitload.plan.ceiling import most_of_a_weight
 from splitload.plan.crowd import Crowd
@@ -74,11 +74,13 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
         SplitloadError: Whatever went wrong; nothing half-written is left.
     """
     check_target(request.target, "give another place with -o")
-    device = open_device(request.device, request.cache)
+    device = open_device(request.device, request.cache, page_cache=request.page_cache)
     _check_places(request, device)
     crowd = None if request.crowd is None else Crowd.read(Path(request.crowd))
     with StageStore(request.cache) as store:
         model = _read(request, report, device, store, crowd)
+        if device.measuring is not None:
+            device.measuring.expect(model_files(model.source.path))  # what a stock session reads, at the end
         try:
             planned = make_plan(request, report, device, model.graph, model.feeds, model.graph.first_trainable, crowd)
         except CeilingTooLowError as error:
