@@ -19,6 +19,7 @@ ROOMS = {
     "canaries": "which runtimes are fit for which bundles",
     "crowd": "stages that workers of a crowd were sent",
     "deep": "synthetic models to compare",
+    "devices": "served devices, and their codes",
     "exports": "models exported from torch",
     "forms": "models stored in other forms, to compare",
     "graphs": "optimised graphs",
@@ -26,9 +27,10 @@ ROOMS = {
     "memory": "a synthetic model to measure memory with",
     "models": "which bundle is of which model",
     "natives": "native parts of bundles that cannot be written",
-    "profiles": "what was measured on this machine",
+    "profiles": "what was measured on this machine and on served devices",
     "residency": "bundles under a ceiling, to compare",
     "searches": "interrupted searches, to resume",
+    "serve": "files that desks sent to this device, and its own code",
     "zoo": "models that are built in",
 }
 

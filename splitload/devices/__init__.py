@@ -97,9 +97,15 @@ class Measuring(Protocol):
     def runs(self, graph: ModelGraph, feeds: Mapping[str, Any] | None = None) -> AbstractContextManager[Runs]:
         """Give what measures stages and plans of `graph`, sample by sample.
 
+        What an attempt has measured that was cut short is taken again by the next one.
+
         Raises:
             OutputError: If their files cannot be written.
         """
+        ...
+
+    def settled(self, graph: ModelGraph, feeds: Mapping[str, Any] | None = None) -> None:
+        """Hear that what samples of `graph` were taken for is done: none is kept for another attempt."""
         ...
 
     def expect(self, paths: Sequence[Path]) -> None:

@@ -19,6 +19,7 @@ from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import TensorSpec, Variant
 from splitload.devices import PageCache, Progress
 from splitload.devices.estimate import FirstOutput, guess, with_first_outputs
+from splitload.devices.journal import Journal
 from splitload.devices.ledger import median_cost
 from splitload.devices.machine import Machine
 from splitload.devices.runs import Runs, even_cut
@@ -121,6 +122,7 @@ class MeasuringDevice:
         if firsts:
             profile = replace(profile, contention=with_first_outputs(profile, cut, firsts[0], firsts[-1]))
         self._store(path, profile)
+        self.settled(graph, feeds)
         self._refresh = False
         return profile
 
@@ -148,7 +150,12 @@ class MeasuringDevice:
         added = {segment: costs[segment] for segment in missing}
         profile = replace(profile, segments={**profile.segments, **added})
         self._store(path, profile)
+        self.settled(graph, feeds)
         return profile
+
+    def settled(self, graph: ModelGraph, feeds: Mapping[str, Any] | None = None) -> None:
+        """Forget samples that were kept for another attempt; see `Measuring.settled`."""
+        self._journal(graph, feeds).forget()
 
     @contextmanager
     def runs(self, graph: ModelGraph, feeds: Mapping[str, Any] | None = None) -> Iterator[Runs]:
@@ -159,7 +166,7 @@ class MeasuringDevice:
         """
         try:
             with scratch_folder(graph.path.parent, ".measure-") as folder:
-                yield Runs(graph, feeds or {}, folder, self._machine)
+                yield Runs(graph, feeds or {}, folder, self._machine, self._journal(graph, feeds))
         except OSError as error:
             if isinstance(error, SplitloadError):
                 raise
@@ -232,6 +239,9 @@ class MeasuringDevice:
         costs = {segment: median_cost(each) for segment, each in samples.items()}
         serial_share = statistics.median(shares) if shares else 0.0
         return costs, serial_share, [FirstOutput.median(each) for each in outputs]
+
+    def _journal(self, graph: ModelGraph, feeds: Mapping[str, Any] | None) -> Journal:
+        return Journal(self._cache_file(graph, feeds).with_suffix(".journal"))
 
     def _cache_file(self, graph: ModelGraph, feeds: Mapping[str, Any] | None) -> Path:
         shapes = {

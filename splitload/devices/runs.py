@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from splitload.base.errors import ModelError
 from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
 from splitload.devices.estimate import FirstOutput
+from splitload.devices.journal import Journal
 from splitload.devices.machine import Machine
 from splitload.graphs.describe import describe
 from splitload.graphs.stages import StageWriter, WrittenStage
@@ -42,12 +43,16 @@ class Runs:
         feeds: Inputs; made up where missing.
         folder: Where the stages' files are written, once each.
         machine: Where the processes run.
+        journal: Keeps what they answer, for an attempt after this one.
     """
 
-    def __init__(self, graph: ModelGraph, feeds: Mapping[str, Any], folder: Path, machine: Machine) -> None:
+    def __init__(
+        self, graph: ModelGraph, feeds: Mapping[str, Any], folder: Path, machine: Machine, journal: Journal
+    ) -> None:
         self._graph = graph
         self._folder = folder
         self._machine = machine
+        self._journal = journal
         self._writer = StageWriter(graph)
         self._written: dict[Segment, WrittenStage] = {}
         specs = graph.input_tensors()
@@ -71,8 +76,12 @@ class Runs:
             ModelError: If the model does not run.
         """
         halves = list(even_cut(self._graph, 2).stages()) if pair and len(self._graph.blocks) > 1 else []
-        files = (tuple(map(self._file, each)) for each in (chain, others, halves))
-        answer = self._machine.run(SampleStages(self._inputs, *files), self._folder, self._failed)
+
+        def measure() -> Any:
+            files = (tuple(map(self._file, each)) for each in (chain, others, halves))
+            return self._machine.run(SampleStages(self._inputs, *files), self._folder, self._failed)
+
+        answer = self._journal.answer(("stages", *map(list, (chain, others, halves))), measure)
         costs = [
             ((row["start"], row["end"]), Cost(row["load_s"], row["first_inference_s"], row["inference_s"]))
             for row in answer["rows"]
@@ -89,10 +98,14 @@ class Runs:
         Raises:
             ModelError: If the model does not run.
         """
-        manifest = self._manifest(plan, threads)
-        (self._folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
-        job = LoadModel("splitload", ".", self._inputs, threads, steady=False)
-        answer = self._machine.run(job, self._folder, self._failed)
+
+        def measure() -> Any:
+            manifest = self._manifest(plan, threads)
+            (self._folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
+            job = LoadModel("splitload", ".", self._inputs, threads, steady=False)
+            return self._machine.run(job, self._folder, self._failed)
+
+        answer = self._journal.answer(("plan", list(plan.split_points), threads), measure)
         return FirstOutput(answer["load_s"], answer["ttfo_s"])
 
     def working_memory(self, plan: Partition, reserve_bytes: int) -> WorkingMemory:
@@ -105,8 +118,12 @@ class Runs:
         Raises:
             ModelError: If the model does not run.
         """
-        job = MeasureArena(self._inputs, tuple(map(self._file, plan.stages())), reserve_bytes)
-        answer = self._machine.run(job, self._folder, self._failed)
+
+        def measure() -> Any:
+            job = MeasureArena(self._inputs, tuple(map(self._file, plan.stages())), reserve_bytes)
+            return self._machine.run(job, self._folder, self._failed)
+
+        answer = self._journal.answer(("memory", list(plan.split_points), reserve_bytes), measure)
         return WorkingMemory(answer["arena_bytes"], answer["input_bytes"])
 
     def _manifest(self, plan: Partition, threads: int) -> Manifest:

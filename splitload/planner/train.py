@@ -99,6 +99,8 @@ def train(request: TrainRequest, report: Report) -> TrainResult:
         replaced = request.target.exists()
         manifest, agreement = _written(request, report, device, model, plan, notes)
         stages, gain = _measured(request, report, device, model, planned, plan, trial)
+        if device.measuring is not None:
+            device.measuring.settled(model.graph, model.feeds)
     return TrainResult(
         request,
         model.graph,
