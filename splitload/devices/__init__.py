@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from splitload.base.errors import UsageError, unknown_name
-from splitload.devices.pairing import is_url, read_address
+from splitload.devices.pairing import address_of, is_served
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import Profile, Segment
 
@@ -153,8 +153,8 @@ def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: Pa
     """Return the device behind a DEVICE word of the command line.
 
     Args:
-        name: `host`, a simulated device's name, the address of a served device, or a path to a device (.toml) or
-            profile (.json) file.
+        name: `host`, a simulated device's name, the address of a served device, adb:SERIAL, or a path to a device
+            (.toml) or profile (.json) file.
         cache: Where what is measured is kept.
         refresh: Whether to measure again what is in the cache.
         page_cache: Whether files are in the page cache when a process begins that loads them.
@@ -165,10 +165,10 @@ def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: Pa
         DeviceError: If a served device cannot be reached.
     """
     known = names()
-    if is_url(name):
+    if is_served(name):
         from splitload.devices.remote import RemoteDevice
 
-        return RemoteDevice(read_address(name, cache), cache, refresh=refresh, page_cache=page_cache)
+        return RemoteDevice(address_of(name, cache), cache, refresh=refresh, page_cache=page_cache)
     if name == "host":
         from splitload.devices.host import HostDevice
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from splitload.base.errors import BundleError, OutputError, UsageError
 from splitload.base.fields import Reader
 from splitload.deploy.credentials import Code, read_code
+from splitload.devices.adb import PREFIX, forwarded, is_adb
 
 ROOM = "devices"  # in the cache
 SCHEMES = ("http", "https")
@@ -36,9 +37,27 @@ class Address:
         return self.url.partition("://")[2]
 
 
-def is_url(word: str) -> bool:
-    """Return whether a DEVICE word is the address of a served device."""
-    return word.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+def is_served(word: str) -> bool:
+    """Return whether a DEVICE word is that of a served device: its address, or adb:SERIAL."""
+    return is_adb(word) or word.startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+
+
+def address_of(word: str, cache: Path) -> Address:
+    """Return where the device of a word is served; the port of a phone is forwarded first.
+
+    Args:
+        word: As `read_address` takes it, or "adb:SERIAL" with or without "#CODE".
+        cache: The user's cache folder.
+
+    Raises:
+        UsageError: If it is no such word, or the device's code is not known.
+        DeviceError: If adb does not reach a phone.
+        OutputError: If the code cannot be kept.
+    """
+    if not is_adb(word):
+        return read_address(word, cache)
+    serial, url = forwarded(word)
+    return read_address(url, cache, serial)
 
 
 def read_address(word: str, cache: Path, serial: str | None = None) -> Address:
@@ -76,14 +95,19 @@ def paired(word: str, cache: Path) -> str:
 
     Raises:
         UsageError: If it is no code, or not of that address.
+        DeviceError: If adb does not reach a phone.
         OutputError: If it cannot be kept.
     """
-    return read_address(word, cache).url if is_url(word) and "#" in word else word
+    if not is_served(word) or "#" not in word:
+        return word
+    address = address_of(word, cache)
+    return word.partition("#")[0] if is_adb(word) else address.url
 
 
 def without_codes(words: list[str]) -> list[str]:
     """Return the words of a command line without the codes of devices."""
-    return [word.partition("#")[0] if any(f"{scheme}://" in word for scheme in SCHEMES) else word for word in words]
+    marks = (PREFIX, *(f"{scheme}://" for scheme in SCHEMES))
+    return [word.partition("#")[0] if any(mark in word for mark in marks) else word for word in words]
 
 
 def _check(code: Code, scheme: str) -> None:
