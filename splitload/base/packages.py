@@ -14,6 +14,7 @@ _PACKAGES = {  # by the name that is imported
     "flatbuffers": "flatbuffers",
     "google": "protobuf",
     "gymnasium": "gymnasium",
+    "httpx": "httpx",
     "joblib": "joblib",
     "numpy": "numpy",
     "onnx": "onnx",
