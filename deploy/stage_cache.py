@@ -390,5 +390,5 @@ def _lock(folder: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise OSError(errno.EBUSY, "another worker of this machine has it; give each its own --name") from error
+        raise OSError(errno.EBUSY, "another process of this machine has it; two devices need two --names, or two caches") from error
     return descriptor

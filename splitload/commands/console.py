@@ -69,7 +69,7 @@ class Console:
     def as_it_is(self, text: str) -> None:
         """Print lines that are no sentences, as the user should copy or scan them."""
         with contextlib.suppress(OSError):
-            write(sys.stderr, f"{text}\n")
+            write(sys.stderr, text.rstrip("\n"))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; columns of numbers are aligned to the right, only text is wrapped."""
