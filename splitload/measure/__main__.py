@@ -161,10 +161,21 @@ def _steady_runs(run: Callable[[], Any]) -> list[float]:
 
 
 def _session(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
-    """One onnxruntime session: plain in the stock arm, the file taken as it is in the others."""
-    import onnxruntime as ort
+    """One onnxruntime session: plain in the stock arm, the file taken as it is in the others.
 
+    Without onnxruntime's Python module, or without numpy, the C library makes that of the stock arm.
+    """
     plain, path = job["arm"] == "stock", job["path"]
+    try:
+        import numpy  # noqa: F401 - without it the module prints a traceback before it raises
+        import onnxruntime as ort
+    except ModuleNotFoundError:
+        if not plain:
+            raise
+        own_splitload()
+        from splitload.measure.library_stock import stock
+
+        return stock(path, feeds)
     if path.encode(errors="surrogatepass") != os.fsencode(path):  # the encoding for files is not UTF-8
         own_splitload()
         from splitload.runtime.stock import runtime_path
@@ -182,7 +193,7 @@ def _session(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
             options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
             options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda: list(session.run(None, feeds)), dict
+        return lambda: list(session.run(None, feeds)), lambda: {"engine": "python", "runtime": ort.__version__}
 
     return load
 
@@ -194,7 +205,7 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     from splitload import ParallelLoader
 
     import_s = time.perf_counter() - before
-    arrays: Any = "buffers" if job["arm"] == "splitload-buffers" else "numpy"
+    arrays: Any = "buffers" if job["arm"] == "splitload-buffers" or not _has_numpy() else "numpy"
 
     def load() -> Opened:
         model = ParallelLoader(job["path"], threads=job["threads"], arrays=arrays)
@@ -204,7 +215,7 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
             infer_s = sum(task.end_s - task.start_s for task in done.tasks if task.kind == "infer")
             model.wait("upgraded")
             figures = {"load_s": done.load_makespan_s, "first_inference_s": infer_s, "import_s": import_s}
-            return {**figures, "variant": kind, "engine": model.engine}
+            return {**figures, "variant": kind, "engine": model.engine, "arrays": arrays}
 
         return lambda: model.run(None, feeds), settle
 
@@ -282,20 +293,37 @@ _LATE = ("stock", "tuned", "ort-format", "openvino", "splitload", "splitload-buf
 
 
 def feeds_of(job: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Return the inputs, as the arm takes them."""
-    feed = _buffer if job["arm"] == "splitload-buffers" else _feed
+    """Return the inputs, as the arm takes them; without numpy those of stock and splitload are buffers."""
+    feed = _feed
+    if job["arm"] == "splitload-buffers" or (job["arm"] in ("splitload", "stock") and not _has_numpy()):
+        feed = _buffer
     return {row["name"]: feed(row, folder) for row in job["inputs"]}
 
 
+def _has_numpy() -> bool:
+    """Return whether numpy is installed, without importing it."""
+    from importlib.machinery import PathFinder
+
+    return "numpy" in sys.modules or PathFinder.find_spec("numpy") is not None
+
+
 def _buffer(row: dict[str, Any], folder: str) -> Any:
-    """Return one input as a buffer, without numpy where its file holds numbers."""
+    """Return one input as a buffer, without numpy where it holds numbers."""
     own_splitload()
     from splitload.runtime.capi.elements import BY_TYPE
 
     element = BY_TYPE.get(row["type"])
-    if row["file"] is None or element is None or not element.format or element.format == "e":
-        return _feed(row, folder)  # numpy's array: Python makes no view of half precision
+    if element is None:
+        return _feed(row, folder)
+    if row["file"] is None:
+        return _made_up(row, "buffers")
     with open(os.path.join(folder, row["file"]), "rb") as file:  # noqa: PTH118, PTH123
+        if element.format in ("", "e"):  # of which Python makes no view
+            from splitload.runtime.light_inputs import read_npy
+
+            if (tensor := read_npy(file)) is None:
+                raise ValueError(f"'{row['file']}' can be read by numpy alone")
+            return tensor
         content = file.read()
     start = 10 + int.from_bytes(content[8:10], "little")  # of the values: the head of version 1 tells its own length
     sizes = content[10:start].partition(b"'shape': (")[2].partition(b")")[0]
@@ -307,28 +335,37 @@ def _buffer(row: dict[str, Any], folder: str) -> Any:
 def _feed(row: dict[str, Any], folder: str) -> Any:
     """Return one input, read from its file, or made up where it is of a type that no file holds."""
     if row["file"] is None:
-        own_splitload()
-        from splitload.bundle.manifest import TensorSpec
-        from splitload.runtime.inputs import example_inputs
-
-        spec = TensorSpec(row["name"], row["type"], row["shape"])
-        return example_inputs([spec])[spec.name]
+        return _made_up(row, "numpy")
     import numpy as np
 
     array = np.load(os.path.join(folder, row["file"]), allow_pickle=False)  # noqa: PTH118
     return array.astype(object) if array.dtype.kind == "U" else array
 
 
+def _made_up(row: dict[str, Any], arrays: Any) -> Any:
+    """Return a value for an input that has no file."""
+    own_splitload()
+    from splitload.bundle.manifest import TensorSpec
+    from splitload.runtime.inputs import example_inputs
+
+    spec = TensorSpec(row["name"], row["type"], row["shape"])
+    return example_inputs([spec], arrays=arrays)[spec.name]
+
+
 def saved_output(value: Any, folder: str, file: str) -> str | None:
     """Save an output for the comparison; return its file, or None if it is no array."""
+    path = os.path.join(folder, file)  # noqa: PTH118
+    if type(value).__module__.startswith("splitload."):  # a tensor
+        from splitload.runtime.light_inputs import write_npy
+
+        write_npy(path, value)
+        return file
     import numpy as np
 
-    if hasattr(value, "__array_interface__"):  # a tensor of splitload's
-        value = np.asarray(value)
     if not isinstance(value, np.ndarray):
         return None
     array = value.astype(str) if value.dtype == object else value
-    np.save(os.path.join(folder, file), array, allow_pickle=False)  # noqa: PTH118
+    np.save(path, array, allow_pickle=False)
     return file
 
 

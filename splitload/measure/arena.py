@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from splitload.bundle.manifest import TensorSpec
+from splitload.measure.running import engine_for, given_values, in_form
 from splitload.measure.stage_jobs import MeasureArena
-from splitload.runtime.engine import chosen
-from splitload.runtime.inputs import example_inputs, load_feeds
-from splitload.runtime.options import CallerOptions
 
 RUNS = 3
 _ROLLUP = Path("/proc/self/smaps_rollup")
@@ -21,9 +18,8 @@ def answer(job: MeasureArena, folder: Path) -> dict[str, Any]:
 
     Memory that is not mapped from files counts: the arena, tensors outside it, and what kernels keep for themselves.
     """
-    engine, _ = chosen("auto", None, CallerOptions(), None)
-    files = {each.name: str(folder / each.file) for each in job.inputs if each.file is not None}
-    given = example_inputs(job.inputs, load_feeds(files))
+    engine = engine_for(job.inputs, job.stages)
+    given = given_values(engine, job.inputs, folder)
     sessions = [
         engine.open(
             str(folder / stage.graph), prepack=False, mapped=True, optimize=False, background=False, share_memory=True
@@ -33,12 +29,13 @@ def answer(job: MeasureArena, folder: Path) -> dict[str, Any]:
     engine.reserve(sessions[0], job.reserve_bytes)
     before = _anonymous_bytes()
     for _ in range(RUNS):
-        values: dict[str, Any] = {
-            each.name: engine.value(TensorSpec(each.name, each.type, each.shape), given[each.name])
-            for each in job.inputs
-        }
-        _run(engine, job, sessions, values)
-    return {"arena_bytes": max(_anonymous_bytes() - before, 0), "input_bytes": sum(map(_nbytes, given.values()))}
+        _run(engine, job, sessions, in_form(engine, job.inputs, given))
+    return {
+        "arena_bytes": max(_anonymous_bytes() - before, 0),
+        "input_bytes": sum(map(_nbytes, given.values())),
+        "engine": engine.name,
+        "runtime": engine.version,
+    }
 
 
 def _run(engine: Any, job: MeasureArena, sessions: list[Any], values: dict[str, Any]) -> None:

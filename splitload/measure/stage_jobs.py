@@ -1,4 +1,8 @@
-"""Jobs of fresh processes on the stages of a model: what each costs, ways to load them, and what they need."""
+"""Jobs of fresh processes on the stages of a model: what each costs, ways to load them, and what they need.
+
+All are done by the engine that a loader would choose there, which every answer names beside its other keys: `engine`,
+"library" or "python", and `runtime`, the version of onnxruntime.
+"""
 
 from __future__ import annotations
 

@@ -176,16 +176,21 @@ def save_feeds(feeds: Mapping[str, Any], folder: Path) -> dict[str, str]:
         if not isinstance(array, np.ndarray):
             raise ModelError(f"input '{name}' is no array; only models on arrays can be measured on this host")
         files[name] = str(folder / f"feed-{number}.npy")
-        np.save(files[name], array.astype(str) if array.dtype == object else array, allow_pickle=False)
+        plain = native(np.asarray(array, order="C"))  # which is read without numpy too, see `read_npy`
+        np.save(files[name], plain.astype(str) if plain.dtype == object else plain, allow_pickle=False)
     return files
 
 
-def load_feeds(files: Mapping[str, str]) -> dict[str, Any]:
-    """Read what `save_feeds` wrote."""
-    import numpy as np
+def load_feeds(files: Mapping[str, str], arrays: Arrays = "numpy") -> dict[str, Any]:
+    """Read what `save_feeds` wrote.
 
+    Args:
+        files: The path of each input.
+        arrays: What is returned, see `read_feeds`.
+    """
     feeds = {}
     for name, file in files.items():
-        array = np.load(file, allow_pickle=False)
-        feeds[name] = array.astype(object) if array.dtype.kind == "U" else array
+        with Path(file).open("rb") as stream:
+            array = _array_in(stream, arrays)
+        feeds[name] = array.astype(object) if getattr(array.dtype, "kind", "") == "U" else array
     return feeds

@@ -1,4 +1,4 @@
-"""Feeds as tensors, made up or read from .npy files without numpy, whose import takes longer than most bundles load."""
+"""Tensors without numpy, whose import takes longer than most bundles load: made up, read from .npy files and written."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from splitload.runtime.capi.tensor import Tensor, tensor_over
 
 _DRAWN = 1024  # floats that are drawn; larger tensors repeat them
 _MAGIC = b"\x93NUMPY"
+_ALIGNED_BYTES = 64  # to whose multiples the header is filled
 _MOST_HEADER_BYTES = 10_000  # as numpy takes
 _MOST_SIZES = 32  # as all versions of numpy take
 _BFLOAT16_ONE = 0x3F80  # the bits of 1.0
@@ -61,6 +62,19 @@ def read_npy(stream: BinaryIO) -> Tensor | None:
     if math.prod(shape) * element.item_bytes > os.fstat(stream.fileno()).st_size - stream.tell():
         return None
     return tensor_over(bytearray(stream.read(math.prod(shape) * element.item_bytes)), element, shape)
+
+
+def write_npy(path: str, tensor: Tensor) -> None:
+    """Write a tensor to an .npy file; a bfloat16 is two bytes there.
+
+    Source: numpy.lib.format, version 1.
+    """
+    interface = tensor.__array_interface__
+    header = f"{{'descr': '{interface['typestr']}', 'fortran_order': False, 'shape': {tensor.shape}, }}"
+    header += " " * (-(len(_MAGIC) + 4 + len(header) + 1) % _ALIGNED_BYTES) + "\n"
+    with open(path, "wb") as file:
+        file.write(_MAGIC + b"\x01\x00" + len(header).to_bytes(2, "little") + header.encode("latin-1"))
+        file.write(tensor.tobytes())
 
 
 def _header(text: bytes) -> tuple[Element, tuple[int, ...]] | None:

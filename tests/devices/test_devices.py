@@ -7,6 +7,7 @@ import re
 import threading
 import tomllib
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,6 @@ from splitload.devices.stored import StoredDevice, write_profile
 from splitload.measure import stages
 from splitload.measure.fresh import run_job
 from splitload.measure.job import Job, LoadModel
-from splitload.measure.stage_jobs import StageFile
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention
@@ -276,12 +276,10 @@ def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     lock = threading.Lock()
 
-    def load(graph: Path, **_: bool) -> None:  # one after the other, whoever asks: all of loading is serial
+    def load(seconds: float) -> None:  # one after the other, whoever asks: all of loading is serial
         with lock:
-            clock[0] += float(graph.name)
+            clock[0] += seconds
 
-    monkeypatch.setattr(stages, "open_session", load)
     monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    pair = [stages.Opener(StageFile((0, 1), seconds, (), ()), Path()) for seconds in ("0.5", "8.0")]
-    assert stages.serial_share(pair) == pytest.approx(1.0)
+    assert stages.serial_share([partial(load, 0.5), partial(load, 8.0)]) == pytest.approx(1.0)
     assert stages.serial_share([]) is None
