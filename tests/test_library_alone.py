@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import runtime_models
+from lean_device import alone, lean_place
 
-import splitload
 from splitload import ParallelLoader
-from splitload.runtime.capi.find import VARIABLE, beside_module
 
-START = "import sys; sys.path.append(sys.argv.pop(1))\n"  # besides what `-S` leaves: the standard library
 LOADER = """
 import array, json
 from splitload import ParallelLoader
@@ -113,11 +107,7 @@ COMMAND = "from splitload.cli import main; sys.exit(main())"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with splitload and the C library, and nothing else."""
-    folder = tmp_path_factory.mktemp("alone")
-    (folder / "packages").mkdir()
-    (folder / "packages" / "splitload").symlink_to(Path(splitload.__file__).parent, target_is_directory=True)
-    shutil.copy(beside_module(), folder / "libonnxruntime.so")
-    return folder
+    return lean_place(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +118,6 @@ def without_numpy(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     package = Path(onnxruntime.__file__).parent
     (folder / "packages" / "onnxruntime").symlink_to(package, target_is_directory=True)
     return folder
-
-
-def alone(place: Path, code: str, *words: str | Path, named: bool = True) -> Any:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    environment |= {VARIABLE: str(place / "libonnxruntime.so")} if named else {}
-    start = [sys.executable, "-S", "-c", START + code, place / "packages"]
-    return subprocess.run(
-        [*start, *words], cwd=place, env=environment, capture_output=True, text=True, timeout=60
-    )  # fmt: skip
 
 
 def test_nothing_else_is_there(place: Path) -> None:

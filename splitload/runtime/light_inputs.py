@@ -1,4 +1,4 @@
-"""Tensors without numpy, whose import takes longer than most bundles load: made up, read from .npy files and written."""
+"""Tensors without numpy, whose import takes longer than most bundles load: made up, read from .npy files, written."""
 
 from __future__ import annotations
 
