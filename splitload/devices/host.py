@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from splitload.base.errors import MissingPackageError
 from splitload.base.machine import available_threads, cpu_architecture, cpu_model
 from splitload.devices import PageCache
 from splitload.devices.machine import Machine
@@ -46,7 +47,16 @@ class HostDevice(MeasuringDevice):
 
 
 def _onnxruntime_version() -> str:
-    import onnxruntime as ort
+    """Return the version of what measures here: of the C library where that can be used, else of the Python module."""
+    from splitload.runtime.capi.find import NoLibraryError
+    from splitload.runtime.capi.library import library
+    from splitload.runtime.variants import check_floor
 
-    version: str = ort.__version__
+    try:
+        version: str = library().version
+        check_floor(version)
+    except (NoLibraryError, MissingPackageError):
+        import onnxruntime as ort
+
+        version = ort.__version__
     return version

@@ -14,12 +14,13 @@ from typing import Any
 
 import models
 import numpy as np
+import onnxruntime as ort
 import pytest
 from device_graphs import make_graph
 
 from splitload import devices
 from splitload.base.errors import CacheWarning, ModelError, OutputError, ProfileError, UsageError
-from splitload.devices.host import HostDevice
+from splitload.devices.host import HostDevice, _onnxruntime_version
 from splitload.devices.measuring import profile_loads
 from splitload.devices.simulated import DeviceModel, SimulatedDevice
 from splitload.devices.stored import StoredDevice, write_profile
@@ -29,6 +30,8 @@ from splitload.measure.job import Job, LoadModel
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.plan.schedule import Contention
+from splitload.runtime.capi.find import VARIABLE, beside_module
+from splitload.runtime.capi.library import version_of
 
 TOML = """
 schema_version = 2
@@ -270,6 +273,13 @@ def test_an_old_profile_stays_where_a_new_one_cannot_be_written(
         write_profile(path, profile)
     assert Profile.read(path) == profile
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("named", ["", "missing.so"])
+def test_the_version_of_this_host_is_that_of_what_measures(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, named)
+    monkeypatch.setattr(ort, "__version__", "of the module")
+    assert _onnxruntime_version() == ("of the module" if named else version_of(beside_module()))
 
 
 def test_serial_share_of_unequal_loads(monkeypatch: pytest.MonkeyPatch) -> None:

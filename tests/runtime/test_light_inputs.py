@@ -1,4 +1,4 @@
-"""Tensors without numpy: read from .npy files as numpy reads them, and made up as numpy makes them up."""
+"""Tensors without numpy: read from .npy files and written as numpy does it, and made up as numpy makes them up."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from splitload.base.errors import ModelError, UsageError
 from splitload.bundle.manifest import TensorSpec
 from splitload.runtime.capi.elements import ELEMENTS
-from splitload.runtime.capi.tensor import Tensor
+from splitload.runtime.capi.memory import memory_of
+from splitload.runtime.capi.tensor import Tensor, tensor_of
 from splitload.runtime.inputs import example_inputs, read_feeds
-from splitload.runtime.light_inputs import read_npy
+from splitload.runtime.light_inputs import read_npy, write_npy
 
 NUMPY = [element.name for element in ELEMENTS if element.kind != "V"]
 
@@ -36,6 +37,16 @@ def test_arrays_of_numbers_are_read(
     assert isinstance(tensor, Tensor)
     assert (tensor.shape, tensor.dtype) == (shape, name)
     assert np.array_equal(np.asarray(tensor), array)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0, 3)], ids=str)
+@pytest.mark.parametrize("name", NUMPY)
+def test_tensors_are_written_as_numpy_reads_them(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    array = (np.arange(int(np.prod(shape))) % 2).astype(name).reshape(shape)
+    write_npy(str(tmp_path / "x.npy"), tensor_of(memory_of(array)))
+    read = np.load(tmp_path / "x.npy", allow_pickle=False)
+    assert (read.dtype, read.shape) == (array.dtype, shape)
+    assert np.array_equal(read, array)
 
 
 OTHERS: dict[str, Any] = {
