@@ -87,11 +87,15 @@ def test_it_is_a_device_that_measures(lean: LeanRunner, tmp_path: Path) -> None:
     assert kinds["load"]["arrays"] == "buffers"
 
 
-SPECS = (Input("x", "tensor(float16)", (2, 3)), Input("i", "tensor(int64)", (2, 3)))
+SPECS = (
+    Input("x", "tensor(float16)", (2, 3)),
+    Input("i", "tensor(int64)", (2, 3)),
+    Input("w", "tensor(bfloat16)", (1,)),
+)
 HALVES = """
 <ir_version: 8, opset_import: ["" : 17]>
-h (float16[2, 3] x, int64[2, 3] i) => (float16[2, 3] y, bfloat16[2, 3] b)
-{ c = Cast<to = 10>(i) y = Add(x, c) b = Cast<to = 16>(y) }
+h (float16[2, 3] x, int64[2, 3] i, bfloat16[1] w) => (float16[2, 3] y, bfloat16[2, 3] b, float[1] v)
+{ c = Cast<to = 10>(i) y = Add(x, c) b = Cast<to = 16>(y) v = Cast<to = 1>(w) }
 """
 
 
@@ -104,11 +108,17 @@ def test_it_loads_models(lean: LeanRunner, tmp_path: Path, arm: str) -> None:
     inputs = save_inputs(SPECS, {"x": x}, tmp_path)
     answer = lean(LoadModel(arm, str(path), inputs, 1, outputs=True), tmp_path, ModelError)
     assert (answer["engine"], answer.get("arrays")) == ("library", None if arm == "stock" else "buffers")
-    y, b = (np.load(tmp_path / file) for file in answer["outputs"])
+    y, b, v = (np.load(tmp_path / file) for file in answer["outputs"])
     assert (y.dtype, y.tolist()) == (np.float16, (x + 1).tolist())
+    assert v.tolist() == [1.0]
     assert b.view("u2").tolist() == [[0x3F80, 0x4000, 0x4040], [0x4080, 0x40A0, 0x40C0]]
     whole = lean(LoadModel(arm, str(path), inputs, 1, steady=False, whole=True), tmp_path, ModelError)
     assert whole.keys() == {"first_at_s", "process_peak_memory_bytes"}
+
+
+def test_what_starts_jobs_needs_no_numpy_either(place: Path) -> None:
+    done = alone(place, "import splitload.measure.fresh, splitload.measure.stage_jobs")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_it_cannot_do_it_says_in_a_line(lean: LeanRunner, tmp_path: Path) -> None:
