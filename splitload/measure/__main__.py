@@ -163,19 +163,17 @@ def _steady_runs(run: Callable[[], Any]) -> list[float]:
 def _session(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     """One onnxruntime session: plain in the stock arm, the file taken as it is in the others.
 
-    Without onnxruntime's Python module, or without numpy, the C library makes that of the stock arm.
+    Without onnxruntime's Python module, or without numpy, the C library makes it.
     """
     plain, path = job["arm"] == "stock", job["path"]
     try:
         import numpy  # noqa: F401 - without it the module prints a traceback before it raises
         import onnxruntime as ort
     except ModuleNotFoundError:
-        if not plain:
-            raise
         own_splitload()
-        from splitload.measure.library_stock import stock
+        from splitload.measure.library_session import opener
 
-        return stock(path, feeds)
+        return opener(job["arm"], path, feeds)
     if path.encode(errors="surrogatepass") != os.fsencode(path):  # the encoding for files is not UTF-8
         own_splitload()
         from splitload.runtime.stock import runtime_path
@@ -289,14 +287,14 @@ ARMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Open]] = {
     "splitload": _splitload,
     "splitload-buffers": _splitload,
 }
-_LATE = ("stock", "tuned", "ort-format", "openvino", "splitload", "splitload-buffers")  # take values when they run
+_ON_ONNXRUNTIME = ("stock", "tuned", "ort-format", "splitload", "splitload-buffers")
+_LATE = (*_ON_ONNXRUNTIME, "openvino")  # take values when they run
 
 
 def feeds_of(job: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Return the inputs, as the arm takes them; without numpy those of stock and splitload are buffers."""
-    feed = _feed
-    if job["arm"] == "splitload-buffers" or (job["arm"] in ("splitload", "stock") and not _has_numpy()):
-        feed = _buffer
+    """Return the inputs, as the arm takes them; without numpy those of onnxruntime are buffers."""
+    takes_buffers = job["arm"] == "splitload-buffers" or (job["arm"] in _ON_ONNXRUNTIME and not _has_numpy())
+    feed = _buffer if takes_buffers else _feed
     return {row["name"]: feed(row, folder) for row in job["inputs"]}
 
 

@@ -70,7 +70,7 @@ class LoadModel(Job):
     outputs, None for one that is no array.
 
     Where numpy is missing the splitload arms give and take buffers; where it or onnxruntime's Python module is missing
-    the stock arm is a session of the C library.
+    the other arms on onnxruntime are sessions of the C library.
 
     Attributes:
         arm: One of `splitload.measure.arms.ARMS`.

@@ -21,6 +21,7 @@ from splitload.base.machine import cpu_architecture
 from splitload.bundle.read import read_manifest
 from splitload.devices.machine import Machine
 from splitload.devices.measuring import MeasuringDevice
+from splitload.measure.arm_names import PORTABLE_ARMS
 from splitload.measure.fresh import run_job, save_inputs
 from splitload.measure.job import Input, Job, LoadModel
 from splitload.measure.stage_jobs import ComparePacked
@@ -99,15 +100,16 @@ h (float16[2, 3] x, int64[2, 3] i, bfloat16[1] w) => (float16[2, 3] y, bfloat16[
 """
 
 
-@pytest.mark.parametrize("arm", ["stock", "splitload", "splitload-buffers"])
+@pytest.mark.parametrize("arm", PORTABLE_ARMS)
 def test_it_loads_models(lean: LeanRunner, tmp_path: Path, arm: str) -> None:
     model = tmp_path / "halves.onnx"
     onnx.save(parser.parse_model(HALVES), model)
-    path = model if arm == "stock" else runtime_models.bundle(model, tmp_path / "h.splitload", num_stages=1)
+    is_bundle = arm.startswith("splitload")
+    path = runtime_models.bundle(model, tmp_path / "h.splitload", num_stages=1) if is_bundle else model
     x = np.asfortranarray(np.arange(6, dtype="f2").reshape(2, 3))
     inputs = save_inputs(SPECS, {"x": x}, tmp_path)
     answer = lean(LoadModel(arm, str(path), inputs, 1, outputs=True), tmp_path, ModelError)
-    assert (answer["engine"], answer.get("arrays")) == ("library", None if arm == "stock" else "buffers")
+    assert (answer["engine"], answer.get("arrays")) == ("library", "buffers" if is_bundle else None)
     y, b, v = (np.load(tmp_path / file) for file in answer["outputs"])
     assert (y.dtype, y.tolist()) == (np.float16, (x + 1).tolist())
     assert v.tolist() == [1.0]
@@ -129,9 +131,8 @@ def test_what_it_cannot_do_it_says_in_a_line(lean: LeanRunner, tmp_path: Path) -
         "MissingPackageError: onnxruntime's Python module is needed (the model has tensor(string)) and cannot be "
         "imported (No module named 'numpy'): 'pip install onnxruntime'"
     )
-    for arm in ("tuned", "stock"):
-        with pytest.raises(ModelError, match="ModuleNotFoundError: No module named 'numpy'"):
-            lean(LoadModel(arm, "m.onnx", (text,) if arm == "stock" else ()), tmp_path, ModelError)
+    with pytest.raises(ModelError, match="ModuleNotFoundError: No module named 'numpy'"):
+        lean(LoadModel("stock", "m.onnx", (text,)), tmp_path, ModelError)
 
 
 def test_where_the_module_is_needed_it_is_taken(tmp_path: Path) -> None:

@@ -187,18 +187,26 @@ def open_session(
         library.ReleaseSessionOptions(options)
 
 
-def stock_session(library: Library, path: str | os.PathLike[str]) -> Session:
-    """Return a session as onnxruntime makes it where nobody says anything: optimised, and with weights rearranged.
+def usual_session(
+    library: Library, path: str | os.PathLike[str], entries: Mapping[str, str], *, optimize: bool
+) -> Session:
+    """Return a session as onnxruntime makes it by itself: of threads, memory and logging nothing is said.
 
     Args:
         library: What makes it.
         path: The model's file.
+        entries: Configuration entries; without any, weights are rearranged for speed.
+        optimize: Whether the graph is optimised first.
 
     Raises:
         RuntimeFailure: If it cannot be made.
     """
     options = library.made(library.CreateSessionOptions)
     try:
+        if not optimize:
+            library.SetSessionGraphOptimizationLevel(options, DISABLE_ALL)
+        for key, value in entries.items():
+            library.AddSessionConfigEntry(options, key.encode(), value.encode())
         text = _path(path, sys.platform)
         return Session(library, library.made(library.CreateSession, library.env, ctypes.addressof(text), options))
     finally:

@@ -1,4 +1,4 @@
-"""The stock arm where onnxruntime's Python module or numpy is not installed: a plain session of the C library."""
+"""The arms of one session where onnxruntime's Python module or numpy is not installed: the C library makes it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from typing import Any
 
 from splitload.runtime.capi.engine import LibraryEngine
 from splitload.runtime.capi.library import library, module_errors
-from splitload.runtime.capi.session import stock_session
+from splitload.runtime.capi.session import usual_session
+from splitload.runtime.settings import MAPPED, PLAIN
+
+# Configuration entries of each arm. Its threads are the session's own, and as many as the Python module's pool has.
+ENTRIES: dict[str, dict[str, str]] = {"stock": {}, "tuned": PLAIN, "ort-format": PLAIN | MAPPED}
 
 
-def stock(path: str, feeds: Mapping[str, Any]) -> Callable[[], tuple[Callable[[], list[Any]], Callable[[], Any]]]:
-    """Return what loads a model as onnxruntime does by itself; see `Open` of the program.
+def opener(
+    arm: str, path: str, feeds: Mapping[str, Any]
+) -> Callable[[], tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]]:
+    """Return what loads a model in the way of an arm; see `Open` of the program.
 
     The environment is made before, as the Python module makes its own while it is imported.
 
     Args:
+        arm: One of `ENTRIES`.
         path: The model's file.
         feeds: Its inputs, which may come later.
 
@@ -26,9 +33,9 @@ def stock(path: str, feeds: Mapping[str, Any]) -> Callable[[], tuple[Callable[[]
     engine = LibraryEngine(opened)
     _ = opened.env
 
-    def load() -> tuple[Callable[[], list[Any]], Callable[[], Any]]:
+    def load() -> tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]:
         with module_errors():
-            session = stock_session(opened, path)
+            session = usual_session(opened, path, ENTRIES[arm], optimize=arm == "stock")
             names = session.output_names()
 
         def run() -> list[Any]:
