@@ -390,5 +390,7 @@ def _lock(folder: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise OSError(errno.EBUSY, "another process of this machine has it; two devices need two --names, or two caches") from error
+        raise OSError(
+            errno.EBUSY, "another process of this machine has it; two devices need two --names, or two caches"
+        ) from error
     return descriptor

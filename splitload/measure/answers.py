@@ -19,7 +19,7 @@ _OPTIONAL_S = ("process_s", "exit_s", "import_s")
 _OPTIONAL_COUNTS = (
     "peak_memory_bytes", "settled_memory_bytes", "major_faults", "process_peak_memory_bytes", "touched_bytes",
 )  # fmt: skip
-_WORDS = ("variant", "engine", "runtime")
+_WORDS = ("variant", "engine", "runtime", "arrays")
 
 
 def check_answer(job: Job, data: Any) -> dict[str, Any]:

@@ -156,8 +156,26 @@ def test_a_cache_that_was_removed_is_one_line(cache: StageCache) -> None:
         cache.request(stage_key(TWO), TWO)
 
 
+def test_files_lie_in_folders_and_are_made_of_others(cache: StageCache) -> None:
+    files = (file("x.npy", A), file("arm/graph.onnx", A + B))
+    keep(cache, ONE, A)
+    key = stage_key(files)
+    assert cache.request(key, files) == {files[1].sha256: 0}
+    gone = ("f" * 64, 0, 10)
+    assert cache.copy(files[1], 0, [(ONE[0].sha256, 0, 400), gone, (ONE[0].sha256, 400, 600)]) == 400
+    assert cache.copy(files[1], 400, [(ONE[0].sha256, 400, 600)]) == 1000
+    assert cache.copy(files[1], 0, [(ONE[0].sha256, 0, 1000)]) == 1000  # it is there
+    assert cache.copy(files[1], 1000, [(ONE[0].sha256, 900, 200)]) == 1000  # the file ends before
+    assert cache.write(files[1], 1000, B) == 2000
+    place = cache.place(key, files)
+    assert (place / "arm" / "graph.onnx").read_bytes() == A + B
+    cache.release(key)
+    cache.remove(key)
+    assert not place.exists()
+
+
 def test_names_and_keys_are_those_of_a_stage(cache: StageCache) -> None:
-    for name in ("../x", ".x", "a/b", ""):
+    for name in ("../x", "a/../x", "/x", "a//x", "a\\x", "a/b/c/d/x", "x\n", ".", ""):
         files = (File(name, 1, "0" * 64),)
         with pytest.raises(StageError, match="no plain name"):
             cache.request(stage_key(files), files)
