@@ -26,14 +26,18 @@ from splitload.runtime.options import CallerOptions
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Load and infer; return what `--json` prints.
+    """Load and infer, here or on a device; return what `--json` prints.
 
     Raises:
         SplitloadError: If the bundle is damaged or the inputs do not fit.
     """
+    if options.device is not None:
+        from splitload.commands.run_on import run_on
+
+        return run_on(options, console)
     manifest = read_manifest(Path(options.bundle))
     folder = Path(options.output) if options.output else None
-    files = {} if folder is None else _planned(folder, manifest.outputs)
+    files = {} if folder is None else planned_files(folder, manifest.outputs)
     # opened or imported before the clock starts, as in every arm of the benchmark
     engine, _ = chosen("auto", manifest, CallerOptions(), None)
     arrays: Arrays = "buffers" if engine.name == "library" else "numpy"
@@ -70,7 +74,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.print(f"no more than {kept} in memory at a time")
     console.drawing(timeline)
     console.print(f"time to first output: {milliseconds(timeline.ttfo_s)} measured, one run")
-    described = {name: _described(value) for name, value in zip(names, outputs, strict=True)}
+    described = {name: described_output(value) for name, value in zip(names, outputs, strict=True)}
     for name in names:
         console.print(f"output {name}: {described[name]['type']} {described[name]['shape'] or ''}")
     if folder is not None:
@@ -96,7 +100,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return result if folder is None else {**result, "saved": files}
 
 
-def _planned(folder: Path, outputs: Iterable[TensorSpec]) -> dict[str, str]:
+def planned_files(folder: Path, outputs: Iterable[TensorSpec]) -> dict[str, str]:
     """Return the files of outputs, see `plan_outputs`.
 
     Raises:
@@ -124,7 +128,7 @@ def _answer(model: ParallelLoader, feeds: Mapping[str, Any], kind: type[Splitloa
         raise kind(f"the model does not run on these inputs{cure}: {' '.join(str(error).split())}") from error
 
 
-def _described(value: Any) -> dict[str, Any]:
+def described_output(value: Any) -> dict[str, Any]:
     """Return the type and shape of an output, as JSON values."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return {"type": str(value.dtype), "shape": list(value.shape)}

@@ -128,6 +128,24 @@ class Measuring(Protocol):
         """
         ...
 
+    def answer(
+        self, arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Load a model or a bundle once, in a fresh process, and return its outputs and what the process said.
+
+        Args:
+            arm: What is loaded, and how.
+            inputs: The model's inputs.
+            feeds: Values of inputs; made up where they are missing.
+
+        Returns:
+            A numpy array for each output, None for one that is no array; and the answer, see `LoadModel`.
+
+        Raises:
+            StageError: If it does not run.
+        """
+        ...
+
     def tune(
         self,
         folder: Path,

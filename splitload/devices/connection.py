@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Connection:
             trust_env=False,
             follow_redirects=False,
         )
+        weakref.finalize(self, self._client.close)  # with the device, which nobody has to close
 
     def close(self) -> None:
         """End it."""

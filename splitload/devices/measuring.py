@@ -24,7 +24,7 @@ from splitload.devices.ledger import median_cost
 from splitload.devices.machine import Machine
 from splitload.devices.runs import Runs, even_cut
 from splitload.devices.tuning import tune
-from splitload.measure.sampling import Arm, Sample, first_output
+from splitload.measure.sampling import Arm, Sample, answered, first_output
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile, Segment
@@ -179,6 +179,12 @@ class MeasuringDevice:
     def first_output(self, arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Sample:
         """Load a model or a bundle once and run it; see `Measuring.first_output`."""
         return first_output(arm, inputs, feeds, self._machine.run)
+
+    def answer(
+        self, arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Load a model or a bundle once, and return its outputs; see `Measuring.answer`."""
+        return answered(arm, inputs, feeds, self._machine.run)
 
     def expect(self, paths: Sequence[Path]) -> None:
         """Hear of files that will be loaded later; see `Measuring.expect`."""

@@ -213,7 +213,8 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
             infer_s = sum(task.end_s - task.start_s for task in done.tasks if task.kind == "infer")
             model.wait("upgraded")
             figures = {"load_s": done.load_makespan_s, "first_inference_s": infer_s, "import_s": import_s}
-            return {**figures, "variant": kind, "engine": model.engine, "arrays": arrays}
+            words = {"variant": kind, "engine": model.engine, "arrays": arrays, "why_portable": model.why_portable}
+            return {**figures, **words, "tasks": [task._asdict() for task in done.tasks]}
 
         return lambda: model.run(None, feeds), settle
 

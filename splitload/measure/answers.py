@@ -13,13 +13,14 @@ from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStag
 
 MOST_S = 86400.0
 MOST_BYTES = 1 << 50
-_WORD_CHARS = 80
+_WORD_CHARS = 500
+_MOST_TASKS = 4096
 _TIMES = ("ttfo_s", "load_s", "first_inference_s")
 _OPTIONAL_S = ("process_s", "exit_s", "import_s")
 _OPTIONAL_COUNTS = (
     "peak_memory_bytes", "settled_memory_bytes", "major_faults", "process_peak_memory_bytes", "touched_bytes",
 )  # fmt: skip
-_WORDS = ("variant", "engine", "runtime", "arrays")
+_WORDS = ("variant", "engine", "runtime", "arrays", "why_portable")
 
 
 def check_answer(job: Job, data: Any) -> dict[str, Any]:
@@ -88,6 +89,16 @@ def _loaded(job: LoadModel, row: Reader) -> dict[str, Any]:
         found["steady_runs_s"] = [_second(each, "answer.steady_runs_s") for each in row.sequence("steady_runs_s")]
         if job.steady and not found["steady_runs_s"]:
             raise BundleError("answer.steady_runs_s is empty")
+    if "tasks" in row.data:
+        found["tasks"] = [
+            {
+                "stage": each.count("stage"),
+                "kind": each.choice("kind", "load", "infer"),
+                "thread": each.count("thread"),
+                **_seconds(each, "start_s", "end_s"),
+            }
+            for each in row.items("tasks", 0, _MOST_TASKS)
+        ]
     if job.outputs and not job.whole:
         found["outputs"] = row.sequence("outputs")
         if not all(name is None or (isinstance(name, str) and is_plain(name)) for name in found["outputs"]):

@@ -152,11 +152,24 @@ def outputs_of(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], 
     Raises:
         StageError: If the arm fails.
     """
+    return answered(arm, inputs, feeds, run, steady=True)[0]
+
+
+def answered(
+    arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner, *, steady: bool = False
+) -> tuple[list[Any], dict[str, Any]]:
+    """Run an arm once; return its first outputs, as `outputs_of` does, and what the process answered.
+
+    Raises:
+        StageError: If the arm fails.
+    """
     import numpy as np
 
     with saved_inputs(inputs, feeds) as (folder, given):
-        files = run(load_job(arm, folder, given, outputs=True), folder, _failed(arm))["outputs"]
-        return [None if file is None else np.load(folder / file, allow_pickle=False) for file in files]
+        answer = run(load_job(arm, folder, given, steady=steady, outputs=True), folder, _failed(arm))
+        files = answer.pop("outputs")
+        outputs = [None if file is None else np.load(folder / file, allow_pickle=False) for file in files]
+    return outputs, answer
 
 
 def load_job(
