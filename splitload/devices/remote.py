@@ -63,7 +63,8 @@ class RemoteMachine:
         files = {self.transfer.described(name, path): path for name, path in job_files(job, folder).items()}
         number = uuid.uuid4().hex
         try:
-            last = self._done(number, files, job.to_json(), bool(cold))
+            with self.transfer.going_first():
+                last = self._done(number, files, job.to_json(), bool(cold))
             if last["event"] == "failed":
                 raise failed(_text(last.get("error")))
             answer = check_answer(job, last.get("answer"))
@@ -77,7 +78,7 @@ class RemoteMachine:
         return answer
 
     def expect(self, paths: Sequence[Path]) -> None:
-        """Send files that later jobs will read, while others are done; what goes wrong is left to those jobs."""
+        """Send files that later jobs will read, between others; what goes wrong is left to those jobs."""
 
         def send() -> None:
             with contextlib.suppress(SplitloadError, OSError):

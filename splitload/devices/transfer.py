@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from splitload.base.regular import sha256_of
@@ -64,7 +64,7 @@ class Transfer:
             OSError: If a file cannot be read.
         """
         by_hash = {file.sha256: (file, path) for file, path in paths.items()}
-        with self._waited_for(not ahead):
+        with contextlib.nullcontext() if ahead else self.going_first():
             for sha256, start in missing.items():
                 if sha256 in by_hash:
                     self._send(*by_hash[sha256], start, ahead)
@@ -137,16 +137,19 @@ class Transfer:
         gone = {sha256 for sha256, _, _ in copies}
         self._there = {chunk: place for chunk, place in self._there.items() if place[0] not in gone}
 
-    @contextmanager
-    def _waited_for(self, urgent: bool) -> Iterator[None]:
-        """Have transfers ahead wait meanwhile, if this one is urgent."""
+    @contextlib.contextmanager
+    def going_first(self) -> Iterator[None]:
+        """Have transfers ahead wait meanwhile: another one is urgent, or the device measures.
+
+        Receiving takes a small device's processor and storage, which a sample is to have for itself.
+        """
         with self._turn:
-            self._urgent += urgent
+            self._urgent += 1
         try:
             yield
         finally:
             with self._turn:
-                self._urgent -= urgent
+                self._urgent -= 1
                 self._turn.notify_all()
 
     def _give_way(self, ahead: bool) -> None:
