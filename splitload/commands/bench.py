@@ -18,14 +18,15 @@ from splitload.bundle.read import read_manifest
 from splitload.bundle.verification import verify
 from splitload.commands.console import Console
 from splitload.commands.gain_sentence import buffers_sentence, gain_sentence
-from splitload.devices import Measuring
-from splitload.devices.host import HostDevice
-from splitload.devices.pairing import without_codes
+from splitload.devices import Device, Measuring, open_device
+from splitload.devices.pairing import paired, without_codes
 from splitload.frontends import deep, open_source
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.stage_store import StageStore
 from splitload.measure import pagecache
+from splitload.measure.arm_names import PORTABLE_ARMS
 from splitload.measure.arms import ARMS, Subject, make_arm
+from splitload.measure.fresh import Runner
 from splitload.measure.provenance import provenance
 from splitload.measure.sampling import Arm, Sample, compare, outputs_of, run_arms, summarize
 from splitload.measure.storage import Controller, reader
@@ -63,12 +64,13 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     controller = _checked(options)
     feeds = read_feeds(options.input)
     model = options.model if options.deep is None else f"deep:{options.deep}"
-    names = [name for name in ARMS if name in (options.arms or ARMS)]
-    subject, plan = _subject(options, model, names, feeds, console, cache)
-    arms, differences, left_out = _arms(names, bool(options.arms), subject, console)
-    samples = _sampled(options, subject, arms, controller, console, cache)
+    device, measuring = _device(options, cache)
+    names = [name for name in ARMS if name in (options.arms or (ARMS if measuring.is_here else PORTABLE_ARMS))]
+    subject, plan = _subject(options, device, measuring, model, names, feeds, console, cache)
+    arms, differences, left_out = _arms(names, bool(options.arms), subject, measuring.run, console)
+    samples = _sampled(options, subject, arms, measuring.run, controller, console, cache)
     summary = {name: summarize(rows) for name, rows in samples.items()}
-    _show(console, options, subject, summary)
+    _show(console, options, subject, "" if measuring.is_here else f" on {device.name}", summary)
     if plan is not None:
         console.print(f"splitload: {count_of(plan['num_stages'], 'stage')}, split points {plan['split_points']}")
     for reason in dict.fromkeys(left_out.values()):
@@ -87,6 +89,7 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         "model": _without_folders(model),
         "model_sha256": subject.source.sha256,
         "model_bytes": subject.source.size_bytes,
+        "device": {"name": device.name, **measuring.environment},
         "runs": options.runs,
         "page_cache": "cold" if options.cold else "warm",
         "evicted_by": "posix_fadvise, verified with mincore" if options.cold else None,
@@ -108,6 +111,7 @@ def _sampled(
     options: argparse.Namespace,
     subject: Subject,
     arms: Sequence[Arm],
+    run: Runner,
     controller: Controller | None,
     console: Console,
     cache: Path,
@@ -130,6 +134,7 @@ def _sampled(
             show,
             cold=options.cold,
             storage_s=storage_s,
+            run=run,
         )
 
 
@@ -139,17 +144,41 @@ def _checked(options: argparse.Namespace) -> Controller | None:
         raise UsageError("bench needs a MODEL or --deep N (see 'splitload bench --help')")
     if options.model is not None and options.deep is not None:
         raise UsageError("bench takes a MODEL or --deep N, not both (see 'splitload bench --help')")
-    if options.cold:
+    if options.cold and options.device == "host":
         pagecache.check()
     if options.storage_mbps is None:
         return None
+    if options.device != "host":
+        raise UsageError("--storage-mbps caps the disk of this machine; leave it out, or --device")
     if not options.cold:
         raise UsageError("--storage-mbps needs --cold: what is cached is not read from storage")
     return Controller.find()
 
 
+def _device(options: argparse.Namespace, cache: Path) -> tuple[Device, Measuring]:
+    """Return the device, and itself as what measures.
+
+    Raises:
+        UsageError: If nothing is measured there, or an arm is of this machine alone.
+    """
+    if options.device != "host":
+        for name in options.arms or ():
+            if name not in PORTABLE_ARMS:
+                raise UsageError(
+                    f"arm '{name}' is measured on host alone; a served device has {', '.join(PORTABLE_ARMS)}"
+                )
+    device = open_device(paired(options.device, cache), cache)
+    if device.measuring is None:
+        raise UsageError(
+            f"times of '{device.name}' are computed, and a benchmark measures; name host or a served device"
+        )
+    return device, device.measuring
+
+
 def _subject(
     options: argparse.Namespace,
+    device: Device,
+    measuring: Measuring,
     model: str,
     names: Sequence[str],
     feeds: Mapping[str, Any],
@@ -162,19 +191,20 @@ def _subject(
     word = options.model if options.deep is None else str(deep.path(options.deep, cache))
     bundle, plan = None, None
     if any(name.startswith("splitload") for name in names):
-        host = HostDevice(cache)
-        source, graph, measured = read_and_profile(word, host, console, cache, feeds, max_blocks=options.max_blocks)
+        source, graph, measured = read_and_profile(word, device, console, cache, feeds, max_blocks=options.max_blocks)
         feeds = {**source.examples, **feeds}
         if options.bundle is None:
-            bundle = _bundle(host, console, cache, source, graph, measured, feeds)
+            bundle = _bundle(measuring, console, cache, source, graph, measured, feeds)
         else:
             bundle = Path(options.bundle)
         manifest = read_manifest(bundle)
         if manifest.model_sha256 != source.sha256:
             raise UsageError(f"'{bundle}' is a bundle of '{manifest.model}', not of {model}")
-        variant, why_portable = choose(bundle, manifest, ort.__version__)
-        if why_portable is not None:
-            console.note(why_portable)
+        variant = manifest.variants[0]
+        if measuring.is_here:
+            variant, why_portable = choose(bundle, manifest, ort.__version__)
+            if why_portable is not None:
+                console.note(why_portable)
         split_points = [stage.blocks[1] for stage in variant.stages[:-1]]
         plan = {"num_stages": len(split_points) + 1, "split_points": split_points}
     else:
@@ -186,7 +216,7 @@ def _subject(
 
 
 def _arms(
-    names: Sequence[str], asked_for: bool, subject: Subject, console: Console
+    names: Sequence[str], asked_for: bool, subject: Subject, run: Runner, console: Console
 ) -> tuple[list[Arm], dict[str, float], dict[str, str]]:
     """Return the arms that compute what stock computes, how far they are from it, and why others are left out.
 
@@ -214,11 +244,11 @@ def _arms(
 
     stock = make_arm("stock", subject)
     with console.status("preparing stock"):
-        expected = outputs_of(stock, inputs, subject.feeds)
+        expected = outputs_of(stock, inputs, subject.feeds, run)
     arms, differences = [], {}
     for name in names:
         arm = stock if name == "stock" else attempt(name, make_arm, name, subject)
-        outputs = None if arm is None else attempt(name, outputs_of, arm, inputs, subject.feeds)
+        outputs = None if arm is None else attempt(name, outputs_of, arm, inputs, subject.feeds, run)
         distance = None if outputs is None else attempt(name, compare, name, expected, outputs)
         if arm is not None and distance is not None:
             arms.append(arm)
@@ -239,7 +269,7 @@ def _bundle(
     with console.status("searching a plan"):
         search = Search(measured, objective="ttfo")
         found = search.run()
-    target = cache / "bench" / f"{source.sha256[:24]}.splitload"
+    target = cache / "bench" / f"{source.sha256[:24]}{'' if device.is_here else f'-{device.name}'}.splitload"
     target.parent.mkdir(parents=True, exist_ok=True)
     given = [f"{name}: {value.dtype}{list(value.shape)}" for name, value in sorted(feeds.items())]
     made_with = f"{graph.path.parent.name} {provenance([])['git_commit']} {splitload.__version__}"
@@ -265,7 +295,16 @@ def _bundle(
         notes["split_points"] = list(found.partition.split_points)
         plan = VariantPlan(graph, found.partition, threads)
         write_bundle(
-            target, source, plan, console, cache, device="host", tuner=device, notes=notes, feeds=feeds, store=store
+            target,
+            source,
+            plan,
+            console,
+            cache,
+            device=device.name,
+            tuner=device,
+            notes=notes,
+            feeds=feeds,
+            store=store,
         )
     return target
 
@@ -274,9 +313,18 @@ def _show(
     console: Console,
     options: argparse.Namespace,
     subject: Subject,
+    place: str,
     summary: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> None:
-    """Print the medians, one column an arm."""
+    """Print the medians, one column an arm.
+
+    Args:
+        console: Where.
+        options: Of the command line.
+        subject: What was compared.
+        place: " on" the device, "" for this machine.
+        summary: What `summarize` returns, by the name of the arm.
+    """
 
     def row(title: str, key: str, scale: float, what: str = "median") -> tuple[str, ...]:
         found = [figures.get(key) for figures in summary.values()]
@@ -305,9 +353,8 @@ def _show(
     cache = "cold files" if options.cold else "warm page cache"
     if options.storage_mbps is not None:
         cache += f", storage capped at {options.storage_mbps:g} MB/s"
-    title = (
-        f"{subject.graph.name}: medians of {count_of(options.runs, 'sample')} an arm, fresh processes in turns, {cache}"
-    )
+    samples = f"medians of {count_of(options.runs, 'sample')} an arm, fresh processes in turns"
+    title = f"{subject.graph.name}{place}: {samples}, {cache}"
     broken = _NARROW if len(summary) > 5 else {}
     console.table(title, ("", *(broken.get(name, name) for name in summary)), rows)
 

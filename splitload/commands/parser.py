@@ -229,6 +229,12 @@ def _bench_options(bench: _Sub) -> None:
         metavar="A,B,...",
         help=f"what is compared, of {', '.join(ARM_NAMES)} (default: all that apply and are installed)",
     )
+    bench.add_argument(
+        "--device",
+        default="host",
+        metavar="DEVICE",
+        help="where it is measured: host, or the address of a device on which 'splitload serve' runs (default: host)",
+    )
     bench.add_argument("--cold", action="store_true", help="evict the files an arm reads before each of its samples")
     bench.add_argument(
         "--storage-mbps",

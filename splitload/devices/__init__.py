@@ -15,6 +15,7 @@ from splitload.plan.profile import Profile, Segment
 if TYPE_CHECKING:
     from splitload.bundle.manifest import TensorSpec, Variant
     from splitload.devices.runs import Runs
+    from splitload.measure.fresh import Runner
     from splitload.measure.sampling import Arm, Sample
     from splitload.runtime.inputs import InputSpec
 
@@ -64,10 +65,27 @@ class Measuring(Protocol):
     """What a device can do that is there, and loads and runs what it is given: every figure is measured.
 
     Attributes:
+        name: As of the device.
         page_cache: Whether what is loaded is in the page cache ("warm"), or evicted before each process ("cold").
     """
 
+    name: str
     page_cache: PageCache
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine."""
+        ...
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What records say of it: its processor and its version of onnxruntime."""
+        ...
+
+    @property
+    def run(self) -> Runner:
+        """Does a job there in a fresh process."""
+        ...
 
     def guess(self, graph: ModelGraph) -> Profile:
         """Return what blocks may cost, from nodes, bytes and operations alone: simulated, to begin a search with."""

@@ -24,6 +24,7 @@ from splitload.devices.ledger import median_cost
 from splitload.devices.machine import Machine
 from splitload.devices.runs import Runs, even_cut
 from splitload.devices.tuning import tune
+from splitload.measure.fresh import Runner
 from splitload.measure.sampling import Arm, Sample, answered, first_output
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.partition import Partition
@@ -72,6 +73,22 @@ class MeasuringDevice:
         self._cache = cache
         self._repeats = repeats
         self._refresh = refresh
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine."""
+        return not self._machine.identity
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What records say of it."""
+        on = self._machine
+        return {"onnxruntime": on.onnxruntime(), "cpu": on.cpu, "cpu_model": on.cpu_model}
+
+    @property
+    def run(self) -> Runner:
+        """Does a job there in a fresh process."""
+        return self._machine.run
 
     @property
     def measuring(self) -> MeasuringDevice:
@@ -203,13 +220,7 @@ class MeasuringDevice:
 
     def _environment(self, repeats: int | str) -> dict[str, str]:
         """Return what a profile says about how it was made."""
-        return {
-            "onnxruntime": self._machine.onnxruntime(),
-            "cpu": self._machine.cpu,
-            "cpu_model": self._machine.cpu_model,
-            "page_cache": self.page_cache,
-            "repeats": str(repeats),
-        }
+        return {**self.environment, "page_cache": self.page_cache, "repeats": str(repeats)}
 
     def _measure(
         self,
