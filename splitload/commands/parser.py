@@ -67,7 +67,7 @@ def _add_bundles(add: _Add) -> None:
     add("verify", "bundles:verify", "check every byte of a bundle", _takes_bundle)
     what = "put a copy of a bundle where another one may be in use, and check it"
     add("install", "bundles:install", what, _install_options)
-    what = "make the part of a bundle that is for one machine anew, for this one"
+    what = "make the part of a bundle that is for one machine anew, for this one or a served device"
     add("specialize", "specialize:specialize", what, _specialize_options, cache=True)
 
 
@@ -127,6 +127,12 @@ def _install_options(install: _Sub) -> None:
 
 def _specialize_options(specialize: _Sub) -> None:
     _takes_bundle(specialize)
+    specialize.add_argument(
+        "--device",
+        default="host",
+        metavar="DEVICE",
+        help="what it is for: host, or the address of a device on which 'splitload serve' runs (default: host)",
+    )
     specialize.add_argument(
         "--add",
         action="store_true",

@@ -10,10 +10,11 @@ from typing import Any
 
 from splitload.base.errors import BundleError
 from splitload.base.machine import cpu_architecture
-from splitload.base.packages import has, install
+from splitload.base.packages import has, install, missing
 from splitload.base.phrases import count_of
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
+from splitload.devices.pairing import paired
 from splitload.runtime.background import cached
 from splitload.runtime.inputs import example_inputs, read_feeds
 from splitload.runtime.loader import ParallelLoader
@@ -26,14 +27,17 @@ def specialize(options: argparse.Namespace, console: Console, cache: Path) -> di
     Raises:
         SplitloadError: If the bundle is damaged, cannot be run here, or not be written.
     """
+    word = paired(options.device, cache)
     if not has("onnx"):
+        if word != "host":
+            raise missing("'splitload specialize --device'", "onnx")
         return _as_it_is_cut(options, console)
     from splitload.planner.specialize import specialize as search_and_build
 
     bundle = Path(options.bundle)
-    made = search_and_build(bundle, read_feeds(options.input), console, cache, add=options.add)
+    made = search_and_build(bundle, read_feeds(options.input), console, cache, add=options.add, device=word)
     console.print(
-        f"{bundle}: {count_of(made.partition.num_stages, 'stage')} for {cpu_architecture()}, "
+        f"{bundle}: {count_of(made.partition.num_stages, 'stage')} for {made.cpu}, "
         f"{made.files_bytes / 1e6:.1f} MB ({made.files_bytes / max(made.model_bytes, 1):.2f} of the model)"
     )
     return {"bundle": options.bundle, **made.to_json()}

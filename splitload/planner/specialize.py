@@ -15,7 +15,7 @@ from splitload.bundle.manifest import FORMAT, Manifest
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_place
 from splitload.bundle.write import check_target
-from splitload.devices.host import HostDevice
+from splitload.devices import Device, Measuring, open_device
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_portable
 from splitload.graphs.stage_store import StageStore
@@ -40,11 +40,13 @@ class Specialized:
         partition: Its plan here.
         files_bytes: Bytes of all its files.
         model_bytes: Those of the model it was made of.
+        cpu: The kind of processor that the part is for.
     """
 
     partition: Partition
     files_bytes: int
     model_bytes: int
+    cpu: str
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints of it."""
@@ -53,11 +55,14 @@ class Specialized:
             "split_points": list(self.partition.split_points),
             "files_bytes": self.files_bytes,
             "model_bytes": self.model_bytes,
+            "cpu": self.cpu,
         }
 
 
-def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Path, *, add: bool) -> Specialized:
-    """Optimise, cut and measure the bundle's portable graph on this machine.
+def specialize(
+    target: Path, feeds: Mapping[str, Any], report: Report, cache: Path, *, add: bool, device: str = "host"
+) -> Specialized:
+    """Optimise, cut and measure the bundle's portable graph on this machine, or on another one.
 
     The bundle is replaced as a whole or not at all; its last stage stays if it is trained, with all personalized tails.
     Native parts for other machines are dropped, or with `add` kept; the portable graph is kept, cut as it was, with
@@ -72,9 +77,11 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
         report: Where to tell what is done.
         cache: The user's cache folder.
         add: Whether native parts for other machines are kept.
+        device: The DEVICE word of what it is for.
 
     Raises:
-        SplitloadError: If the bundle is damaged, cannot be run here, or not be written; with `add` also if the model
+        UsageError: If nothing is measured on the device.
+        SplitloadError: If the bundle is damaged, cannot be run there, or not be written; with `add` also if the model
             gets no native part that could be added.
     """
     manifest = read_manifest(target, "hashes")
@@ -85,28 +92,34 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
     known = {spec.name for spec in manifest.inputs}
     if unknown := sorted(feeds.keys() - known):
         raise UsageError(f"the model has no input {unknown}; it has {sorted(known)}")
-    device = HostDevice(cache)
+    made_for = open_device(device, cache)
+    if made_for.measuring is None:
+        raise UsageError(
+            f"times of '{made_for.name}' are computed, and a part is made by measuring; name a served device"
+        )
     trained = _trained(target, manifest)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder, StageStore(cache) as store:
         source = Source(manifest.model, *join_portable(target, manifest, folder), manifest.model_bytes)
         graph = _graph(target, source, trained, report, cache, feeds, most_of_a_weight(_residency(manifest)))
-        left_out = native_left_out(device, graph)
+        left_out = native_left_out(made_for, graph)
         if left_out is not None:
             if add:
                 raise BundleError(f"{left_out}; nothing was added to '{target}'")
             report.note(left_out)
-            if manifest.device != device.name:
+            if manifest.device != made_for.name:
                 stages = count_of(len(manifest.variants[-1].stages), "stage")
-                report.note(f"its plan for {manifest.device}, {stages}, is replaced by one for this machine")
-        plan, notes = _planned(device, manifest, source, graph, left_out, report, cache, feeds, store)
+                report.note(f"its plan for {manifest.device}, {stages}, is replaced by one for {made_for.name}")
+        plan, notes = _planned(
+            made_for, made_for.measuring, manifest, source, graph, left_out, report, cache, feeds, store
+        )
         write_bundle(
             target,
             source,
             plan,
             report,
             cache,
-            device=device.name if left_out else manifest.device,
-            tuner=device,
+            device=made_for.name if left_out else manifest.device,
+            tuner=made_for.measuring,
             notes=notes,
             feeds=feeds,
             trainable=trained,
@@ -115,7 +128,7 @@ def specialize(target: Path, feeds: Mapping[str, Any], report: Report, cache: Pa
             store=store,
         )
     files_bytes = sum(file.bytes for file in read_manifest(target).files())
-    return Specialized(plan.partition, files_bytes, manifest.model_bytes)
+    return Specialized(plan.partition, files_bytes, manifest.model_bytes, made_for.measuring.environment["cpu"])
 
 
 def _trained(target: Path, manifest: Manifest) -> str | list[str] | None:
@@ -151,7 +164,8 @@ def _residency(manifest: Manifest) -> Literal["stage"] | int | None:
 
 
 def _planned(
-    device: HostDevice,
+    device: Device,
+    measuring: Measuring,
     manifest: Manifest,
     source: Source,
     graph: ModelGraph,
@@ -161,9 +175,9 @@ def _planned(
     feeds: Mapping[str, Any],
     store: StageStore,
 ) -> tuple[VariantPlan, dict[str, Any]]:
-    """Return the plan for this machine, and what the manifest says of how it was found."""
+    """Return the plan for a device, and what the manifest says of how it was found."""
     first_trainable = graph.first_trainable
-    with report.progress("profiling on host", unit="passes") as show:
+    with report.progress(f"profiling on {device.name}", unit="passes") as show:
         profile = device.profile(graph, feeds=feeds, on_progress=show)
     named = manifest.plan.get("objective")
     objective = named if named in tuple(OBJECTIVES) else DEFAULT_OBJECTIVE
@@ -177,10 +191,10 @@ def _planned(
     if (residency := _residency(manifest)) is None:
         search, found = searched(None)
         found, trial = choose_measured(
-            device, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
+            measuring, search, found, source, graph, threads, report, cache, feeds=feeds, store=store
         )
     else:
-        limits = MemoryLimit(residency if isinstance(residency, int) else None, device.measuring, graph, feeds, report)
+        limits = MemoryLimit(residency if isinstance(residency, int) else None, measuring, graph, feeds, report)
         (search, found), memory = limits.plan(
             limits.ceiling(None), searched, lambda each: each[0].written(each[1].partition)
         )
