@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from splitload.graphs.proto import (
 )
 from splitload.graphs.rewrite import Rewriter, raw_bytes
 from splitload.graphs.shared import Found, WeightIndex, as_array, has_numpy_type, read_external
+from splitload.graphs.turns import applied, back
 from splitload.runtime.stock import stock_session
 
 MIN_GAIN_BYTES = 4 << 10  # less is not worth the nodes, which take about one themselves
@@ -86,12 +87,12 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
         if tensor_bytes(found.tensor) - cost < MIN_GAIN_BYTES:
             continue
         turned = {}  # a leaf in the order of this weight, which is of no use to others
-        if found.order is not None and (whole := chain.elementwise_leaf) and uses[whole] == 1 and there[whole] is None:
+        if found.turns and (whole := chain.elementwise_leaf) and uses[whole] == 1 and there[whole] is None:
             turned[whole] = rewriter.add(whole, *chain.turned_leaf(whole, found))
-            found = dataclasses.replace(found, order=None)
+            found = dataclasses.replace(found, turns=())
         kept |= {name: known or chain.copy_leaf(name, rewriter) for name, known in there.items() if name not in turned}
         leaf = kept[next(iter(chain.leaves))] if chain.leaves and not turned else ""
-        if not (chain.is_transposed and found.order is None and _read_transposed(rewriter, found, leaf, native)):
+        if not (chain.is_transposed and not found.turns and _read_transposed(rewriter, found, leaf, native)):
             rewriter.make(found.tensor, _makers(rewriter, chain, kept | turned, found))
         else:
             rewriter.model.graph.initializer.remove(found.tensor)
@@ -195,9 +196,8 @@ class Chain:
 
     def turned_leaf(self, name: str, found: Found) -> tuple[int, tuple[int, ...], bytes]:
         """Return a leaf in the order in which a tensor holds the constant, as type, sizes and bytes."""
-        sizes, back = _turning(found)
-        split = self.array(name).reshape(sizes)
-        return self.leaves[name].data_type, tuple(found.tensor.dims), split.transpose(back).tobytes()
+        array = applied(self.array(name), back(found.turns))
+        return self.leaves[name].data_type, tuple(found.tensor.dims), array.tobytes()
 
     def array(self, name: str) -> Any:
         """Return a leaf as an array, mapped where it lies in a file; its bytes where numpy lacks the type."""
@@ -270,7 +270,7 @@ def _chains(graph: Any, body: list[Any], constants: Mapping[str, Any], folder: P
 def _same(index: WeightIndex, found: Found, array: Any) -> str | None:
     """Return the name of the weight of the optimised graph that holds an array as it is, but for the one found."""
     same = index.find(array)
-    return None if same is None or same.order is not None or same.tensor is found.tensor else str(same.tensor.name)
+    return None if same is None or same.turns or same.tensor is found.tensor else str(same.tensor.name)
 
 
 def _constant(node: Any) -> Any:
@@ -304,7 +304,7 @@ def _makers(rewriter: Rewriter, chain: Chain, kept: Mapping[str, str], found: Fo
         copy.output[:] = [names.get(name, "") for name in node.output]
         nodes.append(copy)
     made = names[chain.name]
-    if found.order is None:
+    if not found.turns:
         last = next(node for node in nodes if made in node.output)
         last.output[list(last.output).index(made)] = target
         for node in nodes:
@@ -325,23 +325,17 @@ def turn(rewriter: Rewriter, found: Found, dims: tuple[int, ...], source: str, r
     """
     from onnx import helper
 
-    sizes, back = _turning(found)
-    split, turned = (rewriter.free_name(f"{MAKER}{result}/{word}") for word in ("split", "turned"))
-    shapes = [
-        rewriter.add(f"{MAKER}{result}/sizes", _INT64, (len(each),), np.array(each, np.int64).tobytes())
-        for each in (sizes, dims)
-    ]
-    return [
-        helper.make_node("Reshape", [source, shapes[0]], [split], f"{MAKER}{result}/split"),
-        helper.make_node("Transpose", [split], [turned], f"{MAKER}{result}/turn", perm=back),
-        helper.make_node("Reshape", [turned, shapes[1]], [result], f"{MAKER}{result}/join"),
-    ]
+    def shape(sizes: Sequence[int]) -> str:
+        values = np.array(sizes, np.int64)
+        return rewriter.add(f"{MAKER}{result}/sizes", _INT64, (len(sizes),), values.tobytes())
 
-
-def _turning(found: Found) -> tuple[list[int], list[int]]:
-    """Return the sizes a weight is split into and the axes it is turned by, to lie as the optimised graph has it."""
-    order = found.order or ()
-    return [found.dims[axis] for axis in order], [int(axis) for axis in np.argsort(order)]
+    nodes = []
+    for sizes, axes in back(found.turns):
+        split, turned = (rewriter.free_name(f"{MAKER}{result}/{word}") for word in ("split", "turned"))
+        nodes.append(helper.make_node("Reshape", [source, shape(sizes)], [split], f"{MAKER}{result}/split"))
+        nodes.append(helper.make_node("Transpose", [split], [turned], f"{MAKER}{result}/turn", perm=axes))
+        source = turned
+    return [*nodes, helper.make_node("Reshape", [source, shape(dims)], [result], f"{MAKER}{result}/join")]
 
 
 def _read_transposed(rewriter: Rewriter, found: Found, leaf: str, native: bool) -> bool:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from splitload.base.errors import OutputError
 from splitload.base.regular import sha256_of
 from splitload.bundle.manifest import File, StageEntry, TensorSpec
@@ -33,7 +31,7 @@ from splitload.graphs.proto import (
     tensor_bytes,
     without_traces,
 )
-from splitload.graphs.shared import StoredWeights, read_external
+from splitload.graphs.shared import StoredWeights, read_external, restoring
 from splitload.graphs.stage_store import StageStore, key_of
 from splitload.graphs.weights_file import Piece, places_of, write_pieces
 from splitload.plan.graph import LOOKUPS, ModelGraph
@@ -53,7 +51,7 @@ class WrittenStage:
         outputs: What it gives: boundary tensors and model outputs.
         weights_bytes: Bytes of the weights that no earlier stage reads.
         shares: Names of other stages' files that it reads weights from.
-        optimized: Whether the graph is to be taken as it is; otherwise weights are restored when it is optimised.
+        optimized: Whether the graph is to be taken as it is at first.
         read_order: Where reading ahead goes; see `StageEntry`.
         prepack: Whether its first session has to rearrange weights, as it would compute otherwise than later ones.
         reoptimize: Whether sessions that rearrange weights are optimised, too.
@@ -157,6 +155,7 @@ class StageWriter:
         stage = model.graph
         is_tail = graph.tail_start is not None and start >= graph.tail_start  # its weights will be written anew
         native = graph.kind == "native"
+        at_load = not native and not is_tail and needs_fusions(stage)  # as it is before it restores weights
         makes = any(map(is_maker, stage.node))  # which an .ort file would do in every run for ever
         held = self._held.setdefault(folder, HeldWeights(sum(graph.weights_bytes.values())))
         names = [tensor.name for tensor in stage.initializer]
@@ -164,7 +163,6 @@ class StageWriter:
         shares: tuple[str, ...] = ()
         written = weights = None
         read_order: tuple[int, ...] = ()
-        restored = False
         is_native = self._copy_weights and native and not is_tail
         if is_native:
             shares = held.share(again, always=makes)
@@ -174,7 +172,7 @@ class StageWriter:
             held.add_ort(folder / written.name, names)
         else:
             if self._stored is not None:
-                shares, restored = self._share_weights(model, self._stored)
+                shares = self._share_weights(model, self._stored)
             elif self._copy_weights and not is_native and not is_tail:
                 shares = held.share(again, always=True)
             if not is_tail:  # whose weights are trained by name
@@ -183,7 +181,6 @@ class StageWriter:
             if weights is not None:
                 held.add(_places(weights.name, zip(names, stage.initializer, strict=False)))
             written = _write_graph(model, folder, stem)
-        at_load = not native and not is_tail and (restored or needs_fusions(stage))
         return WrittenStage(
             written,
             weights,
@@ -233,10 +230,8 @@ class StageWriter:
         stage.sparse_initializer.extend(self._sparse[name] for name in ordered if name in self._sparse)
         return model, inputs, outputs
 
-    def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[tuple[str, ...], bool]:
-        """Point weights of `model` at their places in other files; return these, and whether any must be restored."""
-        from onnx import helper, numpy_helper
-
+    def _share_weights(self, model: Any, stored: StoredWeights) -> tuple[str, ...]:
+        """Point weights of `model` at their places in other files, restored where the order differs; return these."""
         files: dict[str, None] = {}
         opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
         makers = []
@@ -245,26 +240,13 @@ class StageWriter:
             if place is None or (place.padded is not None and opset < 10):  # Slice had no inputs before
                 continue
             files[place.file] = None
-            if place.order is not None:
-                name, dims = tensor.name, tuple(tensor.dims)
-                tensor.name = f"{name}/stored"
-                tensor.dims[:] = place.dims
-                whole = name if place.padded is None else f"{name}/padded"
-                size = numpy_helper.from_array(np.array(place.padded or dims, np.int64), f"{name}/shape")
-                model.graph.initializer.append(size)
-                makers.append(helper.make_node("Transpose", [tensor.name], [f"{name}/ordered"], perm=place.order))
-                makers.append(helper.make_node("Reshape", [f"{name}/ordered", size.name], [whole]))
-                if place.padded is not None:
-                    corner = ((f"{name}/start", [0, 0]), (f"{name}/end", dims[:2]), (f"{name}/axes", [0, 1]))
-                    model.graph.initializer.extend(
-                        numpy_helper.from_array(np.array(values, np.int64), key) for key, values in corner
-                    )
-                    makers.append(helper.make_node("Slice", [whole, *(key for key, _ in corner)], [name]))
+            if place.turns:
+                makers += restoring(model.graph, tensor, place)
             point(tensor, place.file, place.offset, place.length)
         body = list(model.graph.node)
         del model.graph.node[:]
         model.graph.node.extend([*makers, *body])
-        return tuple(files), bool(makers)
+        return tuple(files)
 
     def _convert(self, model: Any, folder: Path, stem: str) -> tuple[File | None, tuple[int, ...]]:
         """Write the stage as an .ort file, and return the order to read it in; None where the format cannot hold it."""
