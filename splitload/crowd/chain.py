@@ -105,6 +105,7 @@ def chain_of(manifest: Manifest, variant: Variant, *, keep_mapped: bool) -> Chai
     there = {spec.name for spec in manifest.inputs} & later[0]
     given = tuple(sorted(there))
     files = {file.name: file for file in manifest.files()}
+    restored = frozenset[int]() if keep_mapped else _restoring(variant)  # once, as no session takes over there
     links = []
     for number, (index, needed, _) in enumerate(steps):
         stage = variant.stages[index]
@@ -121,12 +122,20 @@ def chain_of(manifest: Manifest, variant: Variant, *, keep_mapped: bool) -> Chai
             outputs=stage.outputs,
             prepack=prepack,
             mapped=stage.mapped or keep_mapped,
-            optimize=stage.optimizes(prepack),
+            optimize=stage.optimizes(prepack) or index in restored,
             table_start=stage.table_start,
         )
         links.append(Link(order, tuple(needed), carried, _scheduled(number, stage, order)))
         there = set(carried) | set(needed)
     return Chain(variant, tuple(links), given)
+
+
+def _restoring(variant: Variant) -> frozenset[int]:
+    """Return the numbers of the stages that bring weights of another variant into their own order in every run."""
+    own = {file.name for stage in variant.stages for file in (stage.graph, stage.weights) if file is not None}
+    return frozenset(
+        number for number, stage in enumerate(variant.stages) if stage.reoptimize and not own.issuperset(stage.shares)
+    )
 
 
 class Chains:

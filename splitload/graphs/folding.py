@@ -330,10 +330,10 @@ def turn(rewriter: Rewriter, found: Found, dims: tuple[int, ...], source: str, r
         return rewriter.add(f"{MAKER}{result}/sizes", _INT64, (len(sizes),), values.tobytes())
 
     nodes = []
-    for sizes, axes in back(found.turns):
+    for number, (sizes, axes) in enumerate(back(found.turns)):
         split, turned = (rewriter.free_name(f"{MAKER}{result}/{word}") for word in ("split", "turned"))
-        nodes.append(helper.make_node("Reshape", [source, shape(sizes)], [split], f"{MAKER}{result}/split"))
-        nodes.append(helper.make_node("Transpose", [split], [turned], f"{MAKER}{result}/turn", perm=axes))
+        nodes.append(helper.make_node("Reshape", [source, shape(sizes)], [split], f"{MAKER}{result}/split-{number}"))
+        nodes.append(helper.make_node("Transpose", [split], [turned], f"{MAKER}{result}/turn-{number}", perm=axes))
         source = turned
     return [*nodes, helper.make_node("Reshape", [source, shape(dims)], [result], f"{MAKER}{result}/join")]
 

@@ -214,12 +214,13 @@ def restoring(graph: Any, tensor: Any, place: StoredPlace) -> list[Any]:
 
     value = tensor.name = f"{name}/stored"
     tensor.dims[:] = place.turns[0].sizes
-    for number, (sizes, axes) in enumerate(place.turns, start=1):
-        if number > 1:
-            nodes.append(helper.make_node("Reshape", [value, constant(f"sizes-{number}", sizes)], [f"{name}/{number}"]))
-            value = f"{name}/{number}"
-        nodes.append(helper.make_node("Transpose", [value], [f"{name}/turned-{number}"], perm=axes))
-        value = f"{name}/turned-{number}"
+    for number, (sizes, axes) in enumerate(place.turns):
+        sized, turned = f"{name}/sized-{number}", f"{name}/turned-{number}"
+        if number:
+            nodes.append(helper.make_node("Reshape", [value, constant(f"sizes-{number}", sizes)], [sized]))
+            value = sized
+        nodes.append(helper.make_node("Transpose", [value], [turned], perm=axes))
+        value = turned
     whole = name if place.padded is None else f"{name}/padded"
     nodes.append(helper.make_node("Reshape", [value, constant("shape", place.padded or dims)], [whole]))
     if place.padded is not None:

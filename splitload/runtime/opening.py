@@ -172,8 +172,12 @@ class StageOpener:
         return self._open(self._files.about_to_load(stage), stage, prepack=stage.prepack, background=False)
 
     def faster(self, stage: StageEntry) -> Any:
-        """Return one with weights rearranged for speed, made at low priority, which the calling thread keeps."""
-        return self._open(self._files.path(stage), stage, prepack=True, background=True)
+        """Return one with weights rearranged for speed, made at low priority, which the calling thread keeps.
+
+        Where the runtime optimises the graph as well, the priority is the usual one: the first session takes several
+        times as long to answer, and a process that infers all the time would leave little time to make a better one.
+        """
+        return self._open(self._files.path(stage), stage, prepack=True, background=not stage.reoptimize)
 
     def _open(self, path: str, stage: StageEntry, *, prepack: bool, background: bool) -> Any:
         try:

@@ -24,7 +24,7 @@ class Upgrade:
     Args:
         loading: What holds the sessions.
         stages: Their entries, which say which ones it pays for.
-        make: Makes a session on a stage, at low priority, which the calling thread keeps.
+        make: Makes a session on a stage, mostly at low priority, which the calling thread keeps.
         is_wanted: Whether it is to be done, where it pays for any stage.
     """
 

@@ -125,12 +125,12 @@ from splitload.runtime.opening import LoadingParts
 signal.signal(signal.SIGALRM, signal.default_int_handler)  # stands for Ctrl-C
 inside = threading.Event()
 
-def slow(open_session, *arguments, background=False, **options):
-    if background:
+def slow(open_session, *arguments, prepack=False, **options):
+    if prepack:
         inside.set()
         time.sleep(0.3)
-    session = open_session(*arguments, background=background, **options)
-    if background:
+    session = open_session(*arguments, prepack=prepack, **options)
+    if prepack:
         os.write(1, b"upgraded")
     return session
 

@@ -50,20 +50,20 @@ class Loads:
         self.sessions: list[weakref.ref[Any]] = []
         self.loader = loader_with(open_session=self, pool=LoadingPool(2))
 
-    def __call__(self, open_session: Any, graph: Path, *, background: bool, **options: Any) -> Any:
+    def __call__(self, open_session: Any, graph: Path, *, prepack: bool, **options: Any) -> Any:
         engine, stage = open_session.__self__.name, int(Path(graph).stem.split("-")[1])
-        self.seen.append((engine, stage, background))
-        if engine == "library" and (stage, background) in self.waits_at:
+        self.seen.append((engine, stage, prepack))
+        if engine == "library" and (stage, prepack) in self.waits_at:
             self.begun.set()
             assert self.gate.wait(WAIT_S)
-        session = open_session(graph, background=background, **options)
+        session = open_session(graph, prepack=prepack, **options)
         if engine == "library":
             self.sessions.append(weakref.ref(session))
         return session
 
-    def of(self, engine: str, *, background: bool) -> list[int]:
+    def of(self, engine: str, *, prepack: bool) -> list[int]:
         """Return the stages that an engine has begun."""
-        return [stage for name, stage, anew in self.seen if (name, anew) == (engine, background)]
+        return [stage for name, stage, anew in self.seen if (name, anew) == (engine, prepack)]
 
     def left(self) -> int:
         """Return how many sessions of the C library there are."""
@@ -123,8 +123,8 @@ def test_loading_is_given_up_and_runs_that_wait_for_it_begin_anew(
         loads.gate.set()
         assert loads.are_gone()
         assert model.ready
-    assert loads.of("library", background=False) == [0, 1, 2]
-    assert loads.of("python", background=False) == [0, 1, 2, 3]
+    assert loads.of("library", prepack=False) == [0, 1, 2]
+    assert loads.of("python", prepack=False) == [0, 1, 2, 3]
 
 
 def test_upgrades_are_given_up(chain_bundle: Path, expected: list[Any]) -> None:
@@ -135,7 +135,7 @@ def test_upgrades_are_given_up(chain_bundle: Path, expected: list[Any]) -> None:
         assert same(by_module(model), expected)
         loads.gate.set()
         assert loads.are_gone()
-    assert loads.of("library", background=True) == [0]
+    assert loads.of("library", prepack=True) == [0]
 
 
 def test_a_run_under_way_keeps_the_stages_that_it_has_yet_to_run(
