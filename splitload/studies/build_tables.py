@@ -1,4 +1,4 @@
-"""The tables of builds and starts beside an earlier checkout, which `splitload.studies.records` sets."""
+"""The tables of builds and starts, beside an earlier checkout or stock, which `splitload.studies.records` sets."""
 
 from __future__ import annotations
 
@@ -65,8 +65,44 @@ def starts(records: Iterable[tuple[str, Any]]) -> Table:
     return head, body
 
 
-def _spreads(row: Mapping[str, Any], figure: str, scale: float = 1.0) -> Iterator[str]:
-    """Yield the median of a figure with its spread, before and after."""
-    for arm in ("before", "after"):
+def portable(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return milliseconds of portable variants beside stock sessions, and what is aimed at."""
+    arms = ("stock", "portable")
+    body = [
+        (
+            row["model"],
+            *_spreads(row, "ttfo_s", 1e3, arms),
+            f"{row['ratio']['ttfo_s']:.2f}",
+            *_spreads(row, "steady_inference_s", 1e3, arms),
+            f"{row['ratio']['steady_inference_s']:.2f}",
+            f"{row['ratio']['process_s']:.2f}",
+            f"{100 * row['portable_bytes'] / (row['bundle_bytes'] - row['portable_bytes']):.2f}",
+            f"{row['largest_difference']:.1e}",
+            str(len(row["samples"]["portable"])),
+        )
+        for _, record in records
+        for row in record["rows"]
+    ]
+    head = (
+        "model",
+        "TTFO stock ms",
+        "TTFO portable ms",
+        "÷ stock (aim ≤ 0.5)",
+        "steady stock ms",
+        "steady portable ms",
+        "÷ stock (aim ≤ 1.03)",
+        "whole process ÷ stock",
+        "the bundle grows by %",
+        "differs from stock by",
+        "n",
+    )
+    return head, body
+
+
+def _spreads(
+    row: Mapping[str, Any], figure: str, scale: float = 1.0, arms: tuple[str, ...] = ("before", "after")
+) -> Iterator[str]:
+    """Yield the median of a figure with its spread, for each arm."""
+    for arm in arms:
         values = [scale * sample[figure] for sample in row["samples"][arm]]
         yield f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"

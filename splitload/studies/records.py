@@ -217,6 +217,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "sizes": ("sizes", _every, lambda found: _table(*size_tables.sizes(found))),
     "builds": ("builds", _every, lambda found: _table(*build_tables.builds(found))),
     "starts": ("starts", _every, lambda found: _table(*build_tables.starts(found))),
+    "portable": ("portable", _every, lambda found: _table(*build_tables.portable(found))),
     "whole": ("whole", _every, lambda found: _table(*whole_tables.whole(found))),
     "whole_targets": ("whole", _every, lambda found: _table(*whole_tables.targets(found))),
     "whole_bound": ("whole", _every, lambda found: _table(*whole_tables.bound(found))),
