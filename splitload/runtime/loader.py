@@ -56,7 +56,7 @@ class ParallelLoader(DropIn):
         frozen_only: Whether to leave the last stage, which is trained, out: what it reads is the output then.
         upgrade: Whether stages whose entry says that it pays are made anew after the first answer, in the background
             with weights rearranged for speed, and swapped in one by one; a run under way may use some of both. Nothing
-            of the old ones stays in memory. Without, a portable stage stays as it is first, two to four times slower.
+            of the old ones stays in memory. Without, a portable stage stays as it is first, up to twice as slow.
         on_progress: Called as `on_progress(stages_loaded, num_stages)` after each stage, from the thread that loaded
             it: one of the pool, perhaps two at once, or with a single stage the one that calls `run`. It must not wait
             for a model. If it raises, `threading.excepthook` reports that, loading goes on, and it is not called again;

@@ -174,8 +174,8 @@ class StageOpener:
     def faster(self, stage: StageEntry) -> Any:
         """Return one with weights rearranged for speed, made at low priority, which the calling thread keeps.
 
-        Where the runtime optimises the graph as well, the priority is the usual one: the first session takes several
-        times as long to answer, and a process that infers all the time would leave little time to make a better one.
+        Where the runtime optimises the graph as well, the priority is the usual one: the first session takes up to
+        twice as long to answer, and a process that infers all the time would put a better one off for many answers.
         """
         return self._open(self._files.path(stage), stage, prepack=True, background=not stage.reoptimize)
 

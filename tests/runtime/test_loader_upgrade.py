@@ -192,11 +192,11 @@ import sys, threading, numpy as np
 from splitload import ParallelLoader
 from splitload.runtime.opening import LoadingParts
 inside = threading.Event()
-def slow(real, graph, *, background=False, **options):  # is inside onnxruntime while the interpreter exits
-    if background:
+def slow(real, graph, *, prepack=False, **options):  # is inside onnxruntime while the interpreter exits
+    if prepack:
         inside.set()
-    for _ in range(50 if background else 1):
-        session = real(graph, background=background, **options)
+    for _ in range(50 if prepack else 1):
+        session = real(graph, prepack=prepack, **options)
     return session
 class Loader(ParallelLoader):
     _parts = LoadingParts(open_session=slow)
@@ -234,9 +234,9 @@ def late(self):
     work(self)
     done.set()
 Upgrade._work = late
-def counted(real, graph, *, background=False, **options):
+def counted(real, graph, *, prepack=False, **options):
     made.append(background)
-    return real(graph, background=background, **options)
+    return real(graph, prepack=prepack, **options)
 class Loader(ParallelLoader):
     _parts = LoadingParts(open_session=counted)
 Loader(sys.argv[1]).run(None, {'x': np.ones((1, 16), 'f'), 'z': np.ones(16, 'f')})

@@ -48,7 +48,9 @@ def main() -> None:
         "feeds": {name: value.tolist() for name, value in feeds.items()},
         "outputs": {name: value.tolist() for name, value in zip(names, outputs, strict=True)},
     }
-    (HERE / ("expected-filters.json" if has_filters else "expected.json")).write_text(json.dumps(expected) + "\n", encoding="utf-8")
+    (HERE / ("expected-filters.json" if has_filters else "expected.json")).write_text(
+        json.dumps(expected) + "\n", encoding="utf-8"
+    )
 
 
 def filters() -> onnx.ModelProto:
