@@ -235,7 +235,7 @@ def late(self):
     done.set()
 Upgrade._work = late
 def counted(real, graph, *, prepack=False, **options):
-    made.append(background)
+    made.append(prepack)
     return real(graph, prepack=prepack, **options)
 class Loader(ParallelLoader):
     _parts = LoadingParts(open_session=counted)
