@@ -131,7 +131,7 @@ def chain_of(manifest: Manifest, variant: Variant, *, keep_mapped: bool) -> Chai
 
 
 def _restoring(variant: Variant) -> frozenset[int]:
-    """Return the numbers of the stages that bring weights of another variant into their own order in every run."""
+    """Return the numbers of the stages that read weights of another variant, and restore their order in every run."""
     own = {file.name for stage in variant.stages for file in (stage.graph, stage.weights) if file is not None}
     return frozenset(
         number for number, stage in enumerate(variant.stages) if stage.reoptimize and not own.issuperset(stage.shares)

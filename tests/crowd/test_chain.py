@@ -37,6 +37,15 @@ def test_each_stage_carries_what_later_ones_read(manifest: Manifest) -> None:
         assert {"z", "early"} <= set(carried)
 
 
+def test_weights_of_another_variant_are_restored_once_where_memory_allows(manifest: Manifest) -> None:
+    """No session takes over in a crowd; each run would restore them."""
+    native, portable = manifest.variants
+    assert all(stage.shares for stage in portable.stages)
+    for variant, keep_mapped, optimize in ((portable, False, True), (portable, True, False), (native, False, False)):
+        links = chain_of(manifest, variant, keep_mapped=keep_mapped).links
+        assert {link.order.optimize for link in links} == {optimize}
+
+
 def test_a_worker_runs_what_is_for_it(manifest: Manifest) -> None:
     native, other = made_here(manifest), {"cpu": "abacus", "runtime": "1.0"}
     alike = Chains(manifest, {"a": native, "b": native}, keep_mapped=True)
