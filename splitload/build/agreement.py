@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from splitload.base.errors import ModelError, SplitloadError
-from splitload.bundle.manifest import Manifest, TensorSpec, Variant
+from splitload.bundle.manifest import Manifest
+from splitload.graphs.here import HERE
 from splitload.graphs.observe import one_line
+from splitload.graphs.runtime import GraphRuntime, Refusal, StageRefusal
 from splitload.runtime.answers import TOLERANCE, relative_error, unreturned
 from splitload.runtime.inputs import cure, example_inputs, made_up
-from splitload.runtime.session import open_session, run_stage, still_read, to_python
-from splitload.runtime.stock import stock_session
 from splitload.runtime.variants import fitting
 
 
@@ -23,8 +23,8 @@ class Agreement:
 
     Attributes:
         difference: By kind of variant, the largest difference of an output from the stock session's, relative to the
-            largest magnitude of that output; inf where shapes, whole numbers or text differ. Variants for other
-            machines are not run.
+            largest magnitude of that output; inf where shapes, whole numbers or text differ. Variants for machines
+            that are neither this one nor the device are not run.
         repeats: Whether the stock session gives the same twice; a model that draws random numbers does not.
         made_up: Names of the inputs that nobody gave.
         untried: Why nothing was run, or None.
@@ -61,81 +61,70 @@ class Agreement:
         }  # fmt: skip
 
 
-class _Whole(NamedTuple):
-    """The original model, as if it were a stage."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-def compare_with_stock(folder: Path, manifest: Manifest, original: Path, feeds: Mapping[str, Any]) -> Agreement:
+def compare_with_stock(
+    folder: Path, manifest: Manifest, original: Path, feeds: Mapping[str, Any], runtime: GraphRuntime = HERE
+) -> Agreement:
     """Run the original file in a stock session and every variant of a bundle that fits this machine on the same inputs.
+
+    Native variants that were made for another runtime are run there, beside a stock session there.
 
     Args:
         folder: The bundle.
         manifest: Its manifest.
         original: The .onnx file that it was made of.
         feeds: Inputs; made up where they are missing.
+        runtime: What its native graph was made for.
 
     Raises:
         ModelError: If the stock session runs and a variant does not.
         UsageError: If a feed names no input.
     """
-    import onnxruntime as ort
-
     missing = made_up(manifest.inputs, feeds)
     if reason := unreturned(manifest.outputs):
         return Agreement({}, made_up=missing, untried=reason)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     names = [spec.name for spec in manifest.outputs]
-    whole = _Whole(tuple(spec.name for spec in manifest.inputs), manifest.outputs)
-
-    def stock(run: int = 1) -> list[Any]:  # what that run gives; the session is gone when the variants are run
-        session = stock_session(original, options)
-        for _ in range(run):
-            values = run_stage(ort, session, whole, names, ready, None)
-        return [to_python(ort, value) for value in values]
-
     try:
         ready = example_inputs(manifest.inputs, feeds)
-        expected = stock()
     except SplitloadError:
         if feeds:
             raise
         return Agreement({}, made_up=missing, untried="no inputs can be made up; give some with --input NAME=FILE.npy")
-    except Exception as error:  # onnxruntime has no common root for its errors
-        reason = f"the model does not run on these inputs ({one_line(error)}){cure(missing)}"
-        return Agreement({}, made_up=missing, untried=reason)
     difference: dict[str, float] = {}
-    for variant in fitting(folder, manifest, ort.__version__):
-        found = _run_variant(ort, folder, variant, names, ready)
-        worst = max(map(relative_error, found, expected), default=0.0)
-        difference[variant.kind] = max(worst, difference.get(variant.kind, 0.0))
     repeats = True
-    if any(value > TOLERANCE for value in difference.values()):
-        # random numbers begin alike in every session
-        repeats = max(map(relative_error, stock(run=2), expected), default=0.0) <= TOLERANCE
+    for place in (HERE,) if runtime.is_here else (HERE, runtime):
+        try:
+            expected = place.run(original, names, ready, how="stock")
+        except Refusal as error:
+            where = "" if place.is_here else f" on {place.words}"
+            reason = f"the model does not run{where} on these inputs ({one_line(error)}){cure(missing)}"
+            return Agreement({}, made_up=missing, untried=reason)
+        found = _differences(place, folder, manifest, expected, ready)
+        if any(value > TOLERANCE for value in found.values()):
+            # random numbers begin alike in every session
+            again = place.run(original, names, ready, how="stock", times=2)
+            repeats &= max(map(relative_error, again, expected), default=0.0) <= TOLERANCE
+        difference |= {kind: max(value, difference.get(kind, 0.0)) for kind, value in found.items()}
     return Agreement(difference, repeats, missing)
 
 
-def _run_variant(ort: Any, folder: Path, variant: Variant, names: list[str], feeds: Mapping[str, Any]) -> list[Any]:
-    """Return the outputs of a variant, stage after stage, with one session at a time in memory."""
-    values = dict(feeds)
-    for number, stage in enumerate(variant.stages):
-        outputs = [spec.name for spec in stage.outputs]
+def _differences(
+    place: GraphRuntime, folder: Path, manifest: Manifest, expected: Sequence[Any], feeds: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return by kind the largest difference of variants that are run somewhere from what is expected there."""
+    if place.is_here:
+        variants = fitting(folder, manifest, place.version)
+    else:
+        natives = (variant for variant in manifest.variants if variant.kind == "native")
+        variants = [variant for variant in natives if variant.fits(place.cpu, place.version)]
+    difference: dict[str, float] = {}
+    for variant in variants:
         try:
-            session = open_session(
-                folder / stage.graph.name,
-                prepack=stage.prepack,
-                mapped=stage.mapped,
-                optimize=stage.optimizes(stage.prepack),
-            )
-            values.update(zip(outputs, run_stage(ort, session, stage, outputs, values, None), strict=True))
-            values = still_read(values, variant.stages[number + 1 :], names)
-        except Exception as error:  # onnxruntime has no common root for its errors
+            found = place.staged(folder, variant.stages, [spec.name for spec in manifest.outputs], feeds)
+        except StageRefusal as error:
             raise ModelError(
-                f"stage {number + 1} of {len(variant.stages)} ({variant.kind} graph) does not run on inputs that a "
-                f"stock session runs on: {one_line(error)}"
+                f"stage {error.number + 1} of {len(variant.stages)} ({variant.kind} graph) does not run on inputs that "
+                f"a stock session runs on: {one_line(error)}"
             ) from error
-    return [to_python(ort, values[name]) for name in names]
+        worst = max(map(relative_error, found, expected), default=0.0)
+        difference[variant.kind] = max(worst, difference.get(variant.kind, 0.0))
+    return difference

@@ -18,13 +18,15 @@ from splitload.bundle.manifest import File, Manifest, Metadata, Needs, StageEntr
 from splitload.bundle.write import write_manifest, writing
 from splitload.graphs.canaries import needs_of
 from splitload.graphs.describe import describe
+from splitload.graphs.here import HERE
+from splitload.graphs.layout import channel_block
 from splitload.graphs.observe import one_line
+from splitload.graphs.runtime import GraphRuntime, Refusal
 from splitload.graphs.shared import StoredWeights
 from splitload.graphs.stage_store import StageStore
 from splitload.graphs.stages import StageWriter
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
-from splitload.runtime.session import open_session
 
 MAX_METADATA_BYTES = 4 << 20  # the manifest is read at every start
 
@@ -82,6 +84,7 @@ def build_bundle(
     steps: Steps | None = None,
     keep_tail: StageEntry | None = None,
     store: StageStore | None = None,
+    runtime: GraphRuntime = HERE,
 ) -> Manifest:
     """Write the bundle `target`, whole or not at all, and return its manifest.
 
@@ -96,6 +99,7 @@ def build_bundle(
         keep_tail: Trainable last stage of the bundle at `target`, which the new one ends with byte for byte, so that
             its personalized tails are carried over.
         store: Where stage files that were made before are taken from, and new ones kept.
+        runtime: What a native graph was made for; its stages are opened there, and the manifest names it.
 
     Raises:
         ModelError: If a stage cannot be loaded, or the metadata is more than a manifest holds.
@@ -116,7 +120,7 @@ def build_bundle(
         if keep_tail is not None:
             for file in filter(None, (keep_tail.graph, keep_tail.weights)):
                 copy_checked(target / file.name, folder / file.name, file)
-        variants = _write_variants(plans, folder, keep_tail, store, steps)
+        variants = _write_variants(plans, folder, keep_tail, store, steps, runtime)
         if steps.choose is not None:
             variants[0] = steps.choose(folder, variants[0])
         if steps.with_others is not None:
@@ -173,7 +177,12 @@ def _described(
 
 
 def _write_variants(
-    plans: Sequence[VariantPlan], folder: Path, tail: StageEntry | None, store: StageStore | None, steps: Steps
+    plans: Sequence[VariantPlan],
+    folder: Path,
+    tail: StageEntry | None,
+    store: StageStore | None,
+    steps: Steps,
+    runtime: GraphRuntime,
 ) -> list[Variant]:
     """Write the stages of every plan; return the variants.
 
@@ -183,21 +192,24 @@ def _write_variants(
         tail: The last stage of all variants, where it is there already.
         store: See `build_bundle`.
         steps: Who is told.
+        runtime: See `build_bundle`.
     """
     variants: list[Variant] = []
     done, total = 0, sum(plan.partition.num_stages for plan in plans)
     for plan in plans:
         stored = None
         if variants and plans[0].graph.kind == "native" and plan.scheme is None:
-            stored = StoredWeights(plans[0].graph, folder, [file.name for file in _files(variants[0])])
-        writer = StageWriter(plan.graph, stored=stored, store=store)
+            files = [file.name for file in _files(variants[0])]
+            stored = StoredWeights(plans[0].graph, folder, files, channel_block(runtime))
+        maker = runtime if plan.graph.kind == "native" else HERE
+        writer = StageWriter(plan.graph, stored=stored, store=store, runtime=maker)
         stages = []
         makers = set[int]()  # a stage that makes weights would do so in every run, were it not made anew
         for number, (start, end) in enumerate(plan.partition.stages()):
             if tail is not None and plan.trainable_from == start:  # all variants end with one and the same tail
                 stages.append(_same_stage(tail, plan.graph, start, end))
             else:
-                stage, makes = _write_stage(writer, plan, number, start, end, folder)
+                stage, makes = _write_stage(writer, plan, number, start, end, folder, maker)
                 stages.append(stage)
                 if makes:
                     makers.add(number)
@@ -206,40 +218,41 @@ def _write_variants(
                 steps.on_progress(done, total)
         if plan.trainable_from is not None:
             tail = stages[-1]
-        variant = _variant(plan, stages, makers, folder, steps.on_note)
+        variant = _variant(plan, stages, makers, folder, steps.on_note, maker)
         variants.append(variant if plan.scheme is None else plan.scheme.of(variant))
     return variants
 
 
 def _variant(
-    plan: VariantPlan, stages: list[StageEntry], makers: set[int], folder: Path, on_note: Callable[[str], None] | None
+    plan: VariantPlan,
+    stages: list[StageEntry],
+    makers: set[int],
+    folder: Path,
+    on_note: Callable[[str], None] | None,
+    runtime: GraphRuntime,
 ) -> Variant:
     """Return the variant of some stages; those that share weights and make none are not made anew when they run."""
-    import onnxruntime as ort
-
     native = plan.graph.kind == "native"
     variant = Variant(
         kind=plan.graph.kind,
-        cpu=cpu_architecture() if native else None,
-        runtime=ort.__version__ if native else None,
+        cpu=runtime.cpu if native else None,
+        runtime=runtime.version if native else None,
         threads=plan.threads,
         overlap=True,
         stages=tuple(stages),
-        needs=_needs(plan.graph, folder, on_note) if native else None,
+        needs=_needs(plan.graph, folder, on_note, runtime) if native else None,
     )
     for number in variant.sharing() - makers:
         stages[number] = stages[number]._replace(upgrade=False)
     return variant._replace(stages=tuple(stages))
 
 
-def _needs(graph: ModelGraph, folder: Path, on_note: Callable[[str], None] | None) -> Needs:
+def _needs(graph: ModelGraph, folder: Path, on_note: Callable[[str], None] | None, runtime: GraphRuntime) -> Needs:
     """Return what a native graph needs, and write its canary."""
-    import onnxruntime as ort
-
-    needs, reason = needs_of(graph, folder)
+    needs, reason = needs_of(graph, folder, runtime)
     if reason is not None and on_note is not None:
         on_note(
-            f"the native graph needs onnxruntime {ort.__version__} and {cpu_architecture()} exactly, as it has no "
+            f"the native graph needs onnxruntime {runtime.version} and {runtime.cpu} exactly, as it has no "
             f"canary that could show that others run it alike: {reason}"
         )
     return needs
@@ -260,14 +273,14 @@ def _check(plan: VariantPlan) -> None:
 
 
 def _write_stage(
-    writer: StageWriter, plan: VariantPlan, number: int, start: int, end: int, folder: Path
+    writer: StageWriter, plan: VariantPlan, number: int, start: int, end: int, folder: Path, runtime: GraphRuntime
 ) -> tuple[StageEntry, bool]:
     """Write a stage and see that it loads; return its entry, and whether it makes weights when it runs."""
     nodes = plan.graph.node_range(start, end)
     files = writer.write(*nodes, folder, f"{plan.graph.kind}-{number:02}")
     try:
-        open_session(folder / files.graph.name, optimize=files.optimize_first, prepack=files.prepack)
-    except Exception as error:  # onnxruntime has no common root for its errors
+        runtime.open(folder / files.graph.name, optimize=files.optimize_first, prepack=files.prepack)
+    except Refusal as error:
         raise ModelError(
             f"stage {number + 1} of '{plan.graph.name}' does not load ({one_line(error)}); cut elsewhere, for example "
             "with --split-points"

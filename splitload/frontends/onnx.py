@@ -11,9 +11,10 @@ from typing import Any
 
 from splitload.base.entries import RECORD, is_whole, making
 from splitload.base.errors import ModelError
-from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import Metadata
+from splitload.graphs.here import HERE
 from splitload.graphs.large_weights import cut_large_weights, large_weights
+from splitload.graphs.layout import channel_block
 from splitload.graphs.observe import flops, observe
 from splitload.graphs.optimize import optimize_into
 from splitload.graphs.padding import unpad
@@ -30,6 +31,7 @@ from splitload.graphs.proto import (
     with_constants,
 )
 from splitload.graphs.read import parse_model
+from splitload.graphs.runtime import GraphRuntime
 from splitload.graphs.shared import unshared_bytes
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph, Node, used_names
 from splitload.runtime.variants import check_floor
@@ -108,6 +110,7 @@ def load_graph(
     max_blocks: int = DEFAULT_MAX_BLOCKS,
     max_weight_bytes: int | None = None,
     feeds: Mapping[str, Any] | None = None,
+    runtime: GraphRuntime = HERE,
 ) -> ModelGraph:
     """Optimise the whole model once, and return what can be cut.
 
@@ -128,21 +131,24 @@ def load_graph(
         max_weight_bytes: The most bytes of one weight; larger ones are cut where they can be, see `cut_large_weights`.
             None to leave them whole.
         feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
+        runtime: What a native graph is made for, and by.
 
     Raises:
         ModelError: If onnxruntime cannot load the model.
         OutputError: If the optimised file cannot be written.
     """
-    path = _optimized_folder(source, "portable", cache, feeds) / "model.onnx"
+    path = _optimized_folder(source, "portable", cache, feeds, HERE) / "model.onnx"
     if kind == "native":
-        native = _optimized_folder(source, kind, cache, feeds, path)
+        native = _optimized_folder(source, kind, cache, feeds, runtime, path)
         if not (native / TOO_LARGE).exists():
             path = native / "model.onnx"
         else:
             kind = "portable"
     if max_weight_bytes is not None:
         path = _with_cut_weights(path, max_weight_bytes)
-    return read_graph(path, source, kind, max_blocks=max_blocks, max_weight_bytes=max_weight_bytes, feeds=feeds)
+    return read_graph(
+        path, source, kind, max_blocks=max_blocks, max_weight_bytes=max_weight_bytes, feeds=feeds, runtime=runtime
+    )
 
 
 def read_graph(
@@ -155,6 +161,7 @@ def read_graph(
     feeds: Mapping[str, Any] | None = None,
     tail: frozenset[str] = frozenset(),
     trainable: tuple[str, ...] = (),
+    runtime: GraphRuntime = HERE,
 ) -> ModelGraph:
     """Read an optimised file as what can be cut; see `load_graph`.
 
@@ -167,6 +174,7 @@ def read_graph(
         feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
         tail: Outputs of the nodes of the trainable tail, which come last.
         trainable: Names of the weights that are trained.
+        runtime: What a native graph was made for; any other graph is run here.
     """
     proto = parse_model(path)
     graph = proto.graph
@@ -182,7 +190,7 @@ def read_graph(
             name = f"{node.op_type}#{index} bodies"  # what the bodies of a node hold counts as one weight of its own
             weights[name] = own
             uses[id(node)] += (name,)
-    seen = observe(path, proto, body, feeds)
+    seen = observe(path, proto, body, feeds, runtime if kind == "native" else HERE)
     tensors = {name: tensor for name, (tensor, _) in seen.items()}
     sizes = {name: size for name, (_, size) in seen.items()}
     nodes = tuple(
@@ -206,7 +214,12 @@ def read_graph(
 
 
 def _optimized_folder(
-    source: Source, kind: GraphKind, cache: Path, feeds: Mapping[str, Any] | None, portable: Path | None = None
+    source: Source,
+    kind: GraphKind,
+    cache: Path,
+    feeds: Mapping[str, Any] | None,
+    runtime: GraphRuntime,
+    portable: Path | None = None,
 ) -> Path:
     """Return the folder with the optimised model, made now unless the cache has it.
 
@@ -216,14 +229,18 @@ def _optimized_folder(
 
     def fit(made: Path) -> None:
         if portable is not None:
-            unpad(made / "model.onnx", portable)
-            missing, total = unshared_bytes(made / "model.onnx", portable)
+            block = channel_block(runtime)
+            unpad(made / "model.onnx", portable, block)
+            missing, total = unshared_bytes(made / "model.onnx", portable, block)
             if missing > max(TOLERATED * total, TOLERATED_BYTES):
                 (made / TOO_LARGE).touch()
 
-    folder = folder_of(source, kind, cache)
+    folder = folder_of(source, kind, cache, runtime)
     if not is_whole(folder):
-        optimize_into(folder, source.path, kind, feeds, model=source.path, model_bytes=source.size_bytes, finish=fit)
+        size = source.size_bytes
+        optimize_into(
+            folder, source.path, kind, feeds, model=source.path, model_bytes=size, runtime=runtime, finish=fit
+        )
     return folder
 
 
@@ -244,14 +261,15 @@ def _with_cut_weights(path: Path, max_weight_bytes: int) -> Path:
     return folder / path.name
 
 
-def folder_of(source: Source, kind: GraphKind, cache: Path, part: str = "") -> Path:
+def folder_of(source: Source, kind: GraphKind, cache: Path, runtime: GraphRuntime, part: str = "") -> Path:
     """Return the place in the cache of an optimised model, or of one of which a part stays as it is.
+
+    A native one is named by the processor and the onnxruntime that it is made for, a portable one by this machine's.
 
     Raises:
         MissingPackageError: If onnxruntime is older than splitload needs.
     """
-    import onnxruntime as ort
-
-    check_floor(ort.__version__)
-    machine = f"-{cpu_architecture()}" if kind == "native" else ""
-    return cache / "graphs" / f"{source.sha256[:24]}{part}-{kind}-ort{ort.__version__}{machine}-v{_CACHE_VERSION}"
+    maker = runtime if kind == "native" else HERE
+    check_floor(maker.version)
+    machine = f"-{maker.cpu}" if kind == "native" else ""
+    return cache / "graphs" / f"{source.sha256[:24]}{part}-{kind}-ort{maker.version}{machine}-v{_CACHE_VERSION}"

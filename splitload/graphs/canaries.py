@@ -22,17 +22,16 @@ from splitload.bundle.manifest import Canary, File, Needs
 from splitload.bundle.validate import MAX_CANARY_BYTES
 from splitload.graphs import blocked
 from splitload.graphs.folding import made_weights
+from splitload.graphs.here import HERE
 from splitload.graphs.layout import channel_block
-from splitload.graphs.observe import one_line, plain_options
+from splitload.graphs.observe import one_line
 from splitload.graphs.ortfile import format_version
 from splitload.graphs.proto import attributes, bodies, is_external
+from splitload.graphs.runtime import Beside, GraphRuntime, Refusal
 from splitload.graphs.shared import read_external
 from splitload.graphs.tidy import DOMAIN
 from splitload.plan.graph import ModelGraph
-from splitload.runtime.canary import answers
 from splitload.runtime.inputs import DTYPES
-from splitload.runtime.session import open_session
-from splitload.runtime.stock import path_option, stock_session
 
 TOLERANCE = 1e-5  # of the largest element of an output
 HALF_TOLERANCE = 2e-3  # where it is of half precision
@@ -51,22 +50,23 @@ class NoCanaryError(Exception):
     """Why a canary cannot be made."""
 
 
-def needs_of(graph: ModelGraph, folder: Path) -> tuple[Needs, str | None]:
+def needs_of(graph: ModelGraph, folder: Path, runtime: GraphRuntime = HERE) -> tuple[Needs, str | None]:
     """Return what a native graph needs, and why its canary is missing, where it is.
 
     Args:
         graph: The native graph.
         folder: Where the canary's files are written, named by their content.
+        runtime: What the graph was made for; it makes the canary, and says what is right.
     """
     import onnx
 
     model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
     nodes = [node for node in model.graph.node if _is_internal(node)]
     operators = tuple(sorted({f"{node.domain or 'ai.onnx'}:{node.op_type}" for node in nodes}))
-    block = channel_block() if any(node.domain == DOMAIN for node in nodes) else None
+    block = channel_block(runtime) if any(node.domain == DOMAIN for node in nodes) else None
     needs = Needs(block, operators, None)
     try:
-        maker = _Maker(graph, model, block)
+        maker = _Maker(graph, model, block, runtime)
         for node in nodes:
             maker.add(node)
         canary, ort_format = maker.write(folder)
@@ -85,10 +85,11 @@ def _is_internal(node: Any) -> bool:
 class _Maker:
     """Collects instances in one graph without inputs, whose values are drawn once for each type, shape and layout."""
 
-    def __init__(self, graph: ModelGraph, model: Any, block: int | None) -> None:
+    def __init__(self, graph: ModelGraph, model: Any, block: int | None, runtime: GraphRuntime) -> None:
         from onnx import helper
 
         self._graph, self._model, self._block = graph, model, block
+        self._runtime = runtime
         self._opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 17)
         self._made = made_weights(model.graph)
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer} | self._made
@@ -120,9 +121,13 @@ class _Maker:
         """
         with tempfile.TemporaryDirectory(dir=folder, prefix=".canary-") as made:
             path = Path(made) / "canary.ort"
-            self._session(self._nodes, self._tolerances, path)
-            found = answers(path)
-            repeated = open_session(path, prepack=True).run(list(found), {})
+            names = list(self._tolerances)
+            try:
+                self._runtime.optimize(self._proto(self._nodes, names), path, "none")
+                found = dict(zip(names, self._runtime.run(path, names, {}), strict=True))
+                repeated = self._runtime.run(path, names, {}, how="packed")
+            except Refusal as refused:
+                raise NoCanaryError(one_line(refused)) from refused
             data = path.read_bytes()
         for (name, value), again in zip(found.items(), repeated, strict=True):
             for other in (again, self._expected.get(name, again)):
@@ -196,8 +201,8 @@ class _Maker:
         from onnx import helper
 
         try:
-            found = self._session([node], outputs).run(outputs, {})
-        except Exception:  # onnxruntime has no common root for its errors
+            found = self._runtime.run(self._proto([node], outputs), outputs, {})
+        except Refusal:
             return False
         if any(value.dtype.kind not in "biuf" or not np.isfinite(value).all() for value in found):
             return False
@@ -262,8 +267,8 @@ class _Maker:
             self._constants[name] = numpy_helper.from_array(stored, name)
         return name
 
-    def _session(self, nodes: Sequence[Any], outputs: Iterable[str], file: Path | None = None) -> Any:
-        """Return a session on some nodes, written as an .ort file on the way where one is named."""
+    def _proto(self, nodes: Sequence[Any], outputs: Iterable[str]) -> Beside:
+        """Return some nodes as a model."""
         import onnx
 
         model = onnx.ModelProto(ir_version=self._model.ir_version, producer_name="splitload")
@@ -273,15 +278,7 @@ class _Maker:
         read = dict.fromkeys(name for node in nodes for name in node.input)
         model.graph.initializer.extend(self._constants[name] for name in read if name in self._constants)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        options = plain_options()
-        options.intra_op_num_threads = 1
-        if file is not None:
-            options.optimized_model_filepath = path_option(file)
-            options.add_session_config_entry("session.save_model_format", "ORT")
-        try:
-            return stock_session(model.SerializeToString(), options)
-        except Exception as error:  # onnxruntime has no common root for its errors
-            raise NoCanaryError(one_line(error)) from error
+        return Beside(self._graph.path.parent, model.SerializeToString())
 
 
 def _smaller(shapes: Iterable[Shape], weights: Iterable[Shape]) -> Iterator[Mapping[Any, int]]:

@@ -50,12 +50,13 @@ def is_maker(node: Any) -> bool:
     return str(node.name).startswith(MAKER)
 
 
-def unfold(path: Path, original: Path, *, native: bool) -> int:
+def unfold(path: Path, original: Path, block: int | None, *, native: bool) -> int:
     """Undo what folding constants cost in size.
 
     Args:
         path: The optimised .onnx file; it and its weights are replaced.
         original: The file it was made of.
+        block: Channels that its blocked layout holds together; None without one.
         native: Whether onnxruntime's own operators may be used.
 
     Returns:
@@ -73,7 +74,7 @@ def unfold(path: Path, original: Path, *, native: bool) -> int:
         return 0
     rewriter = Rewriter(path)
     versions = {entry.domain: entry.version for entry in source.opset_import}
-    index = WeightIndex(rewriter.model.graph, path.parent)
+    index = WeightIndex(rewriter.model.graph, path.parent, block)
     kept: dict[str, str] = {}
     uses = Counter(name for chain in chains for name in chain.leaves)
     replaced = 0

@@ -1,4 +1,4 @@
-"""Models of integers in the way that this machine computes soonest; weights stay stored as integers.
+"""Models of integers in the way that a machine computes soonest; weights stay stored as integers.
 
 *Floats for integers*: onnxruntime has a blocked layout and kernels of its own for float convolutions, and neither for
 `ConvInteger`, which dynamic quantisation writes. Whole numbers below 2^24 are exact in float32, in whatever order they
@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 
 from splitload.base.errors import SplitloadError
-from splitload.base.machine import cpu_architecture
+from splitload.graphs.here import HERE
 from splitload.graphs.layout import channel_block, is_as_fast
-from splitload.graphs.observe import plain_options
 from splitload.graphs.proto import attributes, fresh_name, node_inputs, split_constants
 from splitload.graphs.read import read_whole
 from splitload.graphs.rewrite import save_with_data
+from splitload.graphs.runtime import GraphRuntime, is_of_device
 from splitload.runtime.inputs import example_inputs
-from splitload.runtime.stock import stock_session
 
 AS_FAST = 1.05  # the time of a graph of fewer nodes may be this share, within which measuring is uncertain
 FASTER = 0.9  # share of the time from which on it is worth what the weights take in memory once they are made
@@ -48,6 +47,7 @@ def faster_integers(
     folder: Path,
     feeds: Mapping[str, Any] | None,
     optimize: Callable[[Path, Path], None],
+    runtime: GraphRuntime = HERE,
 ) -> Path:
     """Put the graph of a rewritten model in place of an optimised one, where there is one that is faster.
 
@@ -56,6 +56,7 @@ def faster_integers(
         folder: With the optimised `model.onnx`; copies are made in folders of it.
         feeds: Inputs to measure with; made up where they are missing, and then a model that does not run stays.
         optimize: Optimises a file into a folder, as `plain` was.
+        runtime: What it is for.
 
     Returns:
         The file that the graph in place is made of.
@@ -65,9 +66,9 @@ def faster_integers(
         OSError: If files cannot be put in place.
     """
     rewrites: dict[str, Callable[[Any], int]] = {}
-    if (block := channel_block()) is not None:
+    if (block := channel_block(runtime)) is not None:
         rewrites["ConvInteger"] = partial(floats_for_integers, block=block)
-    if cpu_architecture().startswith("x86"):
+    if runtime.cpu.startswith("x86"):
         rewrites["QuantizeLinear"] = unsigned_for_signed
     for operator, rewrite in rewrites.items():
         if operator not in _operators(plain):
@@ -82,16 +83,17 @@ def faster_integers(
             continue
         del model
         try:
-            ready = example_inputs(stock_session(str(plain), plain_options()).get_inputs(), feeds)
-        except SplitloadError:
-            if feeds:
+            ready = example_inputs(runtime.open(plain).inputs, feeds)
+        except SplitloadError as error:
+            if feeds or is_of_device(error):
                 raise
             return plain
         graphs = optimized / "model.onnx", folder / "model.onnx"
         made, there = map(_operators, graphs)
         if operator == "QuantizeLinear" and not set(made - there) <= _OF_ONE_BYTE:
             continue
-        if is_as_fast(*graphs, ready, AS_FAST if made.total() < there.total() else FASTER):
+        share = AS_FAST if made.total() < there.total() else FASTER
+        if is_as_fast(*graphs, ready, share, runtime):
             for file in filter(Path.is_file, list(folder.iterdir())):
                 file.unlink()
             for file in optimized.iterdir():
@@ -108,7 +110,9 @@ def _is_taken(optimize: Callable[[Path, Path], None], model: Any, path: Path, fo
     try:
         save_with_data(model, path)
         optimize(path, folder)
-    except Exception:  # onnxruntime has no common root for its errors
+    except Exception as error:  # onnxruntime has no common root for its errors
+        if is_of_device(error):
+            raise
         return False
     return True
 

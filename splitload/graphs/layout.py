@@ -12,7 +12,6 @@ import itertools
 import math
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from splitload.base.kept import kept
 from splitload.base.scratch import scratch_folder
-from splitload.graphs.observe import observe, plain_options
+from splitload.graphs.here import HERE
+from splitload.graphs.observe import observe
 from splitload.graphs.proto import (
     all_tensors,
     attributes,
@@ -30,21 +31,20 @@ from splitload.graphs.proto import (
     node_inputs,
     split_constants,
 )
+from splitload.graphs.runtime import Beside, GraphRuntime, is_of_device
 from splitload.graphs.tidy import DOMAIN, ROWS, tidy
-from splitload.runtime.inputs import DTYPES, example_inputs
-from splitload.runtime.stock import path_option, stock_session
+from splitload.runtime.inputs import example_inputs
 
 MIN_ROWS = 16  # with fewer rows the product reads its weights once anyway
-ROUNDS = 11
 # what both FusedGemm and the blocked Conv can do after the product, and its parameters
 _ACTIVATIONS = {"Relu": (), "Sigmoid": (), "Tanh": (), "LeakyRelu": ("activation_alpha",)}
 TOLERATED = 1.05  # what the blocked graph may lose in a run: it never needs a second copy of its weights
 
 
-def channel_block() -> int | None:
-    """Return how many channels onnxruntime's blocked layout holds together on this processor, or None without one."""
+@kept
+def channel_block(runtime: GraphRuntime = HERE) -> int | None:
+    """Return how many channels onnxruntime's blocked layout holds together on a processor, or None without one."""
     import onnx
-    import onnxruntime as ort
     from onnx import TensorProto, helper
 
     outputs, inputs = 24, 32  # 24 is a multiple of 8, and not of 16
@@ -59,11 +59,8 @@ def channel_block() -> int | None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     with scratch_folder(Path(tempfile.gettempdir()), "splitload-probe-") as folder:
         path = folder / "probe.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.optimized_model_filepath = path_option(path)
-        stock_session(model.SerializeToString(), options)
-        optimized = onnx.load_model(str(path))
+        runtime.optimize(Beside(folder, model.SerializeToString()), path, "all")
+        optimized = onnx.load_model(str(path), load_external_data=False)
     if not any(node.domain == DOMAIN for node in optimized.graph.node):
         return None
     filters = next(tensor for tensor in optimized.graph.initializer if len(tensor.dims) == 4)
@@ -76,21 +73,20 @@ def to_blocks(weights: Any, block: int) -> Any:
     return weights.reshape(rows // block, block, columns // block, block).transpose(0, 2, 3, 1)
 
 
-def block_products_of(path: Path, feeds: Mapping[str, Any] | None) -> None:
-    """Store matrix products of an optimised .onnx file in blocks where that is faster.
+def block_products_of(path: Path, feeds: Mapping[str, Any] | None, runtime: GraphRuntime = HERE) -> None:
+    """Store matrix products of an optimised .onnx file in blocks where that is faster on a runtime.
 
     A model that does not run stays as it is, unless `feeds` are given.
     """
     import onnx
 
-    session = stock_session(str(path), plain_options())
+    signature = runtime.open(path)
     try:
-        ready = example_inputs(session.get_inputs(), feeds)
-        del session
+        ready = example_inputs(signature.inputs, feeds)
         proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
-        seen = observe(path, proto, split_constants(proto.graph)[0], ready)
-    except Exception:  # onnxruntime has no common root for its errors
-        if feeds:
+        seen = observe(path, proto, split_constants(proto.graph)[0], ready, runtime)
+    except Exception as error:  # onnxruntime has no common root for its errors
+        if feeds or is_of_device(error):
             raise
         return
     sizes = {size for name in ready for size in seen[name][0].shape or () if size is not None}
@@ -106,7 +102,7 @@ def block_products_of(path: Path, feeds: Mapping[str, Any] | None) -> None:
         for name, shape in declared.items()
         if all(isinstance(size, int) for size in shape)
     }
-    block_products(path, shapes, ready, counts)
+    block_products(path, shapes, ready, counts, runtime)
 
 
 def block_products(
@@ -114,6 +110,7 @@ def block_products(
     shapes: Mapping[str, tuple[int, ...] | None],
     feeds: Mapping[str, Any],
     counts: Mapping[str, int],
+    runtime: GraphRuntime = HERE,
 ) -> int:
     """Store the matrix products of an optimised graph as blocked convolutions, unless the graph then runs slower.
 
@@ -123,13 +120,14 @@ def block_products(
             of such are rewritten, as convolutions need a pixel, and never tell how many columns there were.
         feeds: Inputs to measure with.
         counts: How many elements those values have whose shape is declared in full.
+        runtime: What it is for.
 
     Returns:
         How many products were rewritten.
     """
     import onnx
 
-    block = channel_block()
+    block = channel_block(runtime)
     model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
     products = [] if block is None else _products(model.graph, shapes, block)
     if block is None or not products:
@@ -144,7 +142,7 @@ def block_products(
         rows = _rewrite_nodes(model, products, shapes)
         tidy(model.graph, {**counts, **{name: counts[value] for name, value in rows.items() if value in counts}})
         changed.write_bytes(model.SerializeToString())
-        if not is_as_fast(changed, path, feeds, TOLERATED):
+        if not is_as_fast(changed, path, feeds, TOLERATED, runtime):
             return 0
         changed.with_name(location).replace(path.with_name(location))
         changed.replace(path)
@@ -297,35 +295,12 @@ def _blocked(node: Any, pixels: str, last: str, stem: str, channels: int) -> lis
     ]  # fmt: skip
 
 
-def is_as_fast(changed: Path, original: Path, feeds: Mapping[str, Any], share: float) -> bool:
+def is_as_fast(
+    changed: Path, original: Path, feeds: Mapping[str, Any], share: float, runtime: GraphRuntime = HERE
+) -> bool:
     """Return whether the changed graph computes the same within rounding, in less than a share of the time.
 
     The time is the least of runs in turns.
     """
-    from splitload.runtime.session import open_session
-
-    sessions = [open_session(original)]
-    names = [value.name for value in sessions[0].get_outputs() if value.type in DTYPES]
-    if not names:
-        return False
-    try:
-        sessions.insert(0, open_session(changed))
-        answers = [session.run(names, dict(feeds)) for session in sessions]
-    except Exception:  # onnxruntime has no common root for its errors, and whatever it refuses stays as it was
-        return False
-    for left, right in zip(*answers, strict=True):
-        if left.shape != right.shape:
-            return False
-        if right.dtype.kind in "fc":
-            scale = float(np.max(np.abs(right[np.isfinite(right)]), initial=0.0))
-            if not np.allclose(left, right, rtol=1e-3, atol=1e-4 * scale + 1e-30, equal_nan=True):
-                return False
-        elif not np.array_equal(left, right):
-            return False
-    times: list[list[float]] = [[], []]
-    for _ in range(ROUNDS):
-        for session, samples in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            session.run(names, dict(feeds))
-            samples.append(time.perf_counter() - start)
-    return min(times[0]) < share * min(times[1])
+    race = runtime.race(changed, original, feeds)
+    return race.alike and race.changed_s < share * race.original_s

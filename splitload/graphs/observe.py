@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from splitload.base.errors import ModelError
-from splitload.graphs.pieces import seen_shapes
+from splitload.graphs.pieces import pieces_of
+from splitload.graphs.runtime import Beside, GraphRuntime, Signature, is_of_device
 from splitload.plan.graph import Tensor, used_names
 from splitload.runtime.inputs import DTYPES, example_inputs
-from splitload.runtime.stock import session_beside
 
 # what onnxruntime puts before the message: its code, the file once more, and a place in its own source
 _NOISE = re.compile(
@@ -40,13 +40,24 @@ def one_line(error: BaseException) -> str:
 
 
 def observe(
-    path: Path, proto: Any, body: list[Any], feeds: Mapping[str, Any] | None
+    path: Path, proto: Any, body: list[Any], feeds: Mapping[str, Any] | None, runtime: GraphRuntime
 ) -> dict[str, tuple[Tensor, tuple[int, ...] | None]]:
     """Return type, declared shape, size and seen shape of each value, from onnxruntime itself.
 
     Every value is made a model output, so that onnxruntime tells types and shapes also of the tensors of its own
     operators, which the file leaves out. Sizes come from one run on example inputs, piece by piece; where that fails,
     they follow from declared shapes.
+
+    Args:
+        path: The graph's file; what is stored outside it lies beside it.
+        proto: What it says.
+        body: Its nodes that are no constants.
+        feeds: Its inputs; made up where they are missing.
+        runtime: Which onnxruntime.
+
+    Raises:
+        ModelError: If it does not run on `feeds`.
+        Refusal: If it does not load.
     """
     import onnx
 
@@ -56,20 +67,23 @@ def observe(
     given = {value.name for value in probe.graph.output}
     names = used_names(name for node in body for name in node.output)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
-    session = session_beside(path.parent, probe.SerializeToString(), plain_options())
+    whole = Beside(path.parent, probe.SerializeToString())
+    signature = runtime.open(whole)
     found: dict[str, tuple[Tensor, tuple[int, ...] | None]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    given_feeds = example_inputs(session.get_inputs(), feeds) if feeds else None
+    given_feeds = example_inputs(signature.inputs, feeds) if feeds else None
     try:
-        ready = given_feeds or example_inputs(session.get_inputs())
-        shapes = _seen(session, ready, path, proto, body)
+        ready = given_feeds or example_inputs(signature.inputs)
+        shapes = _seen(runtime, whole, signature, ready, proto, body)
     except Exception as error:  # the made-up inputs may not suit the model; sizes then come from declared shapes
+        if is_of_device(error):
+            raise
         if given_feeds:
             raise ModelError(f"the model does not run on the given inputs: {one_line(error)}") from error
-    for info in [*session.get_inputs(), *session.get_outputs()]:
+    for info in [*signature.inputs, *signature.outputs]:
         seen = shapes.get(info.name)
         # onnxruntime gives [] for an unknown rank as well as for a scalar
-        shape = tuple(info.shape) if info.shape or seen == () else None
+        shape: tuple[Any, ...] | None = info.shape if info.shape or seen == () else None
         if shape is not None and seen is not None:
             shape = _as_seen(shape, seen)
         known = seen if seen is not None else shape
@@ -93,37 +107,33 @@ def _as_seen(shape: tuple[Any, ...], seen: tuple[int, ...]) -> tuple[Any, ...] |
 
 
 def _seen(
-    session: Any, feeds: Mapping[str, Any], path: Path, proto: Any, body: list[Any]
+    runtime: GraphRuntime, whole: Beside, signature: Signature, feeds: Mapping[str, Any], proto: Any, body: list[Any]
 ) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a run, the inputs among them.
 
     Args:
-        session: On the whole graph, with every value an output.
+        runtime: What runs it.
+        whole: The graph, with every value an output.
+        signature: Of it.
         feeds: Its inputs.
-        path: The graph's file.
-        proto: What it says.
+        proto: What the graph's file says.
         body: Its nodes that are no constants.
     """
     import onnx
     import onnxruntime as ort
 
     if all(isinstance(value, ort.OrtValue) or _is_numeric(value) for value in feeds.values()):
-        # as OrtValues: numpy lacks some of their types
-        ready = {
-            name: value if isinstance(value, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(value)
-            for name, value in feeds.items()
-        }
         types = {
             info.name: onnx.helper.make_tensor_type_proto(elem_type(info.type), None)
-            for info in session.get_outputs()
+            for info in signature.outputs
             if info.type.startswith("tensor(")
         }
         types |= {value.name: value.type for value in proto.graph.input}  # with sizes, which feeds must have
-        inputs = {name: shape for name, value in ready.items() if (shape := _shape_of(value)) is not None}
-        return inputs | seen_shapes(path, proto, body, types, ready, plain_options())
+        inputs = {name: shape for name, value in feeds.items() if (shape := _shape_of(value)) is not None}
+        return inputs | runtime.shapes(whole.folder, pieces_of(proto, body, types), feeds)
     # strings, lists and maps cannot be OrtValues
-    names = [value.name for value in session.get_outputs() if value.type in DTYPES]
-    values = {**feeds, **(dict(zip(names, session.run(names, dict(feeds)), strict=True)) if names else {})}
+    names = [value.name for value in signature.outputs if value.type in DTYPES]
+    values = {**feeds, **(dict(zip(names, runtime.run(whole, names, feeds), strict=True)) if names else {})}
     return {name: shape for name, value in values.items() if (shape := _shape_of(value)) is not None}
 
 

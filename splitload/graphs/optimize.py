@@ -12,17 +12,17 @@ from typing import Any
 from splitload.base.entries import making
 from splitload.base.errors import ModelError, OutputError
 from splitload.graphs.folding import narrow, unfold
+from splitload.graphs.here import HERE
 from splitload.graphs.hoisting import weights_outside_bodies
 from splitload.graphs.integers import faster_integers
-from splitload.graphs.layout import block_products_of
+from splitload.graphs.layout import block_products_of, channel_block
 from splitload.graphs.names import NAME_CLASH, rename_weights
-from splitload.graphs.observe import one_line, plain_options
+from splitload.graphs.observe import one_line
 from splitload.graphs.proto import bodies
 from splitload.graphs.read import parse_model
-from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES
+from splitload.graphs.runtime import Beside, GraphRuntime, Level, Refusal, is_of_device
 from splitload.graphs.tidy import join_concats
 from splitload.plan.graph import GraphKind
-from splitload.runtime.stock import path_option, session_beside, stock_session
 
 
 def optimize_into(
@@ -33,6 +33,7 @@ def optimize_into(
     *,
     model: Path,
     model_bytes: int,
+    runtime: GraphRuntime = HERE,
     finish: Callable[[Path], None] = lambda _: None,
 ) -> None:
     """Optimise a model file as far as onnxruntime can, and put the result into the cache, whole or not at all.
@@ -45,27 +46,25 @@ def optimize_into(
             where they are missing.
         model: The user's file that it is, or is a part of, for errors.
         model_bytes: Size of that model, with its external data.
+        runtime: What it is for.
         finish: Called with the folder of the optimised model, before it is put in place.
 
     Raises:
         ModelError: If onnxruntime cannot load it.
         OutputError: If it cannot be written.
     """
-    import onnxruntime as ort
-
-    levels = ort.GraphOptimizationLevel
-    wanted = [levels.ORT_ENABLE_ALL] if kind == "native" else []
-    wanted += [levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL]
+    wanted: list[Level] = ["all", "basic", "none"] if kind == "native" else ["basic", "none"]
     errors: list[Exception] = []
     for level in wanted:
         try:
             with making(folder, "the optimised model") as made:
                 with _refusals():
                     plain = weights_outside_bodies(path, made)
-                    _optimize_and_tidy(plain, made, level)
-                if level == levels.ORT_ENABLE_ALL:
-                    plain = faster_integers(plain, made, feeds, partial(_optimize_and_tidy, level=level))
-                    block_products_of(made / "model.onnx", feeds)
+                    _optimize_and_tidy(plain, made, level, runtime)
+                if level == "all":
+                    again = partial(_optimize_and_tidy, level=level, runtime=runtime)
+                    plain = faster_integers(plain, made, feeds, again, runtime)
+                    block_products_of(made / "model.onnx", feeds, runtime)
                     narrow(made / "model.onnx", plain)
                 for copy in filter(Path.is_dir, made.iterdir()):
                     shutil.rmtree(copy)
@@ -74,7 +73,7 @@ def optimize_into(
         except _NotOptimizedError as refused:
             errors.append(refused.error)
             refuse_full_disk(folder.parent, model_bytes, refused.error)
-    raise ModelError(f"onnxruntime {ort.__version__} cannot load '{model}': {one_line(errors[0])}")
+    raise ModelError(f"onnxruntime {runtime.version} cannot load '{model}': {one_line(errors[0])}")
 
 
 class _NotOptimizedError(Exception):
@@ -87,21 +86,21 @@ class _NotOptimizedError(Exception):
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """Raise `_NotOptimizedError` for what goes wrong, but for files that cannot be read or written."""
+    """Raise `_NotOptimizedError` for what goes wrong, but for files that cannot be read or written, and devices."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:  # onnxruntime has no common root for its errors
+        if is_of_device(error):
+            raise
         raise _NotOptimizedError(error) from error
 
 
-def _optimize_and_tidy(path: Path, folder: Path, level: Any) -> None:
+def _optimize_and_tidy(path: Path, folder: Path, level: Level, runtime: GraphRuntime) -> None:
     """Have onnxruntime optimise `path` into `folder`, but for what that costs in size, and join what it can."""
-    import onnxruntime as ort
-
-    optimize(path, folder, level)
-    unfold(folder / "model.onnx", path, native=level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    optimize(path, folder, level, runtime)
+    unfold(folder / "model.onnx", path, channel_block(runtime), native=level == "all")
     _join_concats_of_file(folder / "model.onnx")
 
 
@@ -115,30 +114,23 @@ def refuse_full_disk(folder: Path, needed_bytes: int, error: Exception) -> None:
         raise OutputError(f"cannot write the optimised model to '{folder}': {one_line(error)}") from error
 
 
-def optimize(path: Path, folder: Path, level: Any) -> None:
-    """Have onnxruntime optimise `path` into `folder`, and make sure that what it wrote loads."""
-    import onnxruntime as ort
+def optimize(path: Path, folder: Path, level: Level, runtime: GraphRuntime = HERE) -> None:
+    """Have onnxruntime optimise `path` into `folder`, and make sure that what it wrote loads.
 
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
-    options.log_severity_level = 4
-    options.optimized_model_filepath = path_option(folder / "model.onnx")
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "model.bin")
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_min_size_in_bytes", str(EXTERNAL_FROM_BYTES)
-    )
+    Raises:
+        Refusal: If it does not load one of the two.
+    """
+    target = folder / "model.onnx"
     try:
-        session = stock_session(str(path), options)
-    except Exception as error:  # onnxruntime has no common root for its errors
-        if NAME_CLASH not in str(error):
+        signature = runtime.optimize(path, target, level)
+    except Refusal as refused:
+        if NAME_CLASH not in str(refused):
             raise
         model = parse_model(path)
         rename_weights(model.graph)
-        session = session_beside(path.parent, model.SerializeToString(), options)
-    _mend(folder / "model.onnx", {value.name for value in session.get_inputs()})
-    del session
-    stock_session(str(folder / "model.onnx"), plain_options())
+        signature = runtime.optimize(Beside(path.parent, model.SerializeToString()), target, level)
+    _mend(target, {spec.name for spec in signature.inputs})
+    runtime.open(target)
 
 
 def _join_concats_of_file(path: Path) -> None:

@@ -23,12 +23,13 @@ _FLOATS = {1, 10}
 _INT64 = 7
 
 
-def unpad(path: Path, portable: Path) -> int:
+def unpad(path: Path, portable: Path, block: int | None) -> int:
     """Store filters without the channels that fill blocks, if those take too much of the file.
 
     Args:
         path: The native .onnx file; it and its weights are replaced.
         portable: The same model in layouts of the standard.
+        block: Channels that the native file's blocked layout holds together; None without one.
 
     Returns:
         How many filters were replaced.
@@ -49,7 +50,7 @@ def unpad(path: Path, portable: Path) -> int:
     if opset < _MIN_OPSET or not filters:
         return 0
     index, whole = (
-        WeightIndex(model.graph, place.parent) for model, place in ((rewriter.model, path), (plain, portable))
+        WeightIndex(model.graph, place.parent, block) for model, place in ((rewriter.model, path), (plain, portable))
     )
     found: dict[str, tuple[Found, Any]] = {}
     for tensor in filters:

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from splitload.graphs.proto import node_inputs, split_constants, with_constants
+from splitload.graphs.runtime import GraphPiece
 from splitload.plan.graph import used_names
-from splitload.runtime.stock import session_beside
 
 _PIECES = 32  # at most; a piece holds all of its values at once, and each takes a session
 
 
-def seen_shapes(
-    path: Path, proto: Any, body: Sequence[Any], types: Mapping[str, Any], feeds: Mapping[str, Any], options: Any
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor that the nodes of a graph make of some inputs.
+def pieces_of(proto: Any, body: Sequence[Any], types: Mapping[str, Any]) -> Iterator[GraphPiece]:
+    """Yield the pieces of a graph, in the order in which they are run.
 
     Args:
-        path: The graph's file; what is stored outside it lies beside it.
-        proto: What it says.
+        proto: The graph's file.
         body: Its nodes that are no constants, in topological order.
         types: The type of each input and each tensor as a `TypeProto`; no piece hands anything else on.
-        feeds: The inputs, as OrtValues.
-        options: Session options.
     """
-    values = dict(feeds)
-    shapes: dict[str, tuple[int, ...]] = {}
     _, constants = split_constants(proto.graph)
     for nodes, alive in _pieces(body, types):
-        made = used_names(name for node in nodes for name in node.output)
         piece = _piece(proto, nodes, constants, types)
-        reads = [value.name for value in piece.graph.input]
-        session = session_beside(path.parent, piece.SerializeToString(), options)
-        ready = {name: values[name] for name in reads if name in values}
-        results = dict(zip(made, session.run_with_ort_values(made, ready), strict=True))
-        shapes.update((name, tuple(value.shape())) for name, value in results.items() if value.is_tensor())
-        values = {name: value for name, value in (values | results).items() if name in alive or name in feeds}
-        del session, ready, results
-    return shapes
+        yield GraphPiece(
+            piece.SerializeToString(),
+            tuple(value.name for value in piece.graph.input),
+            tuple(value.name for value in piece.graph.output),
+            tuple(sorted(alive)),
+        )
 
 
 def _pieces(body: Sequence[Any], types: Mapping[str, Any]) -> Iterator[tuple[Sequence[Any], set[str]]]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from splitload.graphs.finding import ByteFinder
-from splitload.graphs.layout import channel_block
 from splitload.graphs.proto import external_entry, is_external
 from splitload.graphs.turns import Turn, applied, orders
 from splitload.plan.graph import ModelGraph
@@ -67,11 +66,12 @@ class WeightIndex:
     Args:
         graph: The onnx.GraphProto.
         folder: Where its external data lies.
+        block: Channels that its blocked layout holds together; None without one.
     """
 
-    def __init__(self, graph: Any, folder: Path) -> None:
+    def __init__(self, graph: Any, folder: Path, block: int | None) -> None:
         self._folder = folder
-        self._block = channel_block()
+        self._block = block
         self._by_sample: dict[_Key, list[Found]] = {}
         self._filters: dict[tuple[int, ...], list[Any]] = {}
         for tensor in graph.initializer:
@@ -132,7 +132,7 @@ class WeightIndex:
         return None
 
 
-def unshared_bytes(native: Path, portable: Path) -> tuple[int, int]:
+def unshared_bytes(native: Path, portable: Path, block: int | None) -> tuple[int, int]:
     """Return how many bytes of a portable graph lie in no weight of the native one, and how many there are.
 
     Attributes of nodes that are not small, such as the trees of an ensemble, are never shared.
@@ -140,13 +140,14 @@ def unshared_bytes(native: Path, portable: Path) -> tuple[int, int]:
     Args:
         native: The native .onnx file.
         portable: The portable one.
+        block: Channels that the native one's blocked layout holds together; None without one.
     """
     import onnx
 
     graphs = [
         onnx.load_model(str(path), format="protobuf", load_external_data=False).graph for path in (native, portable)
     ]
-    index = WeightIndex(graphs[0], native.parent)
+    index = WeightIndex(graphs[0], native.parent, block)
     own = [size for node in graphs[1].node if (size := node.ByteSize()) >= _LARGE_NODE_BYTES]
     missing, total = sum(own), sum(own)
     for tensor in filter(is_external, graphs[1].initializer):
@@ -163,16 +164,17 @@ class StoredWeights:
         graph: The native graph.
         folder: The bundle.
         files: Names of the native stages' files there.
+        block: Channels that the native graph's blocked layout holds together; None without one.
     """
 
-    def __init__(self, graph: ModelGraph, folder: Path, files: Sequence[str]) -> None:
+    def __init__(self, graph: ModelGraph, folder: Path, files: Sequence[str], block: int | None) -> None:
         import onnx
 
         self._folder = folder
         self._files = files
         self._searched: dict[str, ByteFinder] = {}
         model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
-        self._index = WeightIndex(model.graph, graph.path.parent)
+        self._index = WeightIndex(model.graph, graph.path.parent, block)
         self._next: dict[str, int] = {}
 
     def find(self, weights: Any) -> StoredPlace | None:

@@ -16,9 +16,10 @@ from splitload.bundle.validate import MAX_ORT_BYTES
 from splitload.graphs.describe import tensor_spec
 from splitload.graphs.folding import is_maker
 from splitload.graphs.held import Held, HeldWeights
+from splitload.graphs.here import HERE
 from splitload.graphs.kernels import needs_fusions, needs_packing
 from splitload.graphs.names import rename_weights
-from splitload.graphs.observe import elem_type, plain_options
+from splitload.graphs.observe import elem_type
 from splitload.graphs.optimize import refuse_full_disk
 from splitload.graphs.ortfile import lay_out
 from splitload.graphs.proto import (
@@ -31,11 +32,11 @@ from splitload.graphs.proto import (
     tensor_bytes,
     without_traces,
 )
+from splitload.graphs.runtime import Beside, GraphRuntime, Refusal
 from splitload.graphs.shared import StoredWeights, read_external, restoring
 from splitload.graphs.stage_store import StageStore, key_of
 from splitload.graphs.weights_file import Piece, places_of, write_pieces
 from splitload.plan.graph import LOOKUPS, ModelGraph
-from splitload.runtime.stock import path_option, session_beside
 
 _GRAPH_BYTES = 128 << 20  # room in an .ort file for all that is no weight
 
@@ -104,6 +105,7 @@ class StageWriter:
             their folder: for stages that are checked and thrown away.
         stored: Weights that the folder already holds, which stages in .onnx files then read from there.
         store: Where files that were made before are taken from, and new ones kept.
+        runtime: What a native graph was made for; it converts what this machine's onnxruntime cannot.
     """
 
     def __init__(
@@ -113,12 +115,14 @@ class StageWriter:
         copy_weights: bool = True,
         stored: StoredWeights | None = None,
         store: StageStore | None = None,
+        runtime: GraphRuntime = HERE,
     ) -> None:
         import onnx
 
         self._copy_weights = copy_weights
         self._stored = stored
         self._store = store
+        self._runtime = runtime
         self._graph = graph
         self._model = onnx.load_model(str(graph.path), format="protobuf", load_external_data=False)
         without_traces(self._model)
@@ -254,14 +258,8 @@ class StageWriter:
         if self._store is not None and (kept := self._store.take(key, folder, stem)) is not None:
             return kept.file, kept.read_order
         unnamed = folder / f"{stem}.part.ort"
-        options = plain_options()
-        options.optimized_model_filepath = path_option(unnamed)
-        options.add_session_config_entry("session.save_model_format", "ORT")
-        try:
-            session_beside(self._graph.path.parent, model.SerializeToString(), options)
-        except Exception as error:  # onnxruntime has no common root for its errors
-            refuse_full_disk(folder, self._graph.source_bytes, error)
-            unnamed.unlink(missing_ok=True)
+        whole = Beside(self._graph.path.parent, model.SerializeToString())
+        if not any(self._converts(each, whole, folder, unnamed) for each in dict.fromkeys((HERE, self._runtime))):
             return None, ()
         read_order = lay_out(unnamed, [tensor.name for tensor in model.graph.initializer], _tables(model.graph))
         sha256 = sha256_of(unnamed)
@@ -270,6 +268,16 @@ class StageWriter:
         if self._store is not None:
             self._store.keep(key, path, file, read_order)
         return file, read_order
+
+    def _converts(self, runtime: GraphRuntime, model: Beside, folder: Path, path: Path) -> bool:
+        """Write a model as an .ort file, which runs nothing; return whether a runtime can."""
+        try:
+            runtime.optimize(model, path, "none")
+        except Refusal as refused:
+            refuse_full_disk(folder, self._graph.source_bytes, refused)
+            path.unlink(missing_ok=True)
+            return False
+        return True
 
     def _key(self, content: bytes) -> str:
         """Return the key, in a store, of what is made of `content` and of the weights beside the graph."""

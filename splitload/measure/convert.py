@@ -22,6 +22,7 @@ from splitload.frontends.torch import current_folder_importable
 from splitload.frontends.torch_packages import declare_torchvision_ops, quiet
 from splitload.graphs.observe import plain_options
 from splitload.graphs.optimize import optimize
+from splitload.graphs.runtime import Level
 from splitload.measure.job import ConvertModel
 from splitload.runtime.stock import path_option, stock_session
 
@@ -41,14 +42,12 @@ def answer(job: ConvertModel, folder: Path) -> dict[str, Any]:
 
 def _tuned(job: ConvertModel, folder: Path) -> None:
     """Save the model as onnxruntime optimises it, weights in a file of their own."""
-    import onnxruntime as ort
-
-    levels = ort.GraphOptimizationLevel
-    for level in (levels.ORT_ENABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_DISABLE_ALL):
+    levels: tuple[Level, ...] = ("all", "basic", "none")
+    for level in levels:
         try:
             optimize(Path(job.graph), folder, level)
         except Exception:  # a model that was optimised before cannot be optimised again
-            if level == levels.ORT_DISABLE_ALL:
+            if level == "none":
                 raise
         else:
             return

@@ -13,6 +13,7 @@ import numpy as np
 from splitload.base.entries import is_whole, making
 from splitload.base.errors import ModelError, UsageError
 from splitload.frontends.onnx import Source
+from splitload.graphs.here import HERE
 from splitload.graphs.observe import observe, one_line, plain_options
 from splitload.graphs.proto import (
     external_files,
@@ -69,7 +70,7 @@ def _write(source: Source, file: Path, classes: int, feeds: Mapping[str, Any] | 
     graph = model.graph
     store_constants(graph)
     body, constants = split_constants(graph)
-    shapes = {name: shape for name, (_, shape) in observe(file, model, body, feeds).items()}
+    shapes = {name: shape for name, (_, shape) in observe(file, model, body, feeds, HERE).items()}
     head = _head(source.name, body, constants, graph)
     behind = _behind(head, body)
     made = shapes[head.output[0]]

@@ -13,14 +13,15 @@ from splitload.base.errors import ModelError
 from splitload.base.pieces import PIECE_BYTES
 from splitload.base.scratch import scratch_folder
 from splitload.frontends.onnx import Source, folder_of, read_graph
+from splitload.graphs.here import HERE
 from splitload.graphs.large_weights import cut_large_weights
-from splitload.graphs.observe import elem_type, observe, one_line, plain_options
+from splitload.graphs.observe import elem_type, observe, one_line
 from splitload.graphs.optimize import optimize_into
 from splitload.graphs.proto import bodies, point, split_constants, store_constants, tensor_bytes
 from splitload.graphs.read import parse_model, read_whole
 from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES, save_with_data
+from splitload.graphs.runtime import GraphRuntime, Refusal
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS, GraphKind, ModelGraph
-from splitload.runtime.stock import stock_session
 from splitload.training.division import Division, divide, parts
 
 TAIL = "tail.onnx"  # in the folder of the merged graph, with its weights beside it
@@ -53,6 +54,7 @@ def load_opened(
     max_blocks: int = DEFAULT_MAX_BLOCKS,
     max_weight_bytes: int | None = None,
     feeds: Mapping[str, Any] | None = None,
+    runtime: GraphRuntime = HERE,
 ) -> Opened:
     """Divide a model before its first trainable layer, optimise what comes before, and return what can be cut.
 
@@ -64,6 +66,7 @@ def load_opened(
         max_blocks: The most blocks.
         max_weight_bytes: The most bytes of one weight before the trainable layers; see `load_graph`.
         feeds: Inputs for the run that sees the sizes of tensors; made up where they are missing.
+        runtime: What a native body is made for, and by.
 
     Raises:
         UsageError: If the layers cannot be trained.
@@ -78,7 +81,7 @@ def load_opened(
     part = "-" + hashlib.sha256(repr(parts_of).encode()).hexdigest()[:12]
     if max_weight_bytes is not None:
         part += f"-parts{max_weight_bytes}"
-    folder = folder_of(source, kind, cache, part)
+    folder = folder_of(source, kind, cache, runtime, part)
     if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(folder.parent, ".opened-") as made:
@@ -87,7 +90,7 @@ def load_opened(
             def finish(place: Path) -> None:
                 if max_weight_bytes is not None:
                     cut_large_weights(place / "model.onnx", max_weight_bytes)
-                _merge(place / "model.onnx", tail, division, outputs, made)
+                _merge(place / "model.onnx", tail, division, outputs, made, runtime if kind == "native" else HERE)
 
             optimize_into(
                 folder,
@@ -96,6 +99,7 @@ def load_opened(
                 feeds,
                 model=source.path,
                 model_bytes=source.size_bytes,
+                runtime=runtime,
                 finish=finish,
             )
     graph = read_graph(
@@ -107,6 +111,7 @@ def load_opened(
         feeds=feeds,
         tail=division.tail,
         trainable=division.weights,
+        runtime=runtime,
     )
     return Opened(graph, folder / TAIL, division)
 
@@ -119,7 +124,7 @@ def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[s
     save_with_data(model, whole)
     model = parse_model(whole)
     nodes, _ = split_constants(model.graph)
-    seen = observe(whole, model, nodes, feeds)
+    seen = observe(whole, model, nodes, feeds, HERE)
     types = {
         name: (elem_type(tensor.type), sizes if tensor.shape is None else tensor.shape)
         for name, (tensor, sizes) in seen.items()
@@ -133,7 +138,9 @@ def _separate(source: Source, division: Division, folder: Path, feeds: Mapping[s
     return tail
 
 
-def _merge(path: Path, tail: Any, division: Division, outputs: Sequence[str], folder: Path) -> None:
+def _merge(
+    path: Path, tail: Any, division: Division, outputs: Sequence[str], folder: Path, runtime: GraphRuntime
+) -> None:
     """Put the tail behind the optimised body, and beside both the tail alone, its weights in a file of their own."""
     (folder / TAIL).write_bytes(tail.SerializeToString())
     tail = read_whole(folder / TAIL)
@@ -158,8 +165,8 @@ def _merge(path: Path, tail: Any, division: Division, outputs: Sequence[str], fo
     model.opset_import.extend(entry for entry in tail.opset_import if entry.domain not in domains)
     path.write_bytes(model.SerializeToString())
     try:
-        stock_session(str(path), plain_options())
-    except Exception as error:  # onnxruntime has no common root for its errors
+        runtime.open(path)
+    except Refusal as error:
         raise ModelError(f"the model divided before its trainable layers does not load: {one_line(error)}") from error
 
 

@@ -14,9 +14,9 @@ from models import floats
 
 from splitload import cli
 from splitload.base.machine import cpu_architecture
-from splitload.build import agreement
 from splitload.build.agreement import Agreement, compare_with_stock
 from splitload.bundle.read import read_manifest
+from splitload.graphs import here
 from splitload.runtime.session import open_session
 
 
@@ -90,15 +90,12 @@ def test_run_names_an_output_that_it_cannot_return(tmp_path, capsys):
 
 
 def test_a_bundle_that_answers_otherwise_is_told_of(tmp_path, capsys, monkeypatch):
-    real = agreement.run_stage
+    real = here.run_staged
 
-    def wrong(ort, session, stage, *rest):
-        values = real(ort, session, stage, *rest)
-        if getattr(stage, "graph", None):
-            values = [ort.OrtValue.ortvalue_from_numpy(value.numpy() * 2) for value in values]
-        return values
+    def wrong(*arguments):
+        return [2 * value for value in real(*arguments)]
 
-    monkeypatch.setattr(agreement, "run_stage", wrong)
+    monkeypatch.setattr(here, "run_staged", wrong)
     code, found, err = train(capsys, models.chain(2), tmp_path, "--split-points=")
     assert (code, found["agrees"], found["repeats"]) == (0, False, True)
     assert "the portable graph answers otherwise than a stock session: by 1 of the largest value" in err
@@ -113,10 +110,14 @@ def test_random_numbers_are_no_fault(tmp_path, capsys):
 
 
 def test_a_bundle_that_does_not_run_does_not_count(tmp_path, capsys, monkeypatch):
-    def fails(*_, **__):
-        raise RuntimeError("no such kernel")
+    real = here.run_stage
 
-    monkeypatch.setattr(agreement, "open_session", fails)
+    def fails(ort, session, stage, *rest):
+        if stage.path.suffix:  # of a bundle
+            raise RuntimeError("no such kernel")
+        return real(ort, session, stage, *rest)
+
+    monkeypatch.setattr(here, "run_stage", fails)
     code, _, err = train(capsys, models.chain(2), tmp_path, "--split-points=")
     assert code == 1
     assert "stage 1 of 1 (portable graph) does not run on inputs that a stock session runs on: no such kernel" in err
@@ -189,7 +190,7 @@ def test_a_stage_is_opened_as_a_loader_opens_it(tmp_path, monkeypatch, optimized
 
     with runtime_models.loader_with(open_session=opens)(bundle) as loaded:
         loaded.run(None, {"x": floats(1, 4)})
-    monkeypatch.setattr(agreement, "open_session", functools.partial(opens, open_session))
+    monkeypatch.setattr(here, "open_session", functools.partial(opens, open_session))
     assert compare_with_stock(bundle, manifest, model, {}).agrees
     first, second = opened
     assert first == second

@@ -168,7 +168,7 @@ def test_a_model_without_constants_is_left_alone(tmp_path: Path) -> None:
     model = models.text("g (float[n,8] x) => (float[n,8] y) { y = MatMul(x, w) }", w=models.floats(8, 8))
     path = models.save(model, tmp_path)
     before = path.read_bytes()
-    assert unfold(path, path, native=True) == 0
+    assert unfold(path, path, None, native=True) == 0
     assert path.read_bytes() == before
 
 

@@ -140,7 +140,7 @@ def test_weights_that_are_an_output_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("accepting")
 def test_without_blocks_on_this_processor_nothing_is_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "channel_block", lambda: None)
+    monkeypatch.setattr(layout, "channel_block", lambda *_: None)
     case = REWRITTEN["Gemm"][1]
     path = optimized(case.model(), tmp_path / "a", case.feeds)
     assert files(path.parent) == files(unblocked(case.model(), tmp_path / "b", case.feeds).parent)

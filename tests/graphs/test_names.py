@@ -75,7 +75,7 @@ def test_a_model_that_was_optimised_before_is_optimised_again(tmp_path, level):
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     ort.InferenceSession(models.save(attention(), tmp_path), options)
     (tmp_path / "twice").mkdir()
-    optimize(tmp_path / "once.onnx", tmp_path / "twice", LEVELS.ORT_ENABLE_ALL)
+    optimize(tmp_path / "once.onnx", tmp_path / "twice", "all")
     x = floats(1, 32, 64)
     first, second = (open_session(tmp_path / name).run(None, {"x": x})[0] for name in ("once.onnx", "twice/model.onnx"))
     np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-5)

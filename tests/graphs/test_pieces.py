@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from splitload.graphs.here import HERE
 from splitload.graphs.observe import observe
 from splitload.graphs.pieces import _PIECES, _pieces
 from splitload.graphs.proto import split_constants
@@ -40,7 +41,7 @@ def test_sizes_are_those_of_a_run(name: str, tmp_path: Path) -> None:
     model, feeds = models.CONSTRUCTS[name]()
     path = models.save(model, tmp_path)
     body, _ = split_constants(model.graph)
-    seen = observe(path, model, body, feeds)
+    seen = observe(path, model, body, feeds, HERE)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     values = session.run(None, example_inputs(session.get_inputs(), feeds))
     made = {output for node in body for output in node.output if output}

@@ -24,7 +24,7 @@ def test_arrays_that_differ_in_one_bit_are_told_apart(tmp_path: Path) -> None:
     other, negative, nan = first.copy(), first.copy(), first.copy()
     other[25, 37] += 1  # which no sample may have seen
     negative[0, 0], nan[3, 3] = -0.0, np.nan
-    index = WeightIndex(saved(tmp_path, {"first": first, "other": other, "again": first, "nan": nan}), tmp_path)
+    index = WeightIndex(saved(tmp_path, {"first": first, "other": other, "again": first, "nan": nan}), tmp_path, None)
     names = {name: index.find(each) for name, each in (("first", first), ("other", other), ("nan", nan))}
     assert {name: found and found.tensor.name for name, found in names.items()} == {name: name for name in names}
     assert index.find(negative) is None
@@ -34,7 +34,7 @@ def test_arrays_that_differ_in_one_bit_are_told_apart(tmp_path: Path) -> None:
 
 def test_of_equal_weights_the_first_counts_and_once_it_is_gone_none(tmp_path: Path) -> None:
     value = np.ones((40, 40), np.float32)
-    index = WeightIndex(saved(tmp_path, {"first": value, "second": value}), tmp_path)
+    index = WeightIndex(saved(tmp_path, {"first": value, "second": value}), tmp_path, None)
     found = index.find(value)
     assert found is not None
     assert found.tensor.name == "first"
