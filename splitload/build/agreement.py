@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import ModelError, SplitloadError
-from splitload.bundle.manifest import Manifest
+from splitload.bundle.manifest import Manifest, Variant
 from splitload.graphs.here import HERE
 from splitload.graphs.observe import one_line
 from splitload.graphs.runtime import GraphRuntime, Refusal, StageRefusal
@@ -91,7 +91,7 @@ def compare_with_stock(
         return Agreement({}, made_up=missing, untried="no inputs can be made up; give some with --input NAME=FILE.npy")
     difference: dict[str, float] = {}
     repeats = True
-    for place in (HERE,) if runtime.is_here else (HERE, runtime):
+    for place in (HERE,) if runtime.is_here or not _made_for(runtime, manifest) else (HERE, runtime):
         try:
             expected = place.run(original, names, ready, how="stock")
         except Refusal as error:
@@ -111,11 +111,7 @@ def _differences(
     place: GraphRuntime, folder: Path, manifest: Manifest, expected: Sequence[Any], feeds: Mapping[str, Any]
 ) -> dict[str, float]:
     """Return by kind the largest difference of variants that are run somewhere from what is expected there."""
-    if place.is_here:
-        variants = fitting(folder, manifest, place.version)
-    else:
-        natives = (variant for variant in manifest.variants if variant.kind == "native")
-        variants = [variant for variant in natives if variant.fits(place.cpu, place.version)]
+    variants = fitting(folder, manifest, place.version) if place.is_here else _made_for(place, manifest)
     difference: dict[str, float] = {}
     for variant in variants:
         try:
@@ -128,3 +124,8 @@ def _differences(
         worst = max(map(relative_error, found, expected), default=0.0)
         difference[variant.kind] = max(worst, difference.get(variant.kind, 0.0))
     return difference
+
+
+def _made_for(runtime: GraphRuntime, manifest: Manifest) -> list[Variant]:
+    """Return the native variants that were made for a runtime."""
+    return [each for each in manifest.variants if each.kind == "native" and each.fits(runtime.cpu, runtime.version)]

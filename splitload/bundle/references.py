@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from splitload.base.errors import BundleError
 from splitload.base.regular import open_regular, regular_size
@@ -27,6 +28,14 @@ FIELDS = {
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
+class StoredPiece(NamedTuple):
+    """Where the bytes of a tensor lie outside its graph: a file, the first byte, and how many."""
+
+    file: str
+    offset: int
+    length: int
+
+
 def referenced_files(graph: Path) -> set[str]:
     """Return the locations that the stored tensors of an .onnx file name, as they stand there.
 
@@ -34,29 +43,51 @@ def referenced_files(graph: Path) -> set[str]:
         BundleError: If the file is not a protobuf message of that kind.
         OSError: If it cannot be read.
     """
+    return {value for entries in _read(graph) for key, value in entries if key == "location"}
+
+
+def stored_pieces(graph: Path) -> list[StoredPiece]:
+    """Return where the stored tensors of an .onnx file lie that onnxruntime wrote, which tells the size of each.
+
+    Raises:
+        BundleError: If the file is not a protobuf message of that kind.
+        OSError: If it cannot be read.
+    """
+    found = (dict(entries) for entries in _read(graph))
+    return [
+        StoredPiece(each["location"], int(each.get("offset", "0")), int(each["length"]))
+        for each in found
+        if each.keys() >= {"location", "length"}
+    ]
+
+
+def _read(graph: Path) -> list[list[tuple[str, str]]]:
+    """Return what each tensor of an .onnx file that is stored elsewhere says of that, as keys and values."""
     if not regular_size(graph):
         raise BundleError(f"'{graph}' is empty; copy the bundle again")
     with open_regular(graph, links=True) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return set(_locations(data))
+            return list(_entries(data))
         except ValueError as error:
             raise BundleError(f"'{graph}' is not an ONNX graph ({error}); copy the bundle again") from error
 
 
-def _locations(data: mmap.mmap) -> Iterator[str]:
+def _entries(data: mmap.mmap) -> Iterator[list[tuple[str, str]]]:
     todo = [("Model", 0, len(data), 0)]
     while todo:
         message, start, end, depth = todo.pop()
         if depth > MAX_DEPTH:
             raise ValueError("it is nested too deeply")
+        entries = []
         for number, begin, stop in _fields(data, start, end):
             inside = FIELDS[message].get(number)
             if inside == "Entry":
                 entry = {field: data[first:last] for field, first, last in _fields(data, begin, stop)}
-                if entry.get(1) == b"location":
-                    yield entry.get(2, b"").decode()
+                entries.append((entry.get(1, b"").decode(), entry.get(2, b"").decode()))
             elif inside is not None:
                 todo.append((inside, begin, stop, depth + 1))
+        if entries:
+            yield entries
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:

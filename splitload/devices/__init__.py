@@ -15,6 +15,7 @@ from splitload.plan.profile import Profile, Segment
 if TYPE_CHECKING:
     from splitload.bundle.manifest import TensorSpec, Variant
     from splitload.devices.runs import Runs
+    from splitload.graphs.runtime import GraphRuntime
     from splitload.measure.fresh import Runner
     from splitload.measure.sampling import Arm, Sample
     from splitload.runtime.inputs import InputSpec
@@ -38,6 +39,11 @@ class Device(Protocol):
     source: Literal["measured", "simulated"]
     graph_kind: GraphKind
     description: str
+
+    @property
+    def runtime(self) -> GraphRuntime:
+        """The runtime that native graphs are made for, and by: its own, or this machine's where it is not there."""
+        ...
 
     @property
     def measuring(self) -> Measuring | None:
@@ -71,6 +77,11 @@ class Measuring(Protocol):
 
     name: str
     page_cache: PageCache
+
+    @property
+    def runtime(self) -> GraphRuntime:
+        """The runtime that its native graphs are made for, and by."""
+        ...
 
     @property
     def is_here(self) -> bool:

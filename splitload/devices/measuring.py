@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,13 @@ from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import TensorSpec, Variant
 from splitload.devices import PageCache, Progress
 from splitload.devices.estimate import FirstOutput, guess, with_first_outputs
+from splitload.devices.graph_runtime import runtime_of
 from splitload.devices.journal import Journal
 from splitload.devices.ledger import median_cost
 from splitload.devices.machine import Machine
 from splitload.devices.runs import Runs, even_cut
 from splitload.devices.tuning import tune
+from splitload.graphs.runtime import GraphRuntime
 from splitload.measure.fresh import Runner
 from splitload.measure.sampling import Arm, Sample, answered, first_output
 from splitload.plan.graph import GraphKind, ModelGraph
@@ -69,10 +72,16 @@ class MeasuringDevice:
     ) -> None:
         self.name = machine.name
         self.page_cache = page_cache
+        self._warm = machine
         self._machine = machine if page_cache == "warm" else machine.cold()
         self._cache = cache
         self._repeats = repeats
         self._refresh = refresh
+
+    @cached_property
+    def runtime(self) -> GraphRuntime:
+        """The runtime that native graphs are made for, and by; see `runtime_of`."""
+        return runtime_of(self._warm)
 
     @property
     def is_here(self) -> bool:
@@ -183,7 +192,7 @@ class MeasuringDevice:
         """
         try:
             with scratch_folder(graph.path.parent, ".measure-") as folder:
-                yield Runs(graph, feeds or {}, folder, self._machine, self._journal(graph, feeds))
+                yield Runs(graph, feeds or {}, folder, self._machine, self._journal(graph, feeds), self.runtime)
         except OSError as error:
             if isinstance(error, SplitloadError):
                 raise

@@ -13,6 +13,7 @@ from splitload.devices.estimate import FirstOutput
 from splitload.devices.journal import Journal
 from splitload.devices.machine import Machine
 from splitload.graphs.describe import describe
+from splitload.graphs.runtime import GraphRuntime
 from splitload.graphs.stages import StageWriter, WrittenStage
 from splitload.measure.fresh import save_inputs
 from splitload.measure.job import LoadModel
@@ -44,16 +45,23 @@ class Runs:
         folder: Where the stages' files are written, once each.
         machine: Where the processes run.
         journal: Keeps what they answer, for an attempt after this one.
+        runtime: What a native graph was made for.
     """
 
     def __init__(
-        self, graph: ModelGraph, feeds: Mapping[str, Any], folder: Path, machine: Machine, journal: Journal
+        self,
+        graph: ModelGraph,
+        feeds: Mapping[str, Any],
+        folder: Path,
+        machine: Machine,
+        journal: Journal,
+        runtime: GraphRuntime,
     ) -> None:
         self._graph = graph
         self._folder = folder
         self._machine = machine
         self._journal = journal
-        self._writer = StageWriter(graph)
+        self._writer = StageWriter(graph, runtime=runtime)
         self._written: dict[Segment, WrittenStage] = {}
         specs = graph.input_tensors()
         self._inputs = save_inputs(specs, feeds, folder)

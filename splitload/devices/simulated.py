@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from splitload.base.errors import ProfileError
 from splitload.devices import Progress
+from splitload.graphs.here import HERE
+from splitload.graphs.runtime import GraphRuntime
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
@@ -79,6 +81,11 @@ class SimulatedDevice:
             ProfileError: If it is not TOML, or a key is missing, unknown or out of range.
         """
         return cls(_checked(_parse(path), path.name))
+
+    @property
+    def runtime(self) -> GraphRuntime:
+        """This machine's: a native graph for what is not there is laid out for this processor."""
+        return HERE
 
     @property
     def measuring(self) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from splitload.base.atomic import write_text
 from splitload.base.errors import ProfileError
 from splitload.devices import Progress
+from splitload.graphs.here import HERE
+from splitload.graphs.runtime import GraphRuntime
 from splitload.plan.graph import GraphKind, ModelGraph
 from splitload.plan.profile import Profile
 
@@ -31,6 +33,11 @@ class StoredDevice:
         self.source: Literal["measured", "simulated"] = self._profile.source
         self.graph_kind: GraphKind = self._profile.graph
         self.description = f"profile of {self._profile.model} stored in {path.name}"
+
+    @property
+    def runtime(self) -> GraphRuntime:
+        """This machine's: a native graph for what is not there is laid out for this processor."""
+        return HERE
 
     @property
     def measuring(self) -> None:

@@ -26,7 +26,7 @@ Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
 Open = Callable[[], Opened]
 _MODULES = {
     "stages": "stages", "scheme": "stages", "packed": "stages", "arena": "arena", "convert": "convert",
-    "module": "modules",
+    "module": "modules", **dict.fromkeys(("optimize", "open", "run", "staged", "shapes", "race"), "graph_work"),
 }  # fmt: skip
 
 
@@ -96,10 +96,11 @@ def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
     import importlib
     from pathlib import Path
 
+    from splitload.measure.graph_jobs import GRAPH_JOBS
     from splitload.measure.job import MODEL_JOBS, read_job
     from splitload.measure.stage_jobs import STAGE_JOBS
 
-    job = read_job(message, (*MODEL_JOBS, *STAGE_JOBS))
+    job = read_job(message, (*MODEL_JOBS, *STAGE_JOBS, *GRAPH_JOBS))
     return dict(importlib.import_module(f"splitload.measure.{_MODULES[job.kind]}").answer(job, Path(folder)))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from splitload.base.errors import BundleError, DeviceError
 from splitload.base.fields import Reader
 from splitload.bundle.validate import is_plain
+from splitload.measure.graph_answers import graph_answer
+from splitload.measure.graph_jobs import GRAPH_JOBS
 from splitload.measure.job import Job, LoadModel
 from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStages, StageFile, TryScheme
 
@@ -112,6 +114,7 @@ _READ: Mapping[type[Job], Any] = {
     ComparePacked: _compared,
     MeasureArena: _arena,
     LoadModel: _loaded,
+    **dict.fromkeys(GRAPH_JOBS, graph_answer),
 }
 
 

@@ -11,10 +11,11 @@ from splitload.bundle.manifest import MANIFEST
 from splitload.bundle.read import read_manifest
 from splitload.bundle.references import referenced_files
 from splitload.measure.arm_names import PORTABLE_ARMS
+from splitload.measure.graph_jobs import GRAPH_JOBS, OptimizeGraph, RunGraph, RunStages, graphs_of, output_files
 from splitload.measure.job import Job, LoadModel
 from splitload.measure.stage_jobs import STAGE_JOBS, StageFile
 
-PORTABLE_JOBS: tuple[type[Job], ...] = (LoadModel, *STAGE_JOBS)  # that another machine may be sent
+PORTABLE_JOBS: tuple[type[Job], ...] = (LoadModel, *STAGE_JOBS, *GRAPH_JOBS)  # that another machine may be sent
 
 
 def check_portable(job: Job) -> None:
@@ -52,14 +53,17 @@ def job_files(job: Job, folder: Path) -> dict[str, Path]:
     if isinstance(job, LoadModel):
         names += _of_bundle(job.path, folder) if (folder / job.path).is_dir() else _of_graph(job.path, folder)
     else:
-        for stage in _stages(job):
-            names += _of_graph(stage.graph, folder)
+        for graph in (*(stage.graph for stage in _stages(job)), *graphs_of(job)):
+            names += _of_graph(graph, folder)
     return {name: folder / name for name in dict.fromkeys(names)}
 
 
 def files_made(job: Job, answer: dict[str, Any]) -> list[str]:
     """Return the names of the files that a job has written into its folder, as its answer says."""
-    return [name for name in answer.get("outputs") or () if name is not None] if isinstance(job, LoadModel) else []
+    if isinstance(job, OptimizeGraph):
+        weights = [job.weights_file] if job.weights_file is not None and answer.get("weights") else []
+        return [] if answer["refused"] is not None else [job.target, *weights]
+    return output_files(answer.get("outputs") or []) if isinstance(job, LoadModel | RunGraph | RunStages) else []
 
 
 def _inputs(job: Job) -> Any:

@@ -65,7 +65,7 @@ class SampleStages(Job):
     @classmethod
     def read(cls, row: Reader) -> SampleStages:
         """Return what a message says."""
-        return cls(inputs_of(row), *(_stages(row, key) for key in ("chain", "segments", "pair")))
+        return cls(inputs_of(row), *(stages_of(row, key) for key in ("chain", "segments", "pair")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class TryScheme(Job):
     def read(cls, row: Reader) -> TryScheme:
         """Return what a message says."""
         flags = (row.flag(name) for name in ("mapped", "prefetch", "prepack", "steady"))
-        return cls(inputs_of(row), _stages(row, "stages"), *flags)
+        return cls(inputs_of(row), stages_of(row, "stages"), *flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class ComparePacked(Job):
     @classmethod
     def read(cls, row: Reader) -> ComparePacked:
         """Return what a message says."""
-        return cls(inputs_of(row), _stages(row, "stages"))
+        return cls(inputs_of(row), stages_of(row, "stages"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +139,14 @@ class MeasureArena(Job):
     @classmethod
     def read(cls, row: Reader) -> MeasureArena:
         """Return what a message says."""
-        return cls(inputs_of(row), _stages(row, "stages"), row.count("reserve_bytes"))
+        return cls(inputs_of(row), stages_of(row, "stages"), row.count("reserve_bytes"))
 
 
 STAGE_JOBS = (SampleStages, TryScheme, ComparePacked, MeasureArena)
 
 
-def _stages(row: Reader, key: str) -> tuple[StageFile, ...]:
+def stages_of(row: Reader, key: str) -> tuple[StageFile, ...]:
+    """Return the stages of a message."""
     return tuple(map(_stage, row.items(key)))
 
 

@@ -63,7 +63,14 @@ def measure_plans(
             if plan.partition not in bundles:
                 bundle = folder / f"{len(bundles)}.splitload"
                 with report.status(f"building {count_of(plan.partition.num_stages, 'stage')} to measure"):
-                    build_bundle(bundle, [plan, *portable], device="host", steps=Steps(choose=_plain), store=store)
+                    build_bundle(
+                        bundle,
+                        [plan, *portable],
+                        device="host",
+                        steps=Steps(choose=_plain),
+                        store=store,
+                        runtime=device.runtime,
+                    )
                 bundles[plan.partition] = bundle
         arms = [Arm("splitload", bundles[plan.partition], threads=plan.threads) for plan in plans]
         with report.progress(f"measuring {count_of(len(plans), 'plan')} of {source.name}", unit="rounds") as show:

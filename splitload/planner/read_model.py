@@ -76,6 +76,7 @@ def read_model(
                 max_blocks=max_blocks,
                 max_weight_bytes=max_weight_bytes,
                 feeds=feeds,
+                runtime=device.runtime,
             )
             return source, graph, None
         opened = load_opened(
@@ -86,6 +87,7 @@ def read_model(
             max_blocks=max_blocks,
             max_weight_bytes=max_weight_bytes,
             feeds=feeds,
+            runtime=device.runtime,
         )
     return source, opened.graph, opened.division
 

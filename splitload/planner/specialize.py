@@ -18,6 +18,7 @@ from splitload.bundle.write import check_target
 from splitload.devices import Device, Measuring, open_device
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.joined import join_portable
+from splitload.graphs.runtime import GraphRuntime
 from splitload.graphs.stage_store import StageStore
 from splitload.plan.ceiling import Ceiling, most_of_a_weight
 from splitload.plan.graph import ModelGraph
@@ -100,7 +101,8 @@ def specialize(
     trained = _trained(target, manifest)
     with scratch_folder(target.absolute().parent, f".{target.name}.") as folder, StageStore(cache) as store:
         source = Source(manifest.model, *join_portable(target, manifest, folder), manifest.model_bytes)
-        graph = _graph(target, source, trained, report, cache, feeds, most_of_a_weight(_residency(manifest)))
+        most_bytes = most_of_a_weight(_residency(manifest))
+        graph = _graph(target, source, trained, report, cache, feeds, most_bytes, made_for.runtime)
         left_out = native_left_out(made_for, graph)
         if left_out is not None:
             if add:
@@ -147,13 +149,17 @@ def _graph(
     cache: Path,
     feeds: Mapping[str, Any],
     max_weight_bytes: int | None,
+    runtime: GraphRuntime,
 ) -> ModelGraph:
-    """Return the bundle's graph for this machine."""
-    with report.status(f"optimising {source.name}"):
+    """Return the bundle's graph for a runtime."""
+    where = "" if runtime.is_here else f" on {runtime.words}"
+    with report.status(f"optimising {source.name}{where}"):
         if trained is None:
-            return load_graph(source, "native", cache, feeds=feeds, max_weight_bytes=max_weight_bytes)
+            return load_graph(source, "native", cache, feeds=feeds, max_weight_bytes=max_weight_bytes, runtime=runtime)
         try:
-            return load_opened(source, "native", cache, trained, feeds=feeds, max_weight_bytes=max_weight_bytes).graph
+            return load_opened(
+                source, "native", cache, trained, feeds=feeds, max_weight_bytes=max_weight_bytes, runtime=runtime
+            ).graph
         except UsageError as error:  # which nobody asked for on this command line
             raise BundleError(f"'{target}': its training does not fit the model: {error}") from error
 

@@ -16,6 +16,7 @@ from splitload.bundle.manifest import Manifest, Metadata, StageEntry, Training, 
 from splitload.devices import Measuring
 from splitload.frontends.onnx import Source
 from splitload.graphs.describe import tensor_spec
+from splitload.graphs.runtime import GraphRuntime
 from splitload.graphs.stage_store import StageStore
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
@@ -73,7 +74,8 @@ def write_bundle(
 ) -> Manifest:
     """Write the bundle, the plan and where its graph is native a portable one that runs anywhere; return the manifest.
 
-    How the stages of a native plan are loaded is chosen by `tuner`, which measures them on `feeds`. With `trainable`
+    How the stages of a native plan are loaded is chosen by `tuner`, which measures them on `feeds`, and whose runtime
+    the graph was made for. With `trainable`
     its last stage can be trained: what does that on a device is checked and written too. With `specialized_from` the
     source is that bundle at `target`: the new one names the same model, ends with the same last stage, is trained by
     the same steps, keeps personalized tails, and its portable graph is cut as before; with `keep_other_natives` its
@@ -106,10 +108,13 @@ def write_bundle(
                 if keep_other_natives and specialized_from is not None
                 else None,
                 add_training=add_training,
-                check=None if on_compared is None else partial(_compared, source, feeds, show, on_compared),
+                check=None
+                if on_compared is None
+                else partial(_compared, source, feeds, tuner.runtime, show, on_compared),
             ),
             keep_tail=keep_tail,
             store=store,
+            runtime=tuner.runtime,
         )
 
 
@@ -163,6 +168,7 @@ def _tuned(
 def _compared(
     source: Source,
     feeds: Mapping[str, Any],
+    runtime: GraphRuntime,
     show: Show,
     on_compared: Callable[[Agreement], None],
     folder: Path,
@@ -170,7 +176,7 @@ def _compared(
 ) -> None:
     """Compare what the bundle answers with a stock session."""
     show(1, 1, "comparing what it answers with a stock session")
-    on_compared(compare_with_stock(folder, manifest, source.path, feeds))
+    on_compared(compare_with_stock(folder, manifest, source.path, feeds, runtime))
 
 
 def _add_training(
