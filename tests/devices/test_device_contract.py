@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from far_devices import FarDevice
 from served_devices import Served, served
 
 from splitload import devices
-from splitload.base.errors import SplitloadError
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.read import read_manifest
 from splitload.devices import tuning
 from splitload.devices.host import HostDevice
-from splitload.devices.machine import Machine
-from splitload.devices.measuring import MeasuringDevice
 from splitload.devices.pairing import read_address
 from splitload.devices.remote import RemoteDevice
 from splitload.devices.stored import write_profile
-from splitload.measure.fresh import run_job
-from splitload.measure.job import MODEL_JOBS, Job, read_job
 from splitload.measure.sampling import Arm
-from splitload.measure.stage_jobs import STAGE_JOBS
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 
 SIMULATED = [name for name, path in devices.names().items() if path is not None]
-
-
-class FarDevice(MeasuringDevice):
-    """A device that gets nothing but a message and a copy of its folder, as one on the network does."""
-
-    description = "a board, for tests"
-
-    def __init__(self, cache: Path) -> None:
-        super().__init__(Machine("board", "the board", 2, "toy64", "Toy", lambda: "1.0", self._run), cache, repeats=1)
-
-    @staticmethod
-    def _run(
-        job: Job, folder: Path, failed: Callable[[str], SplitloadError], *, cold: Sequence[Path] = ()
-    ) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="splitload-far-") as made:
-            there = shutil.copytree(folder, Path(made) / "job")
-            message = json.dumps(job.to_json())
-            assert f'"{folder.anchor}' not in message, "it names files of this machine"
-            return run_job(read_job(json.loads(message), (*MODEL_JOBS, *STAGE_JOBS)), there, failed)
 
 
 @pytest.fixture(scope="module")
