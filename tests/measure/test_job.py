@@ -19,6 +19,16 @@ from splitload.bundle.manifest import TensorSpec
 from splitload.measure import __main__ as program
 from splitload.measure import epoch
 from splitload.measure.fresh import run_job, save_inputs
+from splitload.measure.graph_jobs import (
+    GRAPH_JOBS,
+    OpenGraph,
+    OptimizeGraph,
+    PieceFile,
+    RaceGraphs,
+    RunGraph,
+    RunStages,
+    SeeShapes,
+)
 from splitload.measure.job import (
     MODEL_JOBS,
     VERSION,
@@ -41,7 +51,7 @@ from splitload.measure.stage_jobs import (
     TryScheme,
 )
 
-CLASSES = (*MODEL_JOBS, *STAGE_JOBS)
+CLASSES = (*MODEL_JOBS, *STAGE_JOBS, *GRAPH_JOBS)
 ADD = "g (float[2] x) => (float[2] y) { y = Add(x, x) }"
 INPUTS = (Input("x", "tensor(float)", (1, "n", None), "x.npy"), Input("y", "tensor(bfloat16)", None))
 STAGE = StageFile((0, 2), "blocks.ort", ("x",), (TensorSpec("h", "tensor(float)", None),), optimized=False)
@@ -56,6 +66,12 @@ JOBS: list[Job] = [
     ConvertModel("tuned", "zoo:vgg19", "m.onnx", "out", INPUTS),
     TrainEpoch("torch", "m.pt", "train.npz", "fc", 16, 1e-3, 2, {"package": "torchvision", "name": "vgg19"}),
     LoadModule("copy", "cpu", "float32", 1, 64, 3),
+    OptimizeGraph("0/m.onnx", "model.onnx", "all", ("ab" * 32,)),
+    OpenGraph("m.ort", prepack=True),
+    RunGraph("0/m.onnx", INPUTS, ("y",), "stock", 2),
+    RunStages(INPUTS, (STAGE,), ("y",)),
+    SeeShapes(INPUTS, (PieceFile("0/0.onnx", ("x",), ("h", "y"), ("h",)),)),
+    RaceGraphs("0/m.onnx", "1/m.onnx", INPUTS),
 ]
 
 
