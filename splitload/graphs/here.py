@@ -14,10 +14,10 @@ from splitload.base.errors import SplitloadError
 from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import StageEntry, TensorSpec
 from splitload.graphs.observe import plain_options
-from splitload.graphs.rewrite import EXTERNAL_FROM_BYTES
 from splitload.graphs.runtime import Beside, GraphPiece, How, Level, Model, Race, Refusal, Signature, StageRefusal
 from splitload.runtime.inputs import DTYPES
 from splitload.runtime.session import open_session, run_stage, still_read, to_python
+from splitload.runtime.settings import written_entries
 from splitload.runtime.stock import path_option, session_beside, stock_session
 
 ROUNDS = 11  # of a race
@@ -70,12 +70,8 @@ class Here:
             "none": levels.ORT_DISABLE_ALL,
         }[level]
         options.optimized_model_filepath = path_option(target)
-        if target.suffix == ".ort":
-            options.add_session_config_entry("session.save_model_format", "ORT")
-        else:
-            name = "session.optimized_model_external_initializers"
-            options.add_session_config_entry(f"{name}_file_name", f"{target.stem}.bin")
-            options.add_session_config_entry(f"{name}_min_size_in_bytes", str(EXTERNAL_FROM_BYTES))
+        for entry in written_entries(target.name).items():
+            options.add_session_config_entry(*entry)
         with _refusals():
             return _signature(_session(model, options))
 

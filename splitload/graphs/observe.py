@@ -12,7 +12,7 @@ import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.graphs.pieces import pieces_of
-from splitload.graphs.runtime import Beside, GraphRuntime, Signature, is_of_device
+from splitload.graphs.runtime import Beside, GraphRuntime, Refusal, Signature, is_of_device
 from splitload.plan.graph import Tensor, used_names
 from splitload.runtime.inputs import DTYPES, example_inputs
 
@@ -56,8 +56,7 @@ def observe(
         runtime: Which onnxruntime.
 
     Raises:
-        ModelError: If it does not run on `feeds`.
-        Refusal: If it does not load.
+        ModelError: If it does not load, or not run on `feeds`.
     """
     import onnx
 
@@ -68,7 +67,12 @@ def observe(
     names = used_names(name for node in body for name in node.output)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
     whole = Beside(path.parent, probe.SerializeToString())
-    signature = runtime.open(whole)
+    try:
+        signature = runtime.open(whole)
+    except Refusal as error:
+        raise ModelError(
+            f"onnxruntime {runtime.version} does not tell the types of '{path.name}': {one_line(error)}"
+        ) from error
     found: dict[str, tuple[Tensor, tuple[int, ...] | None]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     given_feeds = example_inputs(signature.inputs, feeds) if feeds else None

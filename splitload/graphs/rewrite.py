@@ -10,9 +10,9 @@ from typing import Any
 
 from splitload.base.errors import OutputError
 from splitload.graphs.proto import all_tensors, external_entry, is_external, point
+from splitload.runtime.settings import EXTERNAL_FROM_BYTES as EXTERNAL_FROM_BYTES
 from splitload.runtime.stock import runtime_path
 
-EXTERNAL_FROM_BYTES = 1024  # smaller weights stay inside the graph file
 _WEIGHTS = "model.bin"
 _PAGE_BYTES = 4096
 _CHUNK_BYTES = 8 << 20

@@ -204,7 +204,7 @@ def _splitload(job: dict[str, Any], feeds: dict[str, Any]) -> Open:
     from splitload import ParallelLoader
 
     import_s = time.perf_counter() - before
-    arrays: Any = "buffers" if job["arm"] == "splitload-buffers" or not _has_numpy() else "numpy"
+    arrays: Any = "buffers" if job["arm"] == "splitload-buffers" or not has_module("numpy") else "numpy"
 
     def load() -> Opened:
         model = ParallelLoader(job["path"], threads=job["threads"], arrays=arrays)
@@ -295,16 +295,16 @@ _LATE = (*_ON_ONNXRUNTIME, "openvino")  # take values when they run
 
 def feeds_of(job: dict[str, Any], folder: str) -> dict[str, Any]:
     """Return the inputs, as the arm takes them; without numpy those of onnxruntime are buffers."""
-    takes_buffers = job["arm"] == "splitload-buffers" or (job["arm"] in _ON_ONNXRUNTIME and not _has_numpy())
+    takes_buffers = job["arm"] == "splitload-buffers" or (job["arm"] in _ON_ONNXRUNTIME and not has_module("numpy"))
     feed = _buffer if takes_buffers else _feed
     return {row["name"]: feed(row, folder) for row in job["inputs"]}
 
 
-def _has_numpy() -> bool:
-    """Return whether numpy is installed, without importing it."""
+def has_module(name: str) -> bool:
+    """Return whether a package is installed, without importing it."""
     from importlib.machinery import PathFinder
 
-    return "numpy" in sys.modules or PathFinder.find_spec("numpy") is not None
+    return name in sys.modules or PathFinder.find_spec(name) is not None
 
 
 def _buffer(row: dict[str, Any], folder: str) -> Any:

@@ -1,20 +1,26 @@
-"""Does the jobs on the graph of a model in a fresh process, with the onnxruntime that is there; needs no onnx."""
+"""Does the jobs on the graph of a model in a fresh process, with the onnxruntime that is there; needs no onnx.
+
+Without numpy, or without onnxruntime's Python module, the C library does them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitload.base.pieces import PIECE_BYTES
 from splitload.bundle.references import stored_pieces
-from splitload.graphs.here import HERE, StageWay, run_staged, seen_shapes
 from splitload.graphs.runtime import GraphPiece, Refusal, Signature, StageRefusal
-from splitload.measure.__main__ import saved_output
+from splitload.measure.__main__ import has_module, saved_output
 from splitload.measure.graph_jobs import OpenGraph, OptimizeGraph, RaceGraphs, RunGraph, RunStages, SeeShapes
 from splitload.measure.job import Input, Job
-from splitload.runtime.inputs import example_inputs, load_feeds
+from splitload.measure.stage_jobs import StageFile
+from splitload.runtime.inputs import Arrays, example_inputs, load_feeds
+
+if TYPE_CHECKING:
+    from splitload.measure.library_graphs import LibraryGraphs
 
 _REASON = 2000  # characters
 
@@ -22,16 +28,53 @@ _REASON = 2000  # characters
 def answer(job: Job, folder: Path) -> dict[str, Any]:
     """Do one of the jobs on graphs; return its answer."""
     try:
-        return {"refused": None, **_WORK[type(job)](job, folder)}
+        return {"refused": None, **_WORK[type(job)](job, folder, _place())}
     except StageRefusal as refused:
         return {"refused": str(refused)[:_REASON], "stage": refused.number}
     except Refusal as refused:
         return {"refused": str(refused)[:_REASON]}
 
 
-def _optimize(job: OptimizeGraph, folder: Path) -> dict[str, Any]:
+class _Module:
+    """The Python module, with the methods of `LibraryGraphs`."""
+
+    arrays: Arrays = "numpy"
+
+    def __init__(self) -> None:
+        from splitload.graphs import here
+
+        self._here = here
+        self.optimize, self.open, self.run = here.HERE.optimize, here.HERE.open, here.HERE.run
+        self.race, self.shapes = here.HERE.race, here.seen_shapes
+
+    def staged(
+        self, folder: Path, stages: Sequence[StageFile], outputs: Sequence[str], feeds: Mapping[str, Any]
+    ) -> list[Any]:
+        """Return outputs of a variant of a bundle."""
+        ways = [
+            self._here.StageWay(
+                folder / stage.graph,
+                stage.inputs,
+                stage.outputs,
+                {"prepack": stage.prepack, "optimize": stage.optimize(stage.prepack)},
+            )
+            for stage in stages
+        ]
+        return self._here.run_staged(ways, outputs, feeds)
+
+
+def _place() -> _Module | LibraryGraphs:
+    """Return what does the job."""
+    if has_module("numpy") and has_module("onnxruntime"):
+        return _Module()
+    from splitload.measure.library_graphs import LibraryGraphs
+
+    return LibraryGraphs()
+
+
+def _optimize(job: OptimizeGraph, folder: Path, place: Any) -> dict[str, Any]:
     """Optimise a graph; leave of its weights what the asker does not know."""
-    signature = HERE.optimize(folder / job.graph, folder / job.target, job.level)
+    signature = place.optimize(folder / job.graph, folder / job.target, job.level)
     weights = [] if job.weights_file is None else _keep_new(folder / job.target, folder / job.weights_file, job.known)
     return {**_said(signature), "weights": weights}
 
@@ -67,39 +110,31 @@ def _each_chunk(source: Any, offset: int, length: int, take: Callable[[bytes], A
         length -= len(chunk)
 
 
-def _open(job: OpenGraph, folder: Path) -> dict[str, Any]:
-    return _said(HERE.open(folder / job.graph, optimize=job.optimize, prepack=job.prepack))
+def _open(job: OpenGraph, folder: Path, place: Any) -> dict[str, Any]:
+    return _said(place.open(folder / job.graph, optimize=job.optimize, prepack=job.prepack))
 
 
-def _run(job: RunGraph, folder: Path) -> dict[str, Any]:
-    feeds = _values(job.inputs, folder)
-    return _saved(HERE.run(folder / job.graph, job.outputs, feeds, how=job.how, times=job.times), folder)
+def _run(job: RunGraph, folder: Path, place: Any) -> dict[str, Any]:
+    feeds = _values(job.inputs, folder, place.arrays)
+    return _saved(place.run(folder / job.graph, job.outputs, feeds, how=job.how, times=job.times), folder)
 
 
-def _staged(job: RunStages, folder: Path) -> dict[str, Any]:
-    stages = [
-        StageWay(
-            folder / stage.graph,
-            stage.inputs,
-            stage.outputs,
-            {"prepack": stage.prepack, "optimize": stage.optimize(stage.prepack)},
-        )
-        for stage in job.stages
-    ]
-    return _saved(run_staged(stages, job.outputs, _values(job.inputs, folder)), folder)
+def _staged(job: RunStages, folder: Path, place: Any) -> dict[str, Any]:
+    return _saved(place.staged(folder, job.stages, job.outputs, _values(job.inputs, folder, place.arrays)), folder)
 
 
-def _shapes(job: SeeShapes, folder: Path) -> dict[str, Any]:
+def _shapes(job: SeeShapes, folder: Path, place: Any) -> dict[str, Any]:
     pieces = ((folder / each.graph, GraphPiece(b"", each.reads, each.makes, each.kept)) for each in job.pieces)
-    return {"shapes": seen_shapes(pieces, _values(job.inputs, folder))}
+    return {"shapes": place.shapes(pieces, _values(job.inputs, folder, place.arrays))}
 
 
-def _race(job: RaceGraphs, folder: Path) -> dict[str, Any]:
-    feeds = _values(job.inputs, folder)
-    return HERE.race(folder / job.changed, folder / job.original, feeds)._asdict()
+def _race(job: RaceGraphs, folder: Path, place: Any) -> dict[str, Any]:
+    feeds = _values(job.inputs, folder, place.arrays)
+    race: dict[str, Any] = place.race(folder / job.changed, folder / job.original, feeds)._asdict()
+    return race
 
 
-_WORK: dict[type[Job], Callable[[Any, Path], dict[str, Any]]] = {
+_WORK: dict[type[Job], Callable[[Any, Path, Any], dict[str, Any]]] = {
     OptimizeGraph: _optimize,
     OpenGraph: _open,
     RunGraph: _run,
@@ -119,7 +154,7 @@ def _saved(values: list[Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _values(inputs: Sequence[Input], folder: Path) -> dict[str, Any]:
+def _values(inputs: Sequence[Input], folder: Path, arrays: Arrays) -> dict[str, Any]:
     """Return a value for each input, from its file where it has one."""
     files = {each.name: str(folder / each.file) for each in inputs if each.file is not None}
-    return example_inputs(inputs, load_feeds(files))
+    return example_inputs(inputs, load_feeds(files, arrays), arrays=arrays)

@@ -27,6 +27,7 @@ _DEVICE_ALLOCATOR, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 0, 1, 0
 _RETURN_STATUS: dict[str, tuple[Any, ...]] = {
     "AddRunConfigEntry": (c_void_p, c_char_p, c_char_p),
     "AddSessionConfigEntry": (c_void_p, c_char_p, c_char_p),
+    "CastTypeInfoToTensorInfo": (c_void_p, c_void_p),
     "CreateAndRegisterAllocator": (c_void_p, c_void_p, c_void_p),
     "CreateArenaCfgV2": (c_void_p, c_void_p, c_size_t, c_void_p),
     "CreateCpuMemoryInfo": (c_int, c_int, c_void_p),
@@ -43,6 +44,7 @@ _RETURN_STATUS: dict[str, tuple[Any, ...]] = {
     "GetAllocatorWithDefaultOptions": (c_void_p,),
     "GetDimensions": (c_void_p, c_void_p, c_size_t),
     "GetDimensionsCount": (c_void_p, c_void_p),
+    "GetSymbolicDimensions": (c_void_p, c_void_p, c_size_t),
     "GetTensorElementType": (c_void_p, c_void_p),
     "GetTensorMutableData": (c_void_p, c_void_p),
     "GetTensorTypeAndShape": (c_void_p, c_void_p),
@@ -51,9 +53,12 @@ _RETURN_STATUS: dict[str, tuple[Any, ...]] = {
     "SessionOptionsSetCustomJoinThreadFn": (c_void_p, c_void_p),
     "SessionGetInputCount": (c_void_p, c_void_p),
     "SessionGetInputName": (c_void_p, c_size_t, c_void_p, c_void_p),
+    "SessionGetInputTypeInfo": (c_void_p, c_size_t, c_void_p),
     "SessionGetOutputCount": (c_void_p, c_void_p),
     "SessionGetOutputName": (c_void_p, c_size_t, c_void_p, c_void_p),
+    "SessionGetOutputTypeInfo": (c_void_p, c_size_t, c_void_p),
     "SetIntraOpNumThreads": (c_void_p, c_int),
+    "SetOptimizedModelFilePath": (c_void_p, c_void_p),
     "SetSessionGraphOptimizationLevel": (c_void_p, c_int),
     "SetSessionLogSeverityLevel": (c_void_p, c_int),
 }
@@ -71,6 +76,7 @@ _OTHERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
             "SessionOptions",
             "Status",
             "TensorTypeAndShapeInfo",
+            "TypeInfo",
             "Value",
         )
     },

@@ -9,6 +9,7 @@ import sys
 from ctypes import c_char_p, c_int64, c_void_p
 
 from splitload.base.kept import kept
+from splitload.bundle.manifest import TensorSpec
 from splitload.runtime.capi.elements import BY_NUMBER
 from splitload.runtime.capi.library import Library, RuntimeFailure
 from splitload.runtime.capi.memory import Memory
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+_NOT_IMPLEMENTED = 9  # of `OrtErrorCode`
 _ARENA_BYTES = 8 << 20  # what many small models compute in; a larger one's arena goes on in regions of its own
 
 
@@ -86,6 +88,18 @@ class Session:
         """Return the names of the outputs, in order."""
         return self._listed(self._library.SessionGetOutputCount, self._library.SessionGetOutputName)
 
+    def signature(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Return what its model takes and gives; of an unknown rank and of a scalar the shape has no sizes.
+
+        Raises:
+            RuntimeFailure: If something is no tensor of numbers.
+        """
+        library = self._library
+        return (
+            self._described(self.input_names(), library.SessionGetInputTypeInfo),
+            self._described(self.output_names(), library.SessionGetOutputTypeInfo),
+        )
+
     def reserve(self, size_bytes: int) -> None:
         """Have its arena hold a free piece of memory of so many bytes.
 
@@ -93,6 +107,26 @@ class Session:
             RuntimeFailure: If there is none.
         """
         self._library.widen_arena(self._handle, size_bytes, large_pages=False)
+
+    def _described(self, names: Sequence[str], info_of: Any) -> list[TensorSpec]:
+        library, specs = self._library, []
+        for index, name in enumerate(names):
+            info = library.made(info_of, self._handle, index)
+            try:
+                tensor = library.made(library.CastTypeInfoToTensorInfo, info)  # which is a part of it
+                number = library.number(library.GetTensorElementType, tensor) if tensor else 0
+                if number not in BY_NUMBER:
+                    raise RuntimeFailure(_NOT_IMPLEMENTED, f"'{name}' is no tensor of numbers")
+                count = library.number(library.GetDimensionsCount, tensor)
+                sizes, words = (c_int64 * count)(), (c_char_p * count)()
+                library.GetDimensions(tensor, ctypes.addressof(sizes), count)
+                library.GetSymbolicDimensions(tensor, ctypes.addressof(words), count)
+                named = [(word or b"").decode() or None for word in words]
+            finally:
+                library.ReleaseTypeInfo(info)
+            shape = tuple(size if size >= 0 else word for size, word in zip(sizes, named, strict=True))
+            specs.append(TensorSpec(name, BY_NUMBER[number].type, shape))
+        return specs
 
     def _listed(self, count: Any, name_of: Any) -> list[str]:
         library, names = self._library, []
@@ -183,6 +217,40 @@ def open_session(
             except RuntimeFailure:  # there is no room for it: the model may have enough
                 pass
         return session
+    finally:
+        library.ReleaseSessionOptions(options)
+
+
+def written_session(
+    library: Library,
+    model: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    entries: Mapping[str, str],
+    *,
+    level: int,
+) -> Session:
+    """Return a session that has written its graph, as it is optimised, to a file.
+
+    Args:
+        library: What makes it.
+        model: The model's file.
+        target: The file to write.
+        entries: Configuration entries.
+        level: A `GraphOptimizationLevel`.
+
+    Raises:
+        RuntimeFailure: If it cannot be made, or the file not be written.
+    """
+    options = library.made(library.CreateSessionOptions)
+    try:
+        library.SetSessionGraphOptimizationLevel(options, level)
+        library.SetSessionLogSeverityLevel(options, FATAL)
+        paths = [_path(path, sys.platform) for path in (model, target)]
+        library.SetOptimizedModelFilePath(options, ctypes.addressof(paths[1]))
+        for key, value in entries.items():
+            library.AddSessionConfigEntry(options, key.encode(), value.encode())
+        made = library.made(library.CreateSession, library.env, ctypes.addressof(paths[0]), options)
+        return Session(library, made)
     finally:
         library.ReleaseSessionOptions(options)
 
