@@ -40,6 +40,7 @@ class FarDevice(MeasuringDevice):
     Attributes:
         jobs: Kinds of the jobs that it did.
         returned_bytes: Of the files that it sent back.
+        variants: Kinds of those that it loaded.
     """
 
     description = "a board, for tests"
@@ -49,6 +50,7 @@ class FarDevice(MeasuringDevice):
         super().__init__(machine, cache, repeats=1)
         self.jobs: list[str] = []
         self.returned_bytes = 0
+        self.variants: set[str | None] = set()
 
     def _run(
         self, job: Job, folder: Path, failed: Callable[[str], SplitloadError], *, cold: Sequence[Path] = ()
@@ -66,6 +68,7 @@ class FarDevice(MeasuringDevice):
             read = read_job(json.loads(message), PORTABLE_JOBS)
             check_portable(read)
             answer = check_answer(job, run_job(read, there, failed, environment={"PYTHONPATH": made}))
+            self.variants.add(answer.get("variant"))
             for name in files_made(job, answer):
                 self.returned_bytes += (there / name).stat().st_size
                 shutil.copyfile(there / name, folder / name)

@@ -63,6 +63,7 @@ class Steps:
         add_training: Given the folder and the trainable last stage, writes what trains it there, if that can be, and
             says what it wrote.
         check: Called with the folder and the manifest when all is written; what it raises leaves the target as it was.
+        canary: Whether native variants get one; a bundle that is measured where it was made for, and gone, needs none.
     """
 
     on_progress: Callable[[int, int], None] | None = None
@@ -71,6 +72,7 @@ class Steps:
     with_others: Callable[[Path, Sequence[Variant]], Sequence[Variant]] | None = None
     add_training: Callable[[Path, StageEntry], Training | None] | None = None
     check: Callable[[Path, Manifest], None] | None = None
+    canary: bool = True
 
 
 def build_bundle(
@@ -218,7 +220,7 @@ def _write_variants(
                 steps.on_progress(done, total)
         if plan.trainable_from is not None:
             tail = stages[-1]
-        variant = _variant(plan, stages, makers, folder, steps.on_note, maker)
+        variant = _variant(plan, stages, makers, folder, steps, maker)
         variants.append(variant if plan.scheme is None else plan.scheme.of(variant))
     return variants
 
@@ -228,7 +230,7 @@ def _variant(
     stages: list[StageEntry],
     makers: set[int],
     folder: Path,
-    on_note: Callable[[str], None] | None,
+    steps: Steps,
     runtime: GraphRuntime,
 ) -> Variant:
     """Return the variant of some stages; those that share weights and make none are not made anew when they run."""
@@ -240,7 +242,7 @@ def _variant(
         threads=plan.threads,
         overlap=True,
         stages=tuple(stages),
-        needs=_needs(plan.graph, folder, on_note, runtime) if native else None,
+        needs=_needs(plan.graph, folder, steps.on_note, runtime) if native and steps.canary else None,
     )
     for number in variant.sharing() - makers:
         stages[number] = stages[number]._replace(upgrade=False)

@@ -260,8 +260,14 @@ class StageWriter:
         if self._store is not None and (kept := self._store.take(key, folder, stem)) is not None:
             return kept.file, kept.read_order
         unnamed = folder / f"{stem}.part.ort"
-        whole = Beside(self._graph.path.parent, model.SerializeToString())
-        if not any(self._converts(each, whole, folder, unnamed) for each in dict.fromkeys((HERE, self._runtime))):
+        for runtime in dict.fromkeys((HERE, self._runtime)):  # nothing is run: layouts may be those of any processor
+            try:
+                runtime.optimize(Beside(self._graph.path.parent, model.SerializeToString()), unnamed, "none")
+                break
+            except Refusal as refused:
+                refuse_full_disk(folder, self._graph.source_bytes, refused)
+                unnamed.unlink(missing_ok=True)
+        else:
             return None, ()
         read_order = lay_out(unnamed, [tensor.name for tensor in model.graph.initializer], _tables(model.graph))
         sha256 = sha256_of(unnamed)
@@ -270,16 +276,6 @@ class StageWriter:
         if self._store is not None:
             self._store.keep(key, path, file, read_order)
         return file, read_order
-
-    def _converts(self, runtime: GraphRuntime, model: Beside, folder: Path, path: Path) -> bool:
-        """Write a model as an .ort file, which runs nothing; return whether a runtime can."""
-        try:
-            runtime.optimize(model, path, "none")
-        except Refusal as refused:
-            refuse_full_disk(folder, self._graph.source_bytes, refused)
-            path.unlink(missing_ok=True)
-            return False
-        return True
 
     def _key(self, content: bytes) -> str:
         """Return the key, in a store, of what is made of `content` and of the weights beside the graph."""

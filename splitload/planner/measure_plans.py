@@ -67,7 +67,7 @@ def measure_plans(
                         bundle,
                         [plan, *portable],
                         device="host",
-                        steps=Steps(choose=_plain),
+                        steps=Steps(choose=_plain, canary=False),
                         store=store,
                         runtime=device.runtime,
                     )

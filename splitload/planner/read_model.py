@@ -67,7 +67,8 @@ def read_model(
             f"the default value of {', '.join(source.defaults)} is built in, the bundle has no such input; to give "
             "another one, make it an input without a default"
         )
-    with report.status(f"optimising {source.name}"):
+    where = "" if device.runtime.is_here else f" on {device.runtime.words}"
+    with report.status(f"optimising {source.name}{where}"):
         if trainable is None:
             graph = load_graph(
                 source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import models
 import numpy as np
@@ -16,7 +16,8 @@ from far_devices import CPU, FarDevice
 from splitload.base.errors import DeviceError, ModelError, SplitloadError
 from splitload.base.machine import cpu_architecture
 from splitload.build.agreement import compare_with_stock
-from splitload.build.assemble import VariantPlan, build_bundle
+from splitload.build.assemble import Steps, VariantPlan, build_bundle
+from splitload.bundle.manifest import Manifest
 from splitload.bundle.read import read_manifest
 from splitload.devices.graph_runtime import FarRuntime
 from splitload.devices.machine import Machine
@@ -48,6 +49,26 @@ def pictures(seed: int = 0) -> onnx.ModelProto:
     return models.text(text, **{name: rng.standard_normal(size).astype("f") for name, size in sizes.items()})
 
 
+class Made(NamedTuple):
+    """A bundle that was made for a board, and what it is made of."""
+
+    far: FarDevice
+    source: Source
+    cache: Path
+    plans: list[VariantPlan]
+    folder: Path
+    manifest: Manifest
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("far")
+    far, source, cache = FarDevice(folder), opened(folder), folder / "cache"
+    there = plans(source, cache, far.runtime)
+    manifest = build_bundle(folder / "b.splitload", there, device="board", runtime=far.runtime)
+    return Made(far, source, cache, there, folder / "b.splitload", manifest)
+
+
 @pytest.fixture
 def far(tmp_path: Path) -> FarDevice:
     return FarDevice(tmp_path / "far")
@@ -69,18 +90,17 @@ def test_a_machine_like_this_one_has_its_graphs_made_here(tmp_path: Path, far: F
     assert (far.runtime.cpu, far.runtime.version, far.runtime.is_here) == (CPU, HERE.version, False)
 
 
-def test_the_graph_that_is_made_there_is_the_one_that_is_made_here(tmp_path: Path, far: FarDevice) -> None:
-    source = opened(tmp_path)
-    here, there = (load_graph(source, "native", tmp_path / "cache", runtime=each) for each in (HERE, far.runtime))
+def test_the_graph_that_is_made_there_is_the_one_that_is_made_here(made: Made) -> None:
+    far, there = made.far, made.plans[0].graph
+    here = load_graph(made.source, "native", made.cache)
     assert CPU in there.path.parent.name
     assert CPU not in here.path.parent.name
     for suffix in (".onnx", ".bin"):
         assert there.path.with_suffix(suffix).read_bytes() == here.path.with_suffix(suffix).read_bytes()
     assert (there.nodes, there.tensors, there.weights_bytes) == (here.nodes, here.tensors, here.weights_bytes)
-    assert far.jobs.count("optimize") >= 2  # of the model, and of what tells how many channels a block has
     assert channel_block(far.runtime) == channel_block()
     done = len(far.jobs)
-    assert load_graph(source, "native", tmp_path / "cache", runtime=far.runtime) == there
+    assert load_graph(made.source, "native", made.cache, runtime=far.runtime) == there
     assert "optimize" not in far.jobs[done:]  # it is in the cache
 
 
@@ -98,57 +118,53 @@ def test_weights_that_are_here_do_not_come_back(tmp_path: Path, far: FarDevice) 
     assert returned < 2 * 64 * 64 * 4
 
 
-def test_train_makes_a_bundle_on_the_device(
-    tmp_path: Path, far: FarDevice, monkeypatch: pytest.MonkeyPatch, few_samples: None
+def test_a_bundle_that_is_made_there_is_the_one_that_is_made_here(made: Made, tmp_path: Path) -> None:
+    found, portable = made.manifest.variants
+    here = build_bundle(tmp_path / "here.splitload", plans(made.source, made.cache, HERE), device="host").variants
+    assert (found.kind, found.cpu, found.runtime) == ("native", CPU, HERE.version)
+    assert [stage.graph for stage in found.stages] == [stage.graph for stage in here[0].stages]
+    assert [stage.graph for stage in portable.stages] == [stage.graph for stage in here[1].stages]
+    needs, expected = found.needs, here[0].needs
+    assert needs is not None
+    assert expected is not None
+    assert needs.canary is not None
+    assert expected.canary is not None
+    assert needs._replace(canary=None) == expected._replace(canary=None)
+    assert needs.canary.answers == expected.canary.answers  # to the bit; its graph onnxruntime orders at will
+
+
+def test_train_tries_and_measures_it_there(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_samples: None
 ) -> None:
-    source = opened(tmp_path)
-    monkeypatch.setattr(training, "open_device", lambda *_, **__: far)
+    monkeypatch.setattr(training, "open_device", lambda *_, **__: made.far)
+    target, begun = tmp_path / "b.splitload", len(made.far.jobs)
     request = TrainRequest(
-        cache=tmp_path / "cache",
-        model=str(source.path),
-        device="board",
-        output=str(tmp_path / "b.splitload"),
-        split_points=(1,),
+        cache=made.cache, model=str(made.source.path), device="board", output=str(target), split_points=(1,)
     )
     result = training.train(request, LogReport())
     assert result.agreement is not None
     assert result.agreement.agrees
     assert set(result.agreement.difference) == {"native", "portable"}
-    native, portable = read_manifest(tmp_path / "b.splitload", "hashes").variants
-    here = build_bundle(tmp_path / "here.splitload", plans(source, tmp_path / "cache", HERE), device="host")
-    assert (native.kind, native.cpu, native.runtime) == ("native", CPU, HERE.version)
-    assert native.needs is not None
-    expected = here.variants[0].needs
-    assert expected is not None
-    assert native.needs._replace(canary=None) == expected._replace(canary=None)
-    assert native.needs.canary is not None
-    assert expected.canary is not None
-    assert native.needs.canary.answers == expected.canary.answers
-    assert [stage.graph for stage in native.stages] == [stage.graph for stage in here.variants[0].stages]
-    assert [stage.graph for stage in portable.stages] == [stage.graph for stage in here.variants[1].stages]
-    assert {"optimize", "open", "run", "staged", "shapes", "stages", "load"} <= set(far.jobs)
+    assert read_manifest(target, "hashes").variants[0].cpu == CPU
+    assert {"open", "run", "staged", "stages", "load"} <= set(made.far.jobs[begun:])
+    assert "native" in made.far.variants
+    assert "portable" not in made.far.variants
 
 
-def test_a_variant_that_answers_otherwise_there_is_told_of(tmp_path: Path, far: FarDevice) -> None:
-    right, wrong = opened(tmp_path), opened(tmp_path, pictures(seed=1), "wrong")
-    bundles = {}
-    for source in (right, wrong):
-        target = tmp_path / f"{source.name}.splitload"
-        bundles[source.name] = build_bundle(
-            target, plans(source, tmp_path / "cache", far.runtime), device="board", runtime=far.runtime
-        )
-    folder, manifest = tmp_path / "pictures.splitload", bundles["pictures"]
-    assert compare_with_stock(folder, manifest, right.path, {}, far.runtime).agrees
-    assert set(compare_with_stock(folder, manifest, right.path, {}).difference) == {"portable"}
-    shutil.copytree(tmp_path / "wrong.splitload", folder, dirs_exist_ok=True)
-    mixed = manifest._replace(variants=(bundles["wrong"].variants[0], manifest.variants[1]))
-    found = compare_with_stock(folder, mixed, right.path, {}, far.runtime)
+def test_a_variant_that_answers_otherwise_there_is_told_of(made: Made, tmp_path: Path) -> None:
+    path, runtime, manifest = made.source.path, made.far.runtime, made.manifest
+    folder = shutil.copytree(made.folder, tmp_path / "b.splitload")
+    assert set(compare_with_stock(folder, manifest, path, {}).difference) == {"portable"}
+    other = plans(opened(tmp_path, pictures(seed=1), "other"), made.cache, HERE)
+    wrong = build_bundle(tmp_path / "other.splitload", other, device="host").variants[0]._replace(cpu=CPU)
+    shutil.copytree(tmp_path / "other.splitload", folder, dirs_exist_ok=True)
+    found = compare_with_stock(folder, manifest._replace(variants=(wrong, manifest.variants[1])), path, {}, runtime)
     assert found.difference["native"] > 0.01
     assert found.difference["portable"] <= 1e-4
-    lost = mixed.variants[0].stages[1]._replace(graph=mixed.variants[0].stages[0].graph)
-    broken = mixed.variants[0]._replace(stages=(mixed.variants[0].stages[0], lost))
+    first, second = manifest.variants[0].stages
+    broken = manifest.variants[0]._replace(stages=(first, second._replace(graph=first.graph)))
     with pytest.raises(ModelError, match=r"stage 2 of 2 \(native graph\) does not run"):
-        compare_with_stock(folder, mixed._replace(variants=(broken,)), right.path, {}, far.runtime)
+        compare_with_stock(folder, manifest._replace(variants=(broken, manifest.variants[1])), path, {}, runtime)
 
 
 def test_what_onnxruntime_refuses_there_it_refuses_here(tmp_path: Path, far: FarDevice) -> None:
@@ -210,15 +226,15 @@ def test_a_process_that_ends_there_is_one_clear_line(tmp_path: Path, far: FarDev
 
 
 def test_a_stage_that_this_desk_cannot_convert_is_converted_there(
-    tmp_path: Path, far: FarDevice, monkeypatch: pytest.MonkeyPatch
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some operators are those of one family of processors: here such a kernel is missing."""
-    made = plans(opened(tmp_path), tmp_path / "cache", far.runtime)
-    expected = build_bundle(tmp_path / "a.splitload", made, device="board", runtime=far.runtime)
 
-    def lacks(self: Any, model: Any, target: Path, level: str) -> Any:
+    def lacks(*_: Any) -> Any:
         raise Refusal("Could not find an implementation for NhwcFusedConv")
 
     monkeypatch.setattr(type(HERE), "optimize", lacks)
-    found = build_bundle(tmp_path / "b.splitload", made, device="board", runtime=far.runtime)
-    assert found.variants[0].stages == expected.variants[0].stages
+    steps, begun = Steps(canary=False), len(made.far.jobs)
+    found = build_bundle(tmp_path / "b", made.plans, device="board", steps=steps, runtime=made.far.runtime)
+    assert found.variants[0].stages == made.manifest.variants[0].stages
+    assert made.far.jobs[begun:] == ["optimize", "open"] * 2
