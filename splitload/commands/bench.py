@@ -211,8 +211,10 @@ def _subject(
         with console.status(f"reading {model}"):
             source = open_source(word, cache)
             feeds = {**source.examples, **feeds}
-            graph = load_graph(source, "native", cache, max_blocks=options.max_blocks, feeds=feeds)
-    return Subject(model, source, graph, bundle, feeds, cache, synthetic=options.deep is not None), plan
+            most = options.max_blocks
+            graph = load_graph(source, "native", cache, max_blocks=most, feeds=feeds, runtime=measuring.runtime)
+    synthetic = options.deep is not None
+    return Subject(model, source, graph, bundle, feeds, cache, synthetic, measuring.runtime), plan
 
 
 def _arms(

@@ -19,7 +19,10 @@ from splitload.base.machine import available_threads, cpu_architecture
 from splitload.base.packages import install
 from splitload.frontends.onnx import Source, model_files
 from splitload.frontends.torch_packages import INSTALL as INSTALL_TORCH
-from splitload.measure.convert import BATCH
+from splitload.graphs.here import HERE
+from splitload.graphs.observe import one_line
+from splitload.graphs.runtime import GraphRuntime, Refusal
+from splitload.measure.convert import BATCH, tune_into
 from splitload.measure.fresh import run_job
 from splitload.measure.job import ConvertModel
 from splitload.measure.sampling import Arm, saved_inputs
@@ -46,6 +49,7 @@ class Subject:
         feeds: Values of inputs that are given.
         cache: The user's cache folder.
         synthetic: Whether the model only stands for its depth: no other engine is asked.
+        runtime: What graphs that onnxruntime optimises are made for, and by.
     """
 
     model: str
@@ -55,6 +59,7 @@ class Subject:
     feeds: Mapping[str, Any]
     cache: Path
     synthetic: bool = False
+    runtime: GraphRuntime = HERE
 
 
 def make_arm(name: str, subject: Subject) -> Arm:
@@ -79,7 +84,18 @@ def _stock(subject: Subject) -> Arm:
 
 def _tuned(subject: Subject) -> Arm:
     # optimised by onnxruntime alone: splitload's own graph is stored in a layout that nobody gets by hand
-    file = _converted("tuned", subject, _version("onnxruntime"), cpu_architecture()) / "model.onnx"
+    runtime = subject.runtime
+    if runtime.is_here:
+        file = _converted("tuned", subject, _version("onnxruntime"), cpu_architecture()) / "model.onnx"
+    else:
+        folder = _folder("tuned", subject, runtime.version, runtime.cpu)
+        if not is_whole(folder):
+            with making(folder, "the files of arm 'tuned'") as made:
+                try:
+                    tune_into(subject.source.path, made, runtime)
+                except Refusal as error:
+                    raise ModelError(f"the model cannot be converted: {one_line(error)}") from error
+        file = folder / "model.onnx"
     return Arm("tuned", file, files=model_files(file))
 
 
@@ -188,7 +204,7 @@ def _converted(arm: str, subject: Subject, *parts: Any, graph: Path | None = Non
         parts: What the files depend on besides the model.
         graph: The file to convert; None for the model itself.
     """
-    folder = subject.cache / "bench" / f"{subject.source.sha256[:24]}-{arm}-{_key(*parts)}"
+    folder = _folder(arm, subject, *parts)
     if is_whole(folder):
         return folder
     with (
@@ -199,6 +215,10 @@ def _converted(arm: str, subject: Subject, *parts: Any, graph: Path | None = Non
         job = ConvertModel(arm, subject.model, source, str(made.resolve()), inputs)
         run_job(job, given, lambda line: ModelError(f"the model cannot be converted: {line}"))
     return folder
+
+
+def _folder(arm: str, subject: Subject, *parts: Any) -> Path:
+    return subject.cache / "bench" / f"{subject.source.sha256[:24]}-{arm}-{_key(*parts)}"
 
 
 def _make_folder(folder: Path) -> None:

@@ -20,9 +20,10 @@ from splitload.base.errors import ModelError
 from splitload.frontends import zoo
 from splitload.frontends.torch import current_folder_importable
 from splitload.frontends.torch_packages import declare_torchvision_ops, quiet
+from splitload.graphs.here import HERE
 from splitload.graphs.observe import plain_options
 from splitload.graphs.optimize import optimize
-from splitload.graphs.runtime import Level
+from splitload.graphs.runtime import GraphRuntime, Level, is_of_device
 from splitload.measure.job import ConvertModel
 from splitload.runtime.stock import path_option, stock_session
 
@@ -42,12 +43,22 @@ def answer(job: ConvertModel, folder: Path) -> dict[str, Any]:
 
 def _tuned(job: ConvertModel, folder: Path) -> None:
     """Save the model as onnxruntime optimises it, weights in a file of their own."""
+    tune_into(Path(job.graph), folder, HERE)
+
+
+def tune_into(graph: Path, folder: Path, runtime: GraphRuntime) -> None:
+    """Save a model as a runtime optimises it, as `model.onnx` in a folder.
+
+    Raises:
+        Exception: onnxruntime's and onnx's, which have no common root.
+        DeviceError: If the runtime is a device's, and that is lost.
+    """
     levels: tuple[Level, ...] = ("all", "basic", "none")
     for level in levels:
         try:
-            optimize(Path(job.graph), folder, level)
-        except Exception:  # a model that was optimised before cannot be optimised again
-            if level == "none":
+            optimize(graph, folder, level, runtime)
+        except Exception as error:  # a model that was optimised before cannot be optimised again
+            if level == "none" or is_of_device(error):
                 raise
         else:
             return

@@ -19,12 +19,14 @@ from splitload.build.agreement import compare_with_stock
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.manifest import Manifest
 from splitload.bundle.read import read_manifest
+from splitload.cli import main
 from splitload.devices.graph_runtime import FarRuntime
 from splitload.devices.machine import Machine
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.here import HERE
 from splitload.graphs.layout import channel_block
 from splitload.graphs.runtime import Beside, GraphRuntime, Refusal
+from splitload.measure.arms import Subject, make_arm
 from splitload.measure.job import Job
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
@@ -238,3 +240,28 @@ def test_a_stage_that_this_desk_cannot_convert_is_converted_there(
     found = build_bundle(tmp_path / "b", made.plans, device="board", steps=steps, runtime=made.far.runtime)
     assert found.variants[0].stages == made.manifest.variants[0].stages
     assert made.far.jobs[begun:] == ["optimize", "open"] * 2
+
+
+def test_specialize_adds_the_part_of_a_board(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], few_samples: None
+) -> None:
+    monkeypatch.setattr("splitload.planner.specialize.open_device", lambda *_, **__: made.far)
+    target = tmp_path / "b.splitload"
+    before = build_bundle(target, plans(made.source, made.cache, HERE), device="host")
+    words = ["specialize", str(target), "--add", "--device", "https://192.0.2.2:8750"]
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
+    assert main(words) == 0
+    assert f"for {CPU}, " in " ".join(capsys.readouterr().out.split())
+    board, host, portable = read_manifest(target, "hashes").variants
+    assert [each.cpu for each in (board, host, portable)] == [CPU, cpu_architecture(), None]
+    assert host == before.variants[0]
+
+
+def test_a_tuned_session_of_a_board_is_tuned_there(made: Made, tmp_path: Path) -> None:
+    here, there = (
+        make_arm("tuned", Subject("m", made.source, made.plans[0].graph, None, {}, tmp_path, runtime=runtime))
+        for runtime in (HERE, made.far.runtime)
+    )
+    assert here.path != there.path
+    assert there.path.read_bytes() == here.path.read_bytes()
+    assert len(there.files) == len(here.files)
