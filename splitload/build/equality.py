@@ -55,7 +55,7 @@ def check_graph(
 
     Args:
         source: The original model.
-        graph: Its optimised graph.
+        graph: Its optimised graph, made for this machine.
         num_stages: Numbers of stages of the partitions; those the graph is too small for are left out.
         feeds: Inputs; made up where missing.
         on_progress: Called as `on_progress(done, total)`.

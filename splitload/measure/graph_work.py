@@ -74,6 +74,8 @@ def _place() -> _Module | LibraryGraphs:
 
 def _optimize(job: OptimizeGraph, folder: Path, place: Any) -> dict[str, Any]:
     """Optimise a graph; leave of its weights what the asker does not know."""
+    for name in filter(None, (job.target, job.weights_file)):
+        (folder / name).unlink(missing_ok=True)  # a file that came with the job may be another name of a kept one
     signature = place.optimize(folder / job.graph, folder / job.target, job.level)
     weights = [] if job.weights_file is None else _keep_new(folder / job.target, folder / job.weights_file, job.known)
     return {**_said(signature), "weights": weights}
@@ -149,9 +151,12 @@ def _said(signature: Signature) -> dict[str, Any]:
 
 
 def _saved(values: list[Any], folder: Path) -> dict[str, Any]:
-    return {
-        "outputs": [saved_output(value, str(folder), f"output-{number}.npy") for number, value in enumerate(values)]
-    }
+    names = []
+    for number, value in enumerate(values):
+        file = f"output-{number}.npy"
+        (folder / file).unlink(missing_ok=True)
+        names.append(saved_output(value, str(folder), file))
+    return {"outputs": names}
 
 
 def _values(inputs: Sequence[Input], folder: Path, arrays: Arrays) -> dict[str, Any]:
