@@ -12,21 +12,22 @@ import numpy as np
 
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Plan, StopReason
-from splitload.agents.stopping import ELITES, ROUNDS, Elite, SearchState
+from splitload.agents.returning import Stand
+from splitload.agents.stopping import ROUNDS, SearchState
 
 __all__ = ["dump", "restore"]
 
 _SETTINGS = (
     "sarsa", "learning_rate", "discount_factor", "epsilon_start", "epsilon_end", "epsilon_episodes", "return_share",
-    "optimistic", "seed",
+    "temperature", "optimistic", "seed",
 )  # fmt: skip
 _AGENT = ("settings", "environment", "rng", "episode", "searches")
 _SEARCH = (
-    "num_stages", "options", "start", "plan", "bar", "separable", "tolerant", "one_sided", "returns", "curve", "elites",
-    "idle", "rounds", "band_empty", "stopped", "table",
+    "num_stages", "options", "start", "plan", "bar", "separable", "tolerant", "one_sided", "returns", "curve", "stand",
+    "round_s", "idle", "rounds", "band_empty", "stopped", "table",
 )  # fmt: skip
 _PLAN = ("split_points", "value_s", "load_makespan_s", "episode", "actions")
-_ELITE = ("reward", "value_s", "actions")
+_STAND = ("reward", "actions", "last")
 _TABLE = ("observations", "sizes", "values")
 _MOST = 1e300  # of a number that counts as finite: sums of such do not overflow
 _MANY = 1 << 53  # of whole numbers: JSON readers agree on all up to here
@@ -38,7 +39,8 @@ def dump(agent: QLearning) -> dict[str, Any]:
 
     The table is three flat lists: the observations, one after the other; how many actions are legal in each; their
     values. Which these actions are is left out: the environment says so when the state is met again. A tolerance
-    without bound, and the bar of a search that has no plan yet, are null, as JSON has no infinity.
+    without bound, and the bar and the round's best value of a search that has no plan yet, are null, as JSON has no
+    infinity.
 
     Taken between two episodes, nothing is lost; see `QLearning`.
     """
@@ -71,10 +73,13 @@ def dump(agent: QLearning) -> dict[str, Any]:
                 "one_sided": search.one_sided,
                 "returns": list(search.returns),
                 "curve": [list(point) for point in search.curve],
-                "elites": [
-                    {"reward": elite.reward, "value_s": elite.value_s, "actions": list(elite.actions)}
-                    for elite in search.elites
-                ],
+                "stand": search.stand
+                and {
+                    "reward": search.stand.reward,
+                    "actions": list(search.stand.actions),
+                    "last": search.stand.last,
+                },
+                "round_s": None if search.round_s == math.inf else search.round_s,
                 "idle": search.idle,
                 "rounds": search.rounds,
                 "band_empty": search.band_empty,
@@ -144,10 +149,7 @@ def _search(env: gymnasium.Env[Any, Any], data: Any, where: str, episode: int) -
         options["one_sided"] = _flag(given["one_sided"], f"{where}.options.one_sided")
     returns = _numbers(row["returns"], f"{where}.returns")
     plan = None if row["plan"] is None else _plan(env, row["plan"], f"{where}.plan", count, episode)
-    elites = [
-        _elite(env, elite, f"{where}.elites[{number}]", count)
-        for number, elite in enumerate(_list(row["elites"], f"{where}.elites", ELITES))
-    ]
+    stand = None if row["stand"] is None else _stand(env, row["stand"], f"{where}.stand", count)
     curve = [
         _point(point, f"{where}.curve[{number}]", len(returns))
         for number, point in enumerate(_list(row["curve"], f"{where}.curve"))
@@ -166,7 +168,8 @@ def _search(env: gymnasium.Env[Any, Any], data: Any, where: str, episode: int) -
         one_sided=_flag(row["one_sided"], f"{where}.one_sided"),
         returns=returns,
         curve=curve,
-        elites=elites,
+        stand=stand,
+        round_s=math.inf if row["round_s"] is None else _number(row["round_s"], f"{where}.round_s", 0.0),
         idle=_whole(row["idle"], f"{where}.idle", 0),
         rounds=_whole(row["rounds"], f"{where}.rounds", 0, ROUNDS),
         band_empty=_flag(row["band_empty"], f"{where}.band_empty"),
@@ -189,12 +192,12 @@ def _plan(env: gymnasium.Env[Any, Any], data: Any, where: str, count: int, episo
     return Plan(count, points, value_s, makespan_s, found, tuple(actions))
 
 
-def _elite(env: gymnasium.Env[Any, Any], data: Any, where: str, count: int) -> Elite:
-    row = _object(data, where, _ELITE)
+def _stand(env: gymnasium.Env[Any, Any], data: Any, where: str, count: int) -> Stand:
+    row = _object(data, where, _STAND)
     actions = _actions(env, row["actions"], f"{where}.actions")
-    value_s = _number(row["value_s"], f"{where}.value_s", 0.0)
-    _same(value_s, _played(env, actions, count, where)["value_s"], f"{where}.value_s")
-    return Elite(_number(row["reward"], f"{where}.reward"), value_s, actions)
+    _played(env, actions, count, where)
+    last = _whole(row["last"], f"{where}.last", 0, count - 1)
+    return Stand(_number(row["reward"], f"{where}.reward"), actions, last)
 
 
 def _point(data: Any, where: str, episodes: int) -> tuple[int, float]:

@@ -22,10 +22,10 @@ Where this differs from the paper, which gives neither α, γ, the exploration, 
 8.  Eq. 4 is two-sided at first. When its band around T/C is empty or worn out, the search goes on with the one-sided
     form of the paper's prose, "at max equal". `finish=False` leaves this out: eq. 4 alone, with ε-greedy play once the
     band is empty.
-9.  Where what an action earns depends on the past (more stages than threads: a load waits for those before), a share
-    of the episodes returns first and explores then (Ecoffet et al., "First return, then explore", Nature 590, 2021): it
-    follows one of the best plans found, but for one to three neighbouring cuts that lie a little earlier or later, or
-    one that lies anywhere.
+9.  Where what an action earns depends on the past (more stages than threads: a load waits for those before), most
+    episodes return to a plan that was found, and depart from it at one place: `splitload.agents.returning`.
+10. Numbers of stages that are far behind another one are given up, where the caller says what decides between them:
+    point "outdone" in `splitload.agents.stopping`.
 
 Why the defaults are what they are is recorded in results/ (the ablation), and how near the plans of real models come to
 the optimum.
@@ -43,15 +43,14 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from splitload.agents.results import Progress, SearchResult, StopReason
-from splitload.agents.stopping import ELITES, EQUAL, SearchState, StoppingRule
+from splitload.agents.results import Plan, Progress, SearchResult, StopReason
+from splitload.agents.returning import departed
+from splitload.agents.stopping import EQUAL, SearchState, StoppingRule
 
 __all__ = ["DEFAULT_EPISODES", "QLearning"]
 
 DEFAULT_EPISODES = 8_000
 """Most episodes for each number of stages, where the caller sets no budget."""
-
-_LOG_FURTHER = math.log(0.7)  # of the share of deviations that go one cut further
 
 
 class QLearning:
@@ -76,8 +75,10 @@ class QLearning:
         epsilon_start: Share of random actions in the first episode of a number of stages, in [0, 1].
         epsilon_end: The share it falls to, linearly.
         epsilon_episodes: The episodes this takes, at least 1.
-        return_share: Share of the episodes that return to one of the best plans, in [0, 1], where rewards depend on
-            more than the state.
+        return_share: Share of the episodes that return to a plan, in [0, 1], where rewards depend on more than the
+            state.
+        temperature: By what share of the record a plan to return to may be worse than the one before, in the mean; not
+            negative.
         optimistic: Whether values start at 0; otherwise at -1, as if every action were known to fail.
         seed: Seed of ties and exploration.
 
@@ -95,7 +96,8 @@ class QLearning:
         epsilon_start: float = 0.1,
         epsilon_end: float = 0.02,
         epsilon_episodes: int = 2_000,
-        return_share: float = 0.7,
+        return_share: float = 0.9,
+        temperature: float = 0.01,
         optimistic: bool = True,
         seed: int = 0,
     ) -> None:
@@ -110,6 +112,8 @@ class QLearning:
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, it is {share}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be finite and not negative, it is {temperature}")
         if epsilon_episodes < 1:
             raise ValueError(f"epsilon_episodes must be at least 1, it is {epsilon_episodes}")
         self.env = env
@@ -120,6 +124,7 @@ class QLearning:
         self.epsilon_end = epsilon_end
         self.epsilon_episodes = epsilon_episodes
         self.return_share = return_share
+        self.temperature = temperature
         self.optimistic = optimistic
         self.seed = seed
         self.rng = random.Random(seed)  # noqa: S311 - not for secrets
@@ -134,6 +139,7 @@ class QLearning:
         patience: int = 1_500,
         finish: bool = True,
         start: Mapping[int, Sequence[int]] | None = None,
+        decides: Callable[[Plan], float] | None = None,
         resume: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -148,6 +154,8 @@ class QLearning:
             patience: Episodes in a row without a better plan that end a round, see `splitload.agents.stopping`.
             finish: Whether the one-sided search follows, point 8 in the head of this file.
             start: For some C the actions of the first episode: a plan to improve on.
+            decides: Returns what decides between plans of different numbers of stages, in seconds; a search whose plan
+                is far behind is then given up.
             resume: Go on with the searches that this agent holds, restored or interrupted ones; those of other C are
                 dropped, and those that ended at their budget or on request go on.
             on_progress: Called after each episode.
@@ -177,6 +185,8 @@ class QLearning:
                     epsilon = self._epsilon(len(search.returns))
                     info = self._play(search, epsilon)
                     rule.judge(search, info, self.episode)
+                    if decides is not None and rule.compares(search):
+                        rule.give_up(search, self.searches.values(), decides)
                     if on_progress is not None and (now := self._progress(search, budget, epsilon)) is not None:
                         on_progress(now)
                     continue
@@ -233,7 +243,7 @@ class QLearning:
         guided = iter(guide)
         path: list[tuple[list[float], int, float]] = []  # values of the state, which of them was taken, reward
         taken: list[int] = []
-        total, beaten, over = 0.0, False, False
+        total, last, beaten, over = 0.0, 0, False, False
         while not over:
             key = observation.tobytes()
             row = table.get(key)
@@ -256,8 +266,10 @@ class QLearning:
                 index = ties[int(draw() * len(ties))]
             observation, given, terminated, truncated, info = env.step(actions[index])
             reward, over = float(given), terminated or truncated
-            taken.append(actions[index])
             total += reward
+            if reward < EQUAL * total:
+                last = len(taken)
+            taken.append(actions[index])
             if search.tolerant:
                 path.append((values, index, reward))
                 if hopeless_below_zero and reward < 0:
@@ -271,39 +283,25 @@ class QLearning:
         self._learn(path)
         self.episode += 1
         search.returns.append(total)
-        return {**info, "actions": taken} if over else {}
+        stands = total > min(left_below, search.bar)
+        return {**info, "actions": taken, "last": last, "stands": stands} if over else {}
 
-    def _guide(self, search: SearchState, mask: NDArray[np.int8]) -> tuple[list[int], float]:
+    def _guide(self, search: SearchState, mask: NDArray[np.int8]) -> tuple[Sequence[int], float]:
         """Return the actions this episode follows where they are legal, and the return at which it may be left.
 
         Args:
             search: Of this number of stages.
             mask: Which first actions are legal.
         """
-        elites, draw = search.elites, self.rng.random
+        stand, draw = search.stand, self.rng.random
         if not search.returns:
-            return list(search.start), -math.inf
-        full = len(elites) == ELITES
+            return search.start, -math.inf
+        if stand is None:
+            return (), -math.inf
         sure = search.separable or search.tolerant  # the table alone ends with a proof, and sooner
-        if sure or not elites or len(elites[0].actions) < 2 or draw() >= self.return_share:
-            return [], math.inf if full else -math.inf
-        guide = list(elites[int(draw() * len(elites))].actions)
-        cuts = len(guide) - 1
-        first = int(draw() * cuts)
-        if draw() < 0.2:  # one cut is left out, and another made anywhere
-            low = int(mask.argmax())
-            del guide[first]
-            guide = sorted({*guide, low + int(draw() * (guide[-1] - low))})
-            return guide, elites[-1].reward if full else -math.inf
-        run = 1 if (luck := draw()) < 0.4 else 2 if luck < 0.75 else 3  # neighbouring cuts that move
-        together = draw() < 0.5
-        move = 0
-        for place in range(first, min(first + run, cuts)):
-            if not (move and together):
-                distance = 1 + int(math.log(1 - draw()) / _LOG_FURTHER)  # geometric
-                move = distance if draw() < 0.5 else -distance
-            guide[place] += move
-        return guide, elites[-1].reward if full else -math.inf
+        if sure or len(stand.actions) < 2 or draw() >= self.return_share:
+            return (), math.inf
+        return departed(stand, int(mask.argmax()), draw), stand.lowered(search.bar, self.temperature, draw)
 
     def _learn(self, path: list[tuple[list[float], int, float]]) -> None:
         """Apply eq. 5 along an episode; see point 5 in the head of this file."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 __all__ = ["Plan", "Progress", "SearchResult", "StopReason"]
 
-StopReason = Literal["running", "proved", "patience", "episodes", "stopped"]
+StopReason = Literal["running", "proved", "patience", "outdone", "episodes", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class SearchResult:
             is of the steps played.
         curves: The learning curve for each number of stages: at each better plan the episodes of that C so far, and
             its value in seconds.
-        stopped: Why the search of each number of stages ended: "proved", "patience", "episodes" (the budget),
-            "stopped" (on request), or "running" if it was interrupted.
+        stopped: Why the search of each number of stages ended: "proved", "patience", "outdone" (by another number),
+            "episodes" (the budget), "stopped" (on request), or "running" if it was interrupted.
         episodes: Episodes run in all.
     """
 

@@ -10,6 +10,8 @@ The rule. A search stops
 - "patience", at the end of the `ROUNDS`-th round in a row that has not bettered the record since it began or the record
   was set. A round ends after `patience` episodes in a row without a plan better than those of the round, which are then
   forgotten, the record excepted;
+- "outdone", if it is far behind another number of stages: at the end of any `patience` episodes but the first, if what
+  decides between numbers of stages is by more than `BEHIND` worse for its record than for the best of all records;
 - "episodes", when those allowed for all C together are used up;
 - "stopped", on request.
 
@@ -47,25 +49,18 @@ Both values are below 0 again. It is proved that no plan has a largest load belo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from splitload.agents.results import Plan, StopReason
+from splitload.agents.returning import Stand
 
-__all__ = ["ELITES", "EQUAL", "ROUNDS", "Elite", "SearchState", "StoppingRule"]
+__all__ = ["BEHIND", "EQUAL", "ROUNDS", "SearchState", "StoppingRule"]
 
-ELITES = 16  # best plans of a round that episodes return to
 ROUNDS = 4  # in a row without a better plan, after which a search is given up
+BEHIND = 0.05  # by which share a number of stages may be behind: records get better by less after two patiences
 EQUAL = 1e-9  # Plans whose values differ by a smaller share count as equal, so that rounding makes no record.
-
-
-@dataclass(slots=True)
-class Elite:
-    """A plan that later episodes return to: its return, its value in seconds, its actions."""
-
-    reward: float
-    value_s: float
-    actions: list[int]
 
 
 @dataclass(slots=True)
@@ -83,7 +78,8 @@ class SearchState:
         one_sided: Whether they are of its one-sided form.
         returns: Of every episode, in order.
         curve: At each better plan the episodes so far, and its value in seconds.
-        elites: The best plans of this round, best first.
+        stand: The plan that episodes return to; None where a round begins.
+        round_s: Value of the round's best plan in seconds.
         idle: Episodes since the round's best plan.
         rounds: Rounds in a row without a better record.
         band_empty: Whether no plan is left that the two-sided form would pay in full.
@@ -100,7 +96,8 @@ class SearchState:
     one_sided: bool = False
     returns: list[float] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)
-    elites: list[Elite] = field(default_factory=list)
+    stand: Stand | None = None
+    round_s: float = math.inf
     idle: int = 0
     rounds: int = 0
     band_empty: bool = False
@@ -113,24 +110,21 @@ class SearchState:
         return max(values) < 0
 
     def keep(self, info: dict[str, Any], episode: int) -> None:
-        """Take the plan an episode ended with into the elites, and as the record, if it is good enough.
+        """Take the plan an episode ended with as the one to return to, and as the record, if it is good enough.
 
         Args:
-            info: Of the last step, with the `actions` that led there.
+            info: Of the last step, with the `actions` that led there, whether it `stands`: is good enough to return to,
+                and the `last` stage that cost something.
             episode: The episode of the whole search, from 1.
         """
         value_s, actions = info["value_s"], info["actions"]
         self.separable = info["separable"]
         self.tolerant = "excess_s" in info
         self.one_sided = info.get("one_sided", False)
-        elites = self.elites
-        if not elites or value_s < elites[0].value_s * (1 - EQUAL):
-            self.idle = 0
-        better = len(elites) < ELITES or value_s < elites[-1].value_s
-        if better and all(elite.actions != actions for elite in elites):
-            elites.append(Elite(self.returns[-1], value_s, actions))
-            elites.sort(key=lambda elite: elite.value_s)
-            del elites[ELITES:]
+        if value_s < self.round_s * (1 - EQUAL):
+            self.round_s, self.idle = value_s, 0
+        if info["stands"]:
+            self.stand = Stand(self.returns[-1], actions, info["last"])
         if self.plan is None or value_s < self.plan.value_s * (1 - EQUAL):
             points = tuple(info["split_points"])
             makespan_s = info["load_makespan_s"]
@@ -191,8 +185,26 @@ class StoppingRule:
             if two_sided and self.finish and not search.band_empty:
                 search.turn_one_sided()
                 return
-            search.elites = []
-            search.idle = 0
+            search.stand, search.round_s, search.idle = None, math.inf, 0
             search.rounds += 1
             if search.rounds == ROUNDS:
                 search.stopped = "patience"
+
+    def compares(self, search: SearchState) -> bool:
+        """Return whether it is time to hold a search against those of other numbers of stages."""
+        episodes = len(search.returns)
+        return search.stopped == "running" and episodes > self.patience and episodes % self.patience == 0
+
+    def give_up(
+        self, search: SearchState, searches: Iterable[SearchState], decides: Callable[[Plan], float]
+    ) -> None:
+        """End a search whose record is too far behind the best one.
+
+        Args:
+            search: It.
+            searches: Of all numbers of stages.
+            decides: Returns what decides between plans of different numbers of stages, in seconds.
+        """
+        least_s = min(decides(each.plan) for each in searches if each.plan is not None)
+        if search.plan is None or decides(search.plan) > (1 + BEHIND) * least_s:
+            search.stopped = "outdone"

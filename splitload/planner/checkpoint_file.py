@@ -14,13 +14,13 @@ from typing import Any
 
 from splitload.agents import checkpoint
 from splitload.agents.q_learning import QLearning
-from splitload.agents.results import Progress, SearchResult
+from splitload.agents.results import Plan, Progress, SearchResult
 from splitload.base.atomic import write_text
 from splitload.base.errors import CheckpointError, OutputError
 from splitload.base.sealed import KEY, is_intact, seal
 
 FORMAT = "splitload-search"
-VERSION = 1
+VERSION = 2  # from when episodes return to one plan
 MAX_BYTES = 256 << 20
 INTERVAL_S = 2.0  # of searching between two writes,
 WRITING_SHARE = 0.05  # or more where writing would take more of the time than this
@@ -61,6 +61,7 @@ class Checkpoint:
         *,
         num_stages: Sequence[int],
         episodes: int | None = None,
+        decides: Callable[[Plan], float] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> SearchResult:
         """Train as `agent.train` does, going on with the search in the file where there is one.
@@ -88,6 +89,7 @@ class Checkpoint:
                 result = agent.train(
                     num_stages=num_stages,
                     episodes=episodes,
+                    decides=decides,
                     resume=resume,
                     on_progress=after,
                     should_stop=interrupted,

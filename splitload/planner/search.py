@@ -14,7 +14,7 @@ from typing import Any
 
 from splitload.agents.exact_ttfo import Optimum
 from splitload.agents.q_learning import QLearning
-from splitload.agents.results import Progress, SearchResult
+from splitload.agents.results import Plan, Progress, SearchResult
 from splitload.base.errors import PartitionError, UsageError
 from splitload.base.phrases import count_of
 from splitload.envs.costs import cost_matrices
@@ -155,7 +155,9 @@ class Search:
             )
             self._learner = agent.learner(env, self._seed)
             train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
-            train(num_stages=self._counts, episodes=self._episodes, on_progress=on_progress)
+            train(
+                num_stages=self._counts, episodes=self._episodes, decides=self._decides, on_progress=on_progress
+            )
             partition = self.best
         elif agent.rule is not None:
             self._plans = {count: self._by_rule(agent.rule, count) for count in self._counts}
@@ -323,6 +325,10 @@ class Search:
         What is trained is cut off in any case, and so is in all that are compared.
         """
         return self._objective.deciding_s(self._profile, self.written(partition), self._ceiling)
+
+    def _decides(self, plan: Plan) -> float:
+        """Return `deciding_s` of what a learning agent found."""
+        return self.deciding_s(Partition(self._profile.num_blocks, plan.split_points))
 
     def pays(self, deciding_s: float, whole: Partition) -> bool:
         """Return whether a cut whose `deciding_s` is so small is worthwhile in place of the model as one stage."""
