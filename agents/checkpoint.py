@@ -27,7 +27,7 @@ _SEARCH = (
     "round_s", "idle", "rounds", "band_empty", "stopped", "table",
 )  # fmt: skip
 _PLAN = ("split_points", "value_s", "load_makespan_s", "episode", "actions")
-_STAND = ("reward", "actions", "last")
+_STAND = ("reward", "actions", "blamed")
 _TABLE = ("observations", "sizes", "values")
 _MOST = 1e300  # of a number that counts as finite: sums of such do not overflow
 _MANY = 1 << 53  # of whole numbers: JSON readers agree on all up to here
@@ -77,7 +77,7 @@ def dump(agent: QLearning) -> dict[str, Any]:
                 and {
                     "reward": search.stand.reward,
                     "actions": list(search.stand.actions),
-                    "last": search.stand.last,
+                    "blamed": list(search.stand.blamed),
                 },
                 "round_s": None if search.round_s == math.inf else search.round_s,
                 "idle": search.idle,
@@ -196,8 +196,10 @@ def _stand(env: gymnasium.Env[Any, Any], data: Any, where: str, count: int) -> S
     row = _object(data, where, _STAND)
     actions = _actions(env, row["actions"], f"{where}.actions")
     _played(env, actions, count, where)
-    last = _whole(row["last"], f"{where}.last", 0, count - 1)
-    return Stand(_number(row["reward"], f"{where}.reward"), actions, last)
+    blamed = _whole_numbers(row["blamed"], f"{where}.blamed", 0, count - 1)
+    if not blamed:
+        raise ValueError(f"{where}.blamed must name a stage")
+    return Stand(_number(row["reward"], f"{where}.reward"), actions, blamed)
 
 
 def _point(data: Any, where: str, episodes: int) -> tuple[int, float]:

@@ -97,7 +97,7 @@ class QLearning:
         epsilon_end: float = 0.02,
         epsilon_episodes: int = 2_000,
         return_share: float = 0.9,
-        temperature: float = 0.01,
+        temperature: float = 0.006,
         optimistic: bool = True,
         seed: int = 0,
     ) -> None:
@@ -284,7 +284,8 @@ class QLearning:
         self.episode += 1
         search.returns.append(total)
         stands = total > min(left_below, search.bar)
-        return {**info, "actions": taken, "last": last, "stands": stands} if over else {}
+        blamed = info.get("held_up_by", (last,))
+        return {**info, "actions": taken, "held_up_by": blamed, "stands": stands} if over else {}
 
     def _guide(self, search: SearchState, mask: NDArray[np.int8]) -> tuple[Sequence[int], float]:
         """Return the actions this episode follows where they are legal, and the return at which it may be left.

@@ -10,7 +10,7 @@ The rule. A search stops
 - "patience", at the end of the `ROUNDS`-th round in a row that has not bettered the record since it began or the record
   was set. A round ends after `patience` episodes in a row without a plan better than those of the round, which are then
   forgotten, the record excepted;
-- "outdone", if it is far behind another number of stages: at the end of any `patience` episodes but the first, if what
+- "outdone", if nothing can be proved and it is far behind another number of stages: at the end of any `patience` episodes but the first, if what
   decides between numbers of stages is by more than `BEHIND` worse for its record than for the best of all records;
 - "episodes", when those allowed for all C together are used up;
 - "stopped", on request.
@@ -58,7 +58,7 @@ from splitload.agents.returning import Stand
 
 __all__ = ["BEHIND", "EQUAL", "ROUNDS", "SearchState", "StoppingRule"]
 
-ROUNDS = 4  # in a row without a better plan, after which a search is given up
+ROUNDS = 5  # in a row without a better plan, after which a search is given up
 BEHIND = 0.05  # by which share a number of stages may be behind: records get better by less after two patiences
 EQUAL = 1e-9  # Plans whose values differ by a smaller share count as equal, so that rounding makes no record.
 
@@ -114,7 +114,7 @@ class SearchState:
 
         Args:
             info: Of the last step, with the `actions` that led there, whether it `stands`: is good enough to return to,
-                and the `last` stage that cost something.
+                and which stages it is `held_up_by`.
             episode: The episode of the whole search, from 1.
         """
         value_s, actions = info["value_s"], info["actions"]
@@ -124,7 +124,7 @@ class SearchState:
         if value_s < self.round_s * (1 - EQUAL):
             self.round_s, self.idle = value_s, 0
         if info["stands"]:
-            self.stand = Stand(self.returns[-1], actions, info["last"])
+            self.stand = Stand(self.returns[-1], actions, info["held_up_by"])
         if self.plan is None or value_s < self.plan.value_s * (1 - EQUAL):
             points = tuple(info["split_points"])
             makespan_s = info["load_makespan_s"]
@@ -193,7 +193,8 @@ class StoppingRule:
     def compares(self, search: SearchState) -> bool:
         """Return whether it is time to hold a search against those of other numbers of stages."""
         episodes = len(search.returns)
-        return search.stopped == "running" and episodes > self.patience and episodes % self.patience == 0
+        sure = search.separable or search.tolerant
+        return not sure and search.stopped == "running" and episodes > self.patience and episodes % self.patience == 0
 
     def give_up(
         self, search: SearchState, searches: Iterable[SearchState], decides: Callable[[Plan], float]

@@ -98,6 +98,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
       load waits for a thread (stages <= threads) and seconds of inferring and of reading add up. With "steady" that is
       so where seconds of inferring and weights add up; with "latency" where first inputs add up, and with "throughput"
       always. With "balance" each reward is such a term, and this is true;
+    - only for "ttfo", `held_up_by`: which stages hold up the first output, from 0, last first: the last one that infers
+      as soon as it is loaded, the stage that loaded before on its thread, and so on;
     - only for "balance", `excess_s`: largest τ minus T/C, in seconds, the one-sided tolerance this plan just meets;
       and `one_sided`: which form of the reward the episode had.
 

@@ -194,6 +194,32 @@ class Clock:
         return self.inferred_s - before_s
 
 
+def held_up_by(stages: Sequence[tuple[float, float, float]], contention: Contention) -> tuple[int, ...]:
+    """Return the stages that hold up the first output, last first.
+
+    The first of them is the last stage that infers as soon as it is loaded; each further one is the stage that loaded
+    before on the same thread. What storage makes loads wait for is left out.
+
+    Args:
+        stages: Seconds that each loads alone, infers and reads.
+        contention: How loads interfere.
+    """
+    clock = contention.clock(len(stages))
+    before: list[int | None] = []
+    on_thread: dict[int, int] = {}
+    held = 0
+    for stage, (load_s, infer_s, read_s) in enumerate(stages):
+        clock.add(load_s, infer_s, read_s)
+        before.append(on_thread.get(clock.thread))
+        on_thread[clock.thread] = stage
+        if clock.infer_start_s == clock.load_end_s:
+            held = stage
+    chain = [held]
+    while (earlier := before[chain[-1]]) is not None:
+        chain.append(earlier)
+    return tuple(chain)
+
+
 def simulate(
     load_s: Sequence[float],
     infer_s: Sequence[float],

@@ -11,7 +11,7 @@ from splitload.plan.costs import CostMatrices, CostRows, adds_up, least_left_s
 from splitload.plan.objective import Best, Objective, Rewards, Solvers, SplitPoints
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.plan.schedule import Contention
+from splitload.plan.schedule import Contention, held_up_by
 
 
 class FirstOutputTime(Objective):
@@ -119,8 +119,11 @@ class FirstOutputRewards(Rewards):
         return before_s - left_s[end] - moved_s
 
     def outcome(self, bounds: Sequence[int]) -> dict[str, Any]:
-        """Return the time to first output, and whether each reward depends on its stage and the state alone."""
+        """Return the time to first output, which stages hold it up, and whether rewards depend on the state alone."""
+        stages = list(pairwise(bounds))
+        loads = [(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end]) for start, end in stages]
         return {
+            "held_up_by": held_up_by(loads, self._contention),
             "value_s": self._clock.inferred_s,
             "load_makespan_s": self._clock.loaded_s,
             "separable": self._adds_up and self._num_stages <= self._contention.threads,
