@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable
 
-from splitload.agents.baselines import random_partition
+from splitload.agents.baselines import fixed_cuts, random_partition
 
 __all__ = ["anneal"]
 
@@ -38,7 +38,7 @@ def anneal(
         value: What to make small, of the k - 1 split points; not negative, and infinite for plans that are not allowed.
         num_blocks: N.
         num_stages: k, from 1 to N.
-        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
         seed: Of the first plan and of all moves.
         steps: Plans to value, besides a few to set the temperature.
         near: Share of the moves that go by one block.
@@ -49,8 +49,20 @@ def anneal(
         ValueError: If no such partition exists.
     """
     rng = random.Random(seed)  # noqa: S311 - not for secrets
-    plan = start or random_partition(num_blocks, num_stages, trainable_from, seed=seed)
-    last = num_blocks - 1 if trainable_from is None else min(num_blocks - 1, trainable_from)
+    plan = random_partition(num_blocks, num_stages, trainable_from, seed=seed) if start is None else start
+    if fixed := fixed_cuts(trainable_from):  # the blocks before are cut on their own
+        found = anneal(
+            lambda points: value((*points, *fixed)),
+            fixed[0],
+            num_stages - 1,
+            seed=seed,
+            steps=steps,
+            near=near,
+            coldest=coldest,
+            start=plan[:-1],
+        )
+        return (*found, *fixed)
+    last = num_blocks - 1
     if len(plan) in (0, last):
         return plan  # there is no other
     here = value(plan)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitload.agents.exact import Allowed
+from splitload.agents.exact import Allowed, check_num_stages
 
 __all__ = ["nearest_allowed", "random_partition", "uniform_blocks", "uniform_bytes"]
 
@@ -21,7 +21,7 @@ def uniform_bytes(weights_bytes: ArrayLike, num_stages: int, trainable_from: int
     Args:
         weights_bytes: Bytes of each block's weights, shape (N,).
         num_stages: k, from 1 to N.
-        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
 
     Raises:
         ValueError: If no such partition exists.
@@ -47,9 +47,11 @@ def random_partition(
     Raises:
         ValueError: If no such partition exists.
     """
-    last = _last_split(num_blocks, num_stages, trainable_from)
-    places: Sequence[int] = range(1, last + 1)
-    return tuple(sorted(random.Random(seed).sample(places, num_stages - 1)))  # noqa: S311 - not for secrets
+    check_num_stages(num_blocks, num_stages, trainable_from)
+    fixed = fixed_cuts(trainable_from)
+    places: Sequence[int] = range(1, fixed[0] if fixed else num_blocks)
+    drawn = random.Random(seed).sample(places, num_stages - 1 - len(fixed))  # noqa: S311 - not for secrets
+    return (*sorted(drawn), *fixed)
 
 
 def nearest_allowed(
@@ -60,7 +62,7 @@ def nearest_allowed(
     Args:
         split_points: k - 1 split points, of a rule that does not ask what is allowed.
         allowed: Which segments may be stages, shape (N + 1, N + 1).
-        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
 
     Raises:
         ValueError: If no such partition is allowed.
@@ -72,8 +74,8 @@ def nearest_allowed(
         table = apart[:, None] + steps + np.abs(places - point)
         choices.append(np.argmin(table, axis=0))
         apart = np.min(table, axis=0)
-    if split_points and trainable_from is not None:
-        apart = np.where(places <= trainable_from, apart, np.inf)
+    if trainable_from is not None:
+        apart = np.where(places == trainable_from, apart, np.inf)
     last = apart + steps[:, num_blocks]
     start = int(np.argmin(last))
     if last[start] == np.inf:
@@ -85,23 +87,27 @@ def nearest_allowed(
     return tuple(reversed(points))
 
 
+def fixed_cuts(trainable_from: int | None) -> tuple[int, ...]:
+    """Return the cuts that every plan has: the one before the first trainable block, unless that is the first of all."""
+    return () if not trainable_from else (trainable_from,)
+
+
 def _nearest(amounts: NDArray[np.float64], num_stages: int, trainable_from: int | None) -> tuple[int, ...]:
-    """Return split points nearest to equal shares of `amounts[-1]`; `amounts[p]` is what the first p blocks hold."""
-    last = _last_split(len(amounts) - 1, num_stages, trainable_from)
+    """Return split points nearest to equal shares of all amounts, of those before what is trained where some is.
+
+    Args:
+        amounts: Entry p is what the first p blocks hold.
+        num_stages: k.
+        trainable_from: First trainable block.
+    """
+    check_num_stages(len(amounts) - 1, num_stages, trainable_from)
+    fixed = fixed_cuts(trainable_from)
+    end = fixed[0] if fixed else len(amounts) - 1
+    free = num_stages - len(fixed)
     points: list[int] = []
-    for stage in range(1, num_stages):
+    for stage in range(1, free):
         low = points[-1] + 1 if points else 1
-        high = last - (num_stages - 1 - stage)
-        distance = np.abs(amounts[low : high + 1] - amounts[-1] * stage / num_stages)
+        high = end - (free - stage)
+        distance = np.abs(amounts[low : high + 1] - amounts[end] * stage / free)
         points.append(low + int(np.argmin(distance)))
-    return tuple(points)
-
-
-def _last_split(num_blocks: int, num_stages: int, trainable_from: int | None) -> int:
-    """Return the last place where the last stage may begin, or raise `ValueError` if there is no partition."""
-    last = num_blocks - 1 if trainable_from is None else min(num_blocks - 1, trainable_from)
-    if not 1 <= num_stages <= last + 1:
-        raise ValueError(
-            f"{num_blocks} blocks with trainable_from={trainable_from} make 1 to {last + 1} stages, not {num_stages}"
-        )
-    return last
+    return (*points, *fixed)

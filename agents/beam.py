@@ -165,7 +165,7 @@ class Beam:
         begin = labels.busy[:, 0]
         begin = np.where(costs.reads[last, -1], np.maximum(begin, labels.storage), begin)
         done = np.maximum(begin + costs.load[last, -1], labels.done) + costs.infer[last, -1]
-        done = np.where(last <= costs.last_start, done, np.inf)
+        done = np.where(costs.starts_last[last], done, np.inf)
         best = int(np.argmin(done))
         bound_s = min(self._dropped_s, self._record_s, float(done[best]))
         better = done[best] < self._record_s

@@ -144,7 +144,7 @@ class Completion:
         """Return the table for one stage left: it loads as soon as a thread and storage are free."""
         costs, grid = self._costs, self._grids[1]
         whole = costs.load[:, -1] + costs.infer[:, -1]
-        whole = np.where(np.arange(len(whole)) <= costs.last_start, whole, np.inf)
+        whole = np.where(costs.starts_last, whole, np.inf)
         waits = np.arange(grid.storage_levels) * grid.step_s
         values = whole[:, None] + costs.reads[:, -1, None] * waits
         return _Table(values, values)

@@ -27,7 +27,7 @@ def balance(
         load: Seconds to load each segment, shape (N + 1, N + 1): entry `[s, e]` for the blocks `[s, e)`, infinite
             where `s >= e`.
         num_stages: k, from 1 to N.
-        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
         allowed: Which segments may be stages, likewise of truth values; None for all.
 
     Returns:
@@ -79,18 +79,25 @@ def checked_num_blocks(load: NDArray[np.float64], num_stages: int, trainable_fro
     if load.ndim != 2 or load.shape[0] != load.shape[1] or load.shape[0] < 2:
         raise ValueError(f"load must be a square matrix of at least 2 x 2, its shape is {load.shape}")
     num_blocks = len(load) - 1
-    most = num_blocks if trainable_from is None else min(num_blocks, trainable_from + 1)
-    if not 1 <= num_stages <= most:
-        raise ValueError(f"{num_blocks} blocks with trainable_from={trainable_from} make 1 to {most} stages, "
-                         f"not {num_stages}")  # fmt: skip
+    check_num_stages(num_blocks, num_stages, trainable_from)
     return num_blocks
 
 
+def check_num_stages(num_blocks: int, num_stages: int, trainable_from: int | None) -> None:
+    """Raise `ValueError` unless blocks make so many stages."""
+    least, most = (1, num_blocks) if trainable_from is None else (min(trainable_from, 1) + 1, trainable_from + 1)
+    if not least <= num_stages <= min(num_blocks, most):
+        raise ValueError(
+            f"{num_blocks} blocks with trainable_from={trainable_from} make {least} to {min(num_blocks, most)} stages, "
+            f"not {num_stages}"
+        )
+
+
 def _legal_before(best: NDArray[np.float64], last: bool, trainable_from: int | None) -> NDArray[np.float64]:
-    """Return `best` with every cut ruled out that would part the trainable blocks, if the last stage is next."""
+    """Return `best` with every cut ruled out but the one before the trainable blocks, if the last stage is next."""
     if not last or trainable_from is None:
         return best
-    return np.where(np.arange(len(best)) <= trainable_from, best, np.inf)
+    return np.where(np.arange(len(best)) == trainable_from, best, np.inf)
 
 
 def _trace(choices: list[NDArray[np.intp]], num_blocks: int) -> tuple[int, ...]:

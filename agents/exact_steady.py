@@ -33,7 +33,7 @@ def steady(
         cost: Seconds that each segment adds, shape (N + 1, N + 1): entry `[s, e]` for the blocks `[s, e)`.
         largest: Seconds of which only the most of any stage counts, likewise.
         num_stages: k, from 1 to N.
-        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
         allowed: Which segments may be stages, likewise of truth values; None for all.
         limit_s: Seconds after which to stop, with a bound in place of the proof.
 

@@ -103,7 +103,7 @@ def ttfo(
         num_stages: k, from 1 to N.
         threads: T, loads that can run at the same time.
         slowdown: How many times longer a load takes beside the others of k stages; its reading does not.
-        trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
         read: Seconds of each load that storage is busy for, likewise; by default none.
         limit_s: Seconds after which to stop and return what is known, kept to about a tenth.
         starts: Plans to begin with, such as a learned one: the result is not worse than any of them.
@@ -148,8 +148,10 @@ def _improved(costs: StageCosts, split_points: tuple[int, ...], end_s: float) ->
         before_s = best_s
         for number, here in enumerate(points):
             low = points[number - 1] + 1 if number else 1
-            high = points[number + 1] - 1 if number + 1 < len(points) else costs.last_start
-            for place in range(low, high + 1):
+            last = number + 1 == len(points)
+            for place in range(low, costs.num_blocks if last else points[number + 1]):
+                if last and not costs.starts_last[place]:
+                    continue
                 points[number] = place
                 value_s = costs.ttfo_s(points)
                 if value_s < best_s:
@@ -186,8 +188,9 @@ def _check_start(points: tuple[int, ...], costs: StageCosts) -> None:
     """Raise `ValueError` unless `points` are split points of a partition into as many stages."""
     bounds = (0, *points, costs.num_blocks)
     rising = all(start < end for start, end in pairwise(bounds))
-    if len(points) != costs.num_stages - 1 or not rising or (points and points[-1] > costs.last_start):
+    if len(points) != costs.num_stages - 1 or not rising or not costs.starts_last[bounds[-2]]:
+        places = np.flatnonzero(costs.starts_last)
         raise ValueError(
             f"the start {points} does not cut {costs.num_blocks} blocks into {costs.num_stages} stages "
-            f"of which the last begins at or before block {costs.last_start}"
+            f"of which the last begins at one of the blocks {places[0]} to {places[-1]}"
         )

@@ -49,7 +49,7 @@ from splitload.agents.stopping import EQUAL, SearchState, StoppingRule
 
 __all__ = ["DEFAULT_EPISODES", "QLearning"]
 
-DEFAULT_EPISODES = 8_000
+DEFAULT_EPISODES = 7_000
 """Most episodes for each number of stages, where the caller sets no budget."""
 
 

@@ -22,7 +22,7 @@ class StageCosts:
     Attributes:
         num_stages: k.
         threads: Loads that can run at the same time.
-        last_start: Where the last stage begins at the latest.
+        starts_last: Where the last stage may begin, shape (N + 1,).
         load: Seconds of a load that does not wait for storage: its reading, and the rest beside other loads.
         infer: Seconds of its first inference.
         read: Seconds of `load` that storage is busy for; 0 where there is no segment.
@@ -36,7 +36,7 @@ class StageCosts:
 
     num_stages: int
     threads: int
-    last_start: int
+    starts_last: NDArray[np.bool_]
     load: Seconds
     infer: Seconds
     read: Seconds
@@ -102,9 +102,9 @@ def stage_costs(
     loading = np.where(legal, reading + (np.where(legal, load, 0.0) - reading) * slowdown, np.inf)
     infer = np.where(legal, infer, np.inf)
     reads = reading > 0.0
-    last_start = num_blocks - 1 if trainable_from is None or num_stages == 1 else min(num_blocks - 1, trainable_from)
+    places = np.arange(num_blocks + 1)
+    starts_last = places < num_blocks if trainable_from is None else places == trainable_from
 
-    starts_last = np.arange(num_blocks + 1) <= last_start
     infers, most, loads, storage = (np.full((num_stages + 1, num_blocks + 1), np.inf) for _ in range(4))
     infers[0, num_blocks] = most[0, num_blocks] = loads[0, num_blocks] = storage[0, num_blocks] = 0.0
     infers[1] = most[1] = np.where(starts_last, infer[:, num_blocks], np.inf)
@@ -122,7 +122,7 @@ def stage_costs(
     return StageCosts(
         num_stages=num_stages,
         threads=threads,
-        last_start=last_start,
+        starts_last=starts_last,
         load=loading,
         infer=infer,
         read=reading,
@@ -131,5 +131,5 @@ def stage_costs(
         infers_left_most=np.where(np.isfinite(most), most, -np.inf),
         loads_left=loads,
         storage_left=storage,
-        last_infer=float(np.min(infer[: last_start + 1, num_blocks])),
+        last_infer=float(np.min(infer[starts_last, num_blocks])),
     )

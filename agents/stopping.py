@@ -10,8 +10,9 @@ The rule. A search stops
 - "patience", at the end of the `ROUNDS`-th round in a row that has not bettered the record since it began or the record
   was set. A round ends after `patience` episodes in a row without a plan better than those of the round, which are then
   forgotten, the record excepted;
-- "outdone", if nothing can be proved and it is far behind another number of stages: at the end of any `patience` episodes but the first, if what
-  decides between numbers of stages is by more than `BEHIND` worse for its record than for the best of all records;
+- "outdone", if nothing can be proved and it is far behind another number of stages: at the end of any `patience`
+  episodes but the first, if what decides between numbers of stages is by more than `BEHIND` worse for its record than
+  for the best of all records;
 - "episodes", when those allowed for all C together are used up;
 - "stopped", on request.
 
@@ -58,8 +59,8 @@ from splitload.agents.returning import Stand
 
 __all__ = ["BEHIND", "EQUAL", "ROUNDS", "SearchState", "StoppingRule"]
 
-ROUNDS = 5  # in a row without a better plan, after which a search is given up
-BEHIND = 0.05  # by which share a number of stages may be behind: records get better by less after two patiences
+ROUNDS = 8  # in a row without a better plan, after which a search is given up
+BEHIND = 0.03  # by which share a number of stages may be behind after two patiences; see `QLearning.train`
 EQUAL = 1e-9  # Plans whose values differ by a smaller share count as equal, so that rounding makes no record.
 
 
@@ -196,9 +197,7 @@ class StoppingRule:
         sure = search.separable or search.tolerant
         return not sure and search.stopped == "running" and episodes > self.patience and episodes % self.patience == 0
 
-    def give_up(
-        self, search: SearchState, searches: Iterable[SearchState], decides: Callable[[Plan], float]
-    ) -> None:
+    def give_up(self, search: SearchState, searches: Iterable[SearchState], decides: Callable[[Plan], float]) -> None:
         """End a search whose record is too far behind the best one.
 
         Args:

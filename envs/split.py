@@ -44,7 +44,8 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
     `Discrete(K * N)`. Action `(C - 1) * N + (end - 1)` is the pair (C, end) of the paper's `C × I`: the model gets
     C stages, and the current stage ends before block `end`, in 1 … N. The first action fixes C; from then on only
     actions of that C are legal. A stage holds at least one block and leaves one for each later stage; the last
-    stage ends at N. With `trainable_from`, the last of two or more stages holds every trainable block.
+    stage ends at N. With `trainable_from`, the last stage is the trainable blocks, so that there are at
+    least two, unless all are trainable.
 
     Which actions are legal stands in `info["action_mask"]` and `action_masks()`, the name that sb3-contrib asks
     for. An illegal action is never remapped: it ends the episode, see Reward and Episode End. It does not raise,
@@ -152,7 +153,9 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
             USUAL_STAGES if max_stages is None else int(max_stages), num_blocks, trainable_from
         )
         counts = (
-            range(1, max_stages + 1) if ceiling is None else _counts(ceiling, max_stages, num_blocks, trainable_from)
+            range(fewest_stages(trainable_from), max_stages + 1)
+            if ceiling is None
+            else _counts(ceiling, max_stages, num_blocks, trainable_from)
         )
         self.profile = profile
         self.objective = objective
@@ -219,8 +222,9 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         num_stages = options.get("num_stages")
         if num_stages is not None and not (isinstance(num_stages, _INTEGERS) and self.feasible(int(num_stages))):
             fit = "" if self.ceiling is None else ", and must fit under the ceiling"
+            fewest = min(count for count in self._starts if count)
             raise UsageError(
-                f"num_stages must be from 1 to {self.max_stages} for this model{fit}; it is {num_stages!r}"
+                f"num_stages must be from {fewest} to {self.max_stages} for this model{fit}; it is {num_stages!r}"
             )
         tolerance_s = options.get("tolerance_s")
         if tolerance_s is not None and (not isinstance(tolerance_s, _NUMBERS) or math.isnan(tolerance_s)):
@@ -294,12 +298,13 @@ class SplitEnv(gymnasium.Env[Observation, np.int64]):
         Users keep and change what they get, so they get copies of its arrays: half the time of making them anew.
         """
         later = num_stages - cut - 1
+        first = start + 1 if later != 1 or self.trainable_from is None else self.trainable_from
         row = (num_stages - 1) * self.num_blocks - 1
         legal: _Legal
         if self._ends and later >= 0:
             legal = frozenset(row + end for end in self._ends[num_stages][later + 1][start])
         elif later > 0:
-            legal = range(row + start + 1, row + self._limit - later + 1)
+            legal = range(row + first, row + self._limit - later + 1)
         else:
             legal = range(row + self.num_blocks, row + self.num_blocks + 1) if later == 0 else _NONE
         observation = np.array((num_stages, cut, start, self.num_blocks - start), dtype=np.int64)
@@ -351,21 +356,24 @@ def stages_there_are(max_stages: int, num_blocks: int, trainable_from: int | Non
     """Return `max_stages`, or as many as the model can have where that is less.
 
     Raises:
-        UsageError: If `max_stages` is less than 1.
+        UsageError: If `max_stages` is less than there must be.
     """
-    if max_stages < 1:
-        raise UsageError(f"max_stages must be at least 1, it is {max_stages}")
+    if max_stages < (fewest := fewest_stages(trainable_from)):
+        raise UsageError(f"max_stages must be at least {fewest}, it is {max_stages}")
     return min(max_stages, num_blocks if trainable_from is None else trainable_from + 1)
 
 
-def _counts(ceiling: Ceiling | None, max_stages: int, num_blocks: int, trainable_from: int | None) -> Sequence[int]:
-    """Return the numbers of stages that there may be: those that fit under the ceiling, if there is one.
+def fewest_stages(trainable_from: int | None) -> int:
+    """Return the fewest stages: two where some blocks are trained and some are not."""
+    return 2 if trainable_from else 1
+
+
+def _counts(ceiling: Ceiling, max_stages: int, num_blocks: int, trainable_from: int | None) -> Sequence[int]:
+    """Return the numbers of stages that there may be: those that fit under the ceiling.
 
     Raises:
         UsageError: If the ceiling is of another model, or none fits.
     """
-    if ceiling is None:
-        return range(1, max_stages + 1)
     if ceiling.needs.num_blocks != num_blocks:
         raise UsageError(f"the ceiling is of {ceiling.needs.num_blocks} blocks, the profile has {num_blocks}")
     counts = ceiling.counts(max_stages, trainable_from)

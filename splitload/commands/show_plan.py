@@ -9,6 +9,7 @@ from splitload.commands.gain_sentence import gain_sentence
 from splitload.commands.show_crowd_plan import show_crowd
 from splitload.commands.show_memory import show_needs
 from splitload.plan.objectives import OBJECTIVES
+from splitload.planner.agents import LEARNERS
 from splitload.planner.crowd_plan import prediction
 from splitload.planner.gain import GAIN_RUNS
 from splitload.planner.make_plan import Planned
@@ -66,11 +67,6 @@ def _predicted(result: TrainResult) -> str:
     return "simulated" if result.profile.source == "simulated" and not by_formula else "predicted"
 
 
-def _searched(result: TrainResult) -> int:
-    """Return how many stages were searched: what is trained was cut off afterwards."""
-    return result.found.partition.num_stages - (result.graph.tail_start is not None)
-
-
 def _show_stages(console: Console, result: TrainResult) -> None:
     """Print what each stage holds and costs."""
     graph, profile, partition = result.graph, result.profile, result.found.partition
@@ -100,7 +96,7 @@ def _show_values(console: Console, result: TrainResult) -> None:
     """Print what the plan is worth beside those of others."""
     found, objective = result.found, OBJECTIVES[result.request.objective]
     values = {name.replace("_", " "): value for name, value in found.values_s.items() if value is not None}
-    if not values or _searched(result) <= 1:
+    if not values or result.found.partition == result.planned.search.fewest:
         return
     exact, bound = found.values_s.get("exact"), found.exact_bound_s
     proved = exact is None or bound is None or bound >= exact
@@ -113,6 +109,19 @@ def _show_values(console: Console, result: TrainResult) -> None:
         ("plan", f"{objective.value_name} ms", "÷ exact" if proved else "÷ best known"),
         [(name, f"{value * 1e3:.2f}", f"{value / exact:.3f}" if exact else "") for name, value in values.items()],
     )
+    console.print(_found_by(result))
+
+
+def _found_by(result: TrainResult) -> str:
+    """Return who found the plan, and how far what was learned is behind, for people."""
+    found = result.found
+    who = {"budget": "measuring within the budget"}.get(found.found_by, found.found_by.replace("_", " "))
+    line, learned_s = f"plan found by {who}", found.values_s.get("learned")
+    if learned_s is None or found.found_by in LEARNERS:
+        return line
+    value_s = result.planned.search.value_s(found.partition)
+    behind = f"{learned_s / value_s - 1:.2%}" if value_s > 0 else f"{milliseconds(learned_s)}"
+    return f"{line}; the plan that q-learning learned is {behind} behind"
 
 
 def _show_memory(console: Console, result: TrainResult) -> None:
@@ -137,12 +146,13 @@ def _show_trial(console: Console, result: TrainResult) -> None:
             f"{count_of(trial['num_stages'], kind)} answered after {split}, {rest} after {whole} "
             f"(measured, medians of {trial['runs']} fresh processes)"
         )
-        if _searched(result) == 1:
+        if result.found.partition == result.planned.search.fewest:
             console.print(f"{one}, as splitting did not pay")
-    elif result.found.two_stages_s is not None:
-        two_s = result.found.two_stages_s
-        what = f"the best two would {OBJECTIVES[result.request.objective].done_verb} after {milliseconds(two_s)}"
-        if result.planned.search.pays(two_s, result.found.partition):
+    elif result.found.cut_s is not None:
+        cut_s = result.found.cut_s
+        best = "the best two would" if not frozen else "the best cut of what is frozen would"
+        what = f"{best} {OBJECTIVES[result.request.objective].done_verb} after {milliseconds(cut_s)}"
+        if result.planned.search.pays(cut_s):
             reason = f"{result.request.agent} found no cut that pays, though {what}"
         else:
             reason = f"splitting would not pay: {what}"

@@ -27,7 +27,6 @@ class Ceiling:
         needs: Of the model.
         ceiling_bytes: The limit.
         arena_bytes: The working memory of a run, whatever the plan.
-        apart: First block of what is trained, which is cut off besides once a plan is found; None where nothing is.
         limit_phrase: What sets the limit, before its size in a sentence.
     """
 
@@ -36,27 +35,19 @@ class Ceiling:
     needs: MemoryNeeds
     ceiling_bytes: int
     arena_bytes: int
-    apart: int | None = None
 
     @cached_property
     def weights_bytes(self) -> list[list[int]]:
-        """`StageNeeds.weights_bytes` of every segment; 0 where there is none.
-
-        A last stage that holds what is trained counts as the two that it becomes.
-        """
+        """`StageNeeds.weights_bytes` of every segment; 0 where there is none."""
         size = self.needs.num_blocks
-        table = [
+        return [
             [self.needs.stage(start, end).weights_bytes if start < end else 0 for end in range(size + 1)]
             for start in range(size + 1)
         ]
-        if self.apart is not None:
-            for start in range(self.apart):
-                table[start][size] = max(table[start][self.apart], table[self.apart][size])
-        return table
 
     def sessions_bytes(self, num_stages: int) -> int:
-        """Return what sessions of a plan of so many stages take, with one more where something is trained."""
-        return self.needs.sessions_bytes(num_stages + (self.apart is not None))
+        """Return what sessions of a plan of so many stages take."""
+        return self.needs.sessions_bytes(num_stages)
 
     def room_bytes(self, num_stages: int) -> int:
         """Return what is left to weights in plans of so many stages; below 0 where all else is too much."""
@@ -103,7 +94,7 @@ class Ceiling:
 
         Args:
             num_stages: C.
-            trainable_from: First trainable block; with two or more stages the last one begins at or before it.
+            trainable_from: First trainable block; the last stage begins there. None where none is trained.
 
         Returns:
             The legal ends of the next stage, rising: entry `[j][s]` for a stage that begins at block s and is the first
@@ -114,9 +105,10 @@ class Ceiling:
             [end for end in range(start + 1, size + 1) if row[end] <= room_bytes]
             for start, row in enumerate(self.weights_bytes)
         ]
-        last_start = size if trainable_from is None or num_stages == 1 else trainable_from
         nowhere: list[list[int]] = [[] for _ in fitting]
-        whole_rest = [[size] if size in ends and start <= last_start else [] for start, ends in enumerate(fitting)]
+        whole_rest = [
+            [size] if size in ends and trainable_from in (None, start) else [] for start, ends in enumerate(fitting)
+        ]
         table = [nowhere, whole_rest]
         for _ in range(num_stages - 1):
             later = table[-1]

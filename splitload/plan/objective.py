@@ -213,7 +213,7 @@ class Objective(ABC):
             costs: Of the model on the device; stages that its ceiling does not allow are not planned.
             num_stages: k, for which there is a plan.
             solvers: The exact searches.
-            trainable_from: First trainable block; it and all after it lie in the last stage.
+            trainable_from: First trainable block; the last stage begins there. None where none is trained.
             limit_s: Seconds for the proof.
             starts: Plans to begin with.
         """

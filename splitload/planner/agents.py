@@ -26,7 +26,7 @@ class Question:
         profile: Costs of the model on the device.
         costs: The same as matrices.
         num_stages: How many stages.
-        trainable_from: First trainable block; it and all after it lie in the last stage. None where none is trained.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
         seed: Of rules that draw.
         value: Returns what the objective makes small of some split points, in seconds; infinite where they do not fit.
         optimum: Returns the best plan there is for the objective.
@@ -61,11 +61,13 @@ class Agent:
         rule: Returns the split points; None for an agent that learns.
         learner: Returns what learns on an environment, by a seed; None for a rule.
         seeded: Whether another seed may give another plan.
+        takes_best: Whether the best plan known is taken, be it that of a rule; otherwise the agent's own.
     """
 
     rule: Rule | None = None
     learner: Callable[[SplitEnv, int], QLearning] | None = None
     seeded: bool = False
+    takes_best: bool = False
 
 
 def _q_learning(env: SplitEnv, seed: int) -> QLearning:
@@ -119,7 +121,9 @@ def _even_loads(asked: Question) -> Sequence[int]:
     return balance(asked.costs.load_s, asked.num_stages, asked.trainable_from, allowed=allowed)[0]
 
 
+DEFAULT_AGENT = "best"
 AGENTS = {
+    "best": Agent(learner=_q_learning, seeded=True, takes_best=True),
     "q-learning": Agent(learner=_q_learning, seeded=True),
     "sarsa": Agent(learner=_sarsa, seeded=True),
     "exact": Agent(_exact),

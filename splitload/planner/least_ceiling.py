@@ -13,6 +13,7 @@ from splitload.agents import balance
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of
 from splitload.base.sizes import megabytes
+from splitload.envs.split import fewest_stages
 from splitload.plan.ceiling import Ceiling
 
 MOST_STAGES = 32  # of plans under a ceiling
@@ -58,13 +59,13 @@ def least_ceiling(ceiling: Ceiling, most: int, trainable_from: int | None) -> Le
     Args:
         ceiling: What the model needs.
         most: The most stages.
-        trainable_from: First trainable block; it and all after it lie in the last stage.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
     """
     num_blocks = ceiling.needs.num_blocks
     weights = np.array(ceiling.weights_bytes, dtype=np.float64)
     weights[np.tril_indices(num_blocks + 1)] = np.inf
     found = []
-    for count in range(1, most + 1):
+    for count in range(fewest_stages(trainable_from), most + 1):
         points, largest_bytes = balance(weights, count, trainable_from)
         largest = max(pairwise((0, *points, num_blocks)), key=lambda stage: weights[stage])
         least_bytes = int(largest_bytes) + ceiling.arena_bytes + ceiling.sessions_bytes(count)
@@ -90,7 +91,7 @@ def check_ceiling(ceiling: Ceiling, names: Sequence[str], most: int, trainable_f
         ceiling: What memory allows.
         names: Of the blocks.
         most: The most stages.
-        trainable_from: First trainable block; it and all after it lie in the last stage.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
 
     Raises:
         CeilingTooLowError: If none does.

@@ -87,7 +87,7 @@ def make_plan(
         KeyboardInterrupt: With a message that says how to go on.
         SplitloadError: If there is no such plan, or it cannot be found.
     """
-    most = most_stages(request, first_trainable)
+    most = request.max_stages
     settings: dict[str, Any] = {
         "agent": request.agent,
         "objective": request.objective,
@@ -122,15 +122,9 @@ def make_plan(
     planned, memory = limits.plan(
         ceiling,
         lambda limit: _searched(request, report, profile, {**settings, "ceiling": limit}),
-        lambda each: each.search.written(each.found.partition),
+        lambda each: each.found.partition,
     )
     return replace(planned, memory=memory)
-
-
-def most_stages(request: TrainRequest, first_trainable: int | None) -> int | None:
-    """Return the most stages that are searched: what is trained takes one of those that are allowed; None for any."""
-    most = request.max_stages
-    return most if most is None or first_trainable is None else most - 1
 
 
 def _searched(request: TrainRequest, report: Report, profile: Profile, settings: Mapping[str, Any]) -> Planned:
@@ -153,7 +147,7 @@ def _searched(request: TrainRequest, report: Report, profile: Profile, settings:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(resume_hint(request, best_of(runs).partition if runs else None)) from None
     search = Search(profile, seed=best.seed, **settings)
-    found = search.valued(best.partition, search_s=best.search_s, episodes=best.episodes)
+    found = search.valued(best.partition, search_s=best.search_s, episodes=best.episodes, learned=best.learned)
     return Planned(found, search, profile, best.seed, tuple(runs))
 
 
@@ -171,7 +165,7 @@ def _given(points: Sequence[int], profile: Profile, settings: Mapping[str, Any])
         needed, allowed = megabytes(ceiling.peak_bytes(list(partition.stages()))), megabytes(ceiling.ceiling_bytes)
         limit = f"{ceiling.limit_phrase} {allowed}"
         raise UsageError(f"--split-points make stages that need {needed}, {limit}; cut elsewhere")
-    return FoundPlan(partition, {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
+    return FoundPlan(partition, "given", {"learned": None, **dict.fromkeys(BASELINES)}, 0, 0.0, None)
 
 
 def _learned(request: TrainRequest, search: Search, report: Report) -> FoundPlan:

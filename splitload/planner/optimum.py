@@ -34,7 +34,7 @@ def optimum(
         objective: Its name.
         num_stages: k.
         limit_s: Seconds for the proof.
-        trainable_from: First trainable block; it and all after it lie in the last stage.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
         starts: Plans to begin with, where the search takes some.
         costs: What `cost_matrices` returns for the profile, where it is there already.
     """

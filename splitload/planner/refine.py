@@ -101,7 +101,7 @@ def refine(
         prior: What the blocks cost before anything is measured, for example of a simulator.
         ledger: Measures, remembers and counts.
         make_search: Returns the search on a profile.
-        trainable_from: First trainable block; the last stage begins at or before it.
+        trainable_from: First trainable block; the last stage begins there. None where none is trained.
         serial_share: Called once, after the whole model was measured: how parallel loads slow each other down.
         first_outputs: Called once with an even cut into `CUT_STAGES`, if there can be one: when the whole model and the
             cut, loaded as those of a bundle, were there and answered; it returns None where the budget is over.
@@ -128,7 +128,7 @@ def refine(
         more = more and _improved(measured, make_search, trainable_from)
     profile = measured.known(measured.estimated())
     search = make_search(profile)
-    chosen = search.valued(search.pick(measured.plans), search_s=time.perf_counter() - start)
+    chosen = search.valued(search.pick(measured.plans), search_s=time.perf_counter() - start, found_by="budget")
     return Refined(search, chosen, profile, tuple(measured.plans), more)
 
 
@@ -153,9 +153,10 @@ def _improved(measured: _Measured, make_search: Callable[[Profile], Search], tra
 
 def _neighbours(plan: Partition, trainable_from: int | None) -> Iterator[Partition]:
     """Yield the plans that one cut moved by up to `FARTHEST` blocks makes."""
-    last = plan.num_blocks - 1 if trainable_from is None else min(trainable_from, plan.num_blocks - 1)
     for number, point in enumerate(plan.split_points):
-        bounds = plan.bounds[number], (*plan.split_points, last + 1)[number + 1]
+        if point == trainable_from:
+            continue
+        bounds = plan.bounds[number], plan.bounds[number + 2]
         for place in range(max(bounds[0] + 1, point - FARTHEST), min(bounds[1], point + FARTHEST + 1)):
             if place != point:
                 points = (*plan.split_points[:number], place, *plan.split_points[number + 1 :])

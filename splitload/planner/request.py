@@ -15,7 +15,7 @@ from splitload.devices.pairing import paired
 from splitload.plan.ceiling import most_of_a_weight
 from splitload.plan.graph import DEFAULT_MAX_BLOCKS
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
-from splitload.planner.agents import AGENTS, LEARNERS, SEEDED
+from splitload.planner.agents import AGENTS, DEFAULT_AGENT, LEARNERS, SEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,9 @@ class TrainRequest:
     )
     agent: str = _setting(
         "--agent",
-        text=f"who searches: {', '.join(AGENTS)} (default: %(default)s)",
-        default="q-learning",
+        text=f"who searches: {', '.join(AGENTS)}; best: q-learning, and the best plan known is taken, whoever found it "
+        "(default: %(default)s)",
+        default=DEFAULT_AGENT,
         metavar="AGENT",
         read=words.one_of("agent", tuple(AGENTS)),
     )

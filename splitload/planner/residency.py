@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from splitload.agents.baselines import fixed_cuts
 from splitload.base.errors import UsageError
 from splitload.base.sizes import megabytes
 from splitload.build.residency import ResidencyScheme
@@ -158,11 +159,12 @@ class MemoryLimit:
         """
         ceiling, most = self._expected(self._ceiling_bytes or 0), self._most(None)
         if ceiling.holds_all:
-            plan = self._built(())
+            plan = Partition(len(self._graph.blocks), fixed_cuts(self._graph.first_trainable))
             memory = self.memory_of(plan)
             if memory.peak_bytes <= ceiling.ceiling_bytes:
                 return plan, memory
-        plan = self._built(least_ceiling(ceiling, most, self._graph.first_trainable).split_points)
+        least = least_ceiling(ceiling, most, self._graph.first_trainable)
+        plan = Partition(len(self._graph.blocks), least.split_points)
         memory = self.memory_of(plan)
         if self._ceiling_bytes is not None:
             self._check(self._with_arena(ceiling, memory.arena_bytes), most)
@@ -188,7 +190,7 @@ class MemoryLimit:
             if ceiling is None:
                 return found, memory
             if memory.peak_bytes <= ceiling.ceiling_bytes:
-                taken = Ceiling(self._needs, ceiling.ceiling_bytes, memory.arena_bytes, ceiling.apart)
+                taken = Ceiling(self._needs, ceiling.ceiling_bytes, memory.arena_bytes)
                 return found, PlanMemory(self._needs, memory.stages, memory.arena_bytes, memory.input_bytes, taken)
             ceiling = self._with_arena(ceiling, max(memory.arena_bytes, ceiling.arena_bytes))
         raise UsageError(
@@ -199,17 +201,12 @@ class MemoryLimit:
     def _expected(self, ceiling_bytes: int) -> Ceiling:
         """Return a ceiling with the most working memory that is predicted of any plan."""
         arena_bytes = math.ceil(ARENA_SHARE * self._needs.most_live_bytes)
-        return Ceiling(self._needs, ceiling_bytes, arena_bytes, self._graph.first_trainable)
+        return Ceiling(self._needs, ceiling_bytes, arena_bytes)
 
     def _most(self, max_stages: int | None) -> int:
-        """Return the most stages of a plan, but for what is trained."""
+        """Return the most stages of a plan."""
         num_blocks, first_trainable = len(self._graph.blocks), self._graph.first_trainable
         return min(max_stages or MOST_STAGES, num_blocks if first_trainable is None else first_trainable + 1)
-
-    def _built(self, split_points: tuple[int, ...]) -> Partition:
-        """Return a plan with what is trained cut off besides."""
-        points = {*split_points, self._graph.first_trainable} - {None}
-        return Partition.of(len(self._graph.blocks), sorted(point for point in points if point))
 
     def _check(self, ceiling: Ceiling, most: int) -> None:
         """Raise `CeilingTooLowError` unless some plan of up to so many stages fits."""
@@ -218,7 +215,7 @@ class MemoryLimit:
     def _with_arena(self, ceiling: Ceiling, arena_bytes: int) -> Ceiling:
         """Return the ceiling for plans whose runs take so much besides weights."""
         rounded = math.ceil(arena_bytes / _STEP_BYTES) * _STEP_BYTES
-        return Ceiling(self._needs, ceiling.ceiling_bytes, rounded, ceiling.apart)
+        return Ceiling(self._needs, ceiling.ceiling_bytes, rounded)
 
 
 def advised(refusal: CeilingTooLowError, refused_bytes: int, attempt: Callable[[int], object]) -> CeilingTooLowError:

@@ -84,6 +84,7 @@ class TrainResult:
                 "split_points": list(partition.split_points),
                 "num_blocks": self.profile.num_blocks,
             },
+            "found_by": self.found.found_by,
             "value": {**self.found.values_s, "exact_bound": self.found.exact_bound_s},
             "ttfo_s": {"predicted": self.predicted_ttfo_s, "measured": self.measured_ttfo_s},
             "gain": None if gain is None else gain.to_json(),

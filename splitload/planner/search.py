@@ -7,24 +7,26 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
+from splitload.agents.baselines import fixed_cuts
 from splitload.agents.exact_ttfo import Optimum
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Plan, Progress, SearchResult
+from splitload.agents.stopping import BEHIND, EQUAL
 from splitload.base.errors import PartitionError, UsageError
 from splitload.base.phrases import count_of
 from splitload.envs.costs import cost_matrices
-from splitload.envs.split import SplitEnv, stages_there_are
+from splitload.envs.split import SplitEnv, fewest_stages, stages_there_are
 from splitload.plan.ceiling import Ceiling
 from splitload.plan.crowd_ceiling import CrowdCeiling
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.agents import BASELINES, QUICK, Question, Rule, agent_named
+from splitload.planner.agents import BASELINES, DEFAULT_AGENT, QUICK, Question, Rule, agent_named
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.least_ceiling import MOST_STAGES, check_ceiling
 from splitload.planner.optimum import optimum
@@ -41,21 +43,23 @@ class FoundPlan:
 
     Attributes:
         partition: The plan.
-        values_s: The plan's value (`Search.value_s`) in seconds under the agent that found it ("learned" for Q-learning
-            and SARSA), and the values of the baselines for the same number of stages; None where one does not apply.
+        found_by: Who found it: an agent, a baseline, "given" where it was, or "budget" where measurements chose it.
+        values_s: Values (`Search.value_s`) in seconds of plans of the same number of stages: the one that was
+            "learned", and those of the baselines; None where one does not apply.
         episodes: Episodes of the learning agent, 0 for the others.
         search_s: Seconds the search took, without profiling; of one that was resumed, since then.
-        two_stages_s: For a plan of one stage what the number of stages is chosen by, of the best two; None where
-            there are no two.
+        cut_s: For a plan of the fewest stages what the number of stages is chosen by, of the best plan with one more;
+            None where there is none.
         exact_bound_s: Seconds that no plan of as many stages can do better than: what "exact" is worth where that is
             proved to be optimal, less where the time for a proof was over; None where there is no such value.
     """
 
     partition: Partition
+    found_by: str
     values_s: Mapping[str, float | None]
     episodes: int
     search_s: float
-    two_stages_s: float | None
+    cut_s: float | None
     exact_bound_s: float | None = None
 
 
@@ -75,20 +79,20 @@ class Search:
         num_stages: If given, exactly so many stages, whether or not they pay; at most one for each block.
         seed: Seed of the agent, and of the random baseline.
         episodes: Most episodes in all, or None for the agent's own rule.
-        trainable_from: First trainable block; it and all after it lie in the last stage, and plans are compared as they
-            are written, with a cut before it.
+        trainable_from: First trainable block; the last stage of every plan begins there. None where none is trained.
         ceiling: What memory allows; no other plan is looked at, and numbers of stages begin with the least that fits.
             None where nothing limits it.
 
     Raises:
-        UsageError: If `max_stages` is less than 1, there is no such objective, or no plan fits under the ceiling.
+        UsageError: If `max_stages` is less than there must be, there is no such objective, or no plan fits under the
+            ceiling.
     """
 
     def __init__(
         self,
         profile: Profile,
         *,
-        agent: str = "q-learning",
+        agent: str = DEFAULT_AGENT,
         objective: str = DEFAULT_OBJECTIVE,
         max_stages: int | None = None,
         num_stages: int | None = None,
@@ -112,14 +116,14 @@ class Search:
         self._counts: Sequence[int]
         if ceiling is None:
             most = num_stages or max_stages or min(self._enough(limit), limit)
-            self._counts = range(num_stages or 1, most + 1)
+            self._counts = range(num_stages or fewest_stages(trainable_from), most + 1)
         else:
             self._counts = self._fitting(ceiling, num_stages, min(num_stages or max_stages or MOST_STAGES, limit))
             if max_stages is None and num_stages is None:
                 self._counts = self._worthwhile(self._counts)
         self._learner: QLearning | None = None
-        self._optima: dict[int, Optimum] = {}  # by number of stages
-        self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn
+        self._optima: dict[int, tuple[float, Optimum]] = {}  # by number of stages, with the seconds for the proof
+        self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn, or take the best known
 
     def run(
         self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
@@ -138,7 +142,8 @@ class Search:
         start = time.perf_counter()
         partition = self.plan(on_progress, checkpoint)
         episodes = self._learner.result().episodes if self._learner else 0
-        return self.valued(partition, search_s=time.perf_counter() - start, episodes=episodes)
+        search_s = time.perf_counter() - start
+        return self.valued(partition, search_s=search_s, episodes=episodes, learned=self.learned_plan(partition))
 
     def plan(
         self, on_progress: Callable[[Progress], None] | None = None, checkpoint: Checkpoint | None = None
@@ -155,10 +160,8 @@ class Search:
             )
             self._learner = agent.learner(env, self._seed)
             train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
-            train(
-                num_stages=self._counts, episodes=self._episodes, decides=self._decides, on_progress=on_progress
-            )
-            partition = self.best
+            train(num_stages=self._counts, episodes=self._episodes, decides=self._decides, on_progress=on_progress)
+            partition = self._best_known() if agent.takes_best else self.best
         elif agent.rule is not None:
             self._plans = {count: self._by_rule(agent.rule, count) for count in self._counts}
             partition = self._pick(self._plans.values())
@@ -173,47 +176,52 @@ class Search:
     def pick(self, partitions: Sequence[Partition]) -> Partition:
         """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
         best: dict[int, Partition] = {}
-        for plan in [each for each in partitions if each.num_stages in self._counts] or partitions:
+        for plan in [each for each in partitions if each.num_stages in self._counts] or [self.fewest]:
             if plan.num_stages not in best or self.value_s(plan) < self.value_s(best[plan.num_stages]):
                 best[plan.num_stages] = plan
         self._plans = best
-        return self._pick(best.values()) or partitions[0]
+        return self._pick(best.values()) or self.fewest
 
-    def valued(self, partition: Partition, *, search_s: float, episodes: int = 0) -> FoundPlan:
+    def valued(
+        self,
+        partition: Partition,
+        *,
+        search_s: float,
+        episodes: int = 0,
+        learned: Partition | None = None,
+        found_by: str | None = None,
+    ) -> FoundPlan:
         """Value a plan, and what the baselines give for as many stages.
 
         Args:
             partition: The plan.
             search_s: Seconds it took to find it.
             episodes: Episodes of a learning agent.
+            learned: The plan of as many stages that was learned.
+            found_by: Who found it; None for the agent, or where that takes the best known plan, for whose it is.
         """
-        learns = agent_named(self._agent).learner is not None
-        values: dict[str, float | None] = {"learned": self.value_s(partition) if learns else None}
+        values: dict[str, float | None] = {"learned": None if learned is None else self.value_s(learned)}
         optimum = self._optimum(partition.num_stages, partition.split_points)
-        for name, rule in BASELINES.items():
-            values[name] = self.value_s(self._by_rule(rule, partition.num_stages))
-        two = self._by_rule(BASELINES["exact"], 2) if partition.num_stages == 1 and 2 in self._counts else None
-        two_stages_s = None if two is None else self.deciding_s(two)
+        rivals = {name: self._by_rule(rule, partition.num_stages) for name, rule in BASELINES.items()}
+        values |= {name: self.value_s(plan) for name, plan in rivals.items()}
+        if found_by is None and agent_named(self._agent).takes_best:
+            others = (name for name, plan in rivals.items() if plan == partition)
+            found_by = "q-learning" if partition == learned else next(others, None)
+        more = self.fewest.num_stages + 1
+        cut = self._by_rule(BASELINES["exact"], more) if partition == self.fewest and more in self._counts else None
+        cut_s = None if cut is None else self.deciding_s(cut)
         bound_s = values["exact"] if optimum.proved else optimum.bound_s
-        return FoundPlan(partition, values, episodes, search_s, two_stages_s, bound_s)
+        return FoundPlan(partition, found_by or self._agent, values, episodes, search_s, cut_s, bound_s)
 
     def whole(self, found: FoundPlan) -> FoundPlan:
-        """Return what the search came to, with the whole model as one stage in the place of its plan."""
-        one = Partition(self._profile.num_blocks)
-        return self.valued(one, search_s=found.search_s, episodes=found.episodes)
+        """Return what the search came to, with the plan of the fewest stages in the place of its plan."""
+        learned = None if agent_named(self._agent).learner is None else self.fewest  # there is no other
+        return self.valued(self.fewest, search_s=found.search_s, episodes=found.episodes, learned=learned)
 
-    def apart(self, found: FoundPlan, block: int) -> FoundPlan:
-        """Return what was found, and what stands beside it, with a cut before `block` besides; nothing proved of it."""
-        count = found.partition.num_stages
-        plans = {
-            name: found.partition if name == "learned" else self._by_rule(BASELINES[name], count)
-            for name, value in found.values_s.items()
-            if value is not None
-        }
-        values = {
-            name: self.value_s(_with_cut(plans[name], block)) if name in plans else None for name in found.values_s
-        }
-        return replace(found, partition=_with_cut(found.partition, block), values_s=values, exact_bound_s=0.0)
+    @property
+    def fewest(self) -> Partition:
+        """The plan of the fewest stages: the whole model, or what is frozen and what is trained."""
+        return Partition(self._profile.num_blocks, fixed_cuts(self._trainable_from))
 
     @property
     def best(self) -> Partition | None:
@@ -224,15 +232,16 @@ class Search:
     @property
     def plans(self) -> dict[int, Partition]:
         """The best plan that was found for each number of stages; empty where nothing was searched."""
-        if self.learned is None:
-            return dict(self._plans)
-        plans = (Partition(self._profile.num_blocks, plan.split_points) for plan in self.learned.plans.values())
-        return {plan.num_stages: plan for plan in plans}
+        return dict(self._plans) or self._learned_plans
 
-    def plans_apart(self, block: int) -> dict[int, Partition]:
-        """Return `plans` with a cut before `block` besides."""
-        plans = (_with_cut(plan, block) for plan in self.plans.values())
-        return {plan.num_stages: plan for plan in plans}
+    def learned_plan(self, partition: Partition) -> Partition | None:
+        """Return the plan that was learned for as many stages as another one has; None where there is none."""
+        return self._learned_plans.get(partition.num_stages)
+
+    @property
+    def _learned_plans(self) -> dict[int, Partition]:
+        plans = self.learned.plans if self.learned else {}
+        return {count: Partition(self._profile.num_blocks, plan.split_points) for count, plan in plans.items()}
 
     @property
     def learned(self) -> SearchResult | None:
@@ -310,29 +319,22 @@ class Search:
         """Return the partition whose number of stages pays: `WORTHWHILE` over a whole model, then `further_gain`."""
         picked: Partition | None = None
         for partition in sorted(partitions, key=lambda each: each.num_stages):
-            gain = WORTHWHILE if picked is None or picked.num_stages == 1 else self._objective.further_gain
+            gain = WORTHWHILE if picked == self.fewest else self._objective.further_gain
             if picked is None or self.deciding_s(partition) < (1 - gain) * self.deciding_s(picked):
                 picked = partition
         return picked
 
-    def written(self, partition: Partition) -> Partition:
-        """Return a plan as a bundle has it: what is trained is cut off besides."""
-        return partition if self._trainable_from is None else _with_cut(partition, self._trainable_from)
-
     def deciding_s(self, partition: Partition) -> float:
-        """Return `Objective.deciding_s` of a plan, in seconds: what decides between numbers of stages.
-
-        What is trained is cut off in any case, and so is in all that are compared.
-        """
-        return self._objective.deciding_s(self._profile, self.written(partition), self._ceiling)
+        """Return `Objective.deciding_s` of a plan, in seconds: what decides between numbers of stages."""
+        return self._objective.deciding_s(self._profile, partition, self._ceiling)
 
     def _decides(self, plan: Plan) -> float:
         """Return `deciding_s` of what a learning agent found."""
         return self.deciding_s(Partition(self._profile.num_blocks, plan.split_points))
 
-    def pays(self, deciding_s: float, whole: Partition) -> bool:
-        """Return whether a cut whose `deciding_s` is so small is worthwhile in place of the model as one stage."""
-        return deciding_s < (1 - WORTHWHILE) * self.deciding_s(whole)
+    def pays(self, deciding_s: float) -> bool:
+        """Return whether a cut whose `deciding_s` is so small is worthwhile in place of the fewest stages."""
+        return deciding_s < (1 - WORTHWHILE) * self.deciding_s(self.fewest)
 
     def _by_rule(self, rule: Rule, count: int) -> Partition:
         """Return the partition a rule gives for `count` stages."""
@@ -350,21 +352,56 @@ class Search:
             lambda: self._optimum(count),
         )
 
-    def _optimum(self, count: int, start: tuple[int, ...] | None = None) -> Optimum:
-        """Return the best plan of `count` stages for the objective; the first call for a count begins with `start`."""
-        if count not in self._optima:
+    def _best_known(self) -> Partition | None:
+        """Return the best plan known, whoever found it; of equals the one that was learned.
+
+        Numbers of stages whose learned plan is not far behind share the seconds of one proof. The number that pays is
+        then searched by all.
+        """
+        plans = self._learned_plans
+        if not plans:
+            return None
+        least_s = min(map(self.deciding_s, plans.values()))
+        near = [count for count, plan in plans.items() if self.deciding_s(plan) <= (1 + BEHIND) * least_s]
+        for count in near:
+            best = self._optimum(count, plans[count].split_points, EXACT_LIMIT_S / len(near))
+            plans[count] = self._better(plans[count], Partition.of(self._profile.num_blocks, best.split_points))
+        picked = self._pick(plans.values())
+        assert picked is not None  # noqa: S101 - there are plans
+        count = picked.num_stages
+        self._optimum(count, picked.split_points)
+        for rule in BASELINES.values():
+            plans[count] = self._better(plans[count], self._by_rule(rule, count))
+        self._plans = plans
+        return plans[count]
+
+    def _better(self, plan: Partition, other: Partition) -> Partition:
+        """Return the plan, or another one of as many stages that is better beyond rounding."""
+        return other if self.value_s(other) < (1 - EQUAL) * self.value_s(plan) else plan
+
+    def _optimum(self, count: int, start: tuple[int, ...] | None = None, limit_s: float = EXACT_LIMIT_S) -> Optimum:
+        """Return the best plan of `count` stages for the objective, worked out once for each limit.
+
+        Args:
+            count: How many stages.
+            start: A plan to begin with, where it is worked out.
+            limit_s: Seconds for a proof.
+        """
+        known_s, known = self._optima.get(count, (-1.0, None))
+        if known is None or (known_s < limit_s and not known.proved):
             starts = () if start is None else (start,)
             best = optimum(
-                self._profile, self._objective.name, count, EXACT_LIMIT_S, self._trainable_from, starts, self._matrices
+                self._profile, self._objective.name, count, limit_s, self._trainable_from, starts, self._matrices
             )
-            if not best.proved:  # then annealing may know a better plan
+            if limit_s == EXACT_LIMIT_S and not best.proved:  # then annealing may know a better plan
                 asked = self._question(count)
                 annealed = tuple(BASELINES["annealing"](asked))
                 value_s = asked.value(annealed)
                 if value_s < best.value_s:
                     best = Optimum(annealed, value_s, best.bound_s)
-            self._optima[count] = best
-        return self._optima[count]
+            known = best
+            self._optima[count] = limit_s, best
+        return known
 
 
 def _within(
@@ -381,13 +418,8 @@ def _within(
     return value_within
 
 
-def _with_cut(plan: Partition, block: int) -> Partition:
-    """Return a plan with a cut before `block` besides."""
-    return Partition(plan.num_blocks, tuple(sorted({*plan.split_points, block})))
-
-
 def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: int | None) -> Partition:
-    """Return the partition with given split points, checked.
+    """Return the partition with given split points, checked, and with a cut before what is trained.
 
     Raises:
         UsageError: If they do not fit the profile's blocks, or cut trainable blocks off the last stage.
@@ -401,4 +433,5 @@ def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: in
             f"the last stage would start at block {partition.bounds[-2]}, "
             f"but block {trainable_from} is trainable; put the last split point at or before it"
         )
-    return partition
+    points = {*partition.split_points, *fixed_cuts(trainable_from)}
+    return Partition(profile.num_blocks, tuple(sorted(points)))

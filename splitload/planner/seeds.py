@@ -26,6 +26,7 @@ class SeedRun:
         episodes: Of a learning agent, 0 for the others.
         search_s: Seconds the search took.
         value_s: See `Objective.value_s`.
+        learned: The plan that was learned for as many stages; None of agents that do not learn.
         deciding_s: What decides between plans of different numbers of stages, in seconds, see `Search.deciding_s`.
     """
 
@@ -35,6 +36,7 @@ class SeedRun:
     search_s: float
     value_s: float
     deciding_s: float
+    learned: Partition | None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints of it."""
@@ -78,7 +80,8 @@ def run_seed(profile: Profile, seed: int, settings: Mapping[str, Any]) -> SeedRu
     partition = search.plan()
     search_s = time.perf_counter() - start
     episodes = search.learned.episodes if search.learned else 0
-    return SeedRun(seed, partition, episodes, search_s, search.value_s(partition), search.deciding_s(partition))
+    value_s, deciding_s = search.value_s(partition), search.deciding_s(partition)
+    return SeedRun(seed, partition, episodes, search_s, value_s, deciding_s, search.learned_plan(partition))
 
 
 def best_of(runs: Sequence[SeedRun]) -> SeedRun:

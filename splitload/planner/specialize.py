@@ -24,6 +24,7 @@ from splitload.plan.ceiling import Ceiling, most_of_a_weight
 from splitload.plan.graph import ModelGraph
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
+from splitload.planner.agents import DEFAULT_AGENT
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
 from splitload.planner.residency import MemoryLimit
@@ -201,18 +202,16 @@ def _planned(
         )
     else:
         limits = MemoryLimit(residency if isinstance(residency, int) else None, measuring, graph, feeds, report)
-        (search, found), memory = limits.plan(
-            limits.ceiling(None), searched, lambda each: each[0].written(each[1].partition)
-        )
+        (search, found), memory = limits.plan(limits.ceiling(None), searched, lambda each: each[1].partition)
         scheme = memory.scheme(residency)
-    if first_trainable is not None:
-        found = search.apart(found, first_trainable)
     notes = notes_of(
         profile,
         found.partition,
         trial,
-        search.plans if first_trainable is None else search.plans_apart(first_trainable),
-        agent="q-learning",
+        search.plans,
+        agent=DEFAULT_AGENT,
+        found_by=found.found_by,
+        values_s=dict(found.values_s),
         objective=objective,
         native_left_out=left_out,
         **{name: manifest.plan.get(name) for name in ("trainable", "new_head")},

@@ -25,7 +25,7 @@ from splitload.plan.profile import Profile
 from splitload.planner.crowd_plan import prediction
 from splitload.planner.gain import GAIN_RUNS, Gain, measure_gain
 from splitload.planner.least_ceiling import CeilingTooLowError
-from splitload.planner.make_plan import Planned, make_plan, most_stages
+from splitload.planner.make_plan import Planned, make_plan
 from splitload.planner.parallel import check_cluster
 from splitload.planner.read_model import native_left_out, read_model
 from splitload.planner.report import Report
@@ -139,7 +139,7 @@ def _advised(request: TrainRequest, report: Report, device: Device, error: Ceili
     def attempt(ceiling_bytes: int) -> None:
         source, graph, _ = _opened(replace(request, residency=ceiling_bytes), report, device)
         limits = MemoryLimit(ceiling_bytes, device.measuring, graph, {**source.examples, **request.feeds}, report)
-        limits.ceiling(most_stages(request, graph.first_trainable))
+        limits.ceiling(request.max_stages)
 
     assert isinstance(request.residency, int)  # noqa: S101 - nothing else is refused
     return advised(error, request.residency, attempt)
@@ -200,8 +200,6 @@ def _tried(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(resume_hint(request, found.partition)) from None
-    if model.graph.first_trainable is not None:
-        found = planned.search.apart(found, model.graph.first_trainable)
     return found, trial
 
 
@@ -220,13 +218,14 @@ def _notes(
     request: TrainRequest, model: _Model, planned: Planned, found: FoundPlan, trial: Trial | None
 ) -> dict[str, Any]:
     """Return what the manifest says of how the plan was found."""
-    search, tail = planned.search, model.graph.first_trainable
     return notes_of(
         planned.profile,
         found.partition,
         trial,
-        search.plans if tail is None else search.plans_apart(tail),
+        planned.search.plans,
         agent=request.agent if request.split_points is None else "given",
+        found_by=found.found_by,
+        values_s=dict(found.values_s),
         objective=request.objective,
         trainable=request.trained,
         new_head=request.new_head,

@@ -135,11 +135,8 @@ def choose_measured(
         feeds: Inputs to measure with; made up where they are missing.
         store: Where stage files are kept for the bundle.
     """
-    if found.partition.num_stages == 1:
+    if found.partition == search.fewest:
         return found, None
-    one, cut = (search.written(plan) for plan in (Partition(found.partition.num_blocks), found.partition))
-    if cut == one:
-        return search.whole(found), None
-    plan = VariantPlan(graph, cut, threads)
-    trial = try_cut(device, source, plan, report, cache, feeds=feeds, beside=one, store=store)
+    plan = VariantPlan(graph, found.partition, threads)
+    trial = try_cut(device, source, plan, report, cache, feeds=feeds, beside=search.fewest, store=store)
     return (found if trial is None or trial.pays else search.whole(found)), trial

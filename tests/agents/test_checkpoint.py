@@ -155,7 +155,7 @@ def refused(data: Any) -> str:
 def whole() -> dict[str, Any]:
     data = dump(stopped_at(304))
     del data["searches"][2:]
-    assert all(search["plan"] and search["elites"] and search["table"]["sizes"] for search in data["searches"])
+    assert all(search["plan"] and search["stand"] and search["table"]["sizes"] for search in data["searches"])
     return data
 
 
@@ -225,11 +225,12 @@ DAMAGE: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "an action outside": (("searches", 1, "plan", "actions", 0), 114, "from 0 to 113, it is 114"),
     "an illegal action": (("searches", 1, "plan", "actions", 0), 1, "no plan of 2 stages: 1 is not legal"),
     "half a plan": (("searches", 1, "plan", "actions"), [19], "no plan of 2 stages: they end too soon"),
-    "an elite outside": (("searches", 1, "elites", 0, "actions", 1), -1, "from 0 to 113, it is -1"),
-    "many elites": (("searches", 1, "elites"), [{}] * 17, "must have at most 16 entries, it has 17"),
+    "a stand outside": (("searches", 1, "stand", "actions", 1), -1, "from 0 to 113, it is -1"),
+    "nobody to blame": (("searches", 1, "stand", "blamed"), [], "stand.blamed must name a stage"),
+    "a stage to blame that is not there": (("searches", 1, "stand", "blamed"), [2], "from 0 to 1, it is 2"),
     "other split points": (("searches", 1, "plan", "split_points"), [8], "its actions lead to"),
     "another value": (("searches", 1, "plan", "value_s"), 1e-9, "value_s is 1e-09, in this environment it is"),
-    "rounds": (("searches", 1, "rounds"), 5, "rounds must be a whole number from 0 to 4"),
+    "rounds": (("searches", 1, "rounds"), 9, "rounds must be a whole number from 0 to 8"),
     "reason": (("searches", 1, "stopped"), "tired", "stopped must be one of"),
     "curve": (("searches", 1, "curve", 0), [1], "curve[0] must be an episode and a value"),
     "later than now": (("searches", 1, "plan", "episode"), 305, "from 1 to 304, it is 305"),

@@ -51,14 +51,13 @@ AGENTS = {
 class TestEveryAgent:
     def test_plans_are_legal(self, agent, uneven_profile):
         for trainable_from in (None, 8, 4, 1, 0):
-            most = 9 if trainable_from is None else trainable_from + 1
-            for num_stages in range(1, min(most, 8) + 1):
+            least, most = (1, 9) if trainable_from is None else (min(trainable_from, 1) + 1, trainable_from + 1)
+            for num_stages in range(least, min(most, 8) + 1):
                 points = agent(uneven_profile, num_stages, trainable_from, 0)
                 assert isinstance(points, tuple)
                 assert all(type(point) is int for point in points)
                 assert Partition(9, points).num_stages == num_stages
-                if trainable_from is not None and points:
-                    assert points[-1] <= trainable_from
+                assert trainable_from in (None, (0, *points)[-1])
 
     def test_the_same_seed_gives_the_same_plan(self, agent, uneven_profile):
         assert agent(uneven_profile, 4, None, 3) == agent(uneven_profile, 4, None, 3)

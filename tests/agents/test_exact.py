@@ -18,7 +18,7 @@ def matrix(num_blocks, seed):
 
 def plans(num_blocks, num_stages, trainable_from):
     for points in itertools.combinations(range(1, num_blocks), num_stages - 1):
-        if trainable_from is None or not points or points[-1] <= trainable_from:
+        if trainable_from in (None, (0, *points)[-1]):
             yield points, list(itertools.pairwise((0, *points, num_blocks)))
 
 
@@ -32,7 +32,9 @@ problems = st.integers(1, 8).flatmap(
 def test_balance_is_the_best_of_all_plans(problem):
     num_blocks, trainable_from, seed = problem
     load = matrix(num_blocks, seed)
-    for num_stages in range(1, num_blocks + 1 if trainable_from is None else trainable_from + 2):
+    for num_stages in range(
+        2 if trainable_from else 1, num_blocks + 1 if trainable_from is None else trainable_from + 2
+    ):
         values = {
             points: max(load[stage] for stage in stages)
             for points, stages in plans(num_blocks, num_stages, trainable_from)
@@ -55,7 +57,9 @@ def test_the_matrix_is_left_alone():
         (np.zeros((1, 1)), 1, None, "square"),
         (matrix(4, 0), 0, None, "1 to 4 stages, not 0"),
         (matrix(4, 0), 5, None, "1 to 4 stages, not 5"),
-        (matrix(4, 0), 3, 1, "1 to 2 stages, not 3"),
+        (matrix(4, 0), 3, 1, "2 to 2 stages, not 3"),
+        (matrix(4, 0), 1, 1, "2 to 2 stages, not 1"),
+        (matrix(4, 0), 2, 0, "1 to 1 stages, not 2"),
     ],
 )
 def test_what_cannot_be_solved(load, num_stages, trainable_from, message):

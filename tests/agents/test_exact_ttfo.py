@@ -38,7 +38,7 @@ def values(load, infer, read, num_stages, contention, trainable_from):
     num_blocks = len(load) - 1
     found = {}
     for points in itertools.combinations(range(1, num_blocks), num_stages - 1):
-        if trainable_from is None or not points or points[-1] <= trainable_from:
+        if trainable_from in (None, (0, *points)[-1]):
             stages = list(itertools.pairwise((0, *points, num_blocks)))
             each = ([matrix[stage] for stage in stages] for matrix in (load, infer, read))
             loads, infers, reads = each
@@ -59,7 +59,9 @@ def test_it_is_the_best_of_all_schedules(problem):
     num_blocks, threads, trainable_from, seed = problem
     load, infer, read = costs(num_blocks, seed)
     contention = Contention(threads, 0.3, 0.2)
-    for num_stages in range(1, num_blocks + 1 if trainable_from is None else trainable_from + 2):
+    for num_stages in range(
+        2 if trainable_from else 1, num_blocks + 1 if trainable_from is None else trainable_from + 2
+    ):
         slowdown = contention.slowdown(num_stages)
         found = ttfo(load, infer, num_stages, threads, slowdown, trainable_from, read=read, limit_s=60.0)
         plans = values(load, infer, read, num_stages, contention, trainable_from)
@@ -75,7 +77,8 @@ def test_the_bound_holds_where_the_search_is_too_small(problem, searches):
     num_blocks, threads, trainable_from, seed = problem
     load, infer, read = costs(num_blocks, seed)
     contention = Contention(threads, 0.3, 0.2)
-    num_stages = max(1, (num_blocks if trainable_from is None else trainable_from + 1) - 1)
+    fewest, most = (1, num_blocks) if trainable_from is None else (2 if trainable_from else 1, trainable_from + 1)
+    num_stages = max(fewest, most - 1)
     slowdown = contention.slowdown(num_stages)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_ttfo, "_SEARCHES", searches)
@@ -166,14 +169,14 @@ def test_matrices_are_left_alone():
         ({"load": np.zeros((3, 4))}, "square"),
         ({"num_stages": 0}, "1 to 4 stages, not 0"),
         ({"num_stages": 5}, "1 to 4 stages, not 5"),
-        ({"num_stages": 3, "trainable_from": 1}, "1 to 2 stages, not 3"),
+        ({"num_stages": 3, "trainable_from": 1}, "2 to 2 stages, not 3"),
         ({"infer": np.zeros((6, 6))}, "infer .*must be equal"),
         ({"read": np.zeros((6, 6))}, "read .*must be equal"),
         ({"threads": 0}, "at least 1 thread"),
         ({"starts": [(2, 3)]}, "does not cut"),
         ({"starts": [(0,)]}, "does not cut"),
         ({"starts": [(4,)]}, "does not cut"),
-        ({"starts": [(3,)], "trainable_from": 2}, "at or before block 2"),
+        ({"starts": [(3,)], "trainable_from": 2}, "begins at one of the blocks 2 to 2"),
     ],
 )
 def test_what_cannot_be_solved(changes, message):

@@ -20,7 +20,7 @@ def test_a_trainable_stage_is_no_second_one_that_does_not_pay(
     monkeypatch.setattr("splitload.planner.search.WORTHWHILE", 10.0)  # no cut pays
     out = run("train", chain_model, "--device", "s20", "--agent", "exact", "--trainable", "1", "-o", "b.splitload")
     assert "in 2 stages" in out
-    assert "one frozen stage, as splitting would not pay: the best two would have loaded after" in out
+    assert "one frozen stage, as splitting would not pay: the best cut of what is frozen would have loaded after" in out
     assert "\none stage" not in out
     assert "uniform bytes" not in out
 

@@ -33,7 +33,7 @@ def plans(num_blocks, max_stages, trainable_from=None):
     """Yield every legal plan, by brute force."""
     for num_stages in range(1, min(max_stages, num_blocks) + 1):
         for points in itertools.combinations(range(1, num_blocks), num_stages - 1):
-            if trainable_from is None or not points or points[-1] <= trainable_from:
+            if trainable_from in (None, (0, *points)[-1]):
                 yield points
 
 
@@ -211,6 +211,7 @@ def test_wrong_options(profile, options, message):
     [
         {"objective": "speed"},
         {"max_stages": 0},
+        {"max_stages": 1, "trainable_from": 3},
         {"max_stages": 2.5},
         {"max_stages": True},
         {"trainable_from": 1.5},

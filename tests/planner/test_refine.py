@@ -111,7 +111,8 @@ def test_trainable_blocks_stay_in_the_last_stage() -> None:
         lambda profile: Search(profile, max_stages=4, trainable_from=40),
         trainable_from=40,
     )
-    assert all(plan.split_points[-1] <= 40 for plan in refined.plans if plan.split_points)
+    assert all(plan.split_points[-1] == 40 for plan in refined.plans if plan.split_points)
+    assert refined.found.partition.split_points[-1] == 40
 
 
 def test_one_block_needs_no_search() -> None:

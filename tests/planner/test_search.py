@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from splitload.plan.objectives import OBJECTIVES
+from splitload.plan.objectives import OBJECTIVES, OF_LOADING
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.agents import BASELINES
+from splitload.planner.agents import AGENTS, BASELINES
 from splitload.planner.search import MANY_STAGES, MAX_STAGES, WORTHWHILE, Search
 
 BLOCKS = 32
@@ -89,13 +89,25 @@ def test_all_is_loaded_no_sooner_than_the_slowest_stage_alone(agent: str) -> Non
     assert agent != "exact" or value == alone
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("objective", OF_LOADING)
+def test_what_is_trained_is_cut_off_in_every_plan_that_is_searched(agent: str, objective: str) -> None:
+    search = Search(profile(400.0), objective=objective, agent=agent, max_stages=5, trainable_from=30, episodes=2000)
+    found = search.run()
+    assert list(search.plans) == [2, 3, 4, 5]
+    assert all(plan.bounds[-2] == 30 for plan in search.plans.values())
+    assert found.exact_bound_s is not None
+    assert all(value is None or value >= found.exact_bound_s * (1 - 1e-9) for value in found.values_s.values())
+    assert search.value_s(found.partition) >= found.exact_bound_s * (1 - 1e-9)
+
+
 def test_what_is_trained_is_cut_off_in_all_plans_that_are_compared() -> None:
     whole = {(0, 8): Cost(2.0, 0.08, 0.08)}  # far quicker than its blocks: no plan with a cut is as good
     made = replace(profile(2.0, 8), contention=Contention(8, 0.3), segments=whole)
-    search = Search(made, agent="exact", max_stages=2, trainable_from=7)
+    search = Search(made, agent="exact", max_stages=3, trainable_from=7)
     found = search.run()
-    frozen_in_one, frozen_in_two = (made.schedule(plan).load_makespan_s for plan in search.plans_apart(7).values())
+    frozen_in_one, frozen_in_two = (made.schedule(plan).load_makespan_s for plan in search.plans.values())
     assert made.schedule(Partition(8)).load_makespan_s < frozen_in_two < (1 - WORTHWHILE) * frozen_in_one
-    assert found.partition.num_stages == 2
-    assert search.apart(found, 7).partition == search.written(found.partition) == search.plans_apart(7)[3]
-    assert search.whole(found).two_stages_s == frozen_in_two, "which is what one frozen stage is compared with"
+    assert found.partition == search.plans[3]
+    assert search.whole(found).partition == search.fewest == Partition(8, (7,))
+    assert search.whole(found).cut_s == frozen_in_two, "which is what one frozen stage is compared with"

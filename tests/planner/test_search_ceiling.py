@@ -46,14 +46,14 @@ def peak(plan: Partition) -> int:
 
 def ceiling(share: float, apart: int | None = None) -> Ceiling:
     """Return a ceiling between the least one and one that holds all."""
-    one = Ceiling(NEEDS, 1, ARENA, apart)
-    least, most = (least_ceiling(one, count, apart).ceiling_bytes for count in (MOST_STAGES // 3, 1))
-    return Ceiling(NEEDS, round(least + share * (most - least)), ARENA, apart)
+    one = Ceiling(NEEDS, 1, ARENA)
+    fewest = 1 if apart is None else 2
+    least, most = (least_ceiling(one, count, apart).ceiling_bytes for count in (MOST_STAGES // 3, fewest))
+    return Ceiling(NEEDS, round(least + share * (most - least)), ARENA)
 
 
-def search(limit: Ceiling | None, **settings: object) -> Search:
-    trainable_from = None if limit is None else limit.apart
-    return Search(PROFILE, ceiling=limit, trainable_from=trainable_from, **settings)  # type: ignore[arg-type]
+def search(limit: Ceiling | None, apart: int | None = None, **settings: object) -> Search:
+    return Search(PROFILE, ceiling=limit, trainable_from=apart, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("apart", [None, NUM_BLOCKS - 1])
@@ -63,12 +63,13 @@ def test_every_plan_of_every_agent_fits(objective: str, apart: int | None) -> No
     least = limit.counts(NUM_BLOCKS, apart)[0]
     assert least > 1
     for agent in AGENTS:
-        made = search(limit, agent=agent, objective=objective, episodes=400, max_stages=least + 2)
+        made = search(limit, apart, agent=agent, objective=objective, episodes=400, max_stages=least + 2)
         plan = made.plan()
         assert list(made.plans) == [least, least + 1, least + 2]
         plans = [plan, *made.plans.values(), made.even(1), made.even(NUM_BLOCKS)]
         assert all(map(limit.allows, plans))
-        assert all(peak(made.written(plan)) <= limit.ceiling_bytes for plan in plans)
+        assert all(peak(plan) <= limit.ceiling_bytes for plan in plans)
+        assert all(apart in (None, plan.bounds[-2]) for plan in plans)
     values_s = made.valued(plan, search_s=0.0).values_s
     assert values_s.keys() == {"learned", *BASELINES}
     known = [value for value in values_s.values() if value is not None]
@@ -111,13 +112,13 @@ def test_more_stages_leave_more_room_until_cuts_cost_more() -> None:
 @pytest.mark.parametrize("most", [3, NUM_BLOCKS - 1])
 def test_the_least_ceiling_does_and_one_byte_less_does_not(most: int, apart: int | None) -> None:
     least = least_ceiling(ceiling(0.0, apart), most, apart)
-    limit = Ceiling(NEEDS, least.ceiling_bytes, ARENA, apart)
-    assert search(limit, agent="exact", max_stages=most).run().partition.num_stages <= most
+    limit = Ceiling(NEEDS, least.ceiling_bytes, ARENA)
+    assert search(limit, apart, agent="exact", max_stages=most).run().partition.num_stages <= most
     with pytest.raises(UsageError, match=f"no plan of up to {most} stages fits") as refused:
-        search(replace(limit, ceiling_bytes=least.ceiling_bytes - 1), agent="exact", max_stages=most)
+        search(replace(limit, ceiling_bytes=least.ceiling_bytes - 1), apart, agent="exact", max_stages=most)
     advised = re.search(r"give --residency (\S+)$", str(refused.value))
     assert advised is not None
-    search(replace(limit, ceiling_bytes=read_bytes(advised[1])), agent="exact", max_stages=most)
+    search(replace(limit, ceiling_bytes=read_bytes(advised[1])), apart, agent="exact", max_stages=most)
     start, end = least.largest
     assert f"'b{start}" in str(refused.value)
     assert f"{NEEDS.stage(start, end).mapped_bytes / 1e6:.1f} MB of weights, a run 0.9 MB besides" in str(refused.value)

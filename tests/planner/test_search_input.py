@@ -95,9 +95,9 @@ def test_more_stages_than_blocks(
 def test_as_many_stages_as_blocks_are_searched(fails: Fails, runtime_folder: Path) -> None:
     profile = Profile.read(runtime_folder / "chain.json")
     assert Search(profile, agent="exact", max_stages=11).identity["num_stages"] == [*range(1, 12)]
-    assert Search(profile, agent="exact", max_stages=5, trainable_from=4).identity["num_stages"] == [*range(1, 6)]
-    assert Search(profile, agent="exact", trainable_from=4).identity["num_stages"] == [*range(1, 6)]
-    assert Search(profile, max_stages=6, trainable_from=4).identity["num_stages"] == [*range(1, 6)]
+    assert Search(profile, agent="exact", max_stages=5, trainable_from=4).identity["num_stages"] == [*range(2, 6)]
+    assert Search(profile, agent="exact", trainable_from=4).identity["num_stages"] == [*range(2, 6)]
+    assert Search(profile, max_stages=6, trainable_from=4).identity["num_stages"] == [*range(2, 6)]
     with pytest.raises(UsageError, match="at least 1"):
         Search(profile, max_stages=0)
 

@@ -121,7 +121,9 @@ class FirstOutputRewards(Rewards):
     def outcome(self, bounds: Sequence[int]) -> dict[str, Any]:
         """Return the time to first output, which stages hold it up, and whether rewards depend on the state alone."""
         stages = list(pairwise(bounds))
-        loads = [(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end]) for start, end in stages]
+        loads = [
+            (self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end]) for start, end in stages
+        ]
         return {
             "held_up_by": held_up_by(loads, self._contention),
             "value_s": self._clock.inferred_s,
