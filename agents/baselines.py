@@ -88,7 +88,7 @@ def nearest_allowed(
 
 
 def fixed_cuts(trainable_from: int | None) -> tuple[int, ...]:
-    """Return the cuts that every plan has: the one before the first trainable block, unless that is the first of all."""
+    """Return the cuts that every plan has: that before the first trainable block, unless that is the first."""
     return () if not trainable_from else (trainable_from,)
 
 

@@ -49,8 +49,10 @@ from splitload.agents.stopping import EQUAL, SearchState, StoppingRule
 
 __all__ = ["DEFAULT_EPISODES", "QLearning"]
 
-DEFAULT_EPISODES = 7_000
+DEFAULT_EPISODES = 5_500
 """Most episodes for each number of stages, where the caller sets no budget."""
+
+_LONGEST = 0.5  # of the episodes of the one-sided form break ties by the longest stage
 
 
 class QLearning:
@@ -238,12 +240,14 @@ class QLearning:
         env, draw, table = self.env, self.rng.random, search.table
         bar = search.bar * (1 - EQUAL)  # returns are negative: this is a little above the record's
         hopeless_below_zero = search.tolerant and search.one_sided
+        longest = hopeless_below_zero and draw() < _LONGEST
+        known_below_zero = self._proves and (hopeless_below_zero or search.separable)
         observation, info = env.reset(options=search.options)
         guide, left_below = self._guide(search, info["action_mask"])
         guided = iter(guide)
         path: list[tuple[list[float], int, float]] = []  # values of the state, which of them was taken, reward
         taken: list[int] = []
-        total, last, beaten, over = 0.0, 0, False, False
+        total, last, after, beaten, over = 0.0, 0, 0.0, False, False
         while not over:
             key = observation.tobytes()
             row = table.get(key)
@@ -254,6 +258,9 @@ class QLearning:
                     values = [0.0 if self.optimistic else -1.0] * len(actions)
                 row = table[key] = (actions, values)
             actions, values = row
+            if known_below_zero and path and (most := max(values)) < 0:
+                after = most  # no plan that begins so betters the record
+                break
             wanted = next(guided, -1)
             place = bisect_left(actions, wanted)
             if place < len(actions) and actions[place] == wanted:
@@ -263,7 +270,7 @@ class QLearning:
             else:
                 most = max(values)
                 ties = [place for place, value in enumerate(values) if value == most]
-                index = ties[int(draw() * len(ties))]
+                index = ties[-1] if longest else ties[int(draw() * len(ties))]
             observation, given, terminated, truncated, info = env.step(actions[index])
             reward, over = float(given), terminated or truncated
             total += reward
@@ -280,7 +287,7 @@ class QLearning:
                     path.append((values, index, -1.0 if beaten else 0.0))
                 if beaten and total <= left_below:
                     break
-        self._learn(path)
+        self._learn(path, after)
         self.episode += 1
         search.returns.append(total)
         stands = total > min(left_below, search.bar)
@@ -304,15 +311,19 @@ class QLearning:
             return (), math.inf
         return departed(stand, int(mask.argmax()), draw), stand.lowered(search.bar, self.temperature, draw)
 
-    def _learn(self, path: list[tuple[list[float], int, float]]) -> None:
-        """Apply eq. 5 along an episode; see point 5 in the head of this file."""
+    def _learn(self, path: list[tuple[list[float], int, float]], after: float) -> None:
+        """Apply eq. 5 along an episode; see point 5 in the head of this file.
+
+        Args:
+            path: Values of each state, which of them was taken, and its reward.
+            after: The value of the state where it ended: 0, unless it was left there.
+        """
         alpha, gamma = self.learning_rate, self.discount_factor
         if self.sarsa:
-            following = [values[taken] for values, taken, _ in path[1:]] + [0.0]
+            following = [values[taken] for values, taken, _ in path[1:]] + [after]
             for (values, taken, reward), after in zip(path, following, strict=True):
                 values[taken] += alpha * (reward + gamma * after - values[taken])
         else:
-            after = 0.0
             for values, taken, reward in reversed(path):
                 values[taken] += alpha * (reward + gamma * after - values[taken])
                 after = max(values)

@@ -194,30 +194,14 @@ class Clock:
         return self.inferred_s - before_s
 
 
-def held_up_by(stages: Sequence[tuple[float, float, float]], contention: Contention) -> tuple[int, ...]:
-    """Return the stages that hold up the first output, last first.
-
-    The first of them is the last stage that infers as soon as it is loaded; each further one is the stage that loaded
-    before on the same thread. What storage makes loads wait for is left out.
+def held_up_by(threads: Sequence[int], held: int) -> tuple[int, ...]:
+    """Return the stages that hold up the first output, last first; what storage makes loads wait for is left out.
 
     Args:
-        stages: Seconds that each loads alone, infers and reads.
-        contention: How loads interfere.
+        threads: On which each stage loads.
+        held: The last stage that infers as soon as it is loaded; each further one loads before on the same thread.
     """
-    clock = contention.clock(len(stages))
-    before: list[int | None] = []
-    on_thread: dict[int, int] = {}
-    held = 0
-    for stage, (load_s, infer_s, read_s) in enumerate(stages):
-        clock.add(load_s, infer_s, read_s)
-        before.append(on_thread.get(clock.thread))
-        on_thread[clock.thread] = stage
-        if clock.infer_start_s == clock.load_end_s:
-            held = stage
-    chain = [held]
-    while (earlier := before[chain[-1]]) is not None:
-        chain.append(earlier)
-    return tuple(chain)
+    return tuple(stage for stage in range(held, -1, -1) if threads[stage] == threads[held])
 
 
 def simulate(

@@ -34,7 +34,8 @@ from splitload.planner.optimum import optimum
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
-EXACT_LIMIT_S = 2.0  # for each number of stages; usually the proof takes a tenth of that
+EXACT_LIMIT_S = 2.0  # for a number of stages; usually the proof takes a tenth of that
+SHARED_LIMIT_S = 1.0  # for all numbers among which the best plan known is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,8 +356,8 @@ class Search:
     def _best_known(self) -> Partition | None:
         """Return the best plan known, whoever found it; of equals the one that was learned.
 
-        Numbers of stages whose learned plan is not far behind share the seconds of one proof. The number that pays is
-        then searched by all.
+        Numbers of stages whose learned plan is not far behind share a second of proofs. The number that pays is then
+        searched by all.
         """
         plans = self._learned_plans
         if not plans:
@@ -364,7 +365,7 @@ class Search:
         least_s = min(map(self.deciding_s, plans.values()))
         near = [count for count, plan in plans.items() if self.deciding_s(plan) <= (1 + BEHIND) * least_s]
         for count in near:
-            best = self._optimum(count, plans[count].split_points, EXACT_LIMIT_S / len(near))
+            best = self._optimum(count, plans[count].split_points, SHARED_LIMIT_S / len(near))
             plans[count] = self._better(plans[count], Partition.of(self._profile.num_blocks, best.split_points))
         picked = self._pick(plans.values())
         assert picked is not None  # noqa: S101 - there are plans

@@ -109,23 +109,24 @@ class FirstOutputRewards(Rewards):
         """Start the clock."""
         self._num_stages = num_stages
         self._clock = self._contention.clock(num_stages)
+        self._threads: list[int] = []  # where each stage so far loads
+        self._held = 0  # the last stage that infers as soon as it is loaded
         self._opening_s = -self._clock.beside_s * (num_stages - 1)  # for the stages after the first
 
     def pay(self, start: int, end: int) -> float:
         """Return minus the seconds by which a stage moves what its cuts allow."""
         left_s, clock = self._left_s, self._clock
         moved_s = clock.add(self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end])
+        if clock.infer_start_s == clock.load_end_s:
+            self._held = len(self._threads)
+        self._threads.append(clock.thread)
         before_s = left_s[start] + clock.beside_s if start else self._opening_s
         return before_s - left_s[end] - moved_s
 
     def outcome(self, bounds: Sequence[int]) -> dict[str, Any]:
         """Return the time to first output, which stages hold it up, and whether rewards depend on the state alone."""
-        stages = list(pairwise(bounds))
-        loads = [
-            (self._load_s[start][end], self._infer_s[start][end], self._read_s[start][end]) for start, end in stages
-        ]
         return {
-            "held_up_by": held_up_by(loads, self._contention),
+            "held_up_by": held_up_by(self._threads, self._held),
             "value_s": self._clock.inferred_s,
             "load_makespan_s": self._clock.loaded_s,
             "separable": self._adds_up and self._num_stages <= self._contention.threads,
