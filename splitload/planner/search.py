@@ -67,6 +67,9 @@ class FoundPlan:
 class Search:
     """Finds a partition on a profile; `best` holds the best plan so far at any time.
 
+    Attributes:
+        learn_s: Seconds that learning took; 0 before its end, and of agents that do not learn.
+
     The cuts of each number of stages are found by the objective's reward, and the number is taken for which
     `Objective.deciding_s` is smallest. A cut is made only where a tenth or more is gained, and a plan of more stages
     taken only where it gains `Objective.further_gain` over the one before.
@@ -122,6 +125,7 @@ class Search:
             self._counts = self._fitting(ceiling, num_stages, min(num_stages or max_stages or MOST_STAGES, limit))
             if max_stages is None and num_stages is None:
                 self._counts = self._worthwhile(self._counts)
+        self.learn_s = 0.0
         self._learner: QLearning | None = None
         self._optima: dict[int, tuple[float, Optimum]] = {}  # by number of stages, with the seconds for the proof
         self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn, or take the best known
@@ -161,7 +165,9 @@ class Search:
             )
             self._learner = agent.learner(env, self._seed)
             train = self._learner.train if checkpoint is None else partial(checkpoint.train, self._learner)
+            start = time.perf_counter()
             train(num_stages=self._counts, episodes=self._episodes, decides=self._decides, on_progress=on_progress)
+            self.learn_s = time.perf_counter() - start
             partition = self._best_known() if agent.takes_best else self.best
         elif agent.rule is not None:
             self._plans = {count: self._by_rule(agent.rule, count) for count in self._counts}
