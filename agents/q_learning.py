@@ -241,7 +241,7 @@ class QLearning:
         bar = search.bar * (1 - EQUAL)  # returns are negative: this is a little above the record's
         hopeless_below_zero = search.tolerant and search.one_sided
         longest = hopeless_below_zero and draw() < _LONGEST
-        known_below_zero = self._proves and (hopeless_below_zero or search.separable)
+        known_below_zero = self._proves and hopeless_below_zero
         observation, info = env.reset(options=search.options)
         guide, left_below = self._guide(search, info["action_mask"])
         guided = iter(guide)
@@ -311,7 +311,7 @@ class QLearning:
             return (), math.inf
         return departed(stand, int(mask.argmax()), draw), stand.lowered(search.bar, self.temperature, draw)
 
-    def _learn(self, path: list[tuple[list[float], int, float]], after: float) -> None:
+    def _learn(self, path: list[tuple[list[float], int, float]], after: float = 0.0) -> None:
         """Apply eq. 5 along an episode; see point 5 in the head of this file.
 
         Args:

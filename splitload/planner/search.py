@@ -251,6 +251,11 @@ class Search:
         return {count: Partition(self._profile.num_blocks, plan.split_points) for count, plan in plans.items()}
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of stages that are searched."""
+        return tuple(self._counts)
+
+    @property
     def learned(self) -> SearchResult | None:
         """What the learning agent found so far, or None for other agents and before it began."""
         return self._learner.result() if self._learner else None
@@ -386,21 +391,23 @@ class Search:
         """Return the plan, or another one of as many stages that is better beyond rounding."""
         return other if self.value_s(other) < (1 - EQUAL) * self.value_s(plan) else plan
 
-    def _optimum(self, count: int, start: tuple[int, ...] | None = None, limit_s: float = EXACT_LIMIT_S) -> Optimum:
+    def _optimum(self, count: int, start: tuple[int, ...] | None = None, limit_s: float | None = None) -> Optimum:
         """Return the best plan of `count` stages for the objective, worked out once for each limit.
 
         Args:
             count: How many stages.
             start: A plan to begin with, where it is worked out.
-            limit_s: Seconds for a proof.
+            limit_s: Seconds for a proof; by default `EXACT_LIMIT_S`.
         """
+        whole = limit_s is None
+        limit_s = EXACT_LIMIT_S if limit_s is None else limit_s
         known_s, known = self._optima.get(count, (-1.0, None))
         if known is None or (known_s < limit_s and not known.proved):
             starts = () if start is None else (start,)
             best = optimum(
                 self._profile, self._objective.name, count, limit_s, self._trainable_from, starts, self._matrices
             )
-            if limit_s == EXACT_LIMIT_S and not best.proved:  # then annealing may know a better plan
+            if whole and not best.proved:  # then annealing may know a better plan
                 asked = self._question(count)
                 annealed = tuple(BASELINES["annealing"](asked))
                 value_s = asked.value(annealed)

@@ -22,7 +22,7 @@ from splitload.studies.study import at_least, check_workers, profile_of, study_p
 
 MODELS = ("zoo:mobilenet_v1", "zoo:densenet201", "zoo:vgg19")
 DEVICES = ("s20", "rpi4")  # 8 threads and 4: with more stages than threads a load waits, and rewards are of the past
-STAGES = (4, 6, 8)  # two are found at once, whatever is changed
+STAGES = (4, 8, 12, 16)  # two are found at once, whatever is changed; `train` looks at no more than 16
 SEEDS = 5
 LIMIT_S = 20.0  # for each proof that a plan is optimal
 MISSED = 1e-6  # above the optimum by more than this share a plan counts as another
@@ -53,8 +53,10 @@ VARIANTS = (
     Change("discount factor γ (1)", "0.5", Setting({"discount_factor": 0.5})),
     Change("exploration ε (0.1 → 0.02)", "0", Setting({"epsilon_start": 0.0, "epsilon_end": 0.0})),
     Change("exploration ε (0.1 → 0.02)", "0.3 → 0.05", Setting({"epsilon_start": 0.3, "epsilon_end": 0.05})),
-    Change("share of returns (0.7)", "0", Setting({"return_share": 0.0}), ("ttfo",)),
-    Change("share of returns (0.7)", "0.35", Setting({"return_share": 0.35}), ("ttfo",)),
+    Change("share of returns (0.9)", "0", Setting({"return_share": 0.0}), ("ttfo",)),
+    Change("share of returns (0.9)", "1", Setting({"return_share": 1.0}), ("ttfo",)),
+    Change("temperature (0.006)", "0", Setting({"temperature": 0.0}), ("ttfo",)),
+    Change("temperature (0.006)", "0.02", Setting({"temperature": 0.02}), ("ttfo",)),
     Change("optimistic start (yes)", "no", Setting({"optimistic": False})),
     Change("reward (eq. 4, then one-sided)", "eq. 4 alone", Setting(train={"finish": False}), ("balance",)),
     Change("reward (eq. 4, then one-sided)", "one-sided alone", Setting(env={"one_sided": True}), ("balance",)),

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from splitload.agents.exact_ttfo import Optimum
 from splitload.base.cache import user_cache
 from splitload.commands.console import Console
@@ -21,7 +19,7 @@ from splitload.plan.profile import Profile
 from splitload.planner.optimum import least_s_of, optimum
 from splitload.planner.parallel import run_all
 from splitload.planner.search import Search
-from splitload.studies.optimality import call
+from splitload.studies.optimality import call, trained_figures
 from splitload.studies.study import (
     at_least,
     check_workers,
@@ -98,37 +96,6 @@ def search_once(profile: Profile, objective: str, seed: int) -> Trained:
     )
 
 
-def ratios(row: dict[str, Any]) -> Iterator[tuple[float, float, bool]]:
-    """Yield for each seed of a row: learned ÷ best known, learned ÷ bound, and whether the optimum is proved."""
-    optima = {each["num_stages"]: each for each in row["optima"]}
-    for run in row["runs"]:
-        best = optima[run["num_stages"]]
-        yield run["learned_s"] / best["known_s"], run["learned_s"] / best["bound_s"], best["proved"]
-
-
-def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return what the plans of some rows come to.
-
-    Learned ÷ exact counts the proved optimum, and elsewhere the best plan known; `worst_over_bound` counts the proved
-    bound there.
-    """
-    found = [each for row in rows for each in ratios(row)]
-    known = [ratio for ratio, _, _ in found]
-    runs = [run for row in rows for run in row["runs"]]
-    return {
-        "num_plans": len(found),
-        "num_proved": sum(proved for *_, proved in found),
-        "p90_ratio": float(np.quantile(known, 0.9)),
-        "worst_ratio": max(known),
-        "p90_over_bound": float(np.quantile([ratio for _, ratio, _ in found], 0.9)),
-        "worst_over_bound": max(ratio for _, ratio, _ in found),
-        "worst_deciding": max(run["learned_deciding_s"] / run["taken_deciding_s"] for run in runs),
-        "num_taken": sum(run["found_by"] == "q-learning" for run in runs),
-        "most_learn_s": max(run["learn_s"] for run in runs),
-        "most_search_s": max(run["search_s"] for run in runs),
-    }
-
-
 @errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Search, write a record, and return 1 where the plans miss their target."""
@@ -161,8 +128,8 @@ def main(words: Sequence[str] | None = None) -> int:
             rows.append(_row(case, options))
             add(rows[-1:])
             title = f"{rows[-1]['model']} on {rows[-1]['device']}, {case.objective}"
-            console.print(_line(title, figures(rows[-1:])))
-    found = figures(rows)
+            console.print(_line(title, trained_figures(rows[-1:])))
+    found = trained_figures(rows)
     console.print(_line("all", found))
     return int(found["p90_ratio"] > TARGET_P90 or found["worst_ratio"] > TARGET_WORST)
 
@@ -217,7 +184,7 @@ def _row(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _line(title: str, found: dict[str, float]) -> str:
+def _line(title: str, found: dict[str, Any]) -> str:
     """Return the figures as one line."""
     return (
         f"{title}: {found['num_plans']} plans, learned ÷ exact p90 {found['p90_ratio']:.4f}, worst "

@@ -19,6 +19,7 @@ from splitload.plan.profile import Profile
 from splitload.planner.agents import LEARNERS
 from splitload.planner.optimum import optimum
 from splitload.planner.parallel import run_all
+from splitload.planner.search import Search
 from splitload.studies.optimality import Learned, Setting, call, figures, learn
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, check_workers, profile_of, study_parser, take_workers
@@ -109,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seeds", type=at_least(1), default=10, metavar="N", help="seeds 0 to N-1 (default: %(default)s)"
     )
-    parser.add_argument("--max-stages", type=at_least(1), default=8, metavar="K", help="(default: %(default)s)")
+    parser.add_argument("--max-stages", type=at_least(1), metavar="K", help="default: as 'splitload train' has it")
     parser.add_argument(
         "--limit", type=float, default=LIMIT_S, metavar="S", help="seconds for each proof (default: %(default)s)"
     )
@@ -171,7 +172,6 @@ def evaluate(options: argparse.Namespace, console: Console) -> list[dict[str, An
 def _cases(model: str, device_name: str, options: argparse.Namespace) -> list[Case]:
     """Return the cases of a model on a device, one for each objective."""
     source, profile = profile_of(model, device_name, user_cache())
-    counts = range(1, min(options.max_stages, profile.num_blocks) + 1)
     return [
         Case(
             (source.name, source.sha256),
@@ -179,7 +179,7 @@ def _cases(model: str, device_name: str, options: argparse.Namespace) -> list[Ca
             profile,
             objective,
             options.agent or LEARNERS[:1],
-            counts,
+            Search(profile, objective=objective, max_stages=options.max_stages).counts,
             range(options.seeds),
             options.limit,
         )
@@ -190,7 +190,7 @@ def _cases(model: str, device_name: str, options: argparse.Namespace) -> list[Ca
 def _line(title: str, found: Mapping[str, Any], slowest_s: float) -> str:
     """Return the figures of an agent's plans as one line."""
     line = (
-        f"{title}: {found['num_plans']} plans, learned ÷ optimum p90 {found['p90_ratio']:.4f}, worst "
+        f"{title}: {found['num_plans']} plans ({found['num_outdone']} others given up), learned ÷ optimum p90 {found['p90_ratio']:.4f}, worst "
         f"{found['worst_ratio']:.4f}; {found['num_proved_by_agent']} proved by learning; "
         f"{found['num_optima_proved']} of {found['num_optima']} optima proved"
     )

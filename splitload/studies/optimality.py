@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from splitload.agents import baselines
 from splitload.agents.q_learning import QLearning
-from splitload.agents.results import StopReason
+from splitload.agents.results import Plan, StopReason
 from splitload.envs.split import SplitEnv
+from splitload.plan.objectives import objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.optimum import least_s_of
@@ -86,7 +87,12 @@ def learn(profile: Profile, objective: str, counts: Sequence[int], seed: int, se
     env = SplitEnv(profile, objective=setting.rewarded or objective, max_stages=counts[-1], **setting.env)
     agent = QLearning(env, seed=seed, **setting.agent)
     start = {count: _equal_bytes(profile, count) for count in counts} if setting.warm else None
-    result = agent.train(num_stages=counts, start=start, **setting.train)
+    by = objective_named(objective)
+
+    def decides(plan: Plan) -> float:
+        return by.deciding_s(profile, Partition(profile.num_blocks, plan.split_points))
+
+    result = agent.train(num_stages=counts, start=start, decides=decides, **setting.train)
     search_s = time.perf_counter() - start_s
     plans = []
     for count in counts:
@@ -102,7 +108,8 @@ def learn(profile: Profile, objective: str, counts: Sequence[int], seed: int, se
 def figures(stages: Sequence[Mapping[str, Any]], agent: str) -> dict[str, Any]:
     """Return what an agent's plans come to, over the numbers of stages and seeds.
 
-    A ratio is the plan's value divided by the optimum, or by that of the best known plan where nothing is proved; there
+    Plans whose search was given up, as their number of stages was outdone, are counted and left out of all else. A
+    ratio is the plan's value divided by the optimum, or by that of the best known plan where nothing is proved; there
     `worst_over_bound` is what the worst plan comes to above the lower bound, and `largest_gap` by what share the best
     known plan can at most be worse than the optimum. Both are None where everything is proved.
 
@@ -112,11 +119,13 @@ def figures(stages: Sequence[Mapping[str, Any]], agent: str) -> dict[str, Any]:
     """
     found = ratios(stages, agent)
     open_ = [stage for stage in stages if not stage["proved"]]
+    over_bound = [each / stage["bound_s"] for stage in open_ for each in _searched_s(stage, agent)]
     return {
         "num_plans": len(found),
+        "num_outdone": sum(reason == "outdone" for stage in stages for reason in stage["stopped"][agent]),
         "p90_ratio": float(np.quantile(found, 0.9)),
         "worst_ratio": max(found),
-        "worst_over_bound": max((max(stage["learned_s"][agent]) / stage["bound_s"] for stage in open_), default=None),
+        "worst_over_bound": max(over_bound, default=None),
         "num_proved_by_agent": sum(reason == "proved" for stage in stages for reason in stage["stopped"][agent]),
         "num_optima": len(stages),
         "num_optima_proved": len(stages) - len(open_),
@@ -125,8 +134,45 @@ def figures(stages: Sequence[Mapping[str, Any]], agent: str) -> dict[str, Any]:
 
 
 def ratios(stages: Sequence[Mapping[str, Any]], agent: str) -> list[float]:
-    """Return what each plan is worth, divided by the optimum or the best known plan."""
-    return [learned_s / stage["known_s"] for stage in stages for learned_s in stage["learned_s"][agent]]
+    """Return what each plan that was searched to the end is worth, divided by the optimum or the best known plan."""
+    return [learned_s / stage["known_s"] for stage in stages for learned_s in _searched_s(stage, agent)]
+
+
+def _searched_s(stage: Mapping[str, Any], agent: str) -> list[float]:
+    """Return the values of the plans that were searched to the end."""
+    found = zip(stage["learned_s"][agent], stage["stopped"][agent], strict=True)
+    return [learned_s for learned_s, reason in found if reason != "outdone"]
+
+
+def trained_ratios(row: Mapping[str, Any]) -> Iterator[tuple[float, float, bool]]:
+    """Yield of each run of `as_trained` learned ÷ best known, learned ÷ bound, and whether the optimum is proved."""
+    optima = {each["num_stages"]: each for each in row["optima"]}
+    for run in row["runs"]:
+        best = optima[run["num_stages"]]
+        yield run["learned_s"] / best["known_s"], run["learned_s"] / best["bound_s"], best["proved"]
+
+
+def trained_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the plans of some rows of `as_trained` come to.
+
+    Learned ÷ exact counts the proved optimum, and elsewhere the best plan known; `worst_over_bound` counts the proved
+    bound there.
+    """
+    found = [each for row in rows for each in trained_ratios(row)]
+    known = [ratio for ratio, _, _ in found]
+    runs = [run for row in rows for run in row["runs"]]
+    return {
+        "num_plans": len(found),
+        "num_proved": sum(proved for *_, proved in found),
+        "p90_ratio": float(np.quantile(known, 0.9)),
+        "worst_ratio": max(known),
+        "p90_over_bound": float(np.quantile([ratio for _, ratio, _ in found], 0.9)),
+        "worst_over_bound": max(ratio for _, ratio, _ in found),
+        "worst_deciding": max(run["learned_deciding_s"] / run["taken_deciding_s"] for run in runs),
+        "num_taken": sum(run["found_by"] == "q-learning" for run in runs),
+        "most_learn_s": max(run["learn_s"] for run in runs),
+        "most_search_s": max(run["search_s"] for run in runs),
+    }
 
 
 def _equal_bytes(profile: Profile, count: int) -> list[int]:

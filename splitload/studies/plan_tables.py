@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from splitload.studies.optimality import figures, ratios
+from splitload.studies.optimality import figures, ratios, trained_figures, trained_ratios
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # the head, and the rows
 
@@ -44,6 +44,41 @@ def _optimality(rows: Sequence[Mapping[str, Any]], agent: str) -> tuple[str, ...
         f"{found['num_optima_proved']} of {found['num_optima']}",
         "–" if gap is None else f"{gap:.2%}",
         f"{max(max(row['search_s'][agent]) for row in rows):.1f}",
+    )
+
+
+def as_trained(records: Iterable[tuple[str, Any]]) -> Table:
+    """Return how near the command's search came to the optimum: by device and objective, and in all."""
+    rows = [row for _, record in records for row in record["rows"]]
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for row in rows:
+        groups.setdefault((f"{row['device']} ({row['source']})", row["objective"]), []).append(row)
+    body = [(*title, *_as_trained(group)) for title, group in groups.items()]
+    body.append(("all", "all", *_as_trained(rows)))
+    head = ("device", "objective", "models", "plans", "learned ÷ exact, p90", "worst", "worst model")
+    return (
+        *head, "optimum proved", "learned ÷ proved bound, p90", "worst", "taken as learned",
+        "÷ best of any number of stages, worst", "slowest learning s", "slowest search s",
+    ), body  # fmt: skip
+
+
+def _as_trained(rows: Sequence[Any]) -> tuple[str, ...]:
+    """Return the figures of some rows of the record."""
+    found = trained_figures(rows)
+    worst = max(rows, key=lambda row: max(ratio for ratio, *_ in trained_ratios(row)))
+    return (
+        str(len({row["model"] for row in rows})),
+        str(found["num_plans"]),
+        f"{found['p90_ratio']:.4f}",
+        f"{found['worst_ratio']:.4f}",
+        worst["model"] if found["worst_ratio"] >= 1.00005 else "–",
+        str(found["num_proved"]),
+        f"{found['p90_over_bound']:.4f}",
+        f"{found['worst_over_bound']:.4f}",
+        str(found["num_taken"]),
+        f"{found['worst_deciding']:.4f}",
+        f"{found['most_learn_s']:.1f}",
+        f"{found['most_search_s']:.1f}",
     )
 
 

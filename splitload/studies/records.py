@@ -206,6 +206,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "targets": ("bench", _warm, lambda found: _table(*bench_tables.targets(found))),
     "cold": ("bench", lambda record: not _warm(record), lambda found: _table(*bench_tables.cold(found))),
     "search": ("search", _every, lambda found: _table(*plan_tables.search(found))),
+    "as_trained": ("as_trained", _every, lambda found: _table(*plan_tables.as_trained(found))),
     "ablation": ("ablation", _every, lambda found: _table(*plan_tables.ablation(found))),
     "cuts": ("cuts", _every, cuts_table),
     "calibration": ("calibration", _every, calibration_table),

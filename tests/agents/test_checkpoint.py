@@ -181,7 +181,9 @@ def test_values_of_other_types_are_refused(whole: dict[str, Any], wrong: Any) ->
     """Or they mean what is there, or may stand there: then the search goes on and no error is raised at all."""
     tried = 0
     for path in places(whole):
-        if wrong == at(whole, path) or (wrong is None and path[-1:] in [("bar",), ("plan",), ("tolerance_s",)]):
+        if wrong == at(whole, path) or (
+            wrong is None and path[-1:] in [("bar",), ("plan",), ("stand",), ("round_s",), ("tolerance_s",)]
+        ):
             continue
         damaged = copy.deepcopy(whole)
         if path:
@@ -198,7 +200,7 @@ def test_values_of_other_types_are_refused(whole: dict[str, Any], wrong: Any) ->
         else:
             assert type(wrong) in (int, float, bool, list), (path, wrong)
             one.train(num_stages=COUNTS, resume=True, episodes=one.episode + 20, patience=20)
-    assert tried > 100
+    assert tried > 90
 
 
 @pytest.mark.parametrize("key", ["observations", "sizes", "values"])

@@ -18,7 +18,7 @@ from splitload.bundle.manifest import MANIFEST
 from splitload.bundle.read import read_manifest
 from splitload.cli import main
 from splitload.plan.objectives import OF_ONE_DEVICE
-from splitload.planner.agents import AGENTS
+from splitload.planner.agents import AGENTS, BASELINES, LEARNERS
 
 
 def test_train_says_that_it_replaces_a_bundle(cli: Run, chain_model: Path) -> None:
@@ -33,7 +33,19 @@ def test_train_says_that_it_replaces_a_bundle(cli: Run, chain_model: Path) -> No
 def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> None:
     words = ["train", chain_model, "--device", "s20", "-o", "out.splitload", "--agent", agent]
     found = json_of(cli(*words, "--objective", objective, "--max-stages", "3", "--episodes", "300", "--json"))
-    keys = ["model", "device", "objective", "plan", "value", "ttfo_s", "gain", "trial", "trained", "episodes"]
+    keys = [
+        "model",
+        "device",
+        "objective",
+        "plan",
+        "found_by",
+        "value",
+        "ttfo_s",
+        "gain",
+        "trial",
+        "trained",
+        "episodes",
+    ]
     assert list(found) == [*keys, "search_s", "agreement", "bundle", "replaced"]
     assert found["replaced"] is False
     assert found["trained"] is None
@@ -45,9 +57,12 @@ def test_train_json(cli: Run, chain_model: Path, agent: str, objective: str) -> 
     assert list(found["ttfo_s"]) == ["predicted", "measured"]
     assert (found["model"], found["device"], found["objective"]) == (str(chain_model), "s20", objective)
     assert found["ttfo_s"]["measured"] is None
-    learns = agent in ("q-learning", "sarsa")
+    learns = agent in LEARNERS
+    assert found["found_by"] == agent or (agent == "best" and found["found_by"] in ("q-learning", *BASELINES))
     assert (found["value"]["learned"] is not None) == learns == (found["episodes"] > 0)
     manifest = read_manifest(Path(found["bundle"]), "hashes")
+    assert (manifest.plan["agent"], manifest.plan["found_by"]) == (agent, found["found_by"])
+    assert manifest.plan["values_s"]["learned"] == found["value"]["learned"]
     assert len(manifest.variants[0].stages) == found["plan"]["num_stages"] == len(found["plan"]["split_points"]) + 1
 
 

@@ -192,9 +192,9 @@ def test_num_stages_option_restricts_the_episode(profile):
     ("options", "message"),
     [
         ({"stages": 2}, "unknown reset option 'stages'"),
-        ({"num_stages": 0}, "from 1 to 3"),
-        ({"num_stages": 4}, "from 1 to 3"),
-        ({"num_stages": 2.0}, "from 1 to 3"),
+        ({"num_stages": 0}, "from 2 to 3"),
+        ({"num_stages": 4}, "from 2 to 3"),
+        ({"num_stages": 2.0}, "from 2 to 3"),
         ({"tolerance_s": float("nan")}, "tolerance_s"),
         ({"tolerance_s": "x"}, "tolerance_s must be a number of seconds, it is 'x'"),
         ({"one_sided": "no"}, "one_sided must be true or false, it is 'no'"),

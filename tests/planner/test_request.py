@@ -116,7 +116,10 @@ TOGETHER = [
     ({"budget": 9, "curve": "c.csv"}, "leave out --curve or --budget"),
     ({"curve": ""}, "--curve needs a name"),
     ({"checkpoint": "k", "split_points": [1]}, "--checkpoint is of a search, and with --split-points there is none"),
-    ({"checkpoint": "k", "agent": "exact"}, "--checkpoint is of an agent that learns, q-learning or sarsa; exact does"),
+    (
+        {"checkpoint": "k", "agent": "exact"},
+        "--checkpoint is of an agent that learns, best or q-learning or sarsa; exact does",
+    ),
     ({"curve": "c", "seeds": 2}, "--curve is of one search, and --seeds makes 2"),
     ({"curve": "b", "output": "b"}, "--curve 'b' is where the bundle goes"),
     ({"curve": "f", "checkpoint": "f"}, "--curve and --checkpoint are both 'f'"),

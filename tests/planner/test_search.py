@@ -10,7 +10,7 @@ from splitload.plan.objectives import OBJECTIVES, OF_LOADING
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.agents import AGENTS, BASELINES
+from splitload.planner.agents import AGENTS, BASELINES, DEFAULT_AGENT
 from splitload.planner.search import MANY_STAGES, MAX_STAGES, WORTHWHILE, Search
 
 BLOCKS = 32
@@ -111,3 +111,42 @@ def test_what_is_trained_is_cut_off_in_all_plans_that_are_compared() -> None:
     assert found.partition == search.plans[3]
     assert search.whole(found).partition == search.fewest == Partition(8, (7,))
     assert search.whole(found).cut_s == frozen_in_two, "which is what one frozen stage is compared with"
+
+
+def hard(blocks: int = 24) -> Profile:
+    """Blocks unlike each other on two threads: what a short search learns is not the best there is."""
+    each = tuple(
+        BlockProfile(f"b{number}", 100, Cost(1.0 + number * 7 % 5, 0.2 + number % 3, 0.1)) for number in range(blocks)
+    )
+    return Profile("m", "a" * 64, "native", "dev", "measured", each, 0.3, Contention(2, 0.2))
+
+
+def test_the_best_plan_known_is_taken_and_it_is_said_who_found_it() -> None:
+    asked = {"objective": "ttfo", "num_stages": 7, "episodes": 40}
+    learned = Search(hard(), agent="q-learning", **asked).run()  # type: ignore[arg-type]
+    best = Search(hard(), agent="best", **asked).run()  # type: ignore[arg-type]
+    assert (learned.found_by, best.found_by) == ("q-learning", "exact")
+    made = Search(hard(), **asked)  # type: ignore[arg-type]
+    assert made.identity["agent"] == DEFAULT_AGENT == "best"
+    assert best.values_s == learned.values_s, "the value of what was learned stays beside"
+    value_s = made.value_s(best.partition)
+    assert best.values_s["learned"] == made.value_s(learned.partition) > value_s
+    assert value_s == pytest.approx(min(value for value in best.values_s.values() if value is not None))
+
+
+def test_what_was_learned_is_taken_where_nobody_knows_better() -> None:
+    found = Search(hard(8), objective="balance", max_stages=4).run()
+    assert found.found_by == "q-learning"
+    assert found.values_s["learned"] == found.values_s["exact"] == found.exact_bound_s
+
+
+def test_numbers_of_stages_that_are_far_behind_are_given_up() -> None:
+    search = Search(hard(), objective="ttfo", agent="q-learning", max_stages=9)
+    search.plan()
+    assert search.learned is not None
+    stopped = search.learned.stopped
+    assert "outdone" in stopped.values()
+    least_s = min(map(search.deciding_s, search.plans.values()))
+    assert all(
+        search.deciding_s(search.plans[count]) > least_s for count, reason in stopped.items() if reason == "outdone"
+    )

@@ -120,7 +120,7 @@ def interrupted(episodes: int) -> Iterator[None]:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("agent", ["q-learning", "sarsa"])
+@pytest.mark.parametrize("agent", ["best", "q-learning", "sarsa"])
 @pytest.mark.parametrize("objective", ["balance", "ttfo"])
 def test_the_same_command_resumes(cli: Cli, agent: str, objective: str) -> None:
     words = [*WORDS, "--agent", agent, "--objective", objective, "--episodes", "900", "-o", "b.splitload"]
@@ -171,7 +171,7 @@ def test_a_file_of_the_user_stays_and_goes_on_with_more_episodes(cli: Cli) -> No
     assert cli.found(*WORDS, *kept, "--episodes", "10")["episodes"] == 800
     data = json.loads(Path("kept.json").read_text())
     assert list(data) == ["format", "version", "search", "agent", KEY]
-    assert (data["format"], data["version"], data["search"]["seed"]) == ("splitload-search", 1, 0)
+    assert (data["format"], data["version"], data["search"]["seed"]) == ("splitload-search", 2, 0)
     assert not [path for path in Path().iterdir() if path.name.startswith(".")]
 
 
@@ -190,7 +190,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "nested": ("[" * 200_000, "recursion"),
     "no object": ("[]", "its format is not 'splitload-search'"),
     "other format": ({"format": "bundle"}, "its format is not 'splitload-search'"),
-    "version": ({"version": 2}, "it has version 2, this splitload reads version 1"),
+    "version": ({"version": 1}, "it has version 1, this splitload reads version 2"),
     "more keys": ({"extra": 1}, "it must have the keys format, version, search and agent, and no others"),
     "no search": ({"search": None}, "its search must have the keys"),
     "no agent": ({"agent": None}, "the checkpoint must be an object, it is None"),
@@ -260,7 +260,7 @@ def test_a_file_of_another_search_is_refused_with_the_difference(cli: Cli) -> No
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["kept", "--agent", "exact"], 2, "is of an agent that learns, q-learning or sarsa; exact does not"),
+        (["kept", "--agent", "exact"], 2, "is of an agent that learns, best or q-learning or sarsa; exact does not"),
         (["kept", "--split-points", "5"], 2, "is of a search, and with --split-points there is none"),
         ([""], 2, "needs a name"),
         (["none/kept"], 1, "there is no folder 'none'"),

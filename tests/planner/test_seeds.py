@@ -38,7 +38,7 @@ def train(
 
 
 def run_of(seed: int, deciding_s: float, value_s: float = 1.0) -> SeedRun:
-    return SeedRun(seed, Partition(4), 1, 0.1, value_s, deciding_s)
+    return SeedRun(seed, Partition(4), 1, 0.1, value_s, deciding_s, None)
 
 
 def test_the_first_done_is_best_and_the_lowest_seed_among_equals() -> None:
