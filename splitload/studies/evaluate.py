@@ -56,7 +56,14 @@ class Case:
         """Return the arguments of `call`: first the optima, then the searches of each agent."""
         optima = [(optimum, self.profile, self.objective, count, self.limit_s) for count in self.counts]
         return optima + [
-            (learn, self.profile, self.objective, self.counts, seed, Setting({"sarsa": agent == "sarsa"}))
+            (
+                learn,
+                self.profile,
+                self.objective,
+                self.counts,
+                seed,
+                Setting({"sarsa": agent == "sarsa"}, gives_up=True),
+            )
             for agent in self.agents
             for seed in self.seeds
         ]
@@ -190,8 +197,8 @@ def _cases(model: str, device_name: str, options: argparse.Namespace) -> list[Ca
 def _line(title: str, found: Mapping[str, Any], slowest_s: float) -> str:
     """Return the figures of an agent's plans as one line."""
     line = (
-        f"{title}: {found['num_plans']} plans ({found['num_outdone']} others given up), learned ÷ optimum p90 {found['p90_ratio']:.4f}, worst "
-        f"{found['worst_ratio']:.4f}; {found['num_proved_by_agent']} proved by learning; "
+        f"{title}: {found['num_plans']} plans, {found['num_outdone']} others given up; "
+        f"learned ÷ optimum p90 {found['p90_ratio']:.4f}, worst {found['worst_ratio']:.4f}; {found['num_proved_by_agent']} proved by learning; "
         f"{found['num_optima_proved']} of {found['num_optima']} optima proved"
     )
     if found["largest_gap"] is not None:

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a plan is learned; by default as `splitload train` does it.
+    """How a plan is learned; by default as `splitload train` does it, but each number of stages to the end.
 
     Attributes:
         agent: Arguments of `QLearning`, besides the environment and the seed.
@@ -31,6 +31,7 @@ class Setting:
         train: Arguments of `QLearning.train`, besides the numbers of stages and where to start.
         rewarded: The objective whose reward is learned, where it is not the one that plans are valued by.
         warm: Whether the first episode follows the plan of equal bytes.
+        gives_up: Whether numbers of stages that are far behind others are given up, as `splitload train` has it.
     """
 
     agent: Mapping[str, Any] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Setting:
     train: Mapping[str, Any] = field(default_factory=dict)
     rewarded: str | None = None
     warm: bool = False
+    gives_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def learn(profile: Profile, objective: str, counts: Sequence[int], seed: int, se
     def decides(plan: Plan) -> float:
         return by.deciding_s(profile, Partition(profile.num_blocks, plan.split_points))
 
-    result = agent.train(num_stages=counts, start=start, decides=decides, **setting.train)
+    result = agent.train(num_stages=counts, start=start, decides=decides if setting.gives_up else None, **setting.train)
     search_s = time.perf_counter() - start_s
     plans = []
     for count in counts:
