@@ -39,7 +39,8 @@ def show_why(
         notes.choice("profile_source", "measured", "simulated"),
     )
     predicted = "simulated" if source == "simulated" else "predicted"
-    console.print(f"objective: {objective}; agent: {notes.text('agent')}")
+    found_by = f"; plan found by: {notes.text('found_by')}" if "found_by" in plan else ""  # older bundles do not say
+    console.print(f"objective: {objective}; agent: {notes.text('agent')}{found_by}")
     rows, first_s = [], {}
     for row in why.items("plans", 1, MAX_PLANS + 2):
         count, points = row.count("num_stages", 1), row.sequence("split_points")

@@ -6,14 +6,17 @@ of stages. What they need is imported where they are called, so that a command l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from splitload.agents.exact_ttfo import Optimum
     from splitload.agents.q_learning import QLearning
     from splitload.envs.split import SplitEnv
+    from splitload.plan.ceiling import Ceiling
     from splitload.plan.costs import CostMatrices
     from splitload.plan.profile import Profile
 
@@ -150,3 +153,17 @@ QUICK: dict[str, Rule] = {  # that tell how many stages are worth looking at
 def agent_named(name: str) -> Agent:
     """Return an agent, or a baseline as one."""
     return AGENTS[name] if name in AGENTS else Agent(BASELINES[name])
+
+
+def within(
+    ceiling: Ceiling, num_stages: int, value: Callable[[tuple[int, ...]], float]
+) -> Callable[[tuple[int, ...]], float]:
+    """Return what values the plans of so many stages that fit; others are infinitely bad."""
+    weights_bytes, room_bytes = ceiling.weights_bytes, ceiling.room_bytes(num_stages)
+    num_blocks = ceiling.needs.num_blocks
+
+    def value_within(points: tuple[int, ...]) -> float:
+        fits = all(weights_bytes[start][end] <= room_bytes for start, end in pairwise((0, *points, num_blocks)))
+        return value(points) if fits else math.inf
+
+    return value_within

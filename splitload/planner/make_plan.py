@@ -21,13 +21,14 @@ from splitload.planner.agents import BASELINES, LEARNERS
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.crowd_plan import check_holders, crowd_ceiling, crowd_memory
 from splitload.planner.curve import curve_csv
+from splitload.planner.found_plan import FoundPlan, fixed_plan
 from splitload.planner.read_model import profile_on
 from splitload.planner.refine import Refined, refine_on
 from splitload.planner.report import Report
 from splitload.planner.request import TrainRequest
 from splitload.planner.residency import MemoryLimit, PlanMemory
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.search import FoundPlan, Search, fixed_plan
+from splitload.planner.search import Search
 from splitload.planner.seeds import SeedRun, best_of, search_seeds
 
 

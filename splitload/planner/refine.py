@@ -17,8 +17,9 @@ from splitload.devices.measuring import CUT_STAGES
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Profile, Segment
+from splitload.planner.found_plan import FoundPlan
 from splitload.planner.report import Report
-from splitload.planner.search import FoundPlan, Search
+from splitload.planner.search import Search
 
 FIRST_STAGES = 8  # of the plan that is measured first: it tells where in the model the time goes
 FARTHEST = 3  # blocks by which a cut of the best plan is moved where the search asks for nothing new

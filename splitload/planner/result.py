@@ -10,10 +10,10 @@ from splitload.bundle.manifest import Training
 from splitload.plan.graph import ModelGraph
 from splitload.plan.profile import Profile
 from splitload.planner.crowd_plan import prediction
+from splitload.planner.found_plan import FoundPlan
 from splitload.planner.gain import Gain
 from splitload.planner.make_plan import Planned
 from splitload.planner.request import TrainRequest
-from splitload.planner.search import FoundPlan
 from splitload.planner.trial import Trial
 from splitload.training.division import Division
 

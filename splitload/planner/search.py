@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from splitload.agents.baselines import fixed_cuts
@@ -17,7 +14,7 @@ from splitload.agents.exact_ttfo import Optimum
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Plan, Progress, SearchResult
 from splitload.agents.stopping import BEHIND, EQUAL
-from splitload.base.errors import PartitionError, UsageError
+from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of
 from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, fewest_stages, stages_there_are
@@ -26,8 +23,9 @@ from splitload.plan.crowd_ceiling import CrowdCeiling
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.agents import BASELINES, DEFAULT_AGENT, QUICK, Question, Rule, agent_named
+from splitload.planner.agents import BASELINES, DEFAULT_AGENT, QUICK, Question, Rule, agent_named, within
 from splitload.planner.checkpoint_file import Checkpoint
+from splitload.planner.found_plan import FoundPlan
 from splitload.planner.least_ceiling import MOST_STAGES, check_ceiling
 from splitload.planner.optimum import optimum
 
@@ -36,32 +34,6 @@ MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promis
 MANY_GAIN = 0.05
 EXACT_LIMIT_S = 2.0  # for a number of stages; usually the proof takes a tenth of that
 SHARED_LIMIT_S = 1.0  # for all numbers among which the best plan known is chosen
-
-
-@dataclass(frozen=True, slots=True)
-class FoundPlan:
-    """What a search came to.
-
-    Attributes:
-        partition: The plan.
-        found_by: Who found it: an agent, a baseline, "given" where it was, or "budget" where measurements chose it.
-        values_s: Values (`Search.value_s`) in seconds of plans of the same number of stages: the one that was
-            "learned", and those of the baselines; None where one does not apply.
-        episodes: Episodes of the learning agent, 0 for the others.
-        search_s: Seconds the search took, without profiling; of one that was resumed, since then.
-        cut_s: For a plan of the fewest stages what the number of stages is chosen by, of the best plan with one more;
-            None where there is none.
-        exact_bound_s: Seconds that no plan of as many stages can do better than: what "exact" is worth where that is
-            proved to be optimal, less where the time for a proof was over; None where there is no such value.
-    """
-
-    partition: Partition
-    found_by: str
-    values_s: Mapping[str, float | None]
-    episodes: int
-    search_s: float
-    cut_s: float | None
-    exact_bound_s: float | None = None
 
 
 class Search:
@@ -360,7 +332,7 @@ class Search:
             count,
             self._trainable_from,
             self._seed,
-            value if self._ceiling is None else _within(self._ceiling, count, value),
+            value if self._ceiling is None else within(self._ceiling, count, value),
             lambda: self._optimum(count),
         )
 
@@ -416,36 +388,3 @@ class Search:
             known = best
             self._optima[count] = limit_s, best
         return known
-
-
-def _within(
-    ceiling: Ceiling, num_stages: int, value: Callable[[tuple[int, ...]], float]
-) -> Callable[[tuple[int, ...]], float]:
-    """Return what values the plans of so many stages that fit; others are infinitely bad."""
-    weights_bytes, room_bytes = ceiling.weights_bytes, ceiling.room_bytes(num_stages)
-    num_blocks = ceiling.needs.num_blocks
-
-    def value_within(points: tuple[int, ...]) -> float:
-        fits = all(weights_bytes[start][end] <= room_bytes for start, end in pairwise((0, *points, num_blocks)))
-        return value(points) if fits else math.inf
-
-    return value_within
-
-
-def fixed_plan(profile: Profile, split_points: Sequence[int], trainable_from: int | None) -> Partition:
-    """Return the partition with given split points, checked, and with a cut before what is trained.
-
-    Raises:
-        UsageError: If they do not fit the profile's blocks, or cut trainable blocks off the last stage.
-    """
-    try:
-        partition = Partition.of(profile.num_blocks, split_points)
-    except PartitionError as error:
-        raise UsageError(str(error)) from error
-    if trainable_from is not None and partition.bounds[-2] > trainable_from:
-        raise UsageError(
-            f"the last stage would start at block {partition.bounds[-2]}, "
-            f"but block {trainable_from} is trainable; put the last split point at or before it"
-        )
-    points = {*partition.split_points, *fixed_cuts(trainable_from)}
-    return Partition(profile.num_blocks, tuple(sorted(points)))

@@ -25,10 +25,11 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.agents import DEFAULT_AGENT
+from splitload.planner.found_plan import FoundPlan
 from splitload.planner.read_model import native_left_out
 from splitload.planner.report import Report
 from splitload.planner.residency import MemoryLimit
-from splitload.planner.search import FoundPlan, Search
+from splitload.planner.search import Search
 from splitload.planner.trial import choose_measured
 from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.opened import load_opened

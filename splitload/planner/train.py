@@ -23,6 +23,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
 from splitload.planner.crowd_plan import prediction
+from splitload.planner.found_plan import FoundPlan
 from splitload.planner.gain import GAIN_RUNS, Gain, measure_gain
 from splitload.planner.least_ceiling import CeilingTooLowError
 from splitload.planner.make_plan import Planned, make_plan
@@ -33,7 +34,6 @@ from splitload.planner.request import TrainRequest
 from splitload.planner.residency import MemoryLimit, advised
 from splitload.planner.result import TrainResult
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.search import FoundPlan
 from splitload.planner.trial import Trial, choose_measured, try_cut
 from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.division import Division

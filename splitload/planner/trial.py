@@ -16,9 +16,10 @@ from splitload.graphs.stage_store import StageStore
 from splitload.measure.sampling import Sample
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
+from splitload.planner.found_plan import FoundPlan
 from splitload.planner.measure_plans import measure_plans
 from splitload.planner.report import Report
-from splitload.planner.search import WORTHWHILE, FoundPlan, Search
+from splitload.planner.search import WORTHWHILE, Search
 
 TRIAL_RUNS = 9
 

@@ -197,9 +197,9 @@ def _cases(model: str, device_name: str, options: argparse.Namespace) -> list[Ca
 def _line(title: str, found: Mapping[str, Any], slowest_s: float) -> str:
     """Return the figures of an agent's plans as one line."""
     line = (
-        f"{title}: {found['num_plans']} plans, {found['num_outdone']} others given up; "
-        f"learned ÷ optimum p90 {found['p90_ratio']:.4f}, worst {found['worst_ratio']:.4f}; {found['num_proved_by_agent']} proved by learning; "
-        f"{found['num_optima_proved']} of {found['num_optima']} optima proved"
+        f"{title}: {found['num_plans']} plans, {found['num_outdone']} others given up; learned ÷ optimum p90 "
+        f"{found['p90_ratio']:.4f}, worst {found['worst_ratio']:.4f}; {found['num_proved_by_agent']} proved by "
+        f"learning; {found['num_optima_proved']} of {found['num_optima']} optima proved"
     )
     if found["largest_gap"] is not None:
         line += f", others within {found['largest_gap']:.2%}, worst ÷ bound {found['worst_over_bound']:.4f}"

@@ -28,7 +28,7 @@ def test_inspect_says_why(run: Any) -> None:
     assert taken["ttfo_s"] == found["ttfo_s"]["predicted"]
     assert plan["why"]["plans"][0]["ttfo_s"] == found["gain"]["one_stage"]["ttfo_s"]
     out = run("inspect", "--why", "b.splitload")
-    assert "objective: balance; agent: exact" in out
+    assert "objective: balance; agent: exact; plan found by: exact" in out
     assert "the best plan for each number of stages, simulated" in out
     assert "Opening a stage of a cut costs " in out
     assert json.loads(run("inspect", "--why", "b.splitload", "--json"))["plan"] == plan
