@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol
 
 from splitload.base.errors import OutputError, SplitloadError, StageError
 from splitload.bundle.manifest import File
-from splitload.deploy.stage_cache import StageCache, stage_key
+from splitload.deploy.stage_cache import StageCache
+from splitload.deploy.stage_names import stage_key
 
 LEASE_S = 600.0
 MOST_ORDERS = 64

@@ -28,7 +28,8 @@ from splitload.base.fields import Reader, is_count
 from splitload.bundle.manifest import File
 from splitload.deploy import openapi
 from splitload.deploy.orders import ENDED, FullError, Order, Orders, OtherOrderError, UnknownOrderError
-from splitload.deploy.stage_cache import MissingFileError, StageCache, is_inside
+from splitload.deploy.stage_cache import MissingFileError, StageCache
+from splitload.deploy.stage_names import is_inside
 
 MOST_JSON_BYTES = 2 << 20
 MOST_PIECE_BYTES = 4 << 20

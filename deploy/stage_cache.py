@@ -19,17 +19,19 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
-from splitload.base.errors import OutputError, StageError
+from splitload.base.errors import BundleError, OutputError, StageError
 from splitload.base.regular import open_regular
 from splitload.bundle.manifest import File
+from splitload.deploy.stage_names import check_file, check_stage, is_sha256
 
-_HEX = frozenset("0123456789abcdef")
 _PART = ".part"
-_MOST_PARTS, _MOST_NAME_BYTES = 4, 1024  # of a name
 _BUFFER_BYTES = 1 << 17
+_SYNC_BYTES = 8 << 20  # written at a time: a slow disk would take longer for a whole file than its sender waits
 COPIED_BYTES = 1 << 20  # at a time, from one file to another
 
 
@@ -53,9 +55,10 @@ class StageCache:
         self._files, self._stages = folder / "files", folder / "stages"
         self._lock = threading.RLock()
         self._uses: dict[str, Counter[str]] = {}  # by key and user
-        self._files_in_use: dict[str, frozenset[str]] = {}  # by key
+        self._files_in_use: dict[str, dict[str, int]] = {}  # by key, how many bytes each will have
         self._last_used: dict[str, None] = {}  # keys of stages, the one that was used longest ago first
         self._checked: set[str] = set()  # files that this process has hashed
+        self._digests: dict[str, tuple[Any, int]] = {}  # of unfinished files, and of how many bytes
         try:
             self._files.mkdir(parents=True, exist_ok=True)
             self._stages.mkdir(exist_ok=True)
@@ -78,7 +81,7 @@ class StageCache:
 
     def used_bytes(self) -> int:
         """Return what its files take, unfinished ones included."""
-        return sum(file.stat().st_size for file in self._files.iterdir())
+        return sum(self._sizes().values())
 
     def request(self, key: str, files: Sequence[File], user: str = "") -> dict[str, int]:
         """Take a stage into use, making room for it; return what is missing of it.
@@ -95,7 +98,7 @@ class StageCache:
             OutputError: If there is no room beside the stages in use, or the cache was removed.
             StageError: If the name of a file is no plain name, or the key is not that of the files.
         """
-        _check(key, files)
+        check_stage(key, files)
         with self._lock:
             missing = self._missing(files)
             if missing:
@@ -105,7 +108,7 @@ class StageCache:
                     raise OutputError(f"the stage cache '{self._folder}' is gone; start the program again") from error
                 missing = self._missing(files)  # less of it may be left now
             self._uses.setdefault(key, Counter())[user] += 1
-            self._files_in_use[key] = frozenset(file.sha256 for file in files)
+            self._files_in_use[key] = {file.sha256: file.bytes for file in files}
             return missing
 
     def write(self, file: File, start: int, piece: bytes) -> int:
@@ -123,7 +126,7 @@ class StageCache:
             OutputError: If it cannot be written.
             MissingFileError: If the whole file is not what it should be; it is forgotten then.
         """
-        _check_file(file)
+        check_file(file)
         whole, part = self._files / file.sha256, self._files / f"{file.sha256}{_PART}"
         with self._lock:
             if whole.exists():
@@ -131,22 +134,38 @@ class StageCache:
             there = part.stat().st_size if part.exists() else 0
             if start != there or len(piece) > file.bytes - there:
                 return there
-            try:
-                with part.open("ab") as opened:
-                    opened.write(piece)
-                    if there + len(piece) == file.bytes:  # only what is on the disk can leave the system's memory
-                        opened.flush()
-                        os.fsync(opened.fileno())
-            except OSError as error:
-                raise OutputError(f"cannot write into the stage cache '{self._folder}': {error.strerror}") from error
+            whole_digest = self._written(part, file, there, piece)
             there += len(piece)
             if there == file.bytes:
-                if _sha256_of(part) != file.sha256:
+                del self._digests[file.sha256]
+                if whole_digest != file.sha256:
                     part.unlink()
                     raise MissingFileError(f"'{file.name}' arrived damaged (SHA-256 differs); it is sent again")
                 self._checked.add(file.sha256)
                 part.replace(whole)
             return there
+
+    def _written(self, part: Path, file: File, there: int, piece: bytes) -> str:
+        """Append a piece to an unfinished file; return the SHA-256 of what is there then if that is all of it.
+
+        It is hashed as it comes: hashing it all at the end would keep whoever sends the last piece waiting.
+        """
+        digest, hashed = self._digests.get(file.sha256, (hashlib.sha256(), 0))
+        try:
+            if hashed != there:  # another process wrote the beginning
+                digest = _digest_of(part) if there else hashlib.sha256()
+            with part.open("ab") as opened:
+                opened.write(piece)
+                end = there + len(piece)
+                if end == file.bytes or there // _SYNC_BYTES != end // _SYNC_BYTES:
+                    opened.flush()
+                    os.fsync(opened.fileno())  # only what is on the disk can leave the system's memory
+        except OSError as error:
+            self._digests.pop(file.sha256, None)
+            raise OutputError(f"cannot write into the stage cache '{self._folder}': {error.strerror}") from error
+        digest.update(piece)
+        self._digests[file.sha256] = digest, end
+        return str(digest.hexdigest()) if end == file.bytes else ""
 
     def copy(self, file: File, start: int, pieces: Sequence[tuple[str, int, int]]) -> int:
         """Append pieces of files that are here to a file; return how many bytes of it are there then; see `write`.
@@ -182,7 +201,7 @@ class StageCache:
         Raises:
             MissingFileError: If it is not here.
         """
-        if not _is_sha256(sha256):
+        if not is_sha256(sha256):
             raise StageError("a file is asked for by something else than a SHA-256")
         try:
             with (self._files / sha256).open("rb") as opened:
@@ -202,11 +221,12 @@ class StageCache:
             MissingFileError: If one is missing, or damaged and forgotten now.
             OutputError: If the folder cannot be made.
         """
-        _check(key, files)
+        check_stage(key, files)
+        for file in files:
+            self._check_whole(file)
         with self._lock:
-            for file in files:
-                self._check_whole(file)
             place = self._stages / key
+            self._last_used.setdefault(key)  # whatever of it is made can be evicted
             try:
                 place.mkdir(exist_ok=True)
                 for file in files:
@@ -262,16 +282,22 @@ class StageCache:
         return missing
 
     def _check_whole(self, file: File) -> None:
-        """Make sure that a file is what it should be; hashed once a process."""
+        """Make sure that a file is what it should be; hashed once a process, while others use the cache."""
         whole = self._files / file.sha256
-        if file.sha256 in self._checked and whole.exists():
-            return
-        if not whole.exists():
-            raise MissingFileError(f"'{file.name}' is not in the stage cache '{self._folder}'; it is sent again")
-        if whole.stat().st_size != file.bytes or _sha256_of(whole) != file.sha256:
-            self._forget(file.sha256)
+        with self._lock:
+            if file.sha256 in self._checked and whole.exists():
+                return
+        try:
+            sound = whole.stat().st_size == file.bytes and _digest_of(whole).hexdigest() == file.sha256
+        except (FileNotFoundError, BundleError) as error:
+            raise MissingFileError(
+                f"'{file.name}' is not in the stage cache '{self._folder}'; it is sent again"
+            ) from error
+        if not sound:
+            self.forget(file.sha256)
             raise MissingFileError(f"'{file.name}' is damaged in the stage cache '{self._folder}'; it is sent again")
-        self._checked.add(file.sha256)
+        with self._lock:
+            self._checked.add(file.sha256)
 
     def _make_room(self, files: Sequence[File]) -> None:
         """Evict stages until a new one fits.
@@ -279,13 +305,16 @@ class StageCache:
         Raises:
             OutputError: If it does not fit beside those in use.
         """
-        needed = sum({file.sha256: file.bytes for file in files}.values())
-        own = {file.sha256 for file in files}
+        own = {file.sha256: file.bytes for file in files}
+        needed = sum(own.values())
+        promised = {name: size for each in self._files_in_use.values() for name, size in each.items()}
 
         def lacks() -> int:
-            others = sum(each.stat().st_size for each in self._files.iterdir() if each.name[:64] not in own)
-            on_disk = shutil.disk_usage(self._folder).free + self._own_bytes(own)
-            return max(others + needed - self._cap_bytes, needed - on_disk)
+            sizes = self._sizes()
+            coming = {name: max(size - sizes.get(name, 0), 0) for name, size in promised.items() if name not in own}
+            others = sum(size for name, size in sizes.items() if name not in own) + sum(coming.values())
+            on_disk = shutil.disk_usage(self._folder).free - sum(coming.values())
+            return max(others + needed - self._cap_bytes, needed - sum(map(sizes.get, own, repeat(0))) - on_disk)
 
         idle = [each for each in self._last_used if each not in self._uses]
         if lacks() > 0:
@@ -298,15 +327,21 @@ class StageCache:
                 f"{len(self._uses)} in use; free the disk, or give it a larger --cache-size"
             )
 
-    def _own_bytes(self, own: set[str]) -> int:
-        return sum(each.stat().st_size for each in self._files.iterdir() if each.name[:64] in own)
+    def _sizes(self) -> dict[str, int]:
+        """Return how many bytes of each file are there, by its SHA-256."""
+        sizes = {}
+        for file in self._files.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has just become whole, or was evicted
+                sizes[file.name[:64]] = file.stat().st_size
+        return sizes
 
-    def _drop_unused(self, own: set[str]) -> None:
+    def _drop_unused(self, own: Iterable[str]) -> None:
         """Remove files of no stage that is complete, or asked for: transfers that were given up, whole or in part."""
-        wanted = own.union(*self._files_in_use.values())
+        wanted = set(own).union(*self._files_in_use.values())
         for file in self._files.iterdir():
             if file.stat().st_nlink == 1 and file.name[:64] not in wanted:
                 self._checked.discard(file.name)
+                self._digests.pop(file.name[:64], None)
                 file.unlink()
 
     def _evict(self, key: str) -> None:
@@ -314,18 +349,18 @@ class StageCache:
         del self._last_used[key]
         place = self._stages / key
         inodes = {file.stat().st_ino for file in place.rglob("*")}
-        shutil.rmtree(place)
-        wanted = frozenset[str]().union(*self._files_in_use.values())
+        shutil.rmtree(place, ignore_errors=True)
+        wanted = set[str]().union(*self._files_in_use.values())
         for file in self._files.iterdir():
             status = file.stat()
             if status.st_ino in inodes and status.st_nlink == 1 and file.name not in wanted:
-                self._forget(file.name)
+                self.forget(file.name)
 
-    def _forget(self, sha256: str) -> None:
+    def forget(self, sha256: str) -> None:
         """Remove a file, and its links: whoever has it mapped keeps it."""
-        self._checked.discard(sha256)
         whole = self._files / sha256
-        with contextlib.suppress(FileNotFoundError):
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            self._checked.discard(sha256)
             inode = whole.stat().st_ino
             for place in list(self._stages.iterdir()):
                 for link in list(place.rglob("*")):
@@ -334,45 +369,13 @@ class StageCache:
             whole.unlink()
 
 
-def stage_key(files: Sequence[File]) -> str:
-    """Return the key of a stage: a SHA-256 over the names and hashes of its files."""
-    digest = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.name):
-        digest.update(f"{file.name} {file.sha256} {file.bytes}\n".encode())
-    return digest.hexdigest()
-
-
-def _check(key: str, files: Sequence[File]) -> None:
-    """Raise `StageError` unless these are the files of a stage, each with a plain name, and the key is theirs."""
-    for file in files:
-        _check_file(file)
-    if len({file.name for file in files}) != len(files) or not files or key != stage_key(files):
-        raise StageError("a stage is asked for by another key than that of its files; both need the same splitload")
-
-
-def _check_file(file: File) -> None:
-    if not (is_inside(file.name) and _is_sha256(file.sha256) and file.bytes >= 0):
-        raise StageError(f"{file.name!r:.80} is no plain name of a file with a SHA-256; both need the same splitload")
-
-
-def is_inside(name: str) -> bool:
-    """Return whether a name, with "/" between its parts, is that of a file inside a folder, whatever it is made of."""
-    parts = name.split("/")
-    plain = all(part.isprintable() and "\\" not in part and part not in ("", ".", "..") for part in parts)
-    return plain and len(parts) <= _MOST_PARTS and len(name.encode()) <= _MOST_NAME_BYTES
-
-
-def _sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, read through a small buffer: devices have little memory."""
+def _digest_of(path: Path) -> Any:
+    """Return the SHA-256 of a file so far, read through a small buffer: devices have little memory."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
     with open_regular(path) as file:
         while size := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:size])
-    return digest.hexdigest()
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and _HEX.issuperset(text)
+    return digest
 
 
 def _lock(folder: Path) -> int | None:

@@ -12,7 +12,7 @@ from splitload.bundle.read import read_manifest
 from splitload.bundle.tails import names as tails_of
 from splitload.crowd.entities import Stage
 from splitload.crowd.orders import StageOrder
-from splitload.deploy.stage_cache import stage_key
+from splitload.deploy.stage_names import stage_key
 from splitload.runtime.capi.elements import BY_TYPE
 
 # Of weights, by a worker of speed 1: guesses until the first task is measured

@@ -8,7 +8,7 @@ import pytest
 
 from splitload.bundle.manifest import Manifest
 from splitload.crowd.chain import Chains, chain_of, read_bundle
-from splitload.deploy.stage_cache import stage_key
+from splitload.deploy.stage_names import stage_key
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from splitload.crowd import supply
 from splitload.crowd.members import Member
 from splitload.crowd.orders import StageOrder
 from splitload.crowd.supply import Supply
-from splitload.deploy.stage_cache import StageCache, stage_key
+from splitload.deploy.stage_cache import StageCache
+from splitload.deploy.stage_names import stage_key
 
 DATA = b"weights"
 FILES = (File("one.ort", len(DATA), hashlib.sha256(DATA).hexdigest()),)

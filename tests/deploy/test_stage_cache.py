@@ -11,7 +11,8 @@ import pytest
 
 from splitload.base.errors import OutputError, StageError
 from splitload.bundle.manifest import File
-from splitload.deploy.stage_cache import MissingFileError, StageCache, stage_key
+from splitload.deploy.stage_cache import MissingFileError, StageCache
+from splitload.deploy.stage_names import stage_key
 
 CAP_BYTES = 3000
 
@@ -121,7 +122,7 @@ def test_files_that_stages_share_are_there_once_and_stay_with_the_last(cache: St
 
 
 def test_what_a_client_used_that_is_gone_is_evicted_placed_or_not(cache: StageCache) -> None:
-    small = StageCache(cache._folder.with_name("small"), 2500)
+    small = StageCache(cache._folder.with_name("small"), CAP_BYTES)
     for files, data, user in ((ONE, A, "dead"), (TWO, B[:500], "dead"), (THREE, C[:500], "live")):
         small.request(stage_key(files), files, user)
         small.write(files[0], 0, data)
@@ -196,3 +197,41 @@ def test_a_place_that_is_no_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot keep stages in"):
         StageCache(tmp_path / "file", CAP_BYTES)
+
+
+def test_room_is_kept_for_what_was_promised_and_has_not_come_yet(cache: StageCache) -> None:
+    small = StageCache(cache._folder.with_name("small"), 1500)
+    small.request(stage_key(ONE), ONE)
+    with pytest.raises(OutputError, match="lacks 500 bytes"):
+        small.request(stage_key(TWO), TWO)
+    small.write(ONE[0], 0, A[:300])
+    with pytest.raises(OutputError, match="lacks 500 bytes"):
+        small.request(stage_key(TWO), TWO)
+    small.close()
+
+
+def test_a_stage_that_cannot_be_made_leaves_nothing_that_stays(cache: StageCache) -> None:
+    files = (file("a", A), file("a/b", B))  # a file, and a folder of the same name
+    cache.request(stage_key(files), files)
+    for each, data in zip(files, (A, B), strict=True):
+        cache.write(each, 0, data)
+    with pytest.raises(OutputError):
+        cache.place(stage_key(files), files)
+    cache.release(stage_key(files))
+    assert cache.clear() == 0
+
+
+def test_a_file_is_hashed_as_it_comes_and_from_the_disk_where_another_process_began(
+    cache: StageCache, tmp_path: Path
+) -> None:
+    (one,) = ONE
+    cache.request(stage_key(ONE), ONE)
+    cache.write(one, 0, A[:300])
+    cache.close()
+    part = next((tmp_path / "cache" / "files").iterdir())
+    part.write_bytes(B[:300])  # as a power cut may leave it
+    cache = StageCache(tmp_path / "cache", CAP_BYTES)
+    with pytest.raises(MissingFileError, match="arrived damaged"):
+        cache.write(one, 300, A[300:])
+    assert cache.write(one, 0, A) == 1000
+    cache.close()
