@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import PurePosixPath
 from typing import Any
 
 from starlette.applications import Starlette
@@ -32,13 +33,15 @@ from splitload.deploy.stage_cache import MissingFileError, StageCache
 from splitload.deploy.stage_names import is_inside
 
 MOST_JSON_BYTES = 2 << 20
-MOST_PIECE_BYTES = 4 << 20
+MOST_PIECE_BYTES = 2 << 20
 MOST_FILES = 4096  # of an order
 BODY_S = 30.0  # a body that stops for so long is given up
 BEAT_S = 5.0  # between lines of a stream in which nothing happens, so that a client knows that the device is there
-WRONG_TOKENS, WRONG_S = 5, 60.0  # from one address, in a time; then it has to wait
-REQUESTS, REQUESTS_S = 2000, 10.0  # the same for all requests
+WRONG_TOKENS, WRONG_S = 5, 60.0  # from one address, in a time; then it has to wait, with wrong ones
+REQUESTS, REQUESTS_S = 2000, 10.0  # the same for requests with the right one
 _MOST_ADDRESSES = 1024
+_MOST_COUNT = (1 << 53) - 1  # that every reader of JSON takes as it is
+_MOST_ERROR_CHARS = 500
 _NUMBER = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -56,8 +59,9 @@ class Changes:
 
     def tell(self) -> None:
         """Wake all who wait."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake)
+        with suppress(RuntimeError):  # it is closed
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._wake)
 
     async def wait(self, seconds: float) -> None:
         """Wait until something happens, or so many seconds have passed."""
@@ -147,18 +151,22 @@ class Service:
 
         async def guarded(request: Request) -> Response:
             address = request.client.host if request.client is not None else ""
-            wait_s = max(self._wrong.wait_s(address), self._requests.wait_s(address))
-            if wait_s > 0:
-                raise HTTPException(429, "too many requests, or wrong tokens", {"Retry-After": str(int(wait_s) + 1)})
-            self._requests.count(address)
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token.encode()):
-                self._wrong.count(address)
+            right = scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self._token.encode())
+            limit = self._requests if right else self._wrong  # others behind one address do not shut out who is right
+            wait_s = limit.wait_s(address)
+            if wait_s > 0:
+                what = "requests" if right else "wrong tokens"
+                raise HTTPException(429, f"too many {what}", {"Retry-After": str(int(wait_s) + 1)})
+            limit.count(address)
+            if not right:
                 raise HTTPException(401, "the token is missing or wrong; it is shown where 'splitload serve' runs")
             try:
                 return await answer(request)
             except SplitloadError as error:
-                raise HTTPException(_code(error), " ".join(str(error).split())) from error
+                raise HTTPException(_code(error), " ".join(str(error).split())[:_MOST_ERROR_CHARS]) from error
+            except OSError as error:  # of the disk, above all
+                raise HTTPException(507, f"the disk refuses it: {error.strerror or type(error).__name__}") from error
             except ClientDisconnect:
                 return Response(status_code=400)
 
@@ -172,7 +180,7 @@ class Service:
 
     async def _place(self, request: Request) -> Response:
         number = _path_of(request, "number", _NUMBER)
-        wanted = _order(await _json_of(request))
+        wanted = await run_in_threadpool(_order, await _body_of(request, MOST_JSON_BYTES))
         order, missing = await run_in_threadpool(self._orders.place, number, wanted)
         return JSONResponse({"state": order.state, "ahead": self._orders.ahead(order), "missing": missing})
 
@@ -206,7 +214,11 @@ class Service:
 
     async def _made(self, request: Request) -> Response:
         number = _path_of(request, "number", _NUMBER)
-        return FileResponse(self._orders.place_of(number, request.path_params["name"]), stat_result=None)
+        place = self._orders.place_of(number, request.path_params["name"])
+        try:
+            return FileResponse(place, stat_result=place.stat())
+        except FileNotFoundError as error:  # the order has just been ended
+            raise UnknownOrderError(f"there is no order {number} here any more") from error
 
     async def _piece(self, request: Request) -> Response:
         file, start = self._waited_for(request), _count_of(request, "start")
@@ -215,7 +227,7 @@ class Service:
 
     async def _copies(self, request: Request) -> Response:
         file, start = self._waited_for(request), _count_of(request, "start")
-        pieces = _pieces(await _json_of(request))
+        pieces = await run_in_threadpool(_pieces, await _body_of(request, MOST_JSON_BYTES))
         return JSONResponse({"there": await run_in_threadpool(self._cache.copy, file, start, pieces)})
 
     def _waited_for(self, request: Request) -> File:
@@ -256,8 +268,8 @@ def _count_of(request: Request, name: str, default: int | None = None) -> int:
     word = request.query_params.get(name)
     if word is None and default is not None:
         return default
-    if word is None or not (word.isascii() and word.isdecimal() and len(word) < 17):
-        raise HTTPException(400, f"{name} must be a count")
+    if word is None or not (word.isascii() and word.isdecimal() and len(word) < 17 and int(word) <= _MOST_COUNT):
+        raise HTTPException(400, f"{name} must be a count of at most {_MOST_COUNT}")
     return int(word)
 
 
@@ -276,8 +288,7 @@ async def _body_of(request: Request, most: int) -> bytes:
             raise HTTPException(413, f"a body has at most {most} bytes")
 
 
-async def _json_of(request: Request) -> Any:
-    body = await _body_of(request, MOST_JSON_BYTES)
+def _json(body: bytes) -> Any:
     try:
         return json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -288,18 +299,19 @@ def _no_number(word: str) -> Any:
     raise ValueError(word)
 
 
-def _order(data: Any) -> Order:
+def _order(body: bytes) -> Order:
     """Return the order of a message.
 
     Raises:
         BundleError: If it is none.
     """
-    row = Reader(data, "order")
+    row = Reader(_json(body), "order")
     row.only("files", "job", "cold")
     job = None if row.get("job") is None else row.mapping("job")
     files = [_file(each) for each in row.items("files", 0, MOST_FILES)]
-    if len({file.name for file in files}) != len(files):
-        raise BundleError("order.files has a name twice")
+    names = {file.name for file in files}
+    if len(names) != len(files) or names & {str(part) for name in names for part in PurePosixPath(name).parents}:
+        raise BundleError("order.files has a name twice, or as that of a file and of a folder")
     return Order(files, job, row.flag("cold"))
 
 
@@ -308,10 +320,14 @@ def _file(row: Reader) -> File:
     name = row.text("name")
     if not is_inside(name):
         raise BundleError(f"{row.where}.name {name!r:.80} is no name of a file inside a folder")
-    return File(name, row.count("bytes"), row.sha256("sha256"))
+    size = row.count("bytes")
+    if size > _MOST_COUNT:
+        raise BundleError(f"{row.where}.bytes is {size}, at most {_MOST_COUNT} are possible")
+    return File(name, size, row.sha256("sha256"))
 
 
-def _pieces(data: Any) -> list[tuple[str, int, int]]:
+def _pieces(body: bytes) -> list[tuple[str, int, int]]:
+    data = _json(body)
     if not isinstance(data, list) or len(data) > MOST_FILES:
         raise BundleError(f"pieces must be a list of at most {MOST_FILES}")
     for piece in data:

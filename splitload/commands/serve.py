@@ -103,6 +103,8 @@ def add_options(serve: argparse.ArgumentParser) -> None:
 def _run(service: Any, listening: socket.socket, known: Credentials) -> None:
     import uvicorn
 
+    from splitload.deploy.deadlines import PromptProtocol
+
     config = uvicorn.Config(
         service.application,
         log_level="warning",
@@ -113,7 +115,7 @@ def _run(service: Any, listening: socket.socket, known: Credentials) -> None:
         timeout_graceful_shutdown=5,
         ssl_certfile=None if known.certificate is None else str(known.certificate),
         ssl_keyfile=None if known.key is None else str(known.key),
-        http="h11",
+        http=PromptProtocol,
         ws="none",
     )
     uvicorn.Server(config).run(sockets=[listening])
