@@ -24,7 +24,8 @@ class Conditions(Record):
         temperature_c: Of the hottest zone, in degrees Celsius.
         headroom_c: How far the zone that is nearest to its limit is below it.
         clock_hz: The least clock of the processors that are online.
-        ceiling_hz: The least clock that the system allows one of them at present.
+        ceiling_hz: The highest clock that the system allows each of them at present, their mean: a phone's fast
+            processors are slowed down first, to what its others always have.
         throttles: How often processors were throttled since the system started.
     """
 
@@ -50,12 +51,13 @@ def conditions(system: Path = SYSTEM) -> Conditions:
     rooms = [limit - here for here, limit in zones if here is not None and limit is not None]
     processors = sorted(system.glob("devices/system/cpu/cpu[0-9]*"))
     counts = [_number(each / "thermal_throttle/core_throttle_count") for each in processors]
+    ceilings = _clocks_hz(processors, "scaling_max_freq")
     known = [count for count in counts if count is not None]
     return Conditions(
         max(temperatures, default=None),
         min(rooms, default=None),
-        _least_hz(processors, "scaling_cur_freq"),
-        _least_hz(processors, "scaling_max_freq"),
+        min(_clocks_hz(processors, "scaling_cur_freq"), default=None),
+        None if not ceilings else round(sum(ceilings) / len(ceilings)),
         sum(known) if known else None,
     )
 
@@ -99,9 +101,8 @@ def _zone(zone: Path) -> tuple[float | None, float | None]:
     return None if here is None else here / 1e3, min(limits, default=None)
 
 
-def _least_hz(processors: list[Path], name: str) -> int | None:
-    known = [hz for each in processors if (hz := _hz(each / "cpufreq" / name)) is not None]
-    return min(known, default=None)
+def _clocks_hz(processors: list[Path], name: str) -> list[int]:
+    return [hz for each in processors if (hz := _hz(each / "cpufreq" / name)) is not None]
 
 
 def _hz(file: Path) -> int | None:

@@ -7,7 +7,6 @@ the token and the first half of the SHA-256 of the certificate: 128 bits each, i
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import os
 import secrets
@@ -17,7 +16,7 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from splitload.base.errors import CertificateError, MissingPackageError, OutputError, UsageError
+from splitload.base.errors import CertificateError, MissingPackageError, OutputError, SplitloadError, UsageError
 from splitload.base.record import Record
 from splitload.base.scratch import scratch_folder
 
@@ -88,9 +87,8 @@ def credentials(folder: Path, *, tls: bool, anew: bool = False) -> Credentials:
         CertificateError: If what is there can be read by others, or cannot be used.
         MissingPackageError: If nothing here can make a certificate.
     """
+    close_folder(folder)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_closed(folder)
         if anew:
             for name in (_TOKEN, _CERTIFICATE, _KEY):
                 (folder / name).unlink(missing_ok=True)
@@ -99,13 +97,14 @@ def credentials(folder: Path, *, tls: bool, anew: bool = False) -> Credentials:
         if tls and not ((folder / _CERTIFICATE).exists() and (folder / _KEY).exists()):
             _make_certificate(folder)
         token = (folder / _TOKEN).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OutputError):
+        if read_code(token).fingerprint is not None:
+            raise UsageError("it is longer than a token")
+    except (UsageError, UnicodeDecodeError) as error:
+        raise CertificateError(f"the token in '{folder}' is damaged; --new-code makes a new one") from error
+    except OSError as error:
+        if isinstance(error, SplitloadError):
             raise
-        raise OutputError(
-            f"cannot keep credentials in '{folder}': {getattr(error, 'strerror', None) or error}"
-        ) from error
-    read_code(token)
+        raise _not_kept(folder, error) from error
     if not tls:
         return Credentials(Code(token, None), None, None)
     try:
@@ -126,19 +125,35 @@ def _token(raw: bytes) -> str:
     return base64.b32encode(raw).decode().rstrip("=").lower()
 
 
-def _check_closed(folder: Path) -> None:
-    """Raise `CertificateError` if a folder is another user's, or open to others."""
-    status = folder.lstat()
+def close_folder(folder: Path) -> None:
+    """Make a folder that is its owner's alone, if it is not there.
+
+    Raises:
+        OutputError: If it cannot be made.
+        CertificateError: If it is another user's, or open to others.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise _not_kept(folder, error) from error
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
         raise CertificateError(f"'{folder}' belongs to another user, who could read the token in it; remove it")
     if os.name == "posix" and status.st_mode & 0o077:
         raise CertificateError(f"'{folder}' is open to other users; close it: chmod 700 '{folder}'")
 
 
+def _not_kept(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot keep credentials in '{folder}': {error.strerror or error}")
+
+
 def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+    """Write a file that its owner alone can read; it is there whole or not at all."""
+    with scratch_folder(path.parent, ".credentials-") as made:
+        descriptor = os.open(made / path.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        (made / path.name).replace(path)
 
 
 def _make_certificate(folder: Path) -> None:
@@ -187,6 +202,5 @@ def _by_cryptography(folder: Path) -> None:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    with contextlib.suppress(FileExistsError):
-        _write(folder / _KEY, secret)
+    _write(folder / _KEY, secret)
     (folder / _CERTIFICATE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

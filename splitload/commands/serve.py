@@ -17,7 +17,7 @@ from splitload.base.packages import has, install
 from splitload.base.sizes import megabytes, read_bytes
 from splitload.commands.argument_types import reading
 from splitload.commands.console import Console
-from splitload.deploy.credentials import Credentials, credentials
+from splitload.deploy.credentials import Credentials, close_folder, credentials
 
 PORT = 8750
 CACHE_BYTES = 4 << 30
@@ -42,18 +42,22 @@ def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             f"--http shows the token and all models to the network of {options.host}: leave it out, and TLS is used, "
             "or listen on 127.0.0.1"
         )
+    if options.announce:
+        _check_announced(loopback)
     folder = cache / "serve"
-    known = credentials(folder, tls=not options.http, anew=options.new_code)
+    close_folder(folder)
     from splitload.deploy.description import fixed_description, present_description, runtime_version
     from splitload.deploy.orders import Orders
     from splitload.deploy.serve import Service
     from splitload.deploy.stage_cache import StageCache
-    from splitload.measure.served import Measured
+    from splitload.measure.served import Measured, end_left_jobs
 
     if runtime_version() is None:
         raise MissingPackageError("there is no onnxruntime here to measure with. Install it: pip install onnxruntime")
+    files = StageCache(folder / "files", options.cache_size)  # one service at a time has the folder from here on
+    known = credentials(folder, tls=not options.http, anew=options.new_code)
+    end_left_jobs(folder / "jobs")
     listening = _listen(options.host, options.port)
-    files = StageCache(folder / "files", options.cache_size)
     with console.status("measuring how quickly storage is read"):
         fixed = fixed_description(name, _storage(folder, console))
     service = Service(
@@ -149,15 +153,19 @@ def _announced(console: Console, options: argparse.Namespace, listening: socket.
     if not options.announce:
         yield
         return
-    if _is_loopback(options.host):
-        raise UsageError("--announce is for other machines, and it listens on loopback alone: give --host 0.0.0.0")
-    if not has("zeroconf"):
-        raise MissingPackageError(f"--announce needs the package 'zeroconf'. Install it: {install('discovery')}")
     from splitload.devices.discovery import announced
 
     host, port = listening.getsockname()[:2]
     with announced(name, _own_address() if host in _ANY else host, port):
         yield
+
+
+def _check_announced(loopback: bool) -> None:
+    """Raise if a device cannot be announced."""
+    if loopback:
+        raise UsageError("--announce is for other machines, and it listens on loopback alone: give --host 0.0.0.0")
+    if not has("zeroconf"):
+        raise MissingPackageError(f"--announce needs the package 'zeroconf'. Install it: {install('discovery')}")
 
 
 def _storage(folder: Path, console: Console) -> float | None:
@@ -183,6 +191,7 @@ def _listen(host: str, port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
+        made.listen()
     except (OSError, OverflowError) as error:
         made.close()
         raise UsageError(

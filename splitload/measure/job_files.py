@@ -78,8 +78,10 @@ def _stages(job: Job) -> Iterator[StageFile]:
 
 def _of_graph(name: str, folder: Path) -> list[str]:
     """Return a graph file and the files that it reads weights from, which lie beside it."""
-    if not name.endswith(".onnx"):
+    if name.endswith(".ort"):
         return [name]
+    if not name.endswith(".onnx"):  # its references would not be looked at
+        raise UsageError(f"a graph is an .onnx or .ort file, '{name:.80}' is neither")
     parent = name.rpartition("/")[0]
     return [name, *(f"{parent}/{each}" if parent else each for each in sorted(referenced_files(folder / name)))]
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +24,7 @@ MOST_S = 900.0  # of one job
 TRIES = 3  # of a sample that was throttled
 COOL_S, COOL_STEP_S = 60.0, 2.0  # how long to wait for a processor to cool, and between looks
 COOLER_C = 5.0  # below its limit
+_ORT_HEAD = b"ORTM"  # after the first four bytes of a flatbuffer
 
 
 class Measured:
@@ -51,6 +55,8 @@ class Measured:
         files = list(job_files(read, folder).values()) if cold else []
         repeated: list[str] = []
         while True:
+            if stop.is_set():
+                raise StageError("the job was stopped: its order was ended")
             before = self._look()
             with _Limited(stop) as started:
                 answer = run_job(read, folder, StageError, cold=files, on_start=started)
@@ -81,17 +87,37 @@ def check_files(job: Job, folder: Path) -> None:
 
     Raises:
         BundleError: If not.
+        UsageError: If it names as a graph what is none.
     """
+    for graph in folder.rglob("*.ort"):
+        with graph.open("rb") as opened:
+            if opened.read(len(_ORT_HEAD) + 4)[4:] != _ORT_HEAD:
+                raise BundleError(f"'{graph.name:.80}' is no graph in onnxruntime's format; refused")
     for graph in folder.rglob("*.onnx"):
         for name in referenced_files(graph):
             place = graph.parent / name
-            if Path(name).is_absolute() or ".." in Path(name).parts or not place.is_file():
+            # a star: onnxruntime takes "*/_ORT_MEM_ADDR_/*" for an address in memory
+            if Path(name).is_absolute() or ".." in Path(name).parts or "*" in name or not place.is_file():
                 raise BundleError(
-                    f"'{graph.name}' reads weights from '{name:.80}', which was not sent with it; refused"
+                    f"'{graph.name:.80}' reads weights from {name!r:.80}, which was not sent with it; refused"
                 )
     for name, place in job_files(job, folder).items():
         if not place.is_file():
-            raise BundleError(f"the job reads '{name:.80}', which was not sent with it; refused")
+            raise BundleError(f"the job reads {name!r:.80}, which was not sent with it; refused")
+
+
+def end_left_jobs(folder: Path) -> None:
+    """Kill the processes of jobs whose service was killed: they would run beside the next jobs (Linux).
+
+    Args:
+        folder: Where jobs run, each in a folder of its own; nobody runs any there now.
+    """
+    place = re.escape(f"{folder.resolve()}{os.sep}".encode())
+    message = re.compile(place + rb"[0-9a-f]{32}/\.job-[^/]+/job\.json")
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it is gone, or another user's
+            if any(map(message.fullmatch, (process / "cmdline").read_bytes().split(b"\0"))):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 class _Limited:
