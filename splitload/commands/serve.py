@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ipaddress
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -122,7 +123,12 @@ def _run(service: Any, listening: socket.socket, known: Credentials) -> None:
         http=PromptProtocol,
         ws="none",
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends in good order, then raises it
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show(

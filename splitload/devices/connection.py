@@ -9,21 +9,25 @@ import ssl
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from splitload.base.errors import DeviceError, MissingPackageError
+from splitload.base.errors import DeviceError, MissingPackageError, OutputError, SplitloadError
 from splitload.base.packages import has, install
 from splitload.deploy.credentials import FINGERPRINT_BYTES, fingerprint_of
 from splitload.devices.pairing import Address
 
 PATIENCE_S = 60.0  # without any answer, after which a device counts as gone
+CONTACT_S = 10.0  # the same for one that has never answered: its address may be wrong
 TIMEOUT_S = 20.0  # of one request; a stream has a line more often
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 3.0
-_MOST_LINE_BYTES = 64 << 20
-_MOST_JSON_BYTES = 64 << 20
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_WISH_S = 0.1, 3.0, 30.0
+_MOST_LINE_BYTES = 16 << 20
+_MOST_JSON_BYTES = 4 << 20
+_MOST_EVENTS = 10_000  # of one order, but for those that say that nothing happens
 _CHUNK_BYTES = 1 << 20
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME: boards without a battery begin in 1970
 
 
 class RefusedError(DeviceError):
@@ -61,7 +65,8 @@ class Connection:
 
         self._address, self._patience_s, self._sleep = address, patience_s, sleep
         self._broken: tuple[type[Exception], ...] = (httpx.HTTPError, h11.ProtocolError, OSError, httpx.StreamError)
-        self._answered_s = time.monotonic()
+        self._answered_s: float | None = None  # when it answered last
+        self._closed = False
         verify: Any = True
         if address.code.fingerprint is not None:
             verify = self._tried(lambda: _pinned(address))
@@ -76,7 +81,8 @@ class Connection:
         weakref.finalize(self, self._client.close)  # with the device, which nobody has to close
 
     def close(self) -> None:
-        """End it."""
+        """End it; what is under way in other threads is given up."""
+        self._closed = True
         self._client.close()
 
     def ask(
@@ -85,121 +91,149 @@ class Connection:
         path: str,
         *,
         data: Any = None,
-        content: bytes | None = None,
+        content: Callable[[], bytes] | None = None,
         params: Mapping[str, int] | None = None,
-    ) -> Any:
+        patience_s: float | None = None,
+    ) -> dict[str, Any]:
         """Return what the device answers to a request, parsed; a request that breaks is sent again.
 
         Args:
             method: Of HTTP.
             path: It, with its version.
             data: What goes there as JSON.
-            content: What goes there as it is.
+            content: Returns what goes there as it is; called for each try.
             params: The query.
+            patience_s: How long to try, where that is less than usual.
 
         Raises:
             RefusedError: If it refuses.
-            DeviceError: If it does not answer for long.
+            DeviceError: If it does not answer for long, or no object.
         """
+        most_s = self._patience_s if patience_s is None else patience_s
 
         def once() -> Any:
-            more: dict[str, Any] = {"json": data} if data is not None else {"content": content}
-            answer = self._client.request(method, path, params=dict(params or {}), **more)
-            self._check(answer.status_code, answer.headers, answer.content)
-            if len(answer.content) > _MOST_JSON_BYTES:
-                raise DeviceError(f"{self._name} answers more than anything it can be asked")
+            more: dict[str, Any] = {"json": data} if data is not None else {"content": content and content()}
+            timeout_s = min(TIMEOUT_S, most_s)
+            with self._client.stream(method, path, params=dict(params or {}), timeout=timeout_s, **more) as answer:
+                read = self._read(answer, most_s)
+                self._check(answer.status_code, answer.headers, read)
             try:
-                return json.loads(answer.content)
-            except (ValueError, RecursionError) as error:
-                raise DeviceError(
-                    f"{self._name} answers what is no JSON; is it splitload that serves there?"
-                ) from error
+                return json.loads(read)
+            except (ValueError, RecursionError):
+                return None
 
-        return self._tried(once)
+        answer = self._tried(once, patience_s)
+        if not isinstance(answer, dict):
+            raise DeviceError(f"{self._name} answers what is no JSON object; is it splitload that serves there?")
+        return answer
 
     def lines(self, path: str) -> Iterator[dict[str, Any]]:
         """Yield the events of a stream until it ends; one that breaks goes on behind the last event.
 
         Raises:
             RefusedError: If the device refuses.
-            DeviceError: If it does not answer for long.
+            DeviceError: If it does not answer for long, or streams what cannot be.
         """
-        seen = 0
-        pause_s = _FIRST_PAUSE_S
+        seen, pause_s, began_s = 0, _FIRST_PAUSE_S, time.monotonic()
         while True:
             try:
                 with self._client.stream("GET", path, params={"seen": seen}) as answer:
                     if answer.status_code != 200:
-                        self._check(answer.status_code, answer.headers, answer.read())
-                    for event in _parsed(answer.iter_bytes()):
+                        self._check(answer.status_code, answer.headers, self._read(answer, self._patience_s))
+                    for event in _parsed(answer.iter_raw()):
                         self._answered_s, pause_s = time.monotonic(), _FIRST_PAUSE_S
                         if event.get("event") != "beat":
                             seen += 1
+                        if seen > _MOST_EVENTS:
+                            raise DeviceError(f"{self._name} tells of more than can happen")
                         yield event
                 return
-            except _AgainError as again:
-                self._pause(again.after_s or pause_s, again)
-            except self._broken as error:
-                if isinstance(error, DeviceError):
-                    raise
-                self._pause(pause_s, error)
+            except Exception as error:
+                self._pause(pause_s, error, began_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def fetch(self, path: str, target: Path, most_bytes: int) -> None:
-        """Write what the device has at a path into a file.
+        """Write what the device has at a path into a file; one that is there is replaced once all has come.
 
         Raises:
             RefusedError: If it refuses.
             DeviceError: If it is larger than that, or the device does not answer for long.
+            OutputError: If the file cannot be written.
         """
+        made = target.with_name(f".coming-{target.name}")
 
         def once() -> None:
-            with self._client.stream("GET", path) as answer, target.open("wb") as file:
+            with self._client.stream("GET", path) as answer:
                 if answer.status_code != 200:
-                    self._check(answer.status_code, answer.headers, answer.read())
-                for chunk in answer.iter_bytes(_CHUNK_BYTES):
-                    file.write(chunk)
-                    self._answered_s = time.monotonic()
-                    if file.tell() > most_bytes:
-                        raise DeviceError(f"{self._name} sends more than {most_bytes} bytes for one file")
+                    self._check(answer.status_code, answer.headers, self._read(answer, self._patience_s))
+                with _writing(made) as write:
+                    there = 0
+                    for chunk in answer.iter_raw(_CHUNK_BYTES):
+                        write(chunk)
+                        there += len(chunk)
+                        self._answered_s = time.monotonic()
+                        if there > most_bytes:
+                            raise DeviceError(f"{self._name} sends more than {most_bytes} bytes for one file")
 
-        self._tried(once)
+        try:
+            self._tried(once)
+            made.replace(target)  # a link in its place would lead to a file of the user's
+        finally:
+            made.unlink(missing_ok=True)
 
     @property
     def _name(self) -> str:
         return f"the device at {self._address.place}"
 
-    def _tried(self, once: Callable[[], Any]) -> Any:
+    def _tried(self, once: Callable[[], Any], patience_s: float | None = None) -> Any:
         """Do something until the device answers."""
-        pause_s = _FIRST_PAUSE_S
+        pause_s, began_s = _FIRST_PAUSE_S, time.monotonic()
         while True:
             try:
                 result = once()
-            except _AgainError as again:
-                self._pause(again.after_s or pause_s, again)
-            except self._broken as error:
-                if isinstance(error, DeviceError):
-                    raise
-                self._pause(pause_s, error)
+            except Exception as error:
+                self._pause(pause_s, error, began_s, patience_s)
             else:
                 self._answered_s = time.monotonic()
                 return result
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _pause(self, seconds: float, error: Exception) -> None:
-        """Wait before the next try.
+    def _pause(self, seconds: float, error: Exception, began_s: float, patience_s: float | None = None) -> None:
+        """Wait before the next try of what began at a moment.
 
         Raises:
-            DeviceError: If the device has not answered for too long.
+            DeviceError: If the device has not answered since for too long, or the connection was closed.
+            Exception: The error, if another try is no use.
         """
-        silent_s = time.monotonic() - self._answered_s
-        if silent_s + seconds > self._patience_s:
+        if self._closed:
+            raise DeviceError(f"the connection to {self._name} was closed") from error
+        if isinstance(error, SplitloadError) or not isinstance(error, (_AgainError, *self._broken)):
+            raise error
+        if isinstance(error, _AgainError):
+            seconds = error.after_s or seconds
+            if error.is_answer:
+                self._answered_s = time.monotonic()
+        now_s = time.monotonic()
+        silent_s = now_s - began_s if self._answered_s is None else now_s - max(began_s, self._answered_s)
+        usual_s = self._patience_s if self._answered_s is not None else min(self._patience_s, CONTACT_S)
+        if silent_s + seconds > (usual_s if patience_s is None else patience_s):
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DeviceError(
                 f"{self._name} has not answered for {silent_s:.0f} s ({reason}); see that 'splitload serve' runs "
                 "there, then give the same command again: what was measured so far is kept"
             ) from error
         self._sleep(seconds)
+
+    def _read(self, answer: Any, most_s: float) -> bytes:
+        """Return the content of an answer that comes in time, and is no larger than anything that can be asked."""
+        content, began_s = bytearray(), time.monotonic()
+        for chunk in answer.iter_raw():
+            content += chunk
+            if len(content) > _MOST_JSON_BYTES:
+                raise DeviceError(f"{self._name} answers more than anything it can be asked")
+            if time.monotonic() - began_s > most_s:
+                raise TimeoutError("its answer does not end")
+        return bytes(content)
 
     def _check(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         """Raise what an answer other than 200 means."""
@@ -212,18 +246,48 @@ class Connection:
         reason = "".join(char if char.isprintable() else " " for char in reason)[:500]
         if status in (429, 502, 503, 504) or (status == 408):
             word = headers.get("retry-after", "")
-            raise _AgainError(reason, float(word) if word.isdecimal() else None)
+            after_s = min(float(word), _LONGEST_WISH_S) if word.isdecimal() else None
+            raise _AgainError(reason, after_s, is_answer=status == 429)
         if status == 401:
             raise RefusedError(f"{self._name} does not take the code that is known here: give what it shows now", 401)
         raise RefusedError(f"{self._name} refuses: {reason}", status)
 
 
 class _AgainError(Exception):
-    """The device asks to come again later."""
+    """The device, or what stands before it, asks to come again later.
 
-    def __init__(self, reason: str, after_s: float | None) -> None:
+    Attributes:
+        after_s: When; None where it does not say.
+        is_answer: Whether it is the device's own.
+    """
+
+    def __init__(self, reason: str, after_s: float | None, *, is_answer: bool) -> None:
         super().__init__(reason)
-        self.after_s = after_s
+        self.after_s, self.is_answer = after_s, is_answer
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Callable[[bytes], Any]]:
+    """Yield what writes into a new file.
+
+    Raises:
+        OutputError: If it cannot be written: no fault of the device's.
+    """
+    try:
+        file = path.open("wb", buffering=0)  # what is not written yet would fail as it is closed
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
+
+    def write(chunk: bytes) -> None:
+        left = memoryview(chunk)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
+
+    with file:
+        yield write
 
 
 def _parsed(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
@@ -272,6 +336,6 @@ def _pinned(address: Address) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # it is known by its certificate, wherever it is
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     context.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(shown))
     return context

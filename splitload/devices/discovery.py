@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from splitload.base.errors import MissingPackageError
+from splitload.base.errors import DeviceError, MissingPackageError
 from splitload.base.packages import has, install
 
 SERVICE = "_splitload._tcp.local."
 LOOK_S = 3.0
+_MOST_CHARS = 63
 
 
 class Found(NamedTuple):
@@ -57,8 +58,9 @@ def discover(seconds: float = LOOK_S) -> list[Found]:
         for name in sorted(seen):
             info = asked.get_service_info(SERVICE, name, timeout=1000)
             if info is not None and info.port is not None:
+                shown = "".join(char for char in name.removesuffix(f".{SERVICE}") if char.isprintable())[:_MOST_CHARS]
                 hosts = [f"[{each}]" if ":" in each else each for each in info.parsed_addresses()]
-                found += [Found(name.removesuffix(f".{SERVICE}"), f"https://{host}:{info.port}") for host in hosts]
+                found += [Found(shown, f"https://{host}:{info.port}") for host in hosts]
     return found
 
 
@@ -70,13 +72,23 @@ def announced(name: str, host: str, port: int) -> Iterator[None]:
         name: What it is called.
         host: Its address.
         port: Where it listens.
+
+    Raises:
+        DeviceError: If it cannot be: another device has the name, or there is no network.
     """
-    from zeroconf import ServiceInfo, Zeroconf
+    from zeroconf import Error, ServiceInfo, Zeroconf
 
     address = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     info = ServiceInfo(SERVICE, f"{name}.{SERVICE}", port, addresses=[address], server=f"{name}.local.")
-    with contextlib.closing(Zeroconf()) as told:
-        told.register_service(info)
+    try:
+        told = Zeroconf()
+    except OSError as error:
+        raise DeviceError(f"'{name}' cannot be announced: {error.strerror or error}") from error
+    with contextlib.closing(told):
+        try:
+            told.register_service(info)
+        except (Error, OSError) as error:
+            raise DeviceError(f"'{name}' cannot be announced ({type(error).__name__}); give another --name") from error
         try:
             yield
         finally:

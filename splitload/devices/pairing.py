@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -72,12 +73,12 @@ def read_address(word: str, cache: Path, serial: str | None = None) -> Address:
         UsageError: If it is no address, or its code is not known.
         OutputError: If it cannot be kept.
     """
-    parts = urlsplit(word)
-    try:
+    parts = urlsplit("")
+    port = None
+    with contextlib.suppress(ValueError):  # such as [::1 without an end
+        parts = urlsplit(word)
         port = parts.port
-    except ValueError:
-        port = None
-    if not parts.hostname or port is None or parts.path not in ("", "/") or parts.query or "@" in parts.netloc:
+    if not parts.hostname or not port or parts.path not in ("", "/") or parts.query or "@" in parts.netloc:
         raise UsageError(f"'{word.partition('#')[0]:.120}' is no address of a served device: it is https://HOST:PORT")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     url = f"{parts.scheme}://{host}:{port}"

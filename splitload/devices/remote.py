@@ -6,12 +6,13 @@ import contextlib
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import DeviceError, DeviceWarning, SplitloadError
-from splitload.base.fields import Reader
+from splitload.base.fields import Reader, is_count
+from splitload.bundle.manifest import File
 from splitload.bundle.validate import is_plain
 from splitload.devices import PageCache
 from splitload.devices.connection import Connection, RefusedError
@@ -24,6 +25,9 @@ from splitload.measure.job import Job
 from splitload.measure.job_files import files_made, job_files
 
 BEGINNINGS = 8  # of one job, after each of which the service there ended
+SENDINGS = 8  # of one job's files
+END_S = 3.0  # to wait for a device that is told that nobody waits for it any more
+MOST_THREADS = 4096
 MOST_MADE_BYTES = 1 << 33  # of a file that a job writes
 _WORD = 200
 _GONE = 404
@@ -44,7 +48,6 @@ class RemoteMachine:
     def __init__(self, connection: Connection) -> None:
         self.transfer = Transfer(connection)
         self._connection = connection
-        self._closed = False
 
     def run(
         self,
@@ -63,17 +66,47 @@ class RemoteMachine:
         files = {self.transfer.described(name, path): path for name, path in job_files(job, folder).items()}
         number = uuid.uuid4().hex
         try:
-            with self.transfer.going_first():
-                last = self._done(number, files, job.to_json(), bool(cold))
-            if last["event"] == "failed":
-                raise failed(_text(last.get("error")))
-            answer = check_answer(job, last.get("answer"))
-            for name in files_made(job, answer):
-                if not is_plain(name):
-                    raise DeviceError(f"the device names a file {name!r:.80}; nothing of its answer is kept")
-                self._connection.fetch(f"/v1/orders/{number}/files/{name}", folder / name, MOST_MADE_BYTES)
+            for _ in range(BEGINNINGS):
+                try:
+                    with self.transfer.going_first():
+                        last = self._done(number, files, job.to_json(), bool(cold))
+                    if last is not None:
+                        return self._answered(number, job, folder, files, last, failed)
+                except RefusedError as error:
+                    if error.status == _FULL:
+                        raise DeviceError(f"{error} (on the device)") from error
+                    if error.status not in (_GONE, _DAMAGED):
+                        raise
         finally:
             self._end(number)
+        raise DeviceError(
+            f"the service on the device ended {BEGINNINGS} times while it did one job: is there enough memory for it?"
+        )
+
+    def _answered(
+        self,
+        number: str,
+        job: Job,
+        folder: Path,
+        files: Mapping[File, Path],
+        last: dict[str, Any],
+        failed: Callable[[str], SplitloadError],
+    ) -> dict[str, Any]:
+        """Return the answer of an order's last event, if it can be one; the files that it names lie in the folder then.
+
+        Raises:
+            DeviceError: If it cannot be one, or the device failed, not the job.
+            SplitloadError: If the job failed: what `failed` returned.
+        """
+        if last["event"] == "failed":
+            reason = _text(last.get("error"))
+            raise DeviceError(f"{reason} (on the device)") if last.get("device") is True else failed(reason)
+        answer = check_answer(job, last.get("answer"))
+        given = {file.name for file in files}
+        for name in files_made(job, answer):
+            if not is_plain(name) or name in given:
+                raise DeviceError(f"the device names a file {name!r:.80}; nothing of its answer is kept")
+            self._connection.fetch(f"/v1/orders/{number}/files/{name}", folder / name, MOST_MADE_BYTES)
         _tell_throttled(last.get("answer"))
         return answer
 
@@ -86,48 +119,45 @@ class RemoteMachine:
                     file = self.transfer.described(f"ahead-{path.name}", path)
                     number = uuid.uuid4().hex
                     body = _order([file], None, cold=False)
-                    while not self._closed and (missing := self._placed(number, body)):
-                        self.transfer.send({file: path}, missing, ahead=True)
+                    self._send(number, body, {file: path}, ahead=True)
+                    self._end(number)  # the file stays, unless the room is needed
 
         threading.Thread(target=send, name="ahead", daemon=True).start()
 
     def close(self) -> None:
         """End the connection."""
-        self._closed = True
         self._connection.close()
 
-    def _done(self, number: str, files: dict[Any, Path], job: dict[str, Any], cold: bool) -> dict[str, Any]:
-        """Have an order done, and return its last event; one that the service forgot is placed again."""
-        body = _order(list(files), job, cold=cold)
-        for _ in range(BEGINNINGS):
-            try:
-                while missing := self._placed(number, body):
-                    self.transfer.send(files, missing)
-                for event in self._connection.lines(f"/v1/orders/{number}/events"):
-                    if event.get("event") in ("done", "failed"):
-                        return event
-            except RefusedError as error:
-                if error.status == _FULL:
-                    raise DeviceError(f"{error} (on the device)") from error
-                if error.status not in (_GONE, _DAMAGED):
-                    raise
-        raise DeviceError(
-            f"the service on the device ended {BEGINNINGS} times while it did one job: is there enough memory for it?"
-        )
+    def _done(self, number: str, files: Mapping[File, Path], job: dict[str, Any], cold: bool) -> dict[str, Any] | None:
+        """Have an order done, and return its last event; None where the service has forgotten it meanwhile."""
+        self._send(number, _order(list(files), job, cold=cold), files)
+        for event in self._connection.lines(f"/v1/orders/{number}/events"):
+            if event.get("event") in ("done", "failed"):
+                return event
+        return None
+
+    def _send(self, number: str, body: dict[str, Any], files: Mapping[File, Path], *, ahead: bool = False) -> None:
+        """Place an order, and send what is missing until nothing is."""
+        for _ in range(SENDINGS):
+            missing = self._placed(number, body)
+            if not missing:
+                return
+            self.transfer.send(files, missing, ahead=ahead)
+        raise DeviceError(f"the device asks for the same files after {SENDINGS} times; is its disk in order?")
 
     def _placed(self, number: str, body: dict[str, Any]) -> dict[str, int]:
         """Place an order; return what is missing of its files."""
         missing = self._connection.ask("PUT", f"/v1/orders/{number}", data=body).get("missing")
         known = {file["sha256"]: file["bytes"] for file in body["files"]}
         if not isinstance(missing, dict) or not all(
-            isinstance(start, int) and 0 <= start <= known.get(sha256, -1) for sha256, start in missing.items()
+            is_count(start) and start <= known.get(sha256, -1) for sha256, start in missing.items()
         ):
             raise DeviceError("the device asks for files that it was not told of; is it splitload that serves there?")
         return missing
 
     def _end(self, number: str) -> None:
         with contextlib.suppress(DeviceError):
-            self._connection.ask("DELETE", f"/v1/orders/{number}")
+            self._connection.ask("DELETE", f"/v1/orders/{number}", patience_s=END_S)
 
 
 class RemoteDevice(MeasuringDevice):
@@ -161,6 +191,8 @@ class RemoteDevice(MeasuringDevice):
             row = Reader(said, "device")
             name, cpu, model, runtime = (_word(row, key) for key in ("name", "cpu", "cpu_model", "onnxruntime"))
             threads = row.count("threads", 1)
+            if threads > MOST_THREADS:
+                raise DeviceError(f"it says that it has {threads} threads")
         except SplitloadError as error:
             raise DeviceError(f"what answers at {address.place} is no device ({error})") from error
         self.said = said
@@ -202,5 +234,5 @@ def _tell_throttled(answer: Any) -> None:
         warnings.warn(
             f"a sample was taken while the device was throttled, again and again: {_text(reason)}; let it cool",
             DeviceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 from splitload.base.errors import BundleError, DeviceError
 from splitload.base.fields import Reader
-from splitload.bundle.validate import is_plain
 from splitload.measure.graph_answers import graph_answer
 from splitload.measure.graph_jobs import GRAPH_JOBS
 from splitload.measure.job import Job, LoadModel
@@ -15,8 +14,8 @@ from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStag
 
 MOST_S = 86400.0
 MOST_BYTES = 1 << 50
+_MOST_RUNS, _MOST_TASKS = 1000, 4096
 _WORD_CHARS = 500
-_MOST_TASKS = 4096
 _TIMES = ("ttfo_s", "load_s", "first_inference_s")
 _OPTIONAL_S = ("process_s", "exit_s", "import_s")
 _OPTIONAL_COUNTS = (
@@ -89,6 +88,8 @@ def _loaded(job: LoadModel, row: Reader) -> dict[str, Any]:
             found[name] = _bytes(row, name)
     if not job.whole:
         found["steady_runs_s"] = [_second(each, "answer.steady_runs_s") for each in row.sequence("steady_runs_s")]
+        if not job.steady <= len(found["steady_runs_s"]) <= _MOST_RUNS:
+            raise BundleError(f"answer.steady_runs_s has {len(found['steady_runs_s'])} runs")
         if job.steady and not found["steady_runs_s"]:
             raise BundleError("answer.steady_runs_s is empty")
     if "tasks" in row.data:
@@ -103,8 +104,8 @@ def _loaded(job: LoadModel, row: Reader) -> dict[str, Any]:
         ]
     if job.outputs and not job.whole:
         found["outputs"] = row.sequence("outputs")
-        if not all(name is None or (isinstance(name, str) and is_plain(name)) for name in found["outputs"]):
-            raise BundleError("answer.outputs must hold names of files and null")
+        if not all(name in (None, f"output-{number}.npy") for number, name in enumerate(found["outputs"])):
+            raise BundleError(f"answer.outputs must hold output-NUMBER.npy and null, it is {found['outputs']!r:.80}")
     return found
 
 
