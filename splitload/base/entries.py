@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from splitload.base.atomic import sync, sync_tree
-from splitload.base.errors import BundleError, CacheWarning, OutputError, SplitloadError
+from splitload.base.errors import BundleError, CacheWarning, OutputError
 from splitload.base.regular import sha256_of
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import is_intact, seal
@@ -83,7 +83,7 @@ def making(entry: Path, what: str) -> Iterator[Path]:
             else:
                 sync(entry.parent)
     except OSError as error:
-        if isinstance(error, SplitloadError):  # a device that is lost is an OSError, too
+        if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write {what} to '{entry.parent}': {error.strerror or error}") from error
 

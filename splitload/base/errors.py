@@ -12,7 +12,7 @@ SplitloadError
 ├── OutputError (OSError)            a result that could not be written
 ├── ClusterError (ConnectionError)   a cluster that cannot be reached, or cannot run what it is given
 ├── CertificateError (ValueError)    certificates that are missing, out of date, or open to others
-├── DeviceError (ConnectionError)    a served device that cannot be reached, refuses, or answers what cannot be
+├── DeviceError (RuntimeError)       a served device that cannot be reached, refuses, or answers what cannot be
 └── MissingPackageError (ImportError)  an optional package is needed; the message holds the cure
 
 What is no error, but less than was promised, is a warning (UserWarning): PortableWarning, LibraryWarning, CacheWarning,
@@ -74,7 +74,7 @@ class CertificateError(SplitloadError, ValueError):
     """Certificates are missing, out of date, do not fit each other, or are open to other users."""
 
 
-class DeviceError(SplitloadError, ConnectionError):
+class DeviceError(SplitloadError, RuntimeError):
     """A served device cannot be reached, refuses what it is asked, or answers what cannot be."""
 
 

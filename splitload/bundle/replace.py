@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from splitload.base.atomic import check_file, sync, sync_tree
-from splitload.base.errors import OutputError, SplitloadError
+from splitload.base.errors import OutputError
 from splitload.base.regular import open_regular
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import FORMAT, MANIFEST, TORCH_FORMAT
@@ -106,7 +106,7 @@ def replacing(
                 f"'{target}' is the new bundle, whole, but its folder could not be brought up to date: "
                 f"{error.strerror or error}; until it is, the old one may be back after a loss of power"
             ) from error
-        if isinstance(error, SplitloadError):  # a device that is lost is an OSError, too
+        if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write '{target}': {error.strerror or error}; nothing was changed") from error
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from splitload.base.atomic import write_text
 from splitload.base.entries import discard
-from splitload.base.errors import ModelError, OutputError, ProfileError, SplitloadError
+from splitload.base.errors import ModelError, OutputError, ProfileError
 from splitload.base.scratch import scratch_folder
 from splitload.base.sealed import KEY, is_intact, seal
 from splitload.bundle.manifest import TensorSpec, Variant
@@ -194,7 +194,7 @@ class MeasuringDevice:
             with scratch_folder(graph.path.parent, ".measure-") as folder:
                 yield Runs(graph, feeds or {}, folder, self._machine, self._journal(graph, feeds), self.runtime)
         except OSError as error:
-            if isinstance(error, SplitloadError):
+            if isinstance(error, OutputError):
                 raise
             raise OutputError(f"cannot measure in '{graph.path.parent}': {error.strerror or error}") from error
 

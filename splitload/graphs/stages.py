@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitload.base.errors import OutputError, SplitloadError
+from splitload.base.errors import OutputError
 from splitload.base.regular import sha256_of
 from splitload.bundle.manifest import File, StageEntry, TensorSpec
 from splitload.bundle.validate import MAX_ORT_BYTES
@@ -151,8 +151,6 @@ class StageWriter:
         try:
             return self._write(start, end, folder, stem)
         except OSError as error:
-            if isinstance(error, SplitloadError):  # a device that is lost is an OSError, too
-                raise
             raise OutputError(f"cannot write stage '{stem}' to '{folder}': {error.strerror or error}") from error
 
     def _write(self, start: int, end: int, folder: Path, stem: str) -> WrittenStage:

@@ -116,6 +116,6 @@ def _export_and_train(
                 bundle = request.output
                 raise KeyboardInterrupt(f"interrupted; '{bundle}' is as it was, or complete") from None
     except OSError as error:
-        if isinstance(error, SplitloadError):
+        if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write to '{exports}': {error.strerror or error}") from error
