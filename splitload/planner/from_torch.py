@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.base.cache import user_cache
-from splitload.base.errors import OutputError, SplitloadError
+from splitload.base.errors import OutputError
 from splitload.base.packages import named
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.write import check_target
