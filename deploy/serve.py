@@ -222,8 +222,12 @@ class Service:
 
     async def _piece(self, request: Request) -> Response:
         file, start = self._waited_for(request), _count_of(request, "start")
-        piece = await _body_of(request, MOST_PIECE_BYTES)
-        return JSONResponse({"there": await run_in_threadpool(self._cache.write, file, start, piece)})
+        piece = bytearray()
+        try:
+            await _body_of(request, MOST_PIECE_BYTES, piece)
+        finally:  # what came before a link was cut is not sent again
+            there = await run_in_threadpool(self._cache.write, file, start, bytes(piece[:MOST_PIECE_BYTES]))
+        return JSONResponse({"there": there})
 
     async def _copies(self, request: Request) -> Response:
         file, start = self._waited_for(request), _count_of(request, "start")
@@ -273,9 +277,10 @@ def _count_of(request: Request, name: str, default: int | None = None) -> int:
     return int(word)
 
 
-async def _body_of(request: Request, most: int) -> bytes:
-    """Return the body of a request; one that is too large or does not come is refused."""
-    body, stream = bytearray(), request.stream()
+async def _body_of(request: Request, most: int, body: bytearray | None = None) -> bytes:
+    """Return the body of a request, which is read into `body`; one that is too large or does not come is refused."""
+    body = bytearray() if body is None else body
+    stream = request.stream()
     while True:
         try:
             chunk = await asyncio.wait_for(anext(stream, None), BODY_S)

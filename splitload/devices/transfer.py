@@ -108,9 +108,10 @@ class Transfer:
 
         def piece() -> bytes:
             nonlocal tries
-            if tries:
-                self._piece_bytes = max(self._piece_bytes // 2, LEAST_PIECE_BYTES)
             tries += 1
+            if tries > 1:  # what came of it is kept: nothing is sent but the question how much that is
+                self._piece_bytes = max(self._piece_bytes // 2, LEAST_PIECE_BYTES)
+                return b""
             found = os.pread(descriptor, self._unknown_bytes(file, path, there), there)
             if not found and file.bytes:
                 raise StageError(f"'{path}' has become shorter while it was sent; give the command again")
