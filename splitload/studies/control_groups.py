@@ -53,10 +53,25 @@ class ControlGroups:
         groups = " ".join(str(self._group(controller, number)) for controller in self._controllers)
         return "sh", "-c", _ENTER, "sh", groups
 
+    def set(self, number: int, controller: str, file: str, value: str) -> None:
+        """Change a limit of one set.
+
+        Raises:
+            StageError: If the system refuses.
+        """
+        try:
+            (self._group(controller, number) / file).write_text(value, encoding="ascii")
+        except OSError as error:
+            raise StageError(f"cannot write {value} into '{controller}/{file}': {error.strerror}") from error
+
+    def told(self, number: int, file: str) -> dict[str, int]:
+        """Return the figures of a file of a set's memory controller, one a line, by their names."""
+        lines = (self._group("memory", number) / file).read_text().splitlines()
+        return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+
     def kills(self, number: int) -> int:
         """Return how many processes the system has killed in a set, which limits memory, for want of it."""
-        lines = (self._group("memory", number) / "memory.oom_control").read_text().splitlines()
-        return int(dict(line.split() for line in lines).get("oom_kill", 0))
+        return self.told(number, "memory.oom_control").get("oom_kill", 0)
 
     def close(self) -> None:
         """Remove them; all processes in them have ended. May be called again.
