@@ -10,7 +10,7 @@ from splitload.base.errors import unknown_name
 from splitload.devices import PageCache
 
 LINK_BITS_PER_S = 200_000_000
-_PERIOD_US = 20_000  # a fifth of the system's own: a share of a processor is one at every moment
+_PERIOD_US = 5_000  # a twentieth of the system's own: a share of a processor is one at every moment
 
 
 @dataclass(frozen=True, slots=True)
