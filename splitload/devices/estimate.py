@@ -24,6 +24,7 @@ from splitload.plan.schedule import Contention
 NODE_LOAD_S = 41e-6  # making the session of a small graph, for each node
 BYTE_FAULT_S = 0.2e-9  # first touch of a mapped weight, for each byte
 FLOP_S = 1e-11
+LEAST_LOAD_S = 1e-6  # of what storage leaves of a load
 _SWEEPS = 40
 _DAMPING = 0.5
 
@@ -51,7 +52,8 @@ def guess(graph: ModelGraph, device: str, threads: int, environment: Mapping[str
 def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segment, Cost]) -> Profile:
     """Return the prior, corrected until the stages of some plans cost what was measured.
 
-    Loads follow the stages; inferences follow them in their shares, and the whole model in their sum.
+    Loads follow the stages, but for what storage takes of them, which each block has its share of by its bytes;
+    inferences follow them in their shares, and the whole model in their sum.
 
     Args:
         prior: What each block costs before the correction; its contention is kept.
@@ -59,9 +61,11 @@ def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segme
         measured: Costs of their stages, by half-open block range.
     """
     everything = (0, prior.num_blocks)
-    whole = measured[everything]
-    finest = [measured[stage] for stage in max(plans, key=lambda plan: plan.num_stages).stages()]
-    stages = {stage: measured[stage] for plan in plans for stage in plan.stages() if stage != everything}
+    read_s = measured[everything].read_s
+    prepared = {stage: replace(cost, load_s=max(cost.load_s - cost.read_s, LEAST_LOAD_S), read_s=0.0) for stage, cost in measured.items()}
+    whole = prepared[everything]
+    finest = [prepared[stage] for stage in max(plans, key=lambda plan: plan.num_stages).stages()]
+    stages = {stage: prepared[stage] for plan in plans for stage in plan.stages() if stage != everything}
     # What a stage pays once: what those of the finest plan take beyond the whole model, for each cut.
     beyond_s = sum(cost.load_s for cost in finest) - whole.load_s
     most_s = 0.9 * min((cost.load_s for cost in stages.values()), default=0.0)
@@ -81,8 +85,9 @@ def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segme
                 (infers[start:end], cost.first_inference_s * inference_share, infers[start:end].sum()),
             ):
                 values *= (max(wanted_s, 0.01 * got_s) / got_s) ** _DAMPING
+    byte_s = read_s / max(sum(block.weights_bytes for block in prior.blocks), 1)
     blocks = tuple(
-        replace(block, cost=Cost(load + fixed_s, infer, infer))
+        replace(block, cost=_block_cost(load + fixed_s, infer, byte_s * block.weights_bytes))
         for block, load, infer in zip(prior.blocks, loads.tolist(), infers.tolist(), strict=True)
     )
     return replace(
@@ -90,9 +95,13 @@ def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segme
         source="measured",
         blocks=blocks,
         stage_fixed_s=fixed_s,
-        segments={everything: whole},
+        segments={everything: measured[everything]},
         environment={**prior.environment, "blocks": f"estimated from {len(measured)} measured stages"},
     )
+
+
+def _block_cost(prepare_s: float, infer_s: float, read_s: float) -> Cost:
+    return Cost(prepare_s + read_s, infer_s, infer_s, read_s)
 
 
 class FirstOutput(NamedTuple):

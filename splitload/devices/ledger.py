@@ -19,14 +19,16 @@ class Ledger:
     Args:
         sample: Loads and runs the stages of a partition once, in order, and returns what each took.
         budget: Most stage loads; None for no end.
+        reserve: How many of them are kept until `release`.
 
     Attributes:
         loads: Stage loads so far.
     """
 
-    def __init__(self, sample: Sample, budget: int | None = None) -> None:
+    def __init__(self, sample: Sample, budget: int | None = None, reserve: int = 0) -> None:
         self._sample = sample
-        self._budget = budget
+        self._budget = None if budget is None else budget - reserve
+        self._reserve = reserve
         self._samples: dict[Segment, list[Cost]] = {}
         self.loads = 0
 
@@ -52,6 +54,11 @@ class Ledger:
         self.loads += loads
         return True
 
+    def release(self) -> None:
+        """Let what was kept be spent."""
+        if self._budget is not None:
+            self._budget, self._reserve = self._budget + self._reserve, 0
+
     def known(self, stage: Segment) -> bool:
         """Return whether a stage's median load and first inference are stable, or were sampled often enough."""
         samples = self._samples.get(stage, [])
@@ -74,4 +81,5 @@ def median_cost(samples: Sequence[Cost]) -> Cost:
         statistics.median(cost.load_s for cost in samples),
         statistics.median(cost.first_inference_s for cost in samples),
         statistics.median(cost.inference_s for cost in samples),
+        statistics.median(cost.read_s for cost in samples),
     )

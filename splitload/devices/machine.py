@@ -27,6 +27,7 @@ class Machine:
         run: Does a job there in a fresh process.
         identity: What tells it from another machine with the same processor; "" for this one.
         expect: Told of files that jobs will read later, which may travel meanwhile.
+        is_cold: Whether the files that a job reads are evicted from the page cache before it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Machine:
     run: Runner
     identity: str = ""
     expect: Callable[[Sequence[Path]], None] = lambda _: None
+    is_cold: bool = False
 
     def cold(self) -> Machine:
         """Return the machine, with the files that a job reads evicted from its page cache before each."""
@@ -48,4 +50,4 @@ class Machine:
             files = [path.resolve() for path in job_files(job, folder).values()]
             return self.run(job, folder, failed, cold=list(cold) or files)
 
-        return replace(self, run=run)
+        return replace(self, run=run, is_cold=True)

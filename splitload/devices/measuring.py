@@ -38,7 +38,7 @@ from splitload.runtime.inputs import InputSpec
 REPEATS = 5
 CUT_STAGES = 4  # of the cut that is loaded as a bundle's, to see what a cut costs besides its loads and inferences
 PLAN_SAMPLES = 2  # of each of the two plans that are loaded so, for each one of the blocks: they are noisier
-_CACHE_VERSION = 7  # of what a profile in the cache means
+_CACHE_VERSION = 8  # of what a profile in the cache means
 
 
 class MeasuringDevice:

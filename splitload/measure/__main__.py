@@ -116,6 +116,7 @@ def measure(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[
     if not is_late:
         feeds.update(feeds_of(job, folder))
     open_model = ARMS[job["arm"]](job, feeds)
+    _, idle = memory_bytes()
     faults = _major_faults()
     start = time.perf_counter()
     run, settle = open_model()
@@ -141,6 +142,7 @@ def measure(job: dict[str, Any], folder: str, done: Callable[[], None]) -> dict[
         "first_inference_s": first - opened,
         "steady_runs_s": steady,
         "first_at_s": first_at,
+        "idle_memory_bytes": idle,
         "peak_memory_bytes": peak,
         "settled_memory_bytes": settled,
         "major_faults": faults,

@@ -19,7 +19,7 @@ _WORD_CHARS = 500
 _TIMES = ("ttfo_s", "load_s", "first_inference_s")
 _OPTIONAL_S = ("process_s", "exit_s", "import_s")
 _OPTIONAL_COUNTS = (
-    "peak_memory_bytes", "settled_memory_bytes", "major_faults", "process_peak_memory_bytes", "touched_bytes",
+    "idle_memory_bytes", "peak_memory_bytes", "settled_memory_bytes", "major_faults", "process_peak_memory_bytes", "touched_bytes",
 )  # fmt: skip
 _WORDS = ("variant", "engine", "runtime", "arrays", "why_portable")
 
@@ -47,7 +47,7 @@ def check_answer(job: Job, data: Any) -> dict[str, Any]:
 def _sampled(job: SampleStages, row: Reader) -> dict[str, Any]:
     ranges = {stage.blocks for stage in (*job.chain, *job.segments)}
     rows = [
-        {"start": each.count("start"), "end": each.count("end"), **_seconds(each, "load_s", *_INFERENCES)}
+        {"start": each.count("start"), "end": each.count("end"), **_seconds(each, "load_s", *_INFERENCES, *_WAITS)}
         for each in row.items("rows")
     ]
     found = [(each["start"], each["end"]) for each in rows]
@@ -62,6 +62,7 @@ def _sampled(job: SampleStages, row: Reader) -> dict[str, Any]:
 
 
 _INFERENCES = ("first_inference_s", "inference_s")
+_WAITS = ("load_wait_s", "first_wait_s")
 
 
 def _tried(job: TryScheme, row: Reader) -> dict[str, Any]:

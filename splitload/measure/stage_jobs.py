@@ -46,8 +46,9 @@ class StageFile:
 class SampleStages(Job):
     """Load and run stages once, in order, each twice.
 
-    The answer has `rows` of `start`, `end`, `load_s`, `first_inference_s` and `inference_s`, and `serial_share`: the
-    share of the shorter load of the pair that the longer one waits for, None without a pair.
+    The answer has `rows` of `start`, `end`, `load_s`, `first_inference_s` and `inference_s`, with `load_wait_s` and
+    `first_wait_s`, what of the first two storage took, see `waiting`; and `serial_share`: the share of the shorter load
+    of the pair that the longer one waits for, None without a pair.
 
     Attributes:
         inputs: The model's inputs.

@@ -5,6 +5,7 @@ All are opened and run by the engine that the loader would choose here, and by t
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,29 +15,37 @@ from typing import TYPE_CHECKING, Any
 from splitload.measure.job import Job
 from splitload.measure.likeness import alike
 from splitload.measure.running import engine_for, given_values, in_form, opener, run
-from splitload.measure.stage_jobs import ComparePacked, SampleStages, TryScheme
-from splitload.runtime.reading import read_ahead
+from splitload.measure.stage_jobs import ComparePacked, SampleStages, StageFile, TryScheme
+from splitload.measure.waiting import Waits
+from splitload.runtime.reading import is_cached, read_ahead
 from splitload.runtime.session import still_read
+from splitload.runtime.tiny import TINY_MODEL
 
 if TYPE_CHECKING:
     from splitload.runtime.engine import Engine
 
 STEADY_RUNS = 5
+LEAST_LOAD_S = 1e-6  # below which no clock tells
 
 
 def sample(job: SampleStages, folder: Path, engine: Engine) -> dict[str, Any]:
     """Load and run each segment twice; return the seconds of each part."""
     values = in_form(engine, job.inputs, given_values(engine, job.inputs, folder))
-    opener(engine, folder, job.chain[0], prepack=job.chain[0].prepack)()  # the runtime's own start is not a stage's
+    _start(engine, folder, job.chain[0])
     rows = []
     for number, block in enumerate(job.chain, start=1):
         for each in [other for other in job.segments if other.blocks[0] == block.blocks[0]] + [block]:
             opened = opener(engine, folder, each, prepack=each.prepack)
+            waits = Waits()
             start = time.perf_counter()
             session = opened()
             loaded = time.perf_counter()
+            load_wait_s = waits.lap_s()
+            begun = time.perf_counter()
             results = run(engine, session, each, values)
             first = time.perf_counter()
+            first_wait_s = waits.lap_s()
+            again = time.perf_counter()
             run(engine, session, each, values)
             second = time.perf_counter()
             rows.append(
@@ -44,14 +53,28 @@ def sample(job: SampleStages, folder: Path, engine: Engine) -> dict[str, Any]:
                     "start": each.blocks[0],
                     "end": each.blocks[1],
                     "load_s": loaded - start,
-                    "first_inference_s": first - loaded,
-                    "inference_s": second - first,
+                    "first_inference_s": first - begun,
+                    "inference_s": second - again,
+                    "load_wait_s": load_wait_s,
+                    "first_wait_s": max(first_wait_s - waits.lap_s(), 0.0),  # for threads a later one waits as well
                 }
             )
         values.update(zip((spec.name for spec in block.outputs), results, strict=True))
         values = still_read(values, job.chain[number:])
     pair = [opener(engine, folder, stage, prepack=stage.prepack) for stage in job.pair]
     return {"rows": rows, "serial_share": serial_share(pair)}
+
+
+def _start(engine: Engine, folder: Path, stage: StageFile) -> None:
+    """Have the runtime start, which is no stage's: on a stage, or where its file is cold on a model that is none."""
+    graph = folder / stage.graph
+    if is_cached(graph, (graph.stat().st_size,)):
+        opener(engine, folder, stage, prepack=stage.prepack)()
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".start-") as made:
+        tiny = Path(made) / "tiny.onnx"
+        tiny.write_bytes(TINY_MODEL)
+        engine.open(str(tiny), prepack=False, mapped=False, optimize=False, background=False, share_memory=False)
 
 
 def try_scheme(job: TryScheme, folder: Path, engine: Engine) -> dict[str, Any]:
@@ -112,7 +135,8 @@ def answer(job: SampleStages | TryScheme | ComparePacked, folder: Path) -> dict[
 def serial_share(pair: Sequence[Callable[[], Any]]) -> float | None:
     """Return the share of the shorter of two loads that the longer one waits for when they run in parallel.
 
-    With σ of `Contention`, loads of a ≥ b seconds take `a + σ b` together.
+    With σ of `Contention`, loads of a ≥ b seconds take `a + σ b` together. What one alone waits for storage does not
+    count: together they find their files in memory.
 
     Args:
         pair: What loads the one and the other; or none.
@@ -121,9 +145,10 @@ def serial_share(pair: Sequence[Callable[[], Any]]) -> float | None:
         return None
     alone = []
     for load in pair:
-        start = time.perf_counter()
+        waits, start = Waits(), time.perf_counter()
         session = load()
-        alone.append(time.perf_counter() - start)
+        taken_s = time.perf_counter() - start
+        alone.append(max(taken_s - waits.lap_s(), LEAST_LOAD_S))
         del session
     kept: list[Any] = []
     threads = [threading.Thread(target=lambda load=load: kept.append(load())) for load in pair]

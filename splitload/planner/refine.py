@@ -18,6 +18,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Profile, Segment
 from splitload.planner.found_plan import FoundPlan
+from splitload.planner.race import SHARE, race, runners, winner
 from splitload.planner.report import Report
 from splitload.planner.search import Search
 
@@ -37,6 +38,7 @@ class Refined:
         profile: That profile; the stages of all measured plans are in its segments.
         plans: Every measured plan, in order.
         complete: Whether it ended because nothing better was in sight; otherwise the budget ended it.
+        raced: When plans answered that were loaded as bundles at last, in seconds; empty where none were.
     """
 
     search: Search
@@ -44,6 +46,7 @@ class Refined:
     profile: Profile
     plans: tuple[Partition, ...]
     complete: bool
+    raced: Mapping[Partition, Sequence[FirstOutput]]
 
 
 class _Measured:
@@ -91,12 +94,14 @@ def refine(
     trainable_from: int | None = None,
     serial_share: Callable[[], float] = lambda: 0.0,
     first_outputs: Callable[[Partition], tuple[FirstOutput, FirstOutput] | None] | None = None,
+    load: Callable[[Partition], FirstOutput | None] | None = None,
     on_plan: Callable[[int, Partition], None] | None = None,
 ) -> Refined:
     """Measure the whole model and an even cut; then the plan that a search on the estimate finds, again and again.
 
     A plan that is known already is not measured again: then a cut of the best plan is moved, to where the estimate
-    promises most. It ends with the budget, or after `PATIENCE` plans in a row that were no better.
+    promises most. It ends with the budget, or after `PATIENCE` plans in a row that were no better. At last the best
+    plans of several numbers of stages race, see `race`.
 
     Args:
         prior: What the blocks cost before anything is measured, for example of a simulator.
@@ -106,6 +111,8 @@ def refine(
         serial_share: Called once, after the whole model was measured: how parallel loads slow each other down.
         first_outputs: Called once with an even cut into `CUT_STAGES`, if there can be one: when the whole model and the
             cut, loaded as those of a bundle, were there and answered; it returns None where the budget is over.
+        load: Loads a plan once as that of a bundle, and returns when it was there and answered; None where the budget
+            is over. Without it the plan is taken by what its stages cost.
         on_plan: Called as `on_plan(loads, partition)` before a plan is measured.
 
     Raises:
@@ -129,8 +136,33 @@ def refine(
         more = more and _improved(measured, make_search, trainable_from)
     profile = measured.known(measured.estimated())
     search = make_search(profile)
-    chosen = search.valued(search.pick(measured.plans), search_s=time.perf_counter() - start, found_by="budget")
-    return Refined(search, chosen, profile, tuple(measured.plans), more)
+    raced: dict[Partition, list[FirstOutput]] = {}
+    best = search.pick(measured.plans)
+    if load is not None:
+        search.plan()
+        best = _raced(search, runners(search, measured.plans, search.plans.values()), load, raced) or best
+    chosen = search.valued(best, search_s=time.perf_counter() - start, found_by="budget")
+    return Refined(search, chosen, profile, tuple(measured.plans), more, raced)
+
+
+def _raced(
+    search: Search,
+    plans: Sequence[Partition],
+    load: Callable[[Partition], FirstOutput | None],
+    raced: dict[Partition, list[FirstOutput]],
+) -> Partition | None:
+    """Return the plan that wins a race, and add what all took to `raced`; None where too few samples were allowed."""
+    if search.deciding_key not in FirstOutput._fields or not plans:
+        return None
+
+    def sample(plan: Partition) -> float | None:
+        taken = load(plan)
+        if taken is None:
+            return None
+        raced.setdefault(plan, []).append(taken)
+        return float(getattr(taken, search.deciding_key))
+
+    return winner(race(plans, sample))
 
 
 def _improved(measured: _Measured, make_search: Callable[[Profile], Search], trainable_from: int | None) -> bool:
@@ -191,7 +223,7 @@ def refine_on(
         def sample(stages: Sequence[Segment]) -> list[Cost]:
             return [cost for _, cost in runs.sample(stages)[0]]
 
-        ledger = Ledger(sample, budget)
+        ledger = Ledger(sample, budget, reserve=int(SHARE * budget))
 
         def serial_share() -> float:
             whole = [(0, prior.num_blocks)]
@@ -211,6 +243,11 @@ def refine_on(
             whole, first = (FirstOutput.median(each) for each in zip(*samples, strict=True))
             return whole, first
 
+        def load(plan: Partition) -> FirstOutput | None:
+            ledger.release()
+            show(ledger.loads, budget, f"racing with {count_of(plan.num_stages, 'stage')}")
+            return runs.first_output(plan, prior.contention.threads) if ledger.spend(plan.num_stages) else None
+
         def before_plan(loads: int, plan: Partition) -> None:
             show(loads, budget, f"now {count_of(plan.num_stages, 'stage')}")
 
@@ -221,6 +258,7 @@ def refine_on(
             trainable_from=trainable_from,
             serial_share=serial_share,
             first_outputs=first_outputs,
+            load=load,
             on_plan=before_plan,
         )
     return refined, ledger.loads

@@ -316,6 +316,15 @@ class Search:
         """Return `deciding_s` of what a learning agent found."""
         return self.deciding_s(Partition(self._profile.num_blocks, plan.split_points))
 
+    def looks_at(self, partition: Partition) -> bool:
+        """Return whether a plan is one of those that are searched: by its number of stages, and under the ceiling."""
+        return partition.num_stages in self._counts and (self._ceiling is None or self._ceiling.allows(partition))
+
+    @property
+    def deciding_key(self) -> str:
+        """What `deciding_s` is called where it is measured."""
+        return self._objective.deciding_key
+
     def pays(self, deciding_s: float) -> bool:
         """Return whether a cut whose `deciding_s` is so small is worthwhile in place of the fewest stages."""
         return deciding_s < (1 - WORTHWHILE) * self.deciding_s(self.fewest)

@@ -34,7 +34,7 @@ from splitload.planner.request import TrainRequest
 from splitload.planner.residency import MemoryLimit, advised
 from splitload.planner.result import TrainResult
 from splitload.planner.resume_hint import resume_hint
-from splitload.planner.trial import Trial, choose_measured, try_cut
+from splitload.planner.trial import Trial, choose_measured, trial_of, try_cut
 from splitload.planner.write_bundle import notes_of, write_bundle
 from splitload.training.division import Division
 
@@ -182,8 +182,11 @@ def _tried(
 
     Where not all of the model may be in memory, the whole of it is no alternative.
     """
-    found, trial = planned.found, None
-    if device.measuring is not None and request.split_points is None and not request.limits_memory:
+    found = planned.found
+    trial = None if planned.refined is None or model.graph.first_trainable is not None else trial_of(planned.refined)
+    if trial is not None:
+        found = found if trial.pays else planned.search.whole(found)
+    elif device.measuring is not None and request.split_points is None and not request.limits_memory:
         threads = planned.profile.contention.threads
         try:
             found, trial = choose_measured(

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import SplitloadError
 from splitload.build.assemble import VariantPlan
@@ -19,9 +19,13 @@ from splitload.plan.partition import Partition
 from splitload.planner.found_plan import FoundPlan
 from splitload.planner.measure_plans import measure_plans
 from splitload.planner.report import Report
-from splitload.planner.search import WORTHWHILE, Search
+from splitload.planner.search import Search
+
+if TYPE_CHECKING:
+    from splitload.planner.refine import Refined
 
 TRIAL_RUNS = 9
+GAIN = 0.03  # what a cut must gain where both are measured, in turns: medians of so many runs are as good as that
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Trial:
 
     Attributes:
         num_stages: Stages of the cut; where the last layers are trained, of what is frozen.
-        split_s: Its samples, each of a fresh process with a warm page cache.
+        split_s: Its samples, each of a fresh process.
         whole_s: Those of the whole model, taken in turns with them.
     """
 
@@ -45,9 +49,9 @@ class Trial:
 
     @property
     def pays(self) -> bool:
-        """Whether the cut answers sooner by a tenth, in the median of neighbouring samples."""
+        """Whether the cut answers sooner by `GAIN`, in the median of neighbouring samples."""
         ratios = (split / whole for split, whole in zip(self.split_s, self.whole_s, strict=True))
-        return statistics.median(ratios) < 1 - WORTHWHILE
+        return statistics.median(ratios) < 1 - GAIN
 
     def to_json(self) -> dict[str, Any]:
         """Return what records and manifests say about it: medians in seconds."""
@@ -98,6 +102,17 @@ def try_cut(
     return Trial(plan.partition.num_stages - one.num_stages + 1, split_s, whole_s)
 
 
+def trial_of(refined: Refined) -> Trial | None:
+    """Return the trial of a plan that has raced against the whole model already; None where it has not."""
+    plan = refined.found.partition
+    split, whole = (refined.raced.get(each, ()) for each in (plan, Partition(plan.num_blocks)))
+    runs = min(len(split), len(whole))
+    if plan.num_stages == 1 or runs == 0:
+        return None
+    split_s, whole_s = (tuple(each.ttfo_s for each in taken[:runs]) for taken in (split, whole))
+    return Trial(plan.num_stages, split_s, whole_s)
+
+
 def _decided(split_s: Sequence[float], whole_s: Sequence[float]) -> bool:
     """Return whether `Trial.pays` of `TRIAL_RUNS` samples is known: more than half of them say the same."""
     sooner = sum(map(_sooner, split_s, whole_s))
@@ -105,8 +120,8 @@ def _decided(split_s: Sequence[float], whole_s: Sequence[float]) -> bool:
 
 
 def _sooner(split_s: float, whole_s: float) -> bool:
-    """Return whether a cut answers sooner by a tenth."""
-    return split_s / whole_s < 1 - WORTHWHILE
+    """Return whether a cut answers sooner by `GAIN`."""
+    return split_s / whole_s < 1 - GAIN
 
 
 def choose_measured(

@@ -1,0 +1,77 @@
+"""The last part of a search with few measurements: the plans that promise most are loaded as bundles, in turns.
+
+What stages cost alone does not tell all: a device may have one slow processor for loads and inferences, or storage that
+reads in large pieces. So its last word has the device.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from splitload.plan.partition import Partition
+
+if TYPE_CHECKING:
+    from splitload.planner.search import Search
+
+SHARE = 0.5  # of a budget that is kept for it
+RUNNERS = 6  # plans at the start, the whole model among them
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
+BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, is given up
+ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
+Samples = Mapping[Partition, Sequence[float]]
+
+
+def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition]) -> list[Partition]:
+    """Return what is to race: the whole model, where it may be, then the best of each number of stages.
+
+    Args:
+        search: What values plans.
+        known: Plans whose stages were measured.
+        found: Further plans.
+    """
+    best: dict[int, Partition] = {}
+    for plan in (*known, *found):
+        if search.looks_at(plan) and (
+            plan.num_stages not in best or search.deciding_s(plan) < search.deciding_s(best[plan.num_stages])
+        ):
+            best[plan.num_stages] = plan
+    whole = [best.pop(1)] if 1 in best else []
+    return [*whole, *sorted(best.values(), key=search.deciding_s)[: RUNNERS - len(whole)]]
+
+
+def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]) -> dict[Partition, list[float]]:
+    """Return what plans took, in rounds; those that fall behind are given up.
+
+    Args:
+        plans: What races, at least one.
+        sample: Loads a plan once and returns what that took, in seconds; None where no more may be measured.
+    """
+    taken_s: dict[Partition, list[float]] = {plan: [] for plan in plans}
+    running = list(plans)
+    for number in range(MOST_ROUNDS):
+        for plan in running if number % 2 == 0 else reversed(running):
+            seconds = sample(plan)
+            if seconds is None:
+                return taken_s
+            taken_s[plan].append(seconds)
+        if number + 1 >= FEWEST_ROUNDS:
+            best_s = min(statistics.median(taken_s[plan]) for plan in running)
+            running = [plan for plan in running if statistics.median(taken_s[plan]) <= (1 + BEHIND) * best_s]
+            if len(running) == 1:
+                break
+    return taken_s
+
+
+def winner(taken_s: Samples) -> Partition | None:
+    """Return the plan with the least median, of those that differ by `ALIKE` the one with the fewest stages.
+
+    None where no plan has `FEWEST_ROUNDS` samples.
+    """
+    medians_s = {plan: statistics.median(each) for plan, each in taken_s.items() if len(each) >= FEWEST_ROUNDS}
+    if not medians_s:
+        return None
+    best_s = min(medians_s.values())
+    alike = [plan for plan, seconds in medians_s.items() if seconds <= (1 + ALIKE) * best_s]
+    return min(alike, key=lambda plan: (plan.num_stages, medians_s[plan]))
