@@ -171,6 +171,10 @@ class RemoteDevice(MeasuringDevice):
         page_cache: See `MeasuringDevice`.
         connection: To it; made where it is None.
 
+    Attributes:
+        said: What it says of itself, see `deploy.description`.
+        threads: Loads that can run there at a time.
+
     Raises:
         DeviceError: If it cannot be reached, or is no device.
     """
@@ -202,6 +206,7 @@ class RemoteDevice(MeasuringDevice):
             name, f"'{name}' at {address.place}", threads, cpu, model, lambda: runtime, self._remote.run,
             identity=identity, expect=self._remote.expect,
         )  # fmt: skip
+        self.threads = threads
         super().__init__(machine, cache, repeats=repeats, refresh=refresh, page_cache=page_cache)
         self.description = f"served at {address.place}, measured: {model}, {threads} threads, onnxruntime {runtime}"
 

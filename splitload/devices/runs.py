@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from splitload.base.errors import ModelError
+from splitload.build.residency import ResidencyScheme
 from splitload.bundle.manifest import MANIFEST, Manifest, TensorSpec, Variant
 from splitload.devices.estimate import FirstOutput
 from splitload.devices.journal import Journal
@@ -93,7 +94,7 @@ class Runs:
         costs = [((row["start"], row["end"]), _cost(row, self._machine.is_cold)) for row in answer["rows"]]
         return costs, answer["serial_share"]
 
-    def first_output(self, plan: Partition, threads: int) -> FirstOutput:
+    def first_output(self, plan: Partition, threads: int, scheme: ResidencyScheme | None = None) -> FirstOutput:
         """Load a plan once as that of a bundle, in a fresh process, and return when it was loaded and when it answered.
 
         Args:
@@ -131,7 +132,7 @@ class Runs:
         answer = self._journal.answer(("memory", list(plan.split_points), reserve_bytes), measure)
         return WorkingMemory(answer["arena_bytes"], answer["input_bytes"])
 
-    def _manifest(self, plan: Partition, threads: int) -> Manifest:
+    def _manifest(self, plan: Partition, threads: int, scheme: ResidencyScheme | None) -> Manifest:
         """Return what makes a bundle of the folder."""
         graph = self._graph
         stages = tuple(
@@ -140,7 +141,8 @@ class Runs:
             for segment in plan.stages()
         )
         manifest = describe(graph, cpu=self._machine.cpu, device=self._machine.name, created_with={}, plan={})
-        return manifest._replace(variants=(Variant(graph.kind, None, None, threads, True, stages),))
+        variant = Variant(graph.kind, None, None, threads, True, stages)
+        return manifest._replace(variants=(variant if scheme is None else scheme.of(variant),))
 
     def _file(self, segment: Segment) -> StageFile:
         """Return a segment's stage file as a job has it."""

@@ -12,7 +12,8 @@ from splitload.base.atomic import write_text
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of, milliseconds
 from splitload.base.sizes import megabytes
-from splitload.devices import Device
+from splitload.devices import Device, Measuring
+from splitload.plan.ceiling import Ceiling
 from splitload.plan.crowd import Crowd
 from splitload.plan.crowd_ceiling import CrowdCeiling
 from splitload.plan.graph import ModelGraph
@@ -98,16 +99,7 @@ def make_plan(
     }
     seed = request.seed
     if request.budget is not None and device.measuring is not None:
-        refined, loads = refine_on(
-            device.measuring,
-            graph,
-            request.budget,
-            lambda profile: Search(profile, seed=seed, **settings),
-            report,
-            trainable_from=first_trainable,
-            feeds=feeds,
-        )
-        return Planned(refined.found, refined.search, refined.profile, seed, measured_loads=loads, refined=refined)
+        return _within_budget(request, report, device.measuring, graph, feeds, settings)
     if crowd is not None:
         workers = crowd_ceiling(crowd, graph)
         check_holders(workers, [block.name for block in graph.blocks], most)
@@ -126,6 +118,52 @@ def make_plan(
         lambda each: each.found.partition,
     )
     return replace(planned, memory=memory)
+
+
+def _within_budget(
+    request: TrainRequest,
+    report: Report,
+    device: Measuring,
+    graph: ModelGraph,
+    feeds: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Planned:
+    """Return the plan that is found with as many stage loads as `--budget` allows, under `--residency` where given.
+
+    What a run takes besides weights is measured within it as well. Should the plan that is found take more than was
+    thought, another one is searched on what is known then.
+    """
+    assert request.budget is not None  # noqa: S101 - the caller has looked
+    budget, seed, trainable_from = request.budget, request.seed, settings["trainable_from"]
+    limits = MemoryLimit(request.ceiling_bytes, device, graph, feeds, report)
+    ceiling = limits.ceiling(settings["max_stages"]) if request.residency is not None else None
+    left = budget - 2 * limits.loads  # that plan's working memory is measured too, and it has no more stages
+    if left < 1:
+        raise UsageError(f"under --residency {limits.loads} stages are loaded twice before a search: give more --budget")
+    refined: Refined | None = None
+    loads = 0
+
+    def search(limit: Ceiling | None) -> Planned:
+        nonlocal refined, loads
+        if refined is None:
+            refined, loads = refine_on(
+                device,
+                graph,
+                left,
+                lambda profile: Search(profile, seed=seed, ceiling=limit, **settings),
+                report,
+                trainable_from=trainable_from,
+                feeds=feeds,
+                scheme=lambda plan: limits.scheme(plan, limit),
+            )
+            return Planned(refined.found, refined.search, refined.profile, seed, refined=refined)
+        again = Search(refined.profile, seed=seed, ceiling=limit, **settings)
+        return Planned(again.run(), again, refined.profile, seed, refined=refined)
+
+    if request.residency is None:
+        return replace(search(None), measured_loads=loads)
+    planned, memory = limits.plan(ceiling, search, lambda each: each.found.partition)
+    return replace(planned, memory=memory, measured_loads=loads + limits.loads)
 
 
 def _searched(request: TrainRequest, report: Report, profile: Profile, settings: Mapping[str, Any]) -> Planned:

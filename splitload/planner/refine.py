@@ -10,6 +10,7 @@ from typing import Any
 
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of
+from splitload.build.residency import ResidencyScheme
 from splitload.devices import Measuring
 from splitload.devices.estimate import FirstOutput, estimate, with_first_outputs
 from splitload.devices.ledger import FEWEST, Ledger
@@ -174,7 +175,11 @@ def _improved(measured: _Measured, make_search: Callable[[Profile], Search], tra
         best = make_search(measured.known(now)).pick(measured.plans)
         plan = search.plan()
         if plan in measured.plans:
-            near = [each for each in _neighbours(best, trainable_from) if each not in measured.plans]
+            near = [
+                each
+                for each in _neighbours(best, trainable_from)
+                if each not in measured.plans and search.looks_at(each)
+            ]
             if not near:
                 break
             plan = min(near, key=search.value_s)
@@ -205,8 +210,12 @@ def refine_on(
     *,
     trainable_from: int | None = None,
     feeds: Mapping[str, Any] | None = None,
+    scheme: Callable[[Partition], ResidencyScheme | None] = lambda _: None,
 ) -> tuple[Refined, int]:
     """Search on a device with at most `budget` stage loads; return what it came to, and the loads it took.
+
+    With `scheme`, how much of a plan may be in memory, plans are loaded under it; stages alone are mapped, and take no
+    more at a time than the system has.
 
     Five loads are one sample of how parallel loads slow each other down: the whole model, and its halves alone and
     together. Five more are one of what a call and a cut cost besides: the whole model and an even cut, as of a bundle.
@@ -225,6 +234,9 @@ def refine_on(
 
         ledger = Ledger(sample, budget, reserve=int(SHARE * budget))
 
+        def loaded(plan: Partition) -> FirstOutput:
+            return runs.first_output(plan, prior.contention.threads, scheme(plan))
+
         def serial_share() -> float:
             whole = [(0, prior.num_blocks)]
             shares = []
@@ -239,14 +251,14 @@ def refine_on(
             pair = (Partition(cut.num_blocks), cut)
             if not ledger.spend(FEWEST * sum(plan.num_stages for plan in pair)):
                 return None
-            samples = [[runs.first_output(plan, prior.contention.threads) for plan in pair] for _ in range(FEWEST)]
+            samples = [[loaded(plan) for plan in pair] for _ in range(FEWEST)]
             whole, first = (FirstOutput.median(each) for each in zip(*samples, strict=True))
             return whole, first
 
         def load(plan: Partition) -> FirstOutput | None:
             ledger.release()
             show(ledger.loads, budget, f"racing with {count_of(plan.num_stages, 'stage')}")
-            return runs.first_output(plan, prior.contention.threads) if ledger.spend(plan.num_stages) else None
+            return loaded(plan) if ledger.spend(plan.num_stages) else None
 
         def before_plan(loads: int, plan: Partition) -> None:
             show(loads, budget, f"now {count_of(plan.num_stages, 'stage')}")

@@ -278,8 +278,6 @@ def _check(request: TrainRequest) -> None:
         ):
             if given:
                 raise UsageError(f"--budget searches anew after each measurement: leave out {what} or --budget")
-        if request.residency is not None:
-            raise UsageError("--budget begins with the whole model in memory: leave out --residency or --budget")
     for what, file in (("checkpoint", request.checkpoint), ("curve", request.curve)):
         if file is not None:
             _check_file(request, what, file)

@@ -96,6 +96,9 @@ class MemoryLimit:
         graph: The model.
         feeds: Inputs to measure with.
         report: Where to tell what is done.
+
+    Attributes:
+        loads: Stages that were loaded for it so far.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class MemoryLimit:
         self._ceiling_bytes = ceiling_bytes
         self._measuring, self._graph, self._feeds, self._report = measuring, graph, feeds, report
         self._needs = memory_needs(graph)
+        self.loads = 0
 
     def memory_of(self, plan: Partition) -> PlanMemory:
         """Return what a plan needs; its working memory is measured under a ceiling, on a device that measures.
@@ -127,7 +131,15 @@ class MemoryLimit:
             self._measuring.runs(self._graph, self._feeds) as runs,
         ):
             taken = runs.working_memory(plan, expected_bytes)
+        self.loads += plan.num_stages
         return PlanMemory(self._needs, stages, taken.arena_bytes, taken.input_bytes)
+
+    def scheme(self, plan: Partition, ceiling: Ceiling | None) -> ResidencyScheme | None:
+        """Return how a plan is loaded under a ceiling, whose working memory counts; None where it does not fit."""
+        if ceiling is None or not ceiling.allows(plan):
+            return None
+        stages = tuple(self._needs.stage(*stage) for stage in plan.stages())
+        return PlanMemory(self._needs, stages, ceiling.arena_bytes).scheme(ceiling.ceiling_bytes)
 
     def ceiling(self, max_stages: int | None) -> Ceiling | None:
         """Return the ceiling, once some plan of up to so many stages is known to fit; None where there is none.

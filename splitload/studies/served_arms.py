@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from splitload.base.scratch import scratch_folder
+from splitload.base.errors import SplitloadError
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
+from splitload.build.residency import ResidencyScheme
 from splitload.bundle.manifest import StageEntry, Variant
 from splitload.devices import Measuring
-from splitload.devices.tuning import PLAIN, Scheme
-from splitload.frontends.onnx import Source
+from splitload.devices.tuning import PLAIN, SCHEMES, Scheme
+from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.stage_store import StageStore
 from splitload.measure.sampling import Arm, Sample
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.portable import Beside, with_portable
 from splitload.planner.report import Report
-from splitload.planner.residency import MemoryLimit
-from splitload.build.residency import ResidencyScheme
+
+SINGLES = dict(zip(("plain", "prefetch", "read", "prepacked"), SCHEMES, strict=True))
+Samples = list[Sample | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +33,23 @@ class Plan:
     Attributes:
         split_points: The cuts, in blocks.
         ways: How each stage is loaded.
+        max_weight_bytes: The most bytes of a weight in the graph that is cut; None where all are whole.
     """
 
     split_points: tuple[int, ...]
     ways: tuple[Scheme, ...]
+    max_weight_bytes: int | None = None
 
     @classmethod
-    def plain(cls, split_points: Sequence[int]) -> Plan:
+    def plain(cls, split_points: Sequence[int], max_weight_bytes: int | None = None) -> Plan:
         """Return a plan whose stages are all loaded in the plain way."""
-        return cls(tuple(split_points), (PLAIN,) * (len(split_points) + 1))
+        return cls(tuple(split_points), (PLAIN,) * (len(split_points) + 1), max_weight_bytes)
 
     @classmethod
-    def of(cls, split_points: Sequence[int], stages: Sequence[StageEntry]) -> Plan:
+    def of(cls, split_points: Sequence[int], stages: Sequence[StageEntry], max_weight_bytes: int | None) -> Plan:
         """Return the plan of a bundle's stages."""
-        return cls(
-            tuple(split_points),
-            tuple(Scheme(stage.mapped, stage.prefetch, stage.prepack) for stage in stages),
-        )
+        ways = tuple(Scheme(stage.mapped, stage.prefetch, stage.prepack) for stage in stages)
+        return cls(tuple(split_points), ways, max_weight_bytes)
 
     @property
     def num_stages(self) -> int:
@@ -55,41 +58,87 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {"split_points": list(self.split_points), "ways": [asdict(way) for way in self.ways]}
+        return {
+            "split_points": list(self.split_points),
+            "ways": [asdict(way) for way in self.ways],
+            "max_weight_bytes": self.max_weight_bytes,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read what `to_json` wrote."""
-        return cls(tuple(data["split_points"]), tuple(Scheme(**way) for way in data["ways"]))
+        ways = tuple(Scheme(**way) for way in data["ways"])
+        return cls(tuple(data["split_points"]), ways, data["max_weight_bytes"])
+
+
+class Builder:
+    """Makes bundles of plans of one model, for one kind of processor.
+
+    Args:
+        source: The model.
+        threads: Loading threads of the device.
+        folder: Where the bundles go.
+        store: Where stage files are kept that several have.
+        report: Where to tell what is done.
+        cache: The user's cache folder.
+    """
+
+    def __init__(
+        self, source: Source, threads: int, folder: Path, store: StageStore, report: Report, cache: Path
+    ) -> None:
+        self.source = source
+        self._threads, self._folder, self._store, self._report, self._cache = threads, folder, store, report, cache
+        self._made = 0
+
+    def graph(self, max_weight_bytes: int | None) -> ModelGraph:
+        """Return the native graph, with larger weights than that cut into parts."""
+        source = self.source
+        return load_graph(
+            source, "native", self._cache, max_weight_bytes=max_weight_bytes, feeds=source.examples
+        )
+
+    def arm(self, plan: Plan, scheme: ResidencyScheme | None = None) -> Arm:
+        """Write the bundle of a plan, with nothing to do after the first output, and return what loads it.
+
+        Args:
+            plan: It.
+            scheme: How much of it may be in memory; None for all.
+        """
+        graph = self.graph(plan.max_weight_bytes)
+        variant = VariantPlan(
+            graph, Partition.of(len(graph.blocks), plan.split_points), self._threads, scheme=scheme
+        )
+        _, *portable = with_portable(Beside(variant, self.source, self._report, self._cache, self.source.examples))
+        bundle = self._folder / f"{self._made}.splitload"
+        self._made += 1
+        steps = Steps(choose=None if scheme is not None else partial(_in_ways, plan.ways))
+        build_bundle(bundle, [variant, *portable], device="emulated", steps=steps, store=self._store)
+        return Arm("splitload", bundle, threads=self._threads)
 
 
 def measure_in_turns(
-    device: Measuring,
-    source: Source,
-    graph: ModelGraph,
-    plans: Sequence[Plan],
-    schemes: Sequence[ResidencyScheme | None],
-    runs: int,
-    report: Report,
-    cache: Path,
-    store: StageStore,
-    done: Callable[[], None] = lambda: None,
-) -> list[list[Sample | None]]:
-    """Measure each plan in fresh processes on a device, the first of a round another one each time.
-
-    Args:
-        device: Where.
-        source: The model.
-        graph: It on the device.
-        plans: Different ones.
-        schemes: How much of each may be in memory; None for all.
-        runs: Samples of each.
-        report: Where to tell what is done.
-        cache: Where the bundles lie meanwhile.
-        store: Where stage files are kept that several have.
-        done: Called after each round.
+    device: Measuring, graph: ModelGraph, arms: Sequence[Arm], source: Source, runs: int, report: Report
+) -> list[Samples]:
+    """Measure arms in fresh processes on a device, in rounds, each the other way round than the one before.
 
     Returns:
-        The samples of each plan, as `Measuring.first_output` gives them; None for one that failed.
+        The samples of each arm, as `Measuring.first_output` gives them; None where it failed.
     """
-    raise NotImplementedError
+    samples: list[Samples] = [[] for _ in arms]
+    inputs = graph.input_tensors()
+    with report.progress(f"measuring {len(arms)} plans of {source.name}", unit="rounds") as show:
+        for number in range(runs):
+            show(number, runs)
+            for arm, taken in list(zip(arms, samples, strict=True))[:: 1 if number % 2 == 0 else -1]:
+                try:
+                    taken.append(device.first_output(arm, inputs, source.examples))
+                except SplitloadError as error:
+                    report.note(f"{source.name}: {error}")
+                    taken.append(None)
+    return samples
+
+
+def _in_ways(ways: Sequence[Scheme], _: Path, variant: Variant) -> Variant:
+    """Return the variant with its stages loaded in these ways, and nothing to do after the first output."""
+    stages = zip(variant.stages, ways, strict=True)
+    return variant._replace(stages=tuple(stage._replace(upgrade=False, **asdict(way)) for stage, way in stages))

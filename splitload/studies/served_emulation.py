@@ -42,7 +42,7 @@ class EmulatedDevice:
 
     Args:
         kind: Its class.
-        folder: Where its files are put meanwhile, on a disk.
+        folder: Where its disk is, and stays: the next device of this class has the same files, and the same code.
 
     Raises:
         StageError: If the system refuses, or cannot do this.
@@ -58,6 +58,8 @@ class EmulatedDevice:
         self._network: Network | None = None
         self._exit = contextlib.ExitStack()
         try:
+            self._disk = folder / f"device-{kind.name}"
+            self._disk.mkdir(parents=True, exist_ok=True)
             self._folder = self._exit.enter_context(scratch_folder(folder, "splitload-served."))
             self._processes = Processes(ledger_path())
             self._exit.callback(self._end)
@@ -99,9 +101,11 @@ class EmulatedDevice:
         words = (
             *groups.within(_NUMBER),
             *network.within(_NUMBER),
-            *splitload("serve", "--host", network.host(_NUMBER), "--port", "0", "--name", self.kind.name),
+            *splitload(
+                "serve", "--host", network.host(_NUMBER), "--name", f"emulated-{self.kind.name}", "--cache-size", "3GB"
+            ),
         )
-        environment = {"SPLITLOAD_CACHE": str(self._folder / "cache"), "TMPDIR": str(self._folder)}
+        environment = {"SPLITLOAD_CACHE": str(self._disk), "TMPDIR": str(self._folder)}
         self._service = self._processes.start(words, log, environment)
         deadline_s = time.monotonic() + START_S
         while (found := _LISTENS.search(text := log.read_text(errors="replace"))) is None:
