@@ -1,27 +1,78 @@
-"""`splitload devices` and `splitload zoo`: what is built in."""
+"""`splitload devices` and `splitload zoo`: what is built in, and which devices are known."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from splitload.base.phrases import count_of
 from splitload.commands.console import Console
 from splitload.devices import names, open_device
 
+if TYPE_CHECKING:
+    from splitload.devices.acquaintances import Acquaintance
+
 _PAPER = "Reinforcement Learning Based Asymmetrical DNN Modularization for Optimal Loading"
 
+_SERVED = ("name", "address", "processor", "memory", "storage", "onnxruntime", "reached", "profiles")
 
-def devices(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Show the devices; return what `--json` prints."""
+
+def devices(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Show the devices that are built in and those that were served; return what `--json` prints.
+
+    Raises:
+        MissingPackageError: If the network is to be asked, and the package for that is not installed.
+    """
+    from splitload.devices.acquaintances import acquaintances
+
     known = [open_device(name, Path()) for name in names()]  # no cache: nothing is measured
+    served = acquaintances(cache)
+    told: dict[str, Any] = {
+        "devices": [{"name": each.name, "source": each.source, "description": each.description} for each in known],
+        "served": [each.to_json() for each in served],
+    }
     console.table(
         "devices",
         ("name", "times are", "description"),
         [(each.name, each.source, each.description) for each in known],
     )
     console.print(f'Table 1 is that of "{_PAPER}" (ICLR 2021 submission).')
-    return {"devices": [{"name": each.name, "source": each.source, "description": each.description} for each in known]}
+    if served:
+        console.table("served devices, as they were when they were reached last", _SERVED, [_row(each) for each in served])
+    if options.discover:
+        told["found"] = _found(console)
+    return told
+
+
+def _row(each: Acquaintance) -> tuple[str, ...]:
+    """Return what is shown of a served device; what it does not say is a dash."""
+    speed, memory = each.storage_read_bytes_per_s, each.memory_bytes
+    return (
+        each.name,
+        each.url,
+        f"{each.cpu_model}, {count_of(each.threads, 'thread')}",
+        "–" if memory is None else f"{memory / 1e9:.1f} GB",
+        "–" if speed is None else f"{speed / 1e6:.0f} MB/s",
+        each.onnxruntime,
+        time.strftime("%Y-%m-%d", time.gmtime(each.opened_s)),
+        str(each.num_profiles),
+    )
+
+
+def _found(console: Console) -> list[dict[str, str]]:
+    """Show the devices that announce themselves; return them as JSON values."""
+    from splitload.devices.discovery import discover
+
+    with console.status("asking the local network"):
+        found = discover()
+    if not found:
+        console.print("No device announces itself; 'splitload serve --announce' does, with a --host that is reached.")
+        return []
+    console.table("found on the local network", ("name", "address"), [tuple(each) for each in found])
+    console.print("To measure on one, give --device its address and, after /#, the code that it shows.")
+    return [each._asdict() for each in found]
 
 
 def zoo(options: argparse.Namespace, console: Console) -> dict[str, Any]:

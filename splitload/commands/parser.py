@@ -56,7 +56,7 @@ def _add_planning(add: _Add) -> None:
     """Add what searches and measures, and what it does that on."""
     add("train", "train:train", "search a partition on a device and write the bundle", _train_options, cache=True)
     add("profile", "profile:profile", "measure or simulate what loading each block costs", _profile_options, cache=True)
-    add("devices", "lists:devices", "list the devices")
+    add("devices", "lists:devices", "list the devices, and what served ones said", _devices_options, cache=True)
     add("zoo", "lists:zoo", "list the models that are built in")
     add("cache", "cache:cache", "show what the user's cache folder holds, or clear it", _cache_options, cache=True)
 
@@ -95,6 +95,12 @@ def _profile_options(profile: _Sub) -> None:
     _takes_model(profile)
     _takes_setting(profile, "device", "page_cache")
     profile.add_argument("-o", "--output", metavar="FILE", help="write the profile here, for --device FILE")
+
+
+def _devices_options(devices: _Sub) -> None:
+    devices.add_argument(
+        "--discover", action="store_true", help="look for devices on the local network that announce themselves (mDNS)"
+    )
 
 
 def _cache_options(cache: _Sub) -> None:

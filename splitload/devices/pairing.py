@@ -27,10 +27,12 @@ class Address:
     Attributes:
         url: "https://HOST:PORT" or "http://HOST:PORT".
         code: What it showed.
+        file: Where the code is kept; None where it is not.
     """
 
     url: str
     code: Code
+    file: Path | None = None
 
     @property
     def place(self) -> str:
@@ -87,8 +89,8 @@ def read_address(word: str, cache: Path, serial: str | None = None) -> Address:
         code = read_code(parts.fragment)
         _check(code, parts.scheme)
         _keep(file, parts.scheme, code)
-        return Address(url, code)
-    return Address(url, _kept(file, parts.scheme, url))
+        return Address(url, code, file)
+    return Address(url, _kept(file, parts.scheme, url), file)
 
 
 def paired(word: str, cache: Path) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from splitload.base.errors import DeviceError, DeviceWarning, SplitloadError
+from splitload.base.errors import DeviceError, DeviceWarning, OutputError, SplitloadError
 from splitload.base.fields import Reader, is_count
 from splitload.bundle.manifest import File
 from splitload.bundle.validate import is_plain
 from splitload.devices import PageCache
+from splitload.devices.acquaintances import remember
 from splitload.devices.connection import Connection, RefusedError
 from splitload.devices.machine import Machine
 from splitload.devices.measuring import REPEATS, MeasuringDevice
@@ -200,6 +201,8 @@ class RemoteDevice(MeasuringDevice):
         except SplitloadError as error:
             raise DeviceError(f"what answers at {address.place} is no device ({error})") from error
         self.said = said
+        with contextlib.suppress(OutputError):  # it is for people, later
+            remember(address, said)
         self._remote = RemoteMachine(connection)
         identity = address.code.fingerprint or address.code.token  # another board may be of the same kind
         machine = Machine(

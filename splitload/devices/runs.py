@@ -100,18 +100,19 @@ class Runs:
         Args:
             plan: Its stages are loaded in the plain way, and not made anew afterwards.
             threads: Loading threads.
+            scheme: How much of it may be in memory; None for all.
 
         Raises:
             ModelError: If the model does not run.
         """
 
         def measure() -> Any:
-            manifest = self._manifest(plan, threads)
+            manifest = self._manifest(plan, threads, scheme)
             (self._folder / MANIFEST).write_text(json.dumps(manifest.to_json()), encoding="utf-8")
             job = LoadModel("splitload", ".", self._inputs, threads, steady=False)
             return self._machine.run(job, self._folder, self._failed)
 
-        answer = self._journal.answer(("plan", list(plan.split_points), threads), measure)
+        answer = self._journal.answer(("plan", list(plan.split_points), threads, repr(scheme)), measure)
         return FirstOutput(answer["load_s"], answer["ttfo_s"])
 
     def working_memory(self, plan: Partition, reserve_bytes: int) -> WorkingMemory:

@@ -20,7 +20,7 @@ from splitload.base.errors import DeviceError, StageError
 from splitload.base.scratch import scratch_folder
 from splitload.measure.storage import disk_of
 from splitload.studies.control_groups import ControlGroups, are_mounted, members_of, remove_groups
-from splitload.studies.device_classes import DeviceClass
+from splitload.studies.device_classes import CLASSES, DeviceClass
 from splitload.studies.emulated_network import Network, remove_network
 from splitload.studies.emulated_processes import Processes, ledger_path, splitload
 from splitload.studies.emulation import DEVICES
@@ -30,6 +30,7 @@ START_S = 120.0  # a quarter of a processor imports for ten seconds, and storage
 _END_S = 15.0
 _LOOK_EVERY_S = 0.05
 _LISTENS = re.compile(r"--device '(\S+)'")
+_PORT = 8750  # of the first class; a desk knows each by another one
 _NUMBER = 0  # of the one device among those of a network
 
 
@@ -102,8 +103,9 @@ class EmulatedDevice:
             *groups.within(_NUMBER),
             *network.within(_NUMBER),
             *splitload(
-                "serve", "--host", network.host(_NUMBER), "--name", f"emulated-{self.kind.name}", "--cache-size", "3GB"
-            ),
+                "serve", "--host", network.host(_NUMBER), "--port", str(_PORT + list(CLASSES).index(self.kind.name)),
+                "--name", f"emulated-{self.kind.name}", "--cache-size", "3GB",
+            ),  # fmt: skip
         )
         environment = {"SPLITLOAD_CACHE": str(self._disk), "TMPDIR": str(self._folder)}
         self._service = self._processes.start(words, log, environment)

@@ -1,0 +1,103 @@
+"""What served devices said of themselves when they were opened last, kept beside their codes in the user's cache."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from splitload.base.atomic import write_text
+from splitload.base.errors import BundleError, SplitloadError
+from splitload.base.fields import Reader
+from splitload.base.record import Record
+from splitload.devices.pairing import ROOM, Address
+
+_SUFFIX = ".said"
+_WORDS = ("name", "cpu_model", "onnxruntime")
+_COUNTS = ("threads", "memory_bytes", "storage_read_bytes_per_s")
+_MOST_CHARS = 200
+
+
+class Acquaintance(Record):
+    """A served device that this desk has the code of.
+
+    Attributes:
+        name: What it is called.
+        url: Where it was reached last; the code is no part of it.
+        cpu_model: Its processor, for people.
+        threads: Loads that can run there at a time.
+        memory_bytes: Of the device; None where it does not say.
+        storage_read_bytes_per_s: As it measured when its service began; None where it could not.
+        onnxruntime: Version of the runtime there.
+        opened_s: When it was reached last, in seconds since 1970.
+        num_profiles: Of models on devices of that name, in the cache.
+    """
+
+    name: str
+    url: str
+    cpu_model: str
+    threads: int
+    memory_bytes: int | None
+    storage_read_bytes_per_s: int | None
+    onnxruntime: str
+    opened_s: int
+    num_profiles: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return self._asdict()
+
+
+def remember(address: Address, said: dict[str, Any]) -> None:
+    """Keep what a device says of itself; nothing where it has no code of its own in the cache.
+
+    Args:
+        address: Where it was reached.
+        said: What it answered, checked as far as this machine uses it.
+    """
+    if address.file is None:
+        return
+    kept: dict[str, Any] = {"url": address.url, "opened_s": int(time.time())}
+    kept.update((word, str(said.get(word))[:_MOST_CHARS]) for word in _WORDS)
+    for name in _COUNTS:
+        value = said.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1 << 60
+        kept[name] = int(value) if is_number else None
+    write_text(address.file.with_suffix(_SUFFIX), json.dumps(kept), "what the device says")
+
+
+def acquaintances(cache: Path) -> list[Acquaintance]:
+    """Return the devices that were opened, by their names; what cannot be read of one is left out.
+
+    Args:
+        cache: The user's cache folder.
+    """
+    counts = _profiles(cache)
+    found = []
+    for file in sorted((cache / ROOM).glob(f"*{_SUFFIX}")):
+        try:
+            row = Reader(json.loads(file.read_text(encoding="utf-8")), file.name)
+            words = {name: row.text(name) for name in (*_WORDS, "url")}
+            sizes = {name: None if row.get(name) is None else row.count(name) for name in _COUNTS[1:]}
+            num_profiles = counts[words["name"]]
+            made = Acquaintance(
+                **words, **sizes, threads=row.count("threads", 1), opened_s=row.count("opened_s"),
+                num_profiles=num_profiles,
+            )  # fmt: skip
+        except (OSError, ValueError, SplitloadError):
+            continue
+        found.append(made)
+    return sorted(found, key=lambda each: (each.name, each.url))
+
+
+def _profiles(cache: Path) -> Counter[str]:
+    """Return how many profiles the cache holds, by the name of their device."""
+    counts: Counter[str] = Counter()
+    for file in (cache / "profiles").glob("*.json"):
+        try:
+            counts[Reader(json.loads(file.read_text(encoding="utf-8")), file.name).text("device")] += 1
+        except (OSError, ValueError, BundleError):
+            continue
+    return counts
