@@ -40,7 +40,9 @@ def devices(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     )
     console.print(f'Table 1 is that of "{_PAPER}" (ICLR 2021 submission).')
     if served:
-        console.table("served devices, as they were when they were reached last", _SERVED, [_row(each) for each in served])
+        console.table(
+            "served devices, as they were when they were reached last", _SERVED, [_row(each) for each in served]
+        )
     if options.discover:
         told["found"] = _found(console)
     return told

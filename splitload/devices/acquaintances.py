@@ -61,10 +61,7 @@ def remember(address: Address, said: dict[str, Any]) -> None:
         return
     kept: dict[str, Any] = {"url": address.url, "opened_s": int(time.time())}
     kept.update((word, str(said.get(word))[:_MOST_CHARS]) for word in _WORDS)
-    for name in _COUNTS:
-        value = said.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1 << 60
-        kept[name] = int(value) if is_number else None
+    kept.update((name, _count(said.get(name))) for name in _COUNTS)
     write_text(address.file.with_suffix(_SUFFIX), json.dumps(kept), "what the device says")
 
 
@@ -79,17 +76,31 @@ def acquaintances(cache: Path) -> list[Acquaintance]:
     for file in sorted((cache / ROOM).glob(f"*{_SUFFIX}")):
         try:
             row = Reader(json.loads(file.read_text(encoding="utf-8")), file.name)
-            words = {name: row.text(name) for name in (*_WORDS, "url")}
-            sizes = {name: None if row.get(name) is None else row.count(name) for name in _COUNTS[1:]}
-            num_profiles = counts[words["name"]]
+            name = row.text("name")
             made = Acquaintance(
-                **words, **sizes, threads=row.count("threads", 1), opened_s=row.count("opened_s"),
-                num_profiles=num_profiles,
-            )  # fmt: skip
+                name,
+                row.text("url"),
+                row.text("cpu_model"),
+                row.count("threads", 1),
+                _optional(row, "memory_bytes"),
+                _optional(row, "storage_read_bytes_per_s"),
+                row.text("onnxruntime"),
+                row.count("opened_s"),
+                counts[name],
+            )
         except (OSError, ValueError, SplitloadError):
             continue
         found.append(made)
     return sorted(found, key=lambda each: (each.name, each.url))
+
+
+def _count(value: Any) -> int | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1 << 60
+    return int(value) if is_number else None
+
+
+def _optional(row: Reader, key: str) -> int | None:
+    return None if row.get(key) is None else row.count(key)
 
 
 def _profiles(cache: Path) -> Counter[str]:

@@ -62,7 +62,10 @@ def estimate(prior: Profile, plans: Sequence[Partition], measured: Mapping[Segme
     """
     everything = (0, prior.num_blocks)
     read_s = measured[everything].read_s
-    prepared = {stage: replace(cost, load_s=max(cost.load_s - cost.read_s, LEAST_LOAD_S), read_s=0.0) for stage, cost in measured.items()}
+    prepared = {
+        stage: replace(cost, load_s=max(cost.load_s - cost.read_s, LEAST_LOAD_S), read_s=0.0)
+        for stage, cost in measured.items()
+    }
     whole = prepared[everything]
     finest = [prepared[stage] for stage in max(plans, key=lambda plan: plan.num_stages).stages()]
     stages = {stage: prepared[stage] for plan in plans for stage in plan.stages() if stage != everything}

@@ -170,7 +170,9 @@ def _cost(row: Mapping[str, Any], is_cold: bool) -> Cost:
         return Cost(row["load_s"], row["first_inference_s"], row["inference_s"])
     later_s = row["first_wait_s"]
     load_s = row["load_s"] + later_s
-    return Cost(load_s, row["first_inference_s"] - later_s, row["inference_s"], min(row["load_wait_s"] + later_s, load_s))
+    return Cost(
+        load_s, row["first_inference_s"] - later_s, row["inference_s"], min(row["load_wait_s"] + later_s, load_s)
+    )
 
 
 def even_cut(graph: ModelGraph, num_stages: int) -> Partition:

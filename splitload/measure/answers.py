@@ -19,7 +19,8 @@ _WORD_CHARS = 500
 _TIMES = ("ttfo_s", "load_s", "first_inference_s")
 _OPTIONAL_S = ("process_s", "exit_s", "import_s")
 _OPTIONAL_COUNTS = (
-    "idle_memory_bytes", "peak_memory_bytes", "settled_memory_bytes", "major_faults", "process_peak_memory_bytes", "touched_bytes",
+    "idle_memory_bytes", "peak_memory_bytes",
+    "settled_memory_bytes", "major_faults", "process_peak_memory_bytes", "touched_bytes",
 )  # fmt: skip
 _WORDS = ("variant", "engine", "runtime", "arrays", "why_portable")
 

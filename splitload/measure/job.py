@@ -64,10 +64,10 @@ class LoadModel(Job):
     """Load a model in one way, an arm, and run it; the only measurement of a time to first output.
 
     The answer has `ttfo_s`, its parts `load_s` and `first_inference_s`, `first_at_s` on the system's clock,
-    `steady_runs_s`, `idle_memory_bytes`, `peak_memory_bytes`, `settled_memory_bytes` and `major_faults`; `engine`, "library" or "python",
-    of the arms on onnxruntime, `runtime`, its version, of those that are one session, and `import_s`, `variant` and
-    `arrays`, "numpy" or "buffers", of the splitload arms; and with `outputs` the names of .npy files of the first
-    outputs, None for one that is no array.
+    `steady_runs_s`, `idle_memory_bytes`, `peak_memory_bytes`, `settled_memory_bytes` and `major_faults`; `engine`,
+    "library" or "python", of the arms on onnxruntime, `runtime`, its version, of those that are one session, and
+    `import_s`, `variant` and `arrays`, "numpy" or "buffers", of the splitload arms; and with `outputs` the names of
+    .npy files of the first outputs, None for one that is no array.
 
     Where numpy is missing the splitload arms give and take buffers; where it or onnxruntime's Python module is missing
     the other arms on onnxruntime are sessions of the C library.

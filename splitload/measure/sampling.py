@@ -100,8 +100,8 @@ def run_arms(
         - process_s: from the start of the interpreter to the first output, in another process that reads the inputs as
           late as can be; exit_s until that has ended, process_peak_memory_bytes its most resident memory.
         - import_s: what importing `ParallelLoader` takes once numpy is imported; of the splitload arms only.
-        - idle_memory_bytes, peak_memory_bytes, settled_memory_bytes: resident memory before the load call, the most, and
-          after the steady inferences; left out where the system does not tell.
+        - idle_memory_bytes, peak_memory_bytes, settled_memory_bytes: resident memory before the load call, the most,
+          and after the steady inferences; left out where the system does not tell.
         - major_faults: how often a page was waited for between load call and first output.
 
         Cold ones also have touched_bytes, what of the arm's files the page cache holds right after the first output

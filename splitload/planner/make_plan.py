@@ -97,7 +97,6 @@ def make_plan(
         "episodes": request.episodes,
         "trainable_from": first_trainable,
     }
-    seed = request.seed
     if request.budget is not None and device.measuring is not None:
         return _within_budget(request, report, device.measuring, graph, feeds, settings)
     if crowd is not None:
@@ -139,7 +138,9 @@ def _within_budget(
     ceiling = limits.ceiling(settings["max_stages"]) if request.residency is not None else None
     left = budget - 2 * limits.loads  # that plan's working memory is measured too, and it has no more stages
     if left < 1:
-        raise UsageError(f"under --residency {limits.loads} stages are loaded twice before a search: give more --budget")
+        raise UsageError(
+            f"under --residency {limits.loads} stages are loaded twice before a search: give more --budget"
+        )
     refined: Refined | None = None
     loads = 0
 

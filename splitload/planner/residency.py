@@ -113,6 +113,7 @@ class MemoryLimit:
         self._measuring, self._graph, self._feeds, self._report = measuring, graph, feeds, report
         self._needs = memory_needs(graph)
         self.loads = 0
+        self._input_bytes: int | None = None
 
     def memory_of(self, plan: Partition) -> PlanMemory:
         """Return what a plan needs; its working memory is measured under a ceiling, on a device that measures.
@@ -132,6 +133,7 @@ class MemoryLimit:
         ):
             taken = runs.working_memory(plan, expected_bytes)
         self.loads += plan.num_stages
+        self._input_bytes = taken.input_bytes
         return PlanMemory(self._needs, stages, taken.arena_bytes, taken.input_bytes)
 
     def scheme(self, plan: Partition, ceiling: Ceiling | None) -> ResidencyScheme | None:
@@ -139,7 +141,7 @@ class MemoryLimit:
         if ceiling is None or not ceiling.allows(plan):
             return None
         stages = tuple(self._needs.stage(*stage) for stage in plan.stages())
-        return PlanMemory(self._needs, stages, ceiling.arena_bytes).scheme(ceiling.ceiling_bytes)
+        return PlanMemory(self._needs, stages, ceiling.arena_bytes, self._input_bytes).scheme(ceiling.ceiling_bytes)
 
     def ceiling(self, max_stages: int | None) -> Ceiling | None:
         """Return the ceiling, once some plan of up to so many stages is known to fit; None where there is none.

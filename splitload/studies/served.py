@@ -4,14 +4,13 @@ Every device is a real `splitload serve` with the storage, processors, memory an
 the desk, see `served_emulation`; it needs root. For each model the plan of `splitload train --budget` is learned there
 first, and the optimum found on a profile of every block; what is learned is kept in the cache, so that classes can be
 learned one after the other (`--learn`), and a study that was stopped goes on where it was. Then all plans are measured
-on the class in fresh processes, in turns: the learned one, the optimum, those learned on the other classes, equal bytes,
-and one stage in every way to load it. Plans that are the same have the same samples.
+on the class in fresh processes, in turns: the learned one, the optimum, those learned on the other classes, equal
+bytes, and one stage in every way to load it. Plans that are the same have the same samples.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from splitload.commands.console import Console
 from splitload.frontends import open_source
 from splitload.graphs.stage_store import StageStore
 from splitload.measure.provenance import provenance
-from splitload.measure.sampling import Arm
 from splitload.plan.partition import Partition
 from splitload.planner.residency import MemoryLimit
 from splitload.studies import served_tables

@@ -93,9 +93,7 @@ class Builder:
     def graph(self, max_weight_bytes: int | None) -> ModelGraph:
         """Return the native graph, with larger weights than that cut into parts."""
         source = self.source
-        return load_graph(
-            source, "native", self._cache, max_weight_bytes=max_weight_bytes, feeds=source.examples
-        )
+        return load_graph(source, "native", self._cache, max_weight_bytes=max_weight_bytes, feeds=source.examples)
 
     def arm(self, plan: Plan, scheme: ResidencyScheme | None = None) -> Arm:
         """Write the bundle of a plan, with nothing to do after the first output, and return what loads it.
@@ -105,9 +103,7 @@ class Builder:
             scheme: How much of it may be in memory; None for all.
         """
         graph = self.graph(plan.max_weight_bytes)
-        variant = VariantPlan(
-            graph, Partition.of(len(graph.blocks), plan.split_points), self._threads, scheme=scheme
-        )
+        variant = VariantPlan(graph, Partition.of(len(graph.blocks), plan.split_points), self._threads, scheme=scheme)
         _, *portable = with_portable(Beside(variant, self.source, self._report, self._cache, self.source.examples))
         bundle = self._folder / f"{self._made}.splitload"
         self._made += 1

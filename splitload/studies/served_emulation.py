@@ -54,6 +54,7 @@ class EmulatedDevice:
         if os.geteuid() != 0 or not are_mounted(CONTROLLERS):
             raise StageError("emulated devices need root, and control groups of version 1: " + ", ".join(CONTROLLERS))
         self.kind = kind
+        self._port = _PORT + list(CLASSES).index(kind.name)
         self._service: subprocess.Popen[bytes] | None = None
         self._groups: ControlGroups | None = None
         self._network: Network | None = None
@@ -102,10 +103,8 @@ class EmulatedDevice:
         words = (
             *groups.within(_NUMBER),
             *network.within(_NUMBER),
-            *splitload(
-                "serve", "--host", network.host(_NUMBER), "--port", str(_PORT + list(CLASSES).index(self.kind.name)),
-                "--name", f"emulated-{self.kind.name}", "--cache-size", "3GB",
-            ),  # fmt: skip
+            *splitload("serve", "--host", network.host(_NUMBER), "--port", str(self._port), "--cache-size", "3GB"),
+            *("--name", f"emulated-{self.kind.name}"),
         )
         environment = {"SPLITLOAD_CACHE": str(self._disk), "TMPDIR": str(self._folder)}
         self._service = self._processes.start(words, log, environment)

@@ -1,4 +1,4 @@
-"""What is learned of a model on an emulated device: the plan of `splitload train`, and the optimum on a full profile."""
+"""What is learned of a model on an emulated device: the plan of `splitload train`, and the optimum on a profile."""
 
 from __future__ import annotations
 

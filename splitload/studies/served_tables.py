@@ -65,7 +65,7 @@ def pair_of(row: Mapping[str, Any]) -> Pair:
 def plans(records: Named) -> Table:
     """Return what every plan takes on every class."""
     head = ("class", "model", "plan", "stages", "TTFO ms", "÷ best", "peak MiB", "fits")
-    body = []
+    body: list[tuple[str, ...]] = []
     for row in _rows(records):
         best = pair_of(row).best
         least_s = _median(row, best, "ttfo_s") if best in row["plans"] else None
@@ -90,7 +90,7 @@ def plans(records: Named) -> Table:
 def pairs(records: Named) -> Table:
     """Return what came of each model on each class."""
     head = ("class", "model", "learned", "TTFO ms", "best of all", "learned ÷ best", "beats one stage by", "loads", "n")
-    body = [
+    body: list[tuple[str, ...]] = [
         (
             pair.kind,
             pair.model,
@@ -117,7 +117,7 @@ def targets(records: Named) -> Table:
     pairs_said = f"{len(found)} pairs of {kinds} classes"
     near = sum(each <= 1 + ALIKE for each in behind)
     never = sorted({pair.model for pair in found} - {pair.model for pair in found if pair.gain is not None})
-    body = [
+    body: list[tuple[str, ...]] = [
         (f"learned plans within 3 % of the best measured, of {pairs_said}", "≥ 90 %", f"{near / len(found):.0%}"),
         ("the worst of them is behind by", "≤ 8 %", f"{max(behind) - 1:.1%}" if behind else "–"),
         (
