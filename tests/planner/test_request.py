@@ -112,7 +112,6 @@ TOGETHER = [
     ({"seeds": 2, "agent": "exact"}, "--seeds: 'exact' finds the same for every seed"),
     ({"seeds": 2, "jobs": 2, "cluster": "tcp://here:1"}, "give --jobs or --cluster, not both"),
     ({"budget": 9, "seeds": 2}, "leave out --seeds or --budget"),
-    ({"budget": 9, "residency": "40MB"}, "leave out --residency or --budget"),
     ({"budget": 9, "curve": "c.csv"}, "leave out --curve or --budget"),
     ({"curve": ""}, "--curve needs a name"),
     ({"checkpoint": "k", "split_points": [1]}, "--checkpoint is of a search, and with --split-points there is none"),

@@ -135,3 +135,17 @@ def test_on_this_host_the_working_memory_is_measured(model: str, capsys: pytest.
     assert again.residency == native.residency
     assert again.input_bytes == 1600
     assert Needs(again).least <= read_bytes(ceiling)
+
+
+def test_a_budget_under_a_ceiling(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", model, "--device", "host", "--objective", "ttfo", "-o", "b.splitload", "--residency"]
+    assert main([*command, "1kB"]) == 2
+    ceiling = read_bytes(capsys.readouterr().err.strip().rpartition("--residency ")[2])
+    assert main([*command, str(ceiling), "--budget", "3"]) == 2
+    assert "give more --budget" in capsys.readouterr().err
+    assert main([*command, str(ceiling), "--budget", "60", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plan"]["num_stages"] >= 4
+    assert 0 < told["measured_loads"] <= 60
+    assert told["memory"]["peak_bytes"] <= ceiling
+    assert told["memory"]["arena_source"] == "measured"

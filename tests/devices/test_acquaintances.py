@@ -1,0 +1,75 @@
+"""What served devices said is kept and shown, without their codes; whatever is damaged is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from splitload.cli import main
+from splitload.deploy.credentials import Code
+from splitload.devices import discovery
+from splitload.devices.acquaintances import acquaintances, remember
+from splitload.devices.pairing import Address, read_address
+
+SAID = {
+    "name": "board", "cpu_model": "Cortex-A76", "onnxruntime": "1.32.0", "threads": 4, "memory_bytes": 4_000_000_000,
+    "storage_read_bytes_per_s": 45.6e6, "features": ["neon"],
+}  # fmt: skip
+CODE = Code("a" * 26, None)
+
+
+def address(cache: Path) -> Address:
+    return read_address(f"http://127.0.0.1:8750/#{CODE.text()}", cache)
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    remember(address(tmp_path), SAID)
+    (profiles := tmp_path / "profiles").mkdir()
+    for number, device in enumerate(("board", "board", "other")):
+        (profiles / f"{number}.json").write_text(json.dumps({"device": device}))
+    (profiles / "damaged.json").write_text("{")
+    (found,) = acquaintances(tmp_path)
+    assert found._replace(opened_s=0).to_json() == {
+        "name": "board", "url": "http://127.0.0.1:8750", "cpu_model": "Cortex-A76", "threads": 4,
+        "memory_bytes": 4_000_000_000, "storage_read_bytes_per_s": 45_600_000, "onnxruntime": "1.32.0", "opened_s": 0,
+        "num_profiles": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [True, -1, float("nan"), float("inf"), "much", None])
+def test_what_cannot_be_is_not_known(tmp_path: Path, value: object) -> None:
+    remember(address(tmp_path), {**SAID, "memory_bytes": value})
+    (found,) = acquaintances(tmp_path)
+    assert found.memory_bytes is None
+
+
+def test_what_is_damaged_is_left_out(tmp_path: Path) -> None:
+    remember(address(tmp_path), SAID)
+    (file,) = (tmp_path / "devices").glob("*.said")
+    file.write_text(file.read_text().replace("1.32.0", '", "'))
+    assert acquaintances(tmp_path) == []
+    remember(Address("http://127.0.0.1:8750", CODE), SAID)  # whose code is not kept
+    assert acquaintances(tmp_path) == []
+
+
+def test_the_command_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path))
+    assert main(["devices"]) == 0
+    assert "served devices" not in capsys.readouterr().out
+    remember(address(tmp_path), SAID)
+    assert main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("board", "Cortex-A76, 4 threads", "4.0 GB", "46 MB/s", "1.32.0"))
+    found = [discovery.Found("phone", "https://192.0.2.7:8750")]
+    monkeypatch.setattr(discovery, "discover", lambda: found)
+    assert main(["devices", "--discover", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["found"], told["served"][0]["name"]) == ([found[0]._asdict()], "board")
+    assert CODE.text() not in json.dumps(told) + shown
+    found.clear()
+    assert main(["devices", "--discover"]) == 0
+    assert "serve --announce" in capsys.readouterr().out

@@ -1,0 +1,84 @@
+"""The race of plans at the end of a search: who runs, who is given up, who wins; and one in a search on a device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from splitload.devices.estimate import FirstOutput
+from splitload.devices.ledger import Ledger
+from splitload.plan.partition import Partition
+from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.schedule import Contention
+from splitload.planner.race import FEWEST_ROUNDS, MOST_ROUNDS, RUNNERS, race, runners, winner
+from splitload.planner.refine import refine
+from splitload.planner.search import Search
+from splitload.planner.trial import trial_of
+
+ONE, TWO, THREE = Partition(4), Partition(4, (2,)), Partition(4, (1, 2))
+
+
+def profile_of(num_blocks: int) -> Profile:
+    blocks = tuple(BlockProfile(f"b{number}", 1, Cost(0.01, 0.01, 0.01)) for number in range(num_blocks))
+    return Profile("m", "a" * 64, "native", "dev", "measured", blocks, 0.0, Contention(2))
+
+
+def test_who_falls_behind_is_given_up() -> None:
+    taken_s = {ONE: 1.0, TWO: 0.97, THREE: 1.5}
+    found = race((ONE, TWO, THREE), taken_s.__getitem__)
+    assert {plan: len(each) for plan, each in found.items()} == {
+        ONE: MOST_ROUNDS,
+        TWO: MOST_ROUNDS,
+        THREE: FEWEST_ROUNDS,
+    }
+    assert winner(found) == TWO
+    assert len(race((ONE, THREE), taken_s.__getitem__)[ONE]) == FEWEST_ROUNDS, "nobody is left to run against"
+
+
+def test_it_ends_where_no_more_may_be_measured() -> None:
+    left = iter([1.0] * 7)
+    found = race((ONE, TWO), lambda _: next(left, None))
+    assert sorted(map(len, found.values())) == [3, 4]
+    assert winner({ONE: [1.0] * (FEWEST_ROUNDS - 1), TWO: []}) is None
+
+
+def test_of_plans_that_are_alike_the_one_with_the_fewest_stages_wins() -> None:
+    samples: Mapping[Partition, Sequence[float]] = {THREE: [1.0] * 3, TWO: [1.005] * 3, ONE: [1.02] * 3}
+    assert winner(samples) == TWO
+
+
+def test_who_runs() -> None:
+    search = Search(profile_of(40), objective="ttfo", max_stages=12)
+    found = [search.even(count) for count in range(2, 13)]
+    plans = runners(search, [Partition(40), Partition(40, (1,))], found)
+    assert plans[0] == Partition(40)
+    assert len(plans) == RUNNERS == len({plan.num_stages for plan in plans})
+    assert Partition(40, (1,)) not in plans, "another plan of two stages is better"
+    assert all(plan.num_stages < 13 for plan in plans)
+
+
+@pytest.mark.parametrize("budget", [40, 200])
+def test_a_search_ends_with_a_race(budget: int) -> None:
+    profile = profile_of(12)
+    ledger = Ledger(lambda stages: [profile.cost(*stage) for stage in stages], budget, reserve=budget // 2)
+    loaded: Counter[Partition] = Counter()
+
+    def load(plan: Partition) -> FirstOutput | None:
+        """A device on which three stages answer first, whatever they cost alone."""
+        ledger.release()
+        if not ledger.spend(plan.num_stages):
+            return None
+        loaded[plan] += 1
+        return FirstOutput(0.1, 0.1 + 0.01 * abs(plan.num_stages - 3))
+
+    refined = refine(profile, ledger, lambda made: Search(made, objective="ttfo"), load=load)
+    assert ledger.loads <= budget
+    assert {plan: len(taken) for plan, taken in refined.raced.items()} == dict(loaded)
+    trial = trial_of(refined)
+    if budget == 200:
+        assert refined.found.partition.num_stages == 3
+        assert trial is not None
+        assert trial.pays
+        assert len(trial.split_s) == len(trial.whole_s) >= FEWEST_ROUNDS

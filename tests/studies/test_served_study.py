@@ -1,0 +1,121 @@
+"""Plans on emulated devices: what a class limits, how rows are judged, and a real device that leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitload.base.errors import UsageError
+from splitload.devices.tuning import SCHEMES
+from splitload.studies import served_tables
+from splitload.studies.control_groups import are_mounted, members_of
+from splitload.studies.device_classes import CLASSES, class_named
+from splitload.studies.emulation import DEVICES
+from splitload.studies.served_arms import Plan
+from splitload.studies.served_emulation import CONTROLLERS, EmulatedDevice
+
+MIB = 1 << 20
+
+
+def row_of(
+    times_s: dict[str, float], stages: dict[str, int], *, kind: str = "sd", peaks: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """Return a row of a record, with samples that do not differ."""
+    names = list(times_s)
+    samples = [
+        [
+            {
+                "ttfo_s": times_s[name],
+                "idle_memory_bytes": MIB,
+                "peak_memory_bytes": (1 + (peaks or {}).get(name, 9)) * MIB,
+            }
+        ]
+        * 7
+        for name in names
+    ]
+    return {
+        "model": "zoo:toy", "class": kind, "loads": 180, "runs": 7, "need": None if peaks is None else {},
+        "ceiling_bytes": None if peaks is None else 10 * MIB,
+        "plans": {
+            name: {**Plan.plain(range(1, stages[name])).to_json(), "measured": number}
+            for number, name in enumerate(names)
+        },
+        "samples": samples, "need_samples": [[] for _ in names],
+    }  # fmt: skip
+
+
+STAGES = {"learned": 3, "uniform": 3, "one stage, plain": 1, "one stage, read": 1}
+
+
+def test_a_cut_that_pays() -> None:
+    row = row_of({"learned": 0.82, "uniform": 0.8, "one stage, plain": 1.0, "one stage, read": 1.2}, STAGES)
+    pair = served_tables.pair_of(row)
+    assert (pair.best, pair.num_stages, pair.loads) == ("uniform", 3, 180)
+    assert pair.behind == pytest.approx(1.025)
+    assert pair.gain == pytest.approx(0.18)
+    _, targets = served_tables.targets([("", {"rows": [row]})])
+    assert [line[2] for line in targets] == ["100%", "2.5%", "18.0%", "180", "none"]
+
+
+def test_one_stage_is_as_good_as_a_cut_that_gains_little() -> None:
+    row = row_of({"learned": 1.0, "uniform": 0.98, "one stage, plain": 1.0, "one stage, read": 1.2}, STAGES)
+    pair = served_tables.pair_of(row)
+    assert (pair.gain, pair.best) == (None, "uniform")
+    _, targets = served_tables.targets([("", {"rows": [row]})])
+    assert targets[-1][2] == "toy"
+
+
+def test_where_memory_is_what_a_class_lacks_plans_have_to_fit() -> None:
+    times_s = {"learned": 1.5, "uniform": 1.4, "one stage, plain": 1.0, "one stage, read": 1.2}
+    peaks = {"learned": 9, "uniform": 12, "one stage, plain": 30, "one stage, read": 40}
+    pair = served_tables.pair_of(row_of(times_s, STAGES, kind="small-memory", peaks=peaks))
+    assert (pair.best, pair.behind) == ("learned", 1.0)
+    assert pair.gain == pytest.approx(0.7)
+    assert served_tables.pair_of(row_of(times_s, STAGES, peaks={**peaks, "one stage, plain": 8})).gain is None
+
+
+def test_a_plan_that_failed_is_not_the_best() -> None:
+    row = row_of({"learned": 0.8, "uniform": 0.5, "one stage, plain": 1.0, "one stage, read": 1.2}, STAGES)
+    row["samples"][1] = [None, *row["samples"][1][1:]]
+    assert served_tables.pair_of(row).best == "learned"
+    heads_and_rows = [table([("", {"rows": [row]})]) for table in (served_tables.plans, served_tables.pairs)]
+    assert all(len(line) == len(head) for head, body in heads_and_rows for line in body)
+
+
+def test_plans_are_read_as_they_were_written() -> None:
+    plan = Plan((3,), (SCHEMES[0], SCHEMES[2]), 1000)
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_limits_of_a_class() -> None:
+    limits = CLASSES["slow-core"].limits("8:0")
+    assert limits["blkio"] == {"blkio.throttle.read_bps_device": "8:0 250000000"}
+    period_us, quota_us = (int(limits["cpu"][f"cpu.cfs_{word}_us"]) for word in ("period", "quota"))
+    assert quota_us == period_us / 4
+    assert CLASSES["fast"].limits("8:0")["blkio"] == {}
+    assert len(CLASSES) >= 5
+    with pytest.raises(UsageError, match="class of devices"):
+        class_named("slow")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0 or not are_mounted(CONTROLLERS), reason="needs root and control groups")
+def test_a_device_has_its_limits_and_leaves_nothing(tmp_path: Path) -> None:
+    from splitload.devices.pairing import read_address
+    from splitload.devices.remote import RemoteDevice
+
+    with EmulatedDevice(CLASSES["slow-core"], tmp_path) as emulated:
+        device = RemoteDevice(read_address(emulated.url, tmp_path), tmp_path)
+        assert device.threads == 1
+        assert device.said["storage_read_bytes_per_s"] < 400e6
+        assert 1e6 < emulated.resident_bytes() < 300e6
+        emulated.limit_memory(400_000_000)
+        assert emulated.kills() == 0
+        assert members_of(DEVICES, CONTROLLERS)
+        device.close()
+    assert not members_of(DEVICES, CONTROLLERS)
+    assert not list(Path("/sys/fs/cgroup/blkio").glob(f"{DEVICES}*"))
+    assert {each.name for each in tmp_path.iterdir()} == {"device-slow-core", "devices"}
