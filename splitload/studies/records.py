@@ -24,6 +24,7 @@ from splitload.studies import (
     personal_tables,
     plan_tables,
     residency_tables,
+    served_tables,
     size_tables,
     whole_tables,
 )
@@ -43,7 +44,8 @@ DOCUMENTS = tuple(  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
 _LISTED_ELSEWHERE = (
-    "crowd_mechanisms", "crowd_scheduling", "crowd_targets", "headline", "residency_targets", "targets", "whole_bound",
+    "crowd_mechanisms", "crowd_scheduling", "crowd_targets", "headline", "residency_targets", "served_plans", "served_targets",
+    "targets", "whole_bound",
     "whole_targets", "whole_starts",
 )  # fmt: skip
 Named = tuple[str, Any]  # a record and the name of its file
@@ -232,6 +234,9 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "digits": ("digits", _every, lambda found: _table(*personal_tables.digits(found))),
     "residency": ("residency", _every, lambda found: _table(*residency_tables.residency(found))),
     "residency_targets": ("residency", _every, lambda found: _table(*residency_tables.targets(found))),
+    "served": ("served", _every, lambda found: _table(*served_tables.pairs(found))),
+    "served_targets": ("served", _every, lambda found: _table(*served_tables.targets(found))),
+    "served_plans": ("served", _every, lambda found: _table(*served_tables.plans(found))),
     "clients": ("clients", _every, lambda found: _table(*client_tables.clients(found))),
     "crowd": ("crowd", _every, lambda found: _table(*emulated_tables.batches(found))),
     "crowd_targets": ("crowd", _every, lambda found: _table(*emulated_tables.targets(found))),
