@@ -50,13 +50,14 @@ def tune(
 ) -> Variant:
     """Return the variant with the measured choices in its stages.
 
-    Every scheme is measured up to `REPEATS` times, in turns, each time in a fresh process with a warm page cache, in
-    which the stages load and run one after the other. One that further samples could not make better than the plain one
-    gets none, see `_settled`. Without a megabyte of weights nothing is measured. A stage takes the scheme with the
-    earliest first result, if that gains on the plain one in the median and in nearly every pair of samples, and is made
-    anew in the background (`upgrade`) if rearranged weights make it faster in the long run. Stages that share weights
-    stay mapped: rearranged or read, a weight would be in memory once for each. One that answers otherwise with
-    rearranged weights, beyond rounding, has them rearranged from the start: its answers never change.
+    Every scheme is measured up to `REPEATS` times, in turns, each time in a fresh process, in which the stages load and
+    run one after the other. On a cold device files are evicted before each, and read ahead as a loader does. One that
+    further samples could not make better than the plain one gets none, see `_settled`. Without a megabyte of weights
+    nothing is measured. A stage takes the scheme with the earliest first result, if that gains on the plain one in the
+    median and in nearly every pair of samples, and is made anew in the background (`upgrade`) if rearranged weights
+    make it faster in the long run. Stages that share weights stay mapped: rearranged or read, a weight would be in
+    memory once for each. One that answers otherwise with rearranged weights, beyond rounding, has them rearranged from
+    the start: its answers never change.
 
     Args:
         machine: Where the processes run.
@@ -114,7 +115,8 @@ def _measured(
 def _file(stage: StageEntry) -> StageFile:
     """Return a stage as a job has it."""
     ways = {"optimized": stage.optimized, "reoptimize": stage.reoptimize}
-    return StageFile(stage.blocks, stage.graph.name, stage.inputs, stage.outputs, **ways)
+    reading = (stage.read_order[0], stage.read_order[-1]) if stage.read_order else None
+    return StageFile(stage.blocks, stage.graph.name, stage.inputs, stage.outputs, **ways, reading=reading)
 
 
 def _in_turns(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from splitload.base.errors import BundleError
-from splitload.base.fields import Reader
+from splitload.base.fields import Reader, is_count
 from splitload.bundle.manifest import TensorSpec
 from splitload.measure.job import Input, Job, inputs_of, tensor_of
 
@@ -27,6 +27,7 @@ class StageFile:
         prepack: Whether its first session has to rearrange weights.
         optimized: Whether the graph is taken as it is.
         reoptimize: Whether a session that rearranges weights is optimised as well.
+        reading: Where in the file its weights begin, and where a loader that reads ahead ends; None where none does.
     """
 
     blocks: tuple[int, int]
@@ -36,6 +37,7 @@ class StageFile:
     prepack: bool = False
     optimized: bool = True
     reoptimize: bool = False
+    reading: tuple[int, int] | None = None
 
     def optimize(self, prepack: bool) -> bool:
         """Return whether onnxruntime optimises the graph of a session, which rearranges weights or does not."""
@@ -71,7 +73,7 @@ class SampleStages(Job):
 
 @dataclass(frozen=True, slots=True)
 class TryScheme(Job):
-    """Load and run stage after stage in one way.
+    """Load and run stage after stage in one way; cold files are read ahead as a loader does, whatever the way.
 
     The answer has `rows` of `first_s`, until the first result, and with `steady` of `steady_s`, of a later run.
 
@@ -162,5 +164,14 @@ def _stage(row: Reader) -> StageFile:
         raise BundleError(f"{row.where}.inputs must be strings")
     outputs = tuple(tensor_of(each) for each in row.items("outputs"))
     start, end = blocks
-    flags = (row.flag(name) for name in ("prepack", "optimized", "reoptimize"))
-    return StageFile((start, end), graph, tuple(inputs), outputs, *flags)
+    prepack, optimized, reoptimize = (row.flag(name) for name in ("prepack", "optimized", "reoptimize"))
+    return StageFile((start, end), graph, tuple(inputs), outputs, prepack, optimized, reoptimize, reading=_reading(row))
+
+
+def _reading(row: Reader) -> tuple[int, int] | None:
+    if row.get("reading") is None:
+        return None
+    places = row.sequence("reading")
+    if len(places) != 2 or not all(map(is_count, places)) or places[0] > places[1]:
+        raise BundleError(f"{row.where}.reading must be two places in a file, in order, they are {places!r:.40}")
+    return places[0], places[1]

@@ -17,7 +17,7 @@ from splitload.measure.likeness import alike
 from splitload.measure.running import engine_for, given_values, in_form, opener, run
 from splitload.measure.stage_jobs import ComparePacked, SampleStages, StageFile, TryScheme
 from splitload.measure.waiting import Waits
-from splitload.runtime.reading import is_cached, read_ahead
+from splitload.runtime.reading import fetch, is_cached, read_ahead
 from splitload.runtime.session import still_read
 from splitload.runtime.tiny import TINY_MODEL
 
@@ -80,17 +80,19 @@ def _start(engine: Engine, folder: Path, stage: StageFile) -> None:
 def try_scheme(job: TryScheme, folder: Path, engine: Engine) -> dict[str, Any]:
     """Load and run stage after stage in one way; return seconds to the first result, and of a run in the long run."""
     values = in_form(engine, job.inputs, given_values(engine, job.inputs, folder))
+    fetching = _fetching(job, folder)
     rows = []
     for stage in job.stages:
         opened = opener(engine, folder, stage, prepack=job.prepack, mapped=job.mapped, share_memory=len(job.stages) > 1)
         start = time.perf_counter()
         reading = threading.Thread(target=read_ahead, args=(folder / stage.graph,))
-        if job.prefetch:
+        reads_ahead = job.prefetch and (fetching is None or stage.reading is None)
+        if reads_ahead:
             reading.start()
         session = opened()
         results = run(engine, session, stage, values)
         first_s = time.perf_counter() - start
-        if job.prefetch:
+        if reads_ahead:
             reading.join()
         row = {"first_s": first_s}
         steady = []
@@ -102,7 +104,19 @@ def try_scheme(job: TryScheme, folder: Path, engine: Engine) -> dict[str, Any]:
             row["steady_s"] = min(steady)
         rows.append(row)
         values.update(zip((spec.name for spec in stage.outputs), results, strict=True))
+    if fetching is not None:
+        fetching.join()
     return {"rows": rows}
+
+
+def _fetching(job: TryScheme, folder: Path) -> threading.Thread | None:
+    """Begin to read files that are cold, as a loader does; None where nothing has to be read."""
+    files = [(folder / stage.graph, stage.reading) for stage in job.stages if stage.reading is not None]
+    if all(is_cached(*file) for file in files):
+        return None
+    thread = threading.Thread(target=fetch, args=(files, lambda: False))
+    thread.start()
+    return thread
 
 
 def compare_packed(job: ComparePacked, folder: Path, engine: Engine) -> dict[str, Any]:

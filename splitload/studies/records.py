@@ -44,8 +44,8 @@ DOCUMENTS = tuple(  # that have tables
 _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
 _LISTED_ELSEWHERE = (
-    "crowd_mechanisms", "crowd_scheduling", "crowd_targets", "headline", "residency_targets", "served_plans", "served_targets",
-    "targets", "whole_bound",
+    "crowd_mechanisms", "crowd_scheduling", "crowd_targets", "headline", "residency_targets", "served_plans",
+    "served_targets", "targets", "whole_bound",
     "whole_targets", "whole_starts",
 )  # fmt: skip
 Named = tuple[str, Any]  # a record and the name of its file
