@@ -22,8 +22,8 @@ from splitload.graphs.stage_store import StageStore
 from splitload.measure.provenance import provenance
 from splitload.plan.ceiling import most_of_a_weight
 from splitload.planner.least_ceiling import CeilingTooLowError
+from splitload.planner.read_model import profile_on
 from splitload.planner.request import TrainRequest
-from splitload.planner.residency import MemoryLimit
 from splitload.planner.result import TrainResult
 from splitload.planner.search import Search
 from splitload.planner.train import train
@@ -115,7 +115,7 @@ class Learner:
             "ended": "nothing better in sight" if refined.complete else "budget",
             "trial": None if result.trial is None else result.trial.to_json(),
             "learned_s": time.monotonic() - start,
-            "optimum": self._optimum(result, ceiling),
+            "optimum": self._optimum(result, need, ceiling),
             "elapsed_s": time.monotonic() - start,
             "provenance": provenance([]),
         }
@@ -145,19 +145,22 @@ class Learner:
         finally:
             self.limit_memory(None, None)
 
-    def _optimum(self, result: TrainResult, ceiling_bytes: int | None) -> dict[str, Any]:
+    def _optimum(self, result: TrainResult, need: Need | None, ceiling_bytes: int | None) -> dict[str, Any]:
         """Return the best plan of any number of stages on a profile of every block, measured on the device."""
         speed = self._kind.storage_bytes_per_s
         repeats = FEW_REPEATS if speed is not None and speed < SLOW_BYTES_PER_S else 5
-        device = self.device(repeats)
+        device, memory = self.device(repeats), result.planned.memory
+        source = open_source(result.request.model, self._cache)
+        self.limit_memory(need, ceiling_bytes)
         try:
-            profile = device.profile(result.graph, feeds=result.request.feeds or None)
-            limits = MemoryLimit(ceiling_bytes, None, result.graph, {}, self._console)
-            search = Search(profile, agent="exact", objective=OBJECTIVE, ceiling=limits.ceiling(None))
+            profile = profile_on(device, result.graph, self._console, source.examples)
+            ceiling = None if memory is None else memory.ceiling
+            search = Search(profile, agent="exact", objective=OBJECTIVE, ceiling=ceiling)
             search.plan()
             best = min(search.plans.values(), key=search.deciding_s)
             found = search.valued(best, search_s=0.0)
         finally:
+            self.limit_memory(None, None)
             device.close()
         return {
             "plan": Plan.plain(best.split_points, most_of_a_weight(ceiling_bytes)).to_json(),
