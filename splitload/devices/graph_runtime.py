@@ -145,7 +145,11 @@ class FarRuntime:
             files = []
             for stage in stages:
                 _placed(folder / stage.graph.name, made, "")
-                ways = {"prepack": stage.prepack, "optimized": stage.optimized, "reoptimize": stage.reoptimize}
+                ways: dict[str, Any] = {
+                    "prepack": stage.prepack,
+                    "optimized": stage.optimized,
+                    "reoptimize": stage.reoptimize,
+                }
                 files.append(StageFile(stage.blocks, stage.graph.name, stage.inputs, stage.outputs, **ways))
             answer = self._done(RunStages(_saved(feeds, made), tuple(files), tuple(outputs)), made)
             return _outputs(answer, outputs, made)

@@ -37,7 +37,8 @@ def runners(search: Search, known: Iterable[Partition], found: Iterable[Partitio
             plan.num_stages not in best or search.deciding_s(plan) < search.deciding_s(best[plan.num_stages])
         ):
             best[plan.num_stages] = plan
-    whole = [best.pop(1)] if 1 in best else []
+    fewest = search.fewest.num_stages
+    whole = [best.pop(fewest)] if fewest in best else []
     return [*whole, *sorted(best.values(), key=search.deciding_s)[: RUNNERS - len(whole)]]
 
 

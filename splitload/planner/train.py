@@ -183,7 +183,7 @@ def _tried(
     Where not all of the model may be in memory, the whole of it is no alternative.
     """
     found = planned.found
-    trial = None if planned.refined is None or model.graph.first_trainable is not None else trial_of(planned.refined)
+    trial = None if planned.refined is None or request.limits_memory else trial_of(planned.refined)
     if trial is not None:
         found = found if trial.pays else planned.search.whole(found)
     elif device.measuring is not None and request.split_points is None and not request.limits_memory:

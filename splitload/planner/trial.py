@@ -104,13 +104,13 @@ def try_cut(
 
 def trial_of(refined: Refined) -> Trial | None:
     """Return the trial of a plan that has raced against the whole model already; None where it has not."""
-    plan = refined.found.partition
-    split, whole = (refined.raced.get(each, ()) for each in (plan, Partition(plan.num_blocks)))
+    plan, one = refined.found.partition, refined.search.fewest
+    split, whole = (refined.raced.get(each, ()) for each in (plan, one))
     runs = min(len(split), len(whole))
-    if plan.num_stages == 1 or runs == 0:
+    if plan == one or runs == 0:
         return None
     split_s, whole_s = (tuple(each.ttfo_s for each in taken[:runs]) for taken in (split, whole))
-    return Trial(plan.num_stages, split_s, whole_s)
+    return Trial(plan.num_stages - one.num_stages + 1, split_s, whole_s)
 
 
 def _decided(split_s: Sequence[float], whole_s: Sequence[float]) -> bool:
