@@ -62,19 +62,24 @@ def sample(job: SampleStages, folder: Path, engine: Engine) -> dict[str, Any]:
         values.update(zip((spec.name for spec in block.outputs), results, strict=True))
         values = still_read(values, job.chain[number:])
     pair = [opener(engine, folder, stage, prepack=stage.prepack) for stage in job.pair]
-    return {"rows": rows, "serial_share": serial_share(pair)}
+    are_cold = not all(_is_cached(folder, stage) for stage in job.pair)
+    return {"rows": rows, "serial_share": serial_share(pair, are_cold=are_cold)}
 
 
 def _start(engine: Engine, folder: Path, stage: StageFile) -> None:
     """Have the runtime start, which is no stage's: on a stage, or where its file is cold on a model that is none."""
-    graph = folder / stage.graph
-    if is_cached(graph, (graph.stat().st_size,)):
+    if _is_cached(folder, stage):
         opener(engine, folder, stage, prepack=stage.prepack)()
         return
     with tempfile.TemporaryDirectory(dir=folder, prefix=".start-") as made:
         tiny = Path(made) / "tiny.onnx"
         tiny.write_bytes(TINY_MODEL)
         engine.open(str(tiny), prepack=False, mapped=False, optimize=False, background=False, share_memory=False)
+
+
+def _is_cached(folder: Path, stage: StageFile) -> bool:
+    graph = folder / stage.graph
+    return is_cached(graph, (graph.stat().st_size,))
 
 
 def try_scheme(job: TryScheme, folder: Path, engine: Engine) -> dict[str, Any]:
@@ -146,14 +151,15 @@ def answer(job: SampleStages | TryScheme | ComparePacked, folder: Path) -> dict[
     return {**_MEASUREMENTS[type(job)](job, folder, engine), "engine": engine.name, "runtime": engine.version}
 
 
-def serial_share(pair: Sequence[Callable[[], Any]]) -> float | None:
+def serial_share(pair: Sequence[Callable[[], Any]], *, are_cold: bool = False) -> float | None:
     """Return the share of the shorter of two loads that the longer one waits for when they run in parallel.
 
-    With σ of `Contention`, loads of a ≥ b seconds take `a + σ b` together. What one alone waits for storage does not
-    count: together they find their files in memory.
+    With σ of `Contention`, loads of a ≥ b seconds take `a + σ b` together.
 
     Args:
         pair: What loads the one and the other; or none.
+        are_cold: Whether their files are not in memory yet. What one alone waits for storage does not count then:
+            together they find them there.
     """
     if not pair:
         return None
@@ -162,7 +168,7 @@ def serial_share(pair: Sequence[Callable[[], Any]]) -> float | None:
         waits, start = Waits(), time.perf_counter()
         session = load()
         taken_s = time.perf_counter() - start
-        alone.append(max(taken_s - waits.lap_s(), LEAST_LOAD_S))
+        alone.append(max(taken_s - waits.lap_s(), LEAST_LOAD_S) if are_cold else taken_s)
         del session
     kept: list[Any] = []
     threads = [threading.Thread(target=lambda load=load: kept.append(load())) for load in pair]
