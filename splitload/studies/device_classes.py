@@ -10,6 +10,7 @@ from splitload.base.errors import unknown_name
 from splitload.devices import PageCache
 
 LINK_BITS_PER_S = 200_000_000
+_PROCESS_S = 1.2  # of a fresh process, its imports and the pause before it, on a processor of this machine
 _PERIOD_US = 5_000  # a twentieth of the system's own: a share of a processor is one at every moment
 
 
@@ -35,6 +36,13 @@ class DeviceClass:
     memory_share: float | None = None
     page_cache: PageCache = "cold"
     link_bits_per_s: int = LINK_BITS_PER_S
+
+    def sample_s(self, model_bytes: int) -> float:
+        """Return about how many seconds a fresh process takes that loads a model from this storage."""
+        storage_s = 0.0 if self.storage_bytes_per_s is None else model_bytes / self.storage_bytes_per_s
+        return (
+            (_PROCESS_S + storage_s) if self.processor_share is None else _PROCESS_S / self.processor_share + storage_s
+        )
 
     def limits(self, disk: str) -> dict[str, dict[str, str]]:
         """Return what is written into the files of its control groups, see `ControlGroups`.

@@ -40,7 +40,6 @@ MODELS = ("zoo:mobilenet_v1", "zoo:densenet201", "zoo:inception_v3", "zoo:resnet
 BUDGET, RUNS = 200, 7
 UNIFORM_STAGES = 4  # of the plan of equal bytes where the learned one has a single stage
 NEED_RUNS = 3  # of each plan with all the memory there is, where memory is what a class lacks
-_SAMPLE_S = 1.5  # of a fresh process beside what storage takes
 _ROOM = "served-study"
 _FIGURES = ("ttfo_s", "peak_memory_bytes", "idle_memory_bytes")
 
@@ -124,11 +123,9 @@ class Study:
         return memory.scheme(ceiling_bytes) if memory.peak_bytes <= ceiling_bytes else None
 
     def _announce(self, model: str, builder: Builder, count: int) -> None:
-        speed = self._kind.storage_bytes_per_s
-        sample_s = _SAMPLE_S + (0.0 if speed is None else builder.source.size_bytes / speed)
+        minutes = count * self._runs * self._kind.sample_s(builder.source.size_bytes) / 60
         self._console.print(
-            f"{self._kind.name}, {model}: {count} plans, {self._runs} times each, about "
-            f"{count * self._runs * sample_s / 60:.0f} minutes"
+            f"{self._kind.name}, {model}: {count} plans, {self._runs} times each, about {minutes:.0f} minutes"
         )
 
     def _known(self, model: str, plans: Mapping[str, Plan]) -> dict[str, Any] | None:

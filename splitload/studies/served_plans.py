@@ -33,6 +33,7 @@ from splitload.studies.served_emulation import EmulatedDevice
 
 OBJECTIVE = "ttfo"
 NEED_RUNS = 3
+SAMPLES = 60  # that learning takes, about: 25 of a search, 25 of ways to load, and the rest of a full profile
 FEW_REPEATS, SLOW_BYTES_PER_S = 2, 100_000_000  # samples of each block of a full profile, where storage is so slow
 _STEP_BYTES = 100_000
 
@@ -81,6 +82,8 @@ class Learner:
 
     def _learn(self, model: str) -> dict[str, Any]:
         start = time.monotonic()
+        minutes = SAMPLES * self._kind.sample_s(open_source(model, self._cache).size_bytes) / 60
+        self._console.print(f"learning {model} on {self._kind.name}, about {minutes:.0f} minutes")
         need = None if self._kind.memory_share is None else self._need(model)
         ceiling = None
         if need is not None and self._kind.memory_share is not None:
