@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitload.base.cache import user_cache
+from splitload.base.errors import SplitloadError
 from splitload.base.phrases import count_of
 from splitload.commands.console import Console
 from splitload.devices import names, open_device
@@ -19,16 +21,14 @@ _PAPER = "Reinforcement Learning Based Asymmetrical DNN Modularization for Optim
 _SERVED = ("name", "address", "processor", "memory", "storage", "onnxruntime", "reached", "profiles")
 
 
-def devices(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+def devices(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Show the devices that are built in and those that were served; return what `--json` prints.
 
     Raises:
         MissingPackageError: If the network is to be asked, and the package for that is not installed.
     """
-    from splitload.devices.acquaintances import acquaintances
-
     known = [open_device(name, Path()) for name in names()]  # no cache: nothing is measured
-    served = acquaintances(cache)
+    served = _served()
     told: dict[str, Any] = {
         "devices": [{"name": each.name, "source": each.source, "description": each.description} for each in known],
         "served": [each.to_json() for each in served],
@@ -46,6 +46,16 @@ def devices(options: argparse.Namespace, console: Console, cache: Path) -> dict[
     if options.discover:
         told["found"] = _found(console)
     return told
+
+
+def _served() -> list[Acquaintance]:
+    """Return the served devices that are known; none where there is no cache."""
+    from splitload.devices.acquaintances import acquaintances
+
+    try:
+        return acquaintances(user_cache())
+    except SplitloadError:
+        return []
 
 
 def _row(each: Acquaintance) -> tuple[str, ...]:

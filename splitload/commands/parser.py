@@ -56,7 +56,7 @@ def _add_planning(add: _Add) -> None:
     """Add what searches and measures, and what it does that on."""
     add("train", "train:train", "search a partition on a device and write the bundle", _train_options, cache=True)
     add("profile", "profile:profile", "measure or simulate what loading each block costs", _profile_options, cache=True)
-    add("devices", "lists:devices", "list the devices, and what served ones said", _devices_options, cache=True)
+    add("devices", "lists:devices", "list the devices, and what served ones said", _devices_options)
     add("zoo", "lists:zoo", "list the models that are built in")
     add("cache", "cache:cache", "show what the user's cache folder holds, or clear it", _cache_options, cache=True)
 

@@ -58,6 +58,7 @@ def test_the_command_shows_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "250")
     assert main(["devices"]) == 0
     assert "served devices" not in capsys.readouterr().out
     remember(address(tmp_path), SAID)
