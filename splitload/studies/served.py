@@ -21,8 +21,10 @@ from splitload.base.atomic import write_text
 from splitload.base.cache import user_cache
 from splitload.base.errors import UsageError
 from splitload.base.scratch import scratch_folder
+from splitload.base.sizes import megabytes
 from splitload.build.residency import ResidencyScheme
 from splitload.commands.console import Console
+from splitload.devices.remote import RemoteDevice
 from splitload.frontends import open_source
 from splitload.graphs.stage_store import StageStore
 from splitload.measure.provenance import provenance
@@ -38,6 +40,7 @@ from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODELS = ("zoo:mobilenet_v1", "zoo:densenet201", "zoo:inception_v3", "zoo:resnet152", "zoo:distilbert")
 BUDGET, RUNS = 200, 7
+SMALL_BYTES, SMALL_TIMES = 50_000_000, 2  # of a model whose samples differ more, and are soon taken; how many more
 UNIFORM_STAGES = 4  # of the plan of equal bytes where the learned one has a single stage
 NEED_RUNS = 3  # of each plan with all the memory there is, where memory is what a class lacks
 _ROOM = "served-study"
@@ -70,27 +73,34 @@ class Study:
             raise UsageError(f"{model} has not been learned on {', '.join(missing)}: run that with --learn first")
         with StageStore(self._cache) as store, scratch_folder(self._folder, ".measuring-") as made:
             source = open_source(model, self._cache)
+            runs = self._runs * (SMALL_TIMES if source.size_bytes < SMALL_BYTES else 1)
             device = self._learner.device()
             try:
                 builder = Builder(source, device.threads, made, store, self._console, self._cache)
-                plans = _plans(learned, {name: each for name, each in elsewhere.items() if each}, builder)
-                known = self._known(model, plans)
-                return known or self._measured(model, learned, plans, builder, device)
+                named = _plans(learned, {name: each for name, each in elsewhere.items() if each}, builder)
+                plans = {name: plan.as_loaded(self._kind.page_cache) for name, plan in named.items()}
+                return self._known(model, plans, runs) or self._measured(learned, plans, runs, builder, device)
             finally:
                 device.close()
 
     def _measured(
-        self, model: str, learned: Mapping[str, Any], plans: Mapping[str, Plan], builder: Builder, device: Any
+        self,
+        learned: Mapping[str, Any],
+        plans: Mapping[str, Plan],
+        runs: int,
+        builder: Builder,
+        device: RemoteDevice,
     ) -> dict[str, Any]:
+        model = learned["model"]
         distinct = list(dict.fromkeys(plans.values()))
-        self._announce(model, builder, len(distinct))
+        self._announce(model, builder, len(distinct) * runs)
         schemes = [self._scheme(each, learned["ceiling_bytes"], builder, device) for each in distinct]
         arms = [builder.arm(each, scheme) for each, scheme in zip(distinct, schemes, strict=True)]
         graph, need = builder.graph(None), need_of(learned)
         kills = self._emulated.kills()
         self._learner.limit_memory(need, learned["ceiling_bytes"])
         try:
-            taken = measure_in_turns(device, graph, arms, builder.source, self._runs, self._console)
+            taken = measure_in_turns(device, graph, arms, builder.source, runs, self._console)
         finally:
             self._learner.limit_memory(None, None)
         needs: list[Samples] = [[] for _ in arms]
@@ -105,7 +115,7 @@ class Study:
             "need_samples": [_kept(each) for each in needs],
             "has_scheme": [scheme is not None for scheme in schemes],
             "kills": self._emulated.kills() - kills,
-            "runs": self._runs,
+            "runs": runs,
             "optimum": {key: value for key, value in learned["optimum"].items() if key != "profile"},
             "learned_by": learned["provenance"],
             "measured_by": provenance([]),
@@ -113,7 +123,9 @@ class Study:
         write_text(self._row_file(model), json.dumps(row), "the row")
         return row
 
-    def _scheme(self, plan: Plan, ceiling_bytes: int | None, builder: Builder, device: Any) -> ResidencyScheme | None:
+    def _scheme(
+        self, plan: Plan, ceiling_bytes: int | None, builder: Builder, device: RemoteDevice
+    ) -> ResidencyScheme | None:
         """Return how a plan is kept under the ceiling of this class; None where it does not fit, or there is none."""
         if ceiling_bytes is None:
             return None
@@ -122,19 +134,17 @@ class Study:
         memory = MemoryLimit(ceiling_bytes, device, graph, builder.source.examples, self._console).memory_of(partition)
         return memory.scheme(ceiling_bytes) if memory.peak_bytes <= ceiling_bytes else None
 
-    def _announce(self, model: str, builder: Builder, count: int) -> None:
-        minutes = count * self._runs * self._kind.sample_s(builder.source.size_bytes) / 60
-        self._console.print(
-            f"{self._kind.name}, {model}: {count} plans, {self._runs} times each, about {minutes:.0f} minutes"
-        )
+    def _announce(self, model: str, builder: Builder, samples: int) -> None:
+        minutes = samples * self._kind.sample_s(builder.source.size_bytes) / 60
+        self._console.print(f"measuring {model} on {self._kind.name}, {samples} samples, about {minutes:.0f} minutes")
 
-    def _known(self, model: str, plans: Mapping[str, Plan]) -> dict[str, Any] | None:
+    def _known(self, model: str, plans: Mapping[str, Plan], runs: int) -> dict[str, Any] | None:
         try:
             row: dict[str, Any] = json.loads(self._row_file(model).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         same = {name: Plan.from_json(each) for name, each in row["plans"].items()} == dict(plans)
-        return row if same and row["runs"] == self._runs else None
+        return row if same and row["runs"] == runs else None
 
     def _row_file(self, model: str) -> Path:
         return self._folder / f"row-{self._kind.name}-{model.rpartition(':')[2]}.json"
@@ -175,7 +185,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--class", dest="kind", required=True, metavar="NAME", help=f"one of {', '.join(CLASSES)}")
     parser.add_argument("--learn", action="store_true", help="learn the plans of this class, and measure nothing")
     parser.add_argument("--budget", type=at_least(1), default=BUDGET, metavar="N", help="loads (default: %(default)s)")
-    parser.add_argument("--runs", type=at_least(1), default=RUNS, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument(
+        "--runs",
+        type=at_least(1),
+        default=RUNS,
+        metavar="N",
+        help=f"samples; of models below {megabytes(SMALL_BYTES)} {SMALL_TIMES} times as many (default: %(default)s)",
+    )
     options = parser.parse_args(words)
     kind: DeviceClass = class_named(options.kind)
     console, cache = Console(json=False), user_cache()

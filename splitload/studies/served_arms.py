@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from splitload.base.errors import SplitloadError
 from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.build.residency import ResidencyScheme
 from splitload.bundle.manifest import StageEntry, Variant
-from splitload.devices import Measuring
+from splitload.devices import Measuring, PageCache
 from splitload.devices.tuning import PLAIN, SCHEMES, Scheme
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.stage_store import StageStore
@@ -50,6 +50,12 @@ class Plan:
         """Return the plan of a bundle's stages."""
         ways = tuple(Scheme(stage.mapped, stage.prefetch, stage.prepack) for stage in stages)
         return cls(tuple(split_points), ways, max_weight_bytes)
+
+    def as_loaded(self, page_cache: PageCache) -> Plan:
+        """Return the plan as it is loaded: cold files are read ahead whatever the way, so that all are the same."""
+        if page_cache == "warm":
+            return self
+        return replace(self, ways=tuple(replace(way, prefetch=False) for way in self.ways))
 
     @property
     def num_stages(self) -> int:

@@ -88,6 +88,9 @@ def test_a_plan_that_failed_is_not_the_best() -> None:
 def test_plans_are_read_as_they_were_written() -> None:
     plan = Plan((3,), (SCHEMES[0], SCHEMES[2]), 1000)
     assert Plan.from_json(plan.to_json()) == plan
+    ahead = Plan((), (SCHEMES[1],))
+    assert ahead.as_loaded("warm") == ahead
+    assert ahead.as_loaded("cold") == Plan.plain(())
 
 
 def test_limits_of_a_class() -> None:
