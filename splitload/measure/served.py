@@ -101,9 +101,13 @@ def check_files(job: Job, folder: Path) -> None:
                 raise BundleError(
                     f"'{graph.name:.80}' reads weights from {name!r:.80}, which was not sent with it; refused"
                 )
-    for name, place in job_files(job, folder).items():
+    try:
+        read = job_files(job, folder)
+    except FileNotFoundError as error:
+        raise BundleError(f"the job reads '{Path(error.filename).name:.80}', which was not sent; refused") from error
+    for name, place in read.items():
         if not place.is_file():
-            raise BundleError(f"the job reads {name!r:.80}, which was not sent with it; refused")
+            raise BundleError(f"the job reads {name!r:.80}, which was not sent; refused")
 
 
 def end_left_jobs(folder: Path) -> None:

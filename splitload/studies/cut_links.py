@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-NEVER = 1 << 62
+_NEVER = 1 << 62  # bytes
 
 
 class CutLink:
@@ -29,6 +29,11 @@ class CutLink:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def stay(self) -> None:
+        """Cut it no more."""
+        with self._lock:
+            self._left = _NEVER
 
     def close(self) -> None:
         """End it."""

@@ -37,7 +37,7 @@ from splitload.devices.remote import RemoteMachine
 from splitload.measure.fresh import save_inputs
 from splitload.measure.job import Input, LoadModel
 from splitload.measure.process import python
-from splitload.studies.cut_links import NEVER, cut_link
+from splitload.studies.cut_links import cut_link
 from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 
 CLIENTS, CUTS, KILLS = 50, 200, 50
@@ -165,7 +165,8 @@ def cut_links(folder: Path, count: int, drawn: random.Random) -> dict[str, Any]:
                 file_bytes += sum(each.stat().st_size for each in (folder / f"{number}").iterdir()
                                   if each.name != "output-0.npy")  # fmt: skip
                 number += 1
-            cuts, up_bytes, link._left = link.cuts, link.up_bytes, NEVER
+            cuts, up_bytes = link.cuts, link.up_bytes
+            link.stay()
             connection.close()
     finally:
         service.kill()
