@@ -19,6 +19,7 @@ from splitload.studies import (
     client_tables,
     crowd_tables,
     emulated_tables,
+    fault_tables,
     matrix_tables,
     memory_table,
     personal_tables,
@@ -243,6 +244,7 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "crowd_mechanisms": ("crowd", _has("ablation"), lambda found: _table(*emulated_tables.ablation(found))),
     "crowd_growth": ("crowd_growth", _every, lambda found: _table(*crowd_tables.growth(found))),
     "crowd_scheduling": ("crowd_growth", _every, lambda found: _table(*crowd_tables.scheduling(found))),
+    "served_faults": ("served_faults", _every, lambda found: _table(*fault_tables.faults(found))),
 }
 
 

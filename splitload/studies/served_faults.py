@@ -1,4 +1,4 @@
-"""Faults of served devices: many clients, links that are cut, services that are killed.
+"""Faults of served devices: requests of any kind, many clients, links that are cut, services that are killed.
 
 `python -m splitload.studies.served_faults --help`. Everything is real but for who pulls the plug: processes of
 `splitload serve` on this machine, jobs in fresh processes, models whose outputs tell whose answer it is.
@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from splitload.base.errors import ModelError, StageError
+from splitload.base.errors import MissingPackageError, ModelError, StageError
+from splitload.base.packages import has, install
 from splitload.bundle.manifest import TensorSpec
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
@@ -40,7 +41,9 @@ from splitload.measure.process import python
 from splitload.studies.cut_links import cut_link
 from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 
-CLIENTS, CUTS, KILLS = 50, 200, 50
+EXAMPLES, CLIENTS, CUTS, KILLS = 150, 50, 200, 50
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+CONFIGURATION = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", "507"]\n'
 WIDTH = 256  # of a model's weight: 256 KiB
 CUT_BYTES = 200_000  # of a link, at most, between two cuts
 UP_S = (0.3, 3.0)  # of a service, between its start and its end
@@ -125,6 +128,32 @@ def answers_right(machine: RemoteMachine, folder: Path, number: int) -> bool:
 
 def _weight(number: int) -> Any:
     return np.random.default_rng(1000 + number).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+
+
+def any_requests(folder: Path, examples: int, seed: int) -> dict[str, Any]:
+    """Have schemathesis send requests made from the service's own description, right ones and wrong ones.
+
+    Raises:
+        MissingPackageError: If it is not installed.
+    """
+    if not has("schemathesis"):
+        raise MissingPackageError(f"requests are made by the package 'schemathesis'. Install it: {install('dev')}")
+    service = Service(folder / "device")
+    (folder / "schemathesis.toml").write_text(CONFIGURATION, encoding="utf-8")
+    command = [
+        sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{service.port}/openapi.json", "-H",
+        f"Authorization: Bearer {read_code(service.url.partition('#')[2]).token}", "--checks", CHECKS, "--phases",
+        "coverage,fuzzing", "--max-examples", str(examples), "--seed", str(seed), "--no-color", "--warnings", "off",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=False)
+    finally:
+        service.kill()
+    cases = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    if cases is None:
+        raise StageError(f"schemathesis does not say what it did: {' '.join(done.stdout.split())[-300:]}")
+    generated, passed = map(int, cases.groups())
+    return {"part": "requests", "exit_code": done.returncode, "requests": generated, "as_described": passed}
 
 
 def many_clients(folder: Path, count: int) -> dict[str, Any]:
@@ -263,6 +292,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     parser = study_parser("served_faults", __doc__)
     for name, default, text in (
+        ("examples", EXAMPLES, "requests that are made up for each path"),
         ("clients", CLIENTS, "clients at once"), ("cuts", CUTS, "cuts of a link"),
         ("kills", KILLS, "kills of a service"),
     ):  # fmt: skip
@@ -274,6 +304,7 @@ def main(words: Sequence[str] | None = None) -> int:
     drawn, console = random.Random(options.seed), Console(json=False)  # noqa: S311
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parts: list[tuple[int, Callable[[Path], dict[str, Any]]]] = [
+        (options.examples, lambda folder: any_requests(folder, options.examples, options.seed)),
         (options.clients, lambda folder: many_clients(folder, options.clients)),
         (options.cuts, lambda folder: cut_links(folder, options.cuts, drawn)),
         (options.kills, lambda folder: killed_services(folder, options.kills, drawn)),

@@ -9,7 +9,7 @@ import pytest
 
 from splitload.base.errors import ModelError
 from splitload.measure.fresh import run_job
-from splitload.studies import served_faults
+from splitload.studies import fault_tables, served_faults
 from splitload.studies.served_faults import answers_right, main
 
 
@@ -30,10 +30,28 @@ def test_an_answer_of_another_model_is_seen(tmp_path: Path) -> None:
     assert not answers_right(Here(8), tmp_path / "other", 7)  # type: ignore[arg-type]
 
 
+def test_a_table_says_what_went_wrong() -> None:
+    search = {"kills": 2, "exit_code": 1, "valid_bundle": False}
+    rows = [
+        {"part": "requests", "requests": 9, "as_described": 8},
+        {"part": "clients", "clients": 2, "outcomes": {"right": 1, "wrong": 1}, "damaged_files": []},
+        {"part": "links", "cuts": 3, "jobs": 1, "outcomes": {"right": 1}, "file_bytes": 100, "up_bytes": 150,
+         "damaged_files": ["x"]},
+        {"part": "kills", "kills": 2, "searches": [search], "damaged_files": 0},
+    ]  # fmt: skip
+    _, found = fault_tables.faults([("faults.json", {"rows": rows})])
+    assert [row[2] for row in found] == [
+        "8 answered as described",
+        "1 right, 1 wrong",
+        "1 right; 1.50 bytes sent for each of a file; damaged files: 1",
+        "0 of 1 searches end with a valid bundle",
+    ]
+
+
 @pytest.mark.slow
 def test_a_record(tmp_path: Path) -> None:
     output = tmp_path / "faults.json"
-    assert main(["--clients", "5", "--cuts", "10", "--kills", "3", "-o", str(output)]) == 0
+    assert main(["--examples", "0", "--clients", "5", "--cuts", "10", "--kills", "3", "-o", str(output)]) == 0
     clients, links, kills = json.loads(output.read_text())["rows"]
     assert clients["outcomes"] == {"right": 5}
     assert links["outcomes"] == {"right": links["jobs"]}
