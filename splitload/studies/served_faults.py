@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from splitload.base.errors import MissingPackageError, ModelError, StageError
-from splitload.base.packages import has, install
+from splitload.base.packages import has
 from splitload.bundle.manifest import TensorSpec
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
@@ -137,16 +137,18 @@ def any_requests(folder: Path, examples: int, seed: int) -> dict[str, Any]:
         MissingPackageError: If it is not installed.
     """
     if not has("schemathesis"):
-        raise MissingPackageError(f"requests are made by the package 'schemathesis'. Install it: {install('dev')}")
+        raise MissingPackageError("requests are made by the package 'schemathesis': pip install schemathesis")
     service = Service(folder / "device")
     (folder / "schemathesis.toml").write_text(CONFIGURATION, encoding="utf-8")
-    command = [
-        sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{service.port}/openapi.json", "-H",
+    words = [
+        "run", f"http://127.0.0.1:{service.port}/openapi.json", "-H",
         f"Authorization: Bearer {read_code(service.url.partition('#')[2]).token}", "--checks", CHECKS, "--phases",
         "coverage,fuzzing", "--max-examples", str(examples), "--seed", str(seed), "--no-color", "--warnings", "off",
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=False)
+        done = subprocess.run(
+            python("schemathesis.cli", *words), cwd=folder, capture_output=True, encoding="utf-8", check=False
+        )
     finally:
         service.kill()
     cases = re.search(r"(\d+) generated, (\d+) passed", done.stdout)

@@ -8,6 +8,7 @@ import socket
 import ssl
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,14 +103,11 @@ def shake_hands(folder: Path, code: Code) -> bytes:
 
     def answer() -> None:
         for _ in range(2):
-            plain, _ = listening.accept()
-            with plain:
-                try:
-                    with context.wrap_socket(plain, server_side=True) as secure:
-                        secure.sendall(b"hello")
-                        secure.recv(1)
-                except OSError:
-                    pass
+            with suppress(OSError):
+                plain, _ = listening.accept()
+                with plain, context.wrap_socket(plain, server_side=True) as secure:
+                    secure.sendall(b"hello")
+                    secure.recv(1)
 
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
@@ -119,7 +117,9 @@ def shake_hands(folder: Path, code: Code) -> bytes:
         with socket.create_connection((host, port)) as plain, trusted.wrap_socket(plain) as secure:
             return secure.recv(5)
     finally:
+        listening.shutdown(socket.SHUT_RDWR)
         listening.close()
+        thread.join(20)
 
 
 def test_a_certificate_is_pinned(tmp_path: Path) -> None:
