@@ -95,6 +95,7 @@ class Builder:
         self.source = source
         self._threads, self._folder, self._store, self._report, self._cache = threads, folder, store, report, cache
         self._made = 0
+        folder.mkdir(exist_ok=True)
 
     def graph(self, max_weight_bytes: int | None) -> ModelGraph:
         """Return the native graph, with larger weights than that cut into parts."""

@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from splitload.devices.measuring import profile_loads
 from splitload.devices.pairing import read_address
 from splitload.devices.remote import RemoteDevice
 from splitload.frontends import open_source
+from splitload.frontends.onnx import Source
 from splitload.graphs.stage_store import StageStore
 from splitload.measure.provenance import provenance
 from splitload.plan.ceiling import most_of_a_weight
@@ -27,6 +28,7 @@ from splitload.planner.request import TrainRequest
 from splitload.planner.result import TrainResult
 from splitload.planner.search import Search
 from splitload.planner.train import train
+from splitload.runtime.tiny import TINY_MODEL
 from splitload.studies.device_classes import DeviceClass
 from splitload.studies.served_arms import Builder, Plan, measure_in_turns
 from splitload.studies.served_emulation import EmulatedDevice
@@ -44,12 +46,14 @@ class Need:
 
     Attributes:
         peak_bytes: The most resident memory of the process up to its first output, less what it had before the load
-            call; the median of `NEED_RUNS` processes.
+            call and what the runtime takes; the median of `NEED_RUNS` processes.
         idle_bytes: What it had before the load call; likewise.
+        runtime_bytes: What the runtime takes: the same peak of the smallest model there is.
     """
 
     peak_bytes: int
     idle_bytes: int
+    runtime_bytes: int
 
 
 class Learner:
@@ -105,7 +109,7 @@ class Learner:
             "class": self._kind.name,
             "model": model,
             "num_blocks": result.profile.num_blocks,
-            "need": None if need is None else {"peak_bytes": need.peak_bytes, "idle_bytes": need.idle_bytes},
+            "need": None if need is None else asdict(need),
             "asked_bytes": asked,
             "ceiling_bytes": ceiling,
             "plan": plan.to_json(),
@@ -128,7 +132,8 @@ class Learner:
         if need is None or ceiling is None:
             self._emulated.limit_memory(None)
         else:
-            self._emulated.limit_memory(self._emulated.resident_bytes() + need.idle_bytes + ceiling)
+            process_bytes = need.idle_bytes + need.runtime_bytes
+            self._emulated.limit_memory(self._emulated.resident_bytes() + process_bytes + ceiling)
 
     def _trained(self, model: str, target: Path, ceiling: int | None, need: Need | None) -> TrainResult:
         """Do what `splitload train --device URL --budget N` does, with `--residency` where memory is limited."""
@@ -176,18 +181,24 @@ class Learner:
 
     def _need(self, model: str) -> Need:
         """Measure what a model needs as one mapped stage, with all the memory there is."""
-        source, device = open_source(model, self._cache), self.device()
+        device = self.device()
         try:
             with StageStore(self._cache) as store, scratch_folder(self._folder, ".need-") as made:
-                builder = Builder(source, device.threads, made, store, self._console, self._cache)
-                arm = builder.arm(Plan.plain(()))
-                (taken,) = measure_in_turns(device, builder.graph(None), [arm], source, NEED_RUNS, self._console)
+                tiny = made / "tiny.onnx"
+                tiny.write_bytes(TINY_MODEL)
+                peaks, idles = [], []
+                for source in (Source.open(tiny, "tiny"), open_source(model, self._cache)):
+                    builder = Builder(source, device.threads, made / source.name, store, self._console, self._cache)
+                    arm = builder.arm(Plan.plain(()))
+                    (taken,) = measure_in_turns(device, builder.graph(None), [arm], source, NEED_RUNS, self._console)
+                    done = [each for each in taken if each is not None]
+                    idles.append(statistics.median(each["idle_memory_bytes"] for each in done))
+                    peaks.append(
+                        statistics.median(each["peak_memory_bytes"] - each["idle_memory_bytes"] for each in done)
+                    )
         finally:
             device.close()
-        done = [each for each in taken if each is not None]
-        idle = statistics.median(each["idle_memory_bytes"] for each in done)
-        peak = statistics.median(each["peak_memory_bytes"] - each["idle_memory_bytes"] for each in done)
-        return Need(int(peak), int(idle))
+        return Need(int(peaks[1] - peaks[0]), int(idles[1]), int(peaks[0]))
 
 
 def kept(folder: Path, kind: DeviceClass, model: str) -> dict[str, Any] | None:

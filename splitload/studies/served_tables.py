@@ -159,11 +159,15 @@ def _fits(row: Mapping[str, Any], name: str) -> bool:
 
 
 def _peaks(row: Mapping[str, Any], name: str) -> list[float]:
-    """Return the peaks of a plan above idle, in bytes: with all the memory there is, where the class has less."""
+    """Return the peaks of a plan above idle, in bytes.
+
+    Where the class has less memory than there is, with all there is, and without what the runtime takes.
+    """
     number = row["plans"][name]["measured"]
     samples = row["need_samples"][number] or row["samples"][number]
+    runtime_bytes = 0 if row["need"] is None else row["need"]["runtime_bytes"]
     return [
-        each["peak_memory_bytes"] - each["idle_memory_bytes"]
+        each["peak_memory_bytes"] - each["idle_memory_bytes"] - runtime_bytes
         for each in samples
         if each is not None and "idle_memory_bytes" in each
     ]

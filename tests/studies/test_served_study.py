@@ -37,7 +37,8 @@ def row_of(
         for name in names
     ]
     return {
-        "model": "zoo:toy", "class": kind, "loads": 180, "runs": 7, "need": None if peaks is None else {},
+        "model": "zoo:toy", "class": kind, "loads": 180, "runs": 7,
+        "need": None if peaks is None else {"runtime_bytes": 0},
         "ceiling_bytes": None if peaks is None else 10 * MIB,
         "plans": {
             name: {**Plan.plain(range(1, stages[name])).to_json(), "measured": number}
