@@ -11,7 +11,7 @@ from splitload.studies.size_tables import Table, median_with_range
 
 Named = Iterable[tuple[str, Any]]
 ALIKE = 0.03  # what plans may differ by and count as equally good: more than that a cut must gain to be called best
-FITS = 1.05  # times the ceiling that a plan's peak may be: it was planned by what was measured of another process
+BESIDE_BYTES = 2_000_000  # that a plan's peak may be above the ceiling: so much two processes differ before they load
 _SINGLE = "one stage, "
 
 
@@ -155,7 +155,7 @@ def _fits(row: Mapping[str, Any], name: str) -> bool:
     if row["need"] is None:
         return True
     peaks = _peaks(row, name)
-    return bool(peaks) and statistics.median(peaks) <= FITS * row["ceiling_bytes"]
+    return bool(peaks) and statistics.median(peaks) <= row["ceiling_bytes"] + BESIDE_BYTES
 
 
 def _peaks(row: Mapping[str, Any], name: str) -> list[float]:
