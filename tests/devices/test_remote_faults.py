@@ -123,9 +123,8 @@ def test_a_device_that_never_has_enough_is_left(folder: Path) -> None:
 
 
 def test_lies_do_not_reach_the_profile_cache(graphs: dict[str, ModelGraph], tmp_path: Path) -> None:
-    rows = [
-        {"start": 0, "end": 1, "load_s": 1.0, "first_inference_s": 1.0, "inference_s": 1.0}
-    ]  # not all that was asked
+    names = ("load_s", "first_inference_s", "inference_s", "load_wait_s", "first_wait_s")
+    rows = [{"start": 0, "end": 1, **dict.fromkeys(names, 1.0)}]  # not all that was asked for
     with answering(saying({"rows": rows, "serial_share": 0.5})) as url:
         device = RemoteDevice(Address(url, Code(TOKEN, None)), tmp_path / "desk", repeats=1)
         with pytest.raises(DeviceError, match="must be of the"):
@@ -206,7 +205,13 @@ def test_a_device_that_vanishes_is_one_line_and_what_was_measured_is_kept(
         if job["kind"] == "load":
             return {**GOOD, "outputs": []}
         ranges = [each["blocks"] for each in (*job["chain"], *job["segments"])]
-        figures = {"load_s": 0.01, "first_inference_s": 0.01, "inference_s": 0.01}
+        figures = {
+            "load_s": 0.01,
+            "first_inference_s": 0.01,
+            "inference_s": 0.01,
+            "load_wait_s": 0.0,
+            "first_wait_s": 0.0,
+        }
         rows = [{"start": start, "end": end, **figures} for start, end in ranges]
         return {"rows": rows, "serial_share": 0.5 if job["pair"] else None}
 

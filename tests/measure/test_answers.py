@@ -12,7 +12,7 @@ from splitload.measure.job import ConvertModel, Job, LoadModel
 from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStages, StageFile, TryScheme
 
 ONE, TWO = (StageFile((start, start + 1), f"{start}.ort", (), ()) for start in (0, 1))
-COST = {"load_s": 0.1, "first_inference_s": 0.2, "inference_s": 0.3}
+COST = {"load_s": 0.1, "first_inference_s": 0.2, "inference_s": 0.3, "load_wait_s": 0.0, "first_wait_s": 0.0}
 ROWS = [{"start": 0, "end": 1, **COST}, {"start": 1, "end": 2, **COST}]
 SAMPLE = SampleStages((), (ONE, TWO))
 PAIR = SampleStages((), (ONE, TWO), pair=(ONE, TWO))
