@@ -11,7 +11,6 @@ import json
 import os
 import random
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -83,12 +82,16 @@ class Service:
                 break
         else:
             raise StageError(f"the service does not start: {said[-1:]}")
-        threading.Thread(target=self._child.stderr.read, daemon=True).start()
+        self._reader = threading.Thread(target=self._child.stderr.read, daemon=True)
+        self._reader.start()
 
     def kill(self) -> None:
         """End it as a power cut does."""
         self._child.kill()
         self._child.wait()
+        self._reader.join()
+        assert self._child.stderr is not None  # noqa: S101
+        self._child.stderr.close()
 
     def connection(self, port: int | None = None) -> Connection:
         """Return a connection, perhaps through a proxy's port."""
@@ -304,7 +307,6 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=at_least(0), default=1, metavar="N", help="of what is random")
     options = parser.parse_args(words)
     drawn, console = random.Random(options.seed), Console(json=False)  # noqa: S311
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parts: list[tuple[int, Callable[[Path], dict[str, Any]]]] = [
         (options.examples, lambda folder: any_requests(folder, options.examples, options.seed)),
         (options.clients, lambda folder: many_clients(folder, options.clients)),
