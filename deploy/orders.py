@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 from splitload.base.errors import OutputError, SplitloadError, StageError
 from splitload.bundle.manifest import File
-from splitload.deploy.stage_cache import MissingFileError, StageCache
+from splitload.deploy.stage_cache import MissingFileError, StageCache, link_file
 from splitload.deploy.stage_names import stage_key
 
 LEASE_S = 600.0
@@ -330,7 +330,7 @@ class Orders:
         for file in order.files:
             target = place / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.hardlink_to(kept / file.name)
+            link_file(kept / file.name, target)
             linked.append((file.sha256, target))
         return linked
 

@@ -2,7 +2,7 @@
 
 - `files/SHA256` is a whole file, `files/SHA256.part` the beginning of one whose transfer goes on from there.
 - `stages/KEY/NAME` are hard links to them, by the names that a stage's graph reads them by; the key is the stage's. A
-  name may have folders before it, as files of a job have.
+  name may have folders before it, as files of a job have. Without hard links they are copies, and take room besides.
 - A stage is complete once its folder is there. It is checked, byte by byte, before it is first opened by a process.
 - Stages in use are never evicted; of the others those go first that were used longest ago, after files of none.
 - Each use is somebody's, so that those of a client that was killed can be ended.
@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import BundleError, OutputError, StageError
+from splitload.base.pieces import copy_file
 from splitload.base.regular import open_regular
 from splitload.bundle.manifest import File
 from splitload.deploy.stage_names import check_file, check_stage, is_sha256
 
 _PART = ".part"
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 _BUFFER_BYTES = 1 << 17
 _SYNC_BYTES = 8 << 20  # written at a time: a slow disk would take longer for a whole file than its sender waits
 COPIED_BYTES = 1 << 20  # at a time, from one file to another
@@ -232,7 +234,7 @@ class StageCache:
                 for file in files:
                     if not (place / file.name).exists():
                         (place / file.name).parent.mkdir(parents=True, exist_ok=True)
-                        (place / file.name).hardlink_to(self._files / file.sha256)
+                        link_file(self._files / file.sha256, place / file.name)
                 os.utime(place)
             except OSError as error:
                 raise OutputError(f"cannot keep stages in '{self._folder}': {error.strerror}") from error
@@ -367,6 +369,19 @@ class StageCache:
                     if link.stat().st_ino == inode:
                         link.unlink()
             whole.unlink()
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file another name; where the system has no such links, as Android has none for programs, copy it.
+
+    onnxruntime follows no other links to weights.
+    """
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        copy_file(source, target)
 
 
 def _digest_of(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Iterator
@@ -235,3 +236,17 @@ def test_a_file_is_hashed_as_it_comes_and_from_the_disk_where_another_process_be
         cache.write(one, 300, A[300:])
     assert cache.write(one, 0, A) == 1000
     cache.close()
+
+
+def test_without_hard_links_files_are_copied(cache: StageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    place = keep(cache, ONE, A)
+    assert (place / ONE[0].name).read_bytes() == A
+    keep(cache, TWO, B)
+    keep(cache, THREE, C)
+    four = (file("four.ort", A + C),)
+    assert (keep(cache, four, A + C) / "four.ort").read_bytes() == A + C  # there was no room beside the others
+    assert cache.used_bytes() <= CAP_BYTES
