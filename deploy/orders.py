@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from splitload.base.errors import OutputError, SplitloadError, StageError
+from splitload.base.pieces import link_file
 from splitload.bundle.manifest import File
-from splitload.deploy.stage_cache import MissingFileError, StageCache, link_file
+from splitload.deploy.stage_cache import MissingFileError, StageCache
 from splitload.deploy.stage_names import stage_key
 
 LEASE_S = 600.0

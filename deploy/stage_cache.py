@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import BundleError, OutputError, StageError
-from splitload.base.pieces import copy_file
+from splitload.base.pieces import link_file
 from splitload.base.regular import open_regular
 from splitload.bundle.manifest import File
 from splitload.deploy.stage_names import check_file, check_stage, is_sha256
 
 _PART = ".part"
-_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 _BUFFER_BYTES = 1 << 17
 _SYNC_BYTES = 8 << 20  # written at a time: a slow disk would take longer for a whole file than its sender waits
 COPIED_BYTES = 1 << 20  # at a time, from one file to another
@@ -369,19 +368,6 @@ class StageCache:
                     if link.stat().st_ino == inode:
                         link.unlink()
             whole.unlink()
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Give a file another name; where the system has no such links, as Android has none for programs, copy it.
-
-    onnxruntime follows no other links to weights.
-    """
-    try:
-        target.hardlink_to(source)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        copy_file(source, target)
 
 
 def _digest_of(path: Path) -> Any:

@@ -7,6 +7,8 @@ the pieces had 2 MiB or more.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 
 TYPE_CHECKING = False
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from splitload.base.regular import StrPath
 
 PIECE_BYTES = 8 << 20  # `open` takes it as the size of its buffer
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 
 
 def copy_file(source: StrPath, target: StrPath) -> None:
@@ -24,3 +27,19 @@ def copy_file(source: StrPath, target: StrPath) -> None:
     """
     with open(source, "rb", buffering=0) as old, open(target, "wb", buffering=PIECE_BYTES) as new:
         shutil.copyfileobj(old, new, PIECE_BYTES)
+
+
+def link_file(source: StrPath, target: StrPath) -> None:
+    """Give a file another name; where the system has no hard links, as Android has none for programs, copy it.
+
+    onnxruntime follows no other links to weights.
+
+    Raises:
+        OSError: If there is no such file, or something has that name.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        copy_file(source, target)

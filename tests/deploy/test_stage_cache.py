@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,10 +240,10 @@ def test_a_file_is_hashed_as_it_comes_and_from_the_disk_where_another_process_be
 
 
 def test_without_hard_links_files_are_copied(cache: StageCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, target: Path) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
 
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     place = keep(cache, ONE, A)
     assert (place / ONE[0].name).read_bytes() == A
     keep(cache, TWO, B)
