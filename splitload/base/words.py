@@ -32,6 +32,13 @@ def count(word: str) -> int:
     return int(word)
 
 
+def port(word: str) -> int:
+    """Return a port to listen at, 0 for any that is free, or raise ValueError."""
+    if not word.isdecimal() or int(word) > 65535:
+        raise ValueError(f"it must be a port from 0 to 65535, not '{word:.20}'")
+    return int(word)
+
+
 def above_zero(word: str) -> float:
     """Return a finite number above 0, or raise ValueError."""
     try:

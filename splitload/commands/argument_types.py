@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
@@ -11,6 +12,7 @@ from splitload.base.errors import UsageError, unknown_name
 from splitload.base.words import one_of
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +62,27 @@ def reading(read: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return check
+
+
+def machine_name(word: str | None, what: str) -> str:
+    """Return what a program on a machine is called, which is also the name of a folder of its own.
+
+    Args:
+        word: What was given; None for the machine's host name.
+        what: What is called so, for errors.
+
+    Raises:
+        UsageError: If it is no such name.
+    """
+    import socket  # which other commands do without
+
+    name = socket.gethostname() if word is None else word
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"a {what}'s name has letters, digits, dots, dashes and underscores, at most 63, and '{name:.80}' does not "
+            "fit: give --name"
+        )
+    return name
 
 
 def some_of(kind: str, known: Sequence[str]) -> Callable[[str], list[str]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
-import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 
 from splitload.base.errors import UsageError
 from splitload.base.sizes import megabytes, read_bytes
-from splitload.base.words import at_least_one
-from splitload.commands.argument_types import reading
+from splitload.base.words import at_least_one, port
+from splitload.commands.argument_types import machine_name, reading
 from splitload.commands.console import Console
 from splitload.crowd.address import Address, check_trust, read_address
 from splitload.crowd.certificates import DAYS, check_certificates, make_certificates
@@ -25,7 +23,6 @@ from splitload.plan.crowd import RUNTIME_BYTES
 SCHEDULER_PORT = 8786  # Dask's
 _WITH_ALL = "scheduler-close"  # Dask's word
 _SOON = timedelta(days=30)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
@@ -38,7 +35,7 @@ def worker(options: argparse.Namespace, console: Console, cache: Path) -> dict[s
     if options.memory is not None and options.memory <= RUNTIME_BYTES:
         least = megabytes(RUNTIME_BYTES)
         raise UsageError(f"--memory is {megabytes(options.memory)}; the runtime alone takes {least}, and stages on top")
-    name = _named(options.name)
+    name = machine_name(options.name, "worker")
     address = read_address(options.scheduler)
     check_admission(address, "worker", certificates, insecure=options.insecure)
     note_expiry(console, certificates, "worker")
@@ -128,7 +125,7 @@ def worker_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--port",
-        type=reading(_port),
+        type=reading(port),
         default=0,
         metavar="PORT",
         help="where other workers reach it, for firewalls (default: any that is free)",
@@ -145,7 +142,7 @@ def scheduler_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--port",
-        type=reading(_port),
+        type=reading(port),
         default=SCHEDULER_PORT,
         metavar="PORT",
         help="where it listens; 0 for any that is free (default: %(default)s)",
@@ -177,23 +174,6 @@ def _takes_trust(sub: argparse.ArgumentParser) -> None:
 
 def _folder(word: str | None) -> Path | None:
     return None if word is None else Path(word)
-
-
-def _port(word: str) -> int:
-    if not word.isdecimal() or int(word) > 65535:
-        raise ValueError(f"it must be a port from 0 to 65535, not '{word}'")
-    return int(word)
-
-
-def _named(word: str | None) -> str:
-    """Return the name of a worker, which is that of its folder in the cache too."""
-    name = word if word is not None else socket.gethostname()
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"a worker's name has letters, digits, dots, dashes and underscores, at most 63, and '{name:.80}' does not "
-            "fit: give --name"
-        )
-    return name
 
 
 def note_expiry(console: Console, certificates: Path | None, role: str) -> None:

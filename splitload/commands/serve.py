@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ipaddress
-import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -16,14 +15,14 @@ from typing import Any
 from splitload.base.errors import MissingPackageError, StageError, UsageError
 from splitload.base.packages import has, install
 from splitload.base.sizes import megabytes, read_bytes
-from splitload.commands.argument_types import reading
+from splitload.base.words import port
+from splitload.commands.argument_types import machine_name, reading
 from splitload.commands.console import Console
 from splitload.deploy.credentials import Credentials, close_folder, credentials
 
 PORT = 8750
 CACHE_BYTES = 4 << 30
 STORAGE_BYTES = 32 << 20  # that are read to measure storage
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - what a user may ask for
 
 
@@ -36,7 +35,7 @@ def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     for package in ("starlette", "uvicorn"):
         if not has(package):
             raise MissingPackageError(f"serving needs the package '{package}'. Install it: {install('device')}")
-    name = _name(options.name)
+    name = machine_name(options.name, "device")
     loopback = _is_loopback(options.host)
     if options.http and not loopback:
         raise UsageError(
@@ -83,7 +82,7 @@ def add_options(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument(
         "--port",
-        type=reading(_port),
+        type=reading(port),
         default=PORT,
         metavar="PORT",
         help="0 for any that is free (default: %(default)s)",
@@ -186,7 +185,7 @@ def _storage(folder: Path, console: Console) -> float | None:
         return None
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, number: int) -> socket.socket:
     """Return a socket that listens.
 
     Raises:
@@ -196,12 +195,12 @@ def _listen(host: str, port: int) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        made.bind((host, port))
+        made.bind((host, number))
         made.listen()
     except (OSError, OverflowError) as error:
         made.close()
         raise UsageError(
-            f"cannot listen at {host}, port {port}: {getattr(error, 'strerror', None) or error}"
+            f"cannot listen at {host}, port {number}: {getattr(error, 'strerror', None) or error}"
         ) from error
     return made
 
@@ -223,19 +222,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError as error:
         raise UsageError(f"--host takes an address such as 127.0.0.1 or 0.0.0.0, not '{host:.80}'") from error
-
-
-def _name(word: str | None) -> str:
-    name = socket.gethostname() if word is None else word
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"a device's name has letters, digits, dots, dashes and underscores, at most 63, and '{name:.80}' does not "
-            "fit: give --name"
-        )
-    return name
-
-
-def _port(word: str) -> int:
-    if not word.isdecimal() or int(word) > 65535:
-        raise ValueError(f"it must be a port from 0 to 65535, not '{word:.20}'")
-    return int(word)
