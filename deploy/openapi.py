@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 VERSION = 1  # of the paths, which begin with it
+PORT = 8750  # where a device listens, unless it is told another one
+MOST_FILES = 4096  # of an order
+MOST_COUNT = (1 << 53) - 1  # that every reader of JSON takes as it is
 _HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _NUMBER = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
-_COUNT = {"type": "integer", "minimum": 0, "maximum": (1 << 53) - 1}
+_COUNT = {"type": "integer", "minimum": 0, "maximum": MOST_COUNT}
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _REFUSALS = {
     400: "the request is not as described here",
@@ -31,14 +34,14 @@ _ORDER = {
     "required": ["files", "job", "cold"],
     "additionalProperties": False,
     "properties": {
-        "files": {"type": "array", "items": _FILE, "maxItems": 4096},
+        "files": {"type": "array", "items": _FILE, "maxItems": MOST_FILES},
         "job": {"type": ["object", "null"]},
         "cold": {"type": "boolean"},
     },
 }
 _PIECES = {
     "type": "array",
-    "maxItems": 4096,
+    "maxItems": MOST_FILES,
     "items": {"type": "array", "prefixItems": [_HASH, _COUNT, _COUNT], "minItems": 3, "maxItems": 3},
 }
 

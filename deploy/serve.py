@@ -28,19 +28,18 @@ from splitload.base.errors import BundleError, OutputError, SplitloadError
 from splitload.base.fields import Reader, is_count
 from splitload.bundle.manifest import File
 from splitload.deploy import openapi
+from splitload.deploy.openapi import MOST_COUNT, MOST_FILES
 from splitload.deploy.orders import ENDED, FullError, Order, Orders, OtherOrderError, UnknownOrderError
 from splitload.deploy.stage_cache import MissingFileError, StageCache
 from splitload.deploy.stage_names import is_inside
 
 MOST_JSON_BYTES = 2 << 20
 MOST_PIECE_BYTES = 2 << 20
-MOST_FILES = 4096  # of an order
 BODY_S = 30.0  # a body that stops for so long is given up
 BEAT_S = 5.0  # between lines of a stream in which nothing happens, so that a client knows that the device is there
 WRONG_TOKENS, WRONG_S = 5, 60.0  # from one address, in a time; then it has to wait, with wrong ones
 REQUESTS, REQUESTS_S = 2000, 10.0  # the same for requests with the right one
 _MOST_ADDRESSES = 1024
-_MOST_COUNT = (1 << 53) - 1  # that every reader of JSON takes as it is
 _MOST_ERROR_CHARS = 500
 _NUMBER = re.compile(r"[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -272,8 +271,8 @@ def _count_of(request: Request, name: str, default: int | None = None) -> int:
     word = request.query_params.get(name)
     if word is None and default is not None:
         return default
-    if word is None or not (word.isascii() and word.isdecimal() and len(word) < 17 and int(word) <= _MOST_COUNT):
-        raise HTTPException(400, f"{name} must be a count of at most {_MOST_COUNT}")
+    if word is None or not (word.isascii() and word.isdecimal() and len(word) < 17 and int(word) <= MOST_COUNT):
+        raise HTTPException(400, f"{name} must be a count of at most {MOST_COUNT}")
     return int(word)
 
 
@@ -326,8 +325,8 @@ def _file(row: Reader) -> File:
     if not is_inside(name):
         raise BundleError(f"{row.where}.name {name!r:.80} is no name of a file inside a folder")
     size = row.count("bytes")
-    if size > _MOST_COUNT:
-        raise BundleError(f"{row.where}.bytes is {size}, at most {_MOST_COUNT} are possible")
+    if size > MOST_COUNT:
+        raise BundleError(f"{row.where}.bytes is {size}, at most {MOST_COUNT} are possible")
     return File(name, size, row.sha256("sha256"))
 
 

@@ -19,8 +19,8 @@ from splitload.base.words import port
 from splitload.commands.argument_types import machine_name, reading
 from splitload.commands.console import Console
 from splitload.deploy.credentials import Credentials, close_folder, credentials
+from splitload.deploy.openapi import PORT
 
-PORT = 8750
 CACHE_BYTES = 4 << 30
 STORAGE_BYTES = 32 << 20  # that are read to measure storage
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - what a user may ask for

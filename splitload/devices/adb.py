@@ -10,9 +10,9 @@ import shutil
 import subprocess
 
 from splitload.base.errors import DeviceError, UsageError
+from splitload.deploy.openapi import PORT
 
 PREFIX = "adb:"
-SERVED_PORT = 8750  # on the phone
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _WAIT_S = 20.0
 
@@ -22,14 +22,13 @@ def is_adb(word: str) -> bool:
     return word.startswith(PREFIX)
 
 
-def forwarded(word: str, port: int = SERVED_PORT) -> tuple[str, str]:
+def forwarded(word: str) -> tuple[str, str]:
     """Return the serial number that a word says, and the address that leads to the service on that phone.
 
     A port that is forwarded there already is taken again.
 
     Args:
         word: "adb:SERIAL", or "adb:SERIAL#CODE".
-        port: Where the service listens on the phone.
 
     Raises:
         UsageError: If it is no serial number.
@@ -40,9 +39,9 @@ def forwarded(word: str, port: int = SERVED_PORT) -> tuple[str, str]:
         raise UsageError(f"'{serial:.80}' is no serial number of a phone; 'adb devices' shows them: adb:SERIAL")
     for line in _adb(serial, "forward", "--list").splitlines():
         whose, here, there = [*line.split(), "", "", ""][:3]
-        if whose == serial and there == f"tcp:{port}" and (number := _port(here)) is not None:
+        if whose == serial and there == f"tcp:{PORT}" and (number := _port(here)) is not None:
             return serial, _url(number, sign, code)
-    number = _port(_adb(serial, "forward", "tcp:0", f"tcp:{port}").strip())
+    number = _port(_adb(serial, "forward", "tcp:0", f"tcp:{PORT}").strip())
     if number is None:
         raise DeviceError(f"adb does not say which port leads to '{serial}'; a newer one does")
     return serial, _url(number, sign, code)
