@@ -20,6 +20,12 @@ _PACKAGES = {  # by the name that is imported
     "onnx": "onnx",
     "rich": "rich",
 }
+_EXTRAS = {  # of pyproject.toml; what is not here is the desk's
+    "distributed": "crowd",
+    "starlette": "device",
+    "uvicorn": "device",
+    "zeroconf": "discovery",
+}
 
 
 def install(extra: str, *, before: str = "", after: str = "") -> str:
@@ -58,7 +64,18 @@ def named(what: str) -> Iterator[None]:
         raise missing(what, package) from error
 
 
+def need(what: str, *packages: str) -> None:
+    """Make sure that packages can be imported, without importing them.
+
+    Raises:
+        MissingPackageError: If one cannot be: that `what` needs it, and how to install it.
+    """
+    for package in packages:
+        if not has(package):
+            raise missing(what, package)
+
+
 def missing(what: str, package: str) -> MissingPackageError:
-    """Return the error that says what needs a package, and how to install it; not all is a matter of the desk's."""
-    cure = {"numpy": "pip install numpy", "distributed": install("crowd")}.get(package) or install("desk")
+    """Return the error that says what needs a package, and how to install it."""
+    cure = "pip install numpy" if package == "numpy" else install(_EXTRAS.get(package, "desk"))
     return MissingPackageError(f"{what} needs the package '{package}', which is not installed: {cure}")

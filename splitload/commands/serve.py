@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import MissingPackageError, StageError, UsageError
-from splitload.base.packages import has, install
+from splitload.base.packages import has, need
 from splitload.base.sizes import megabytes, read_bytes
 from splitload.base.words import port
 from splitload.commands.argument_types import machine_name, reading
@@ -32,9 +32,7 @@ def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     Raises:
         SplitloadError: If it may not, or cannot.
     """
-    for package in ("starlette", "uvicorn"):
-        if not has(package):
-            raise MissingPackageError(f"serving needs the package '{package}'. Install it: {install('device')}")
+    need("'splitload serve'", "starlette", "uvicorn")
     name = machine_name(options.name, "device")
     loopback = _is_loopback(options.host)
     if options.http and not loopback:
@@ -169,8 +167,7 @@ def _check_announced(loopback: bool) -> None:
     """Raise if a device cannot be announced."""
     if loopback:
         raise UsageError("--announce is for other machines, and it listens on loopback alone: give --host 0.0.0.0")
-    if not has("zeroconf"):
-        raise MissingPackageError(f"--announce needs the package 'zeroconf'. Install it: {install('discovery')}")
+    need("--announce", "zeroconf")
 
 
 def _storage(folder: Path, console: Console) -> float | None:

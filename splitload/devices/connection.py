@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from splitload.base.errors import DeviceError, MissingPackageError, OutputError, SplitloadError
-from splitload.base.packages import has, install
+from splitload.base.errors import DeviceError, OutputError, SplitloadError
+from splitload.base.packages import need
 from splitload.deploy.credentials import FINGERPRINT_BYTES, fingerprint_of
 from splitload.devices.pairing import Address
 
@@ -58,8 +58,7 @@ class Connection:
     def __init__(
         self, address: Address, *, patience_s: float = PATIENCE_S, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        if not has("httpx"):
-            raise MissingPackageError(f"a served device needs the package 'httpx'. Install it: {install('desk')}")
+        need("a served device", "httpx")
         import h11
         import httpx
 

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from splitload.base.errors import DeviceError, MissingPackageError
-from splitload.base.packages import has, install
+from splitload.base.errors import DeviceError
+from splitload.base.packages import need
 
 SERVICE = "_splitload._tcp.local."
-LOOK_S = 3.0
+LOOK_S = 3.0  # for answers
 _MOST_CHARS = 63
 
 
@@ -28,14 +28,13 @@ class Found(NamedTuple):
     url: str
 
 
-def discover(seconds: float = LOOK_S) -> list[Found]:
-    """Return the devices that answer within so many seconds.
+def discover() -> list[Found]:
+    """Return the devices that answer within `LOOK_S`.
 
     Raises:
         MissingPackageError: If zeroconf is not installed.
     """
-    if not has("zeroconf"):
-        raise MissingPackageError(f"--discover needs the package 'zeroconf'. Install it: {install('discovery')}")
+    need("--discover", "zeroconf")
     from zeroconf import ServiceBrowser, ServiceListener, Zeroconf
 
     seen: set[str] = set()
@@ -53,7 +52,7 @@ def discover(seconds: float = LOOK_S) -> list[Found]:
     found = []
     with contextlib.closing(Zeroconf()) as asked:
         browser = ServiceBrowser(asked, SERVICE, Listener())
-        time.sleep(seconds)
+        time.sleep(LOOK_S)
         browser.cancel()
         for name in sorted(seen):
             info = asked.get_service_info(SERVICE, name, timeout=1000)
