@@ -25,7 +25,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from splitload.base.errors import BundleError, OutputError, SplitloadError
-from splitload.base.fields import Reader, is_count
+from splitload.base.fields import Reader, is_count, is_sha256
 from splitload.bundle.manifest import File
 from splitload.deploy import openapi
 from splitload.deploy.openapi import MOST_COUNT, MOST_FILES
@@ -335,13 +335,7 @@ def _pieces(body: bytes) -> list[tuple[str, int, int]]:
     if not isinstance(data, list) or len(data) > MOST_FILES:
         raise BundleError(f"pieces must be a list of at most {MOST_FILES}")
     for piece in data:
-        if not (
-            isinstance(piece, list)
-            and len(piece) == 3
-            and isinstance(piece[0], str)
-            and _SHA256.fullmatch(piece[0])
-            and all(map(is_count, piece[1:]))
-        ):
+        if not (isinstance(piece, list) and len(piece) == 3 and is_sha256(piece[0]) and all(map(is_count, piece[1:]))):
             raise BundleError("each of the pieces must be a SHA-256, the first byte and how many")
     return [(piece[0], piece[1], piece[2]) for piece in data]
 

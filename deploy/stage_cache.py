@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import BundleError, OutputError, StageError
+from splitload.base.fields import is_sha256
 from splitload.base.pieces import link_file
 from splitload.base.regular import open_regular
 from splitload.bundle.manifest import File
-from splitload.deploy.stage_names import check_file, check_stage, is_sha256
+from splitload.deploy.stage_names import check_file, check_stage
 
 _PART = ".part"
 _BUFFER_BYTES = 1 << 17

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 
 from splitload.base.errors import StageError
+from splitload.base.fields import is_sha256
 from splitload.bundle.manifest import File
 
-_HEX = frozenset("0123456789abcdef")
 _MOST_PARTS, _MOST_NAME_BYTES = 4, 1024  # of a name
 
 
@@ -39,8 +39,3 @@ def is_inside(name: str) -> bool:
     parts = name.split("/")
     plain = all(part.isprintable() and "\\" not in part and part not in ("", ".", "..") for part in parts)
     return plain and len(parts) <= _MOST_PARTS and len(name.encode()) <= _MOST_NAME_BYTES
-
-
-def is_sha256(text: str) -> bool:
-    """Return whether a text is a SHA-256 in hexadecimal."""
-    return len(text) == 64 and _HEX.issuperset(text)

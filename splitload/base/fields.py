@@ -19,6 +19,11 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def is_sha256(value: Any) -> bool:
+    """Return whether a JSON value is a SHA-256 in hexadecimal."""
+    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
+
+
 class Reader:
     """Typed access to one JSON object.
 
@@ -90,7 +95,7 @@ class Reader:
     def sha256(self, key: str) -> str:
         """Return a SHA-256 in hexadecimal."""
         value = self.text(key)
-        if len(value) != 64 or not _HEX.issuperset(value):
+        if not is_sha256(value):
             raise BundleError(f"{self.where}.{key} must be a SHA-256 in hexadecimal, it is {value!r}")
         return value
 
