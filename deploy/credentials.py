@@ -16,6 +16,7 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from splitload.base.atomic import create_private, write_private
 from splitload.base.errors import CertificateError, MissingPackageError, OutputError, SplitloadError, UsageError
 from splitload.base.record import Record
 from splitload.base.scratch import scratch_folder
@@ -93,7 +94,7 @@ def credentials(folder: Path, *, tls: bool, anew: bool = False) -> Credentials:
             for name in (_TOKEN, _CERTIFICATE, _KEY):
                 (folder / name).unlink(missing_ok=True)
         if not (folder / _TOKEN).exists():
-            _write(folder / _TOKEN, _token(secrets.token_bytes(TOKEN_BYTES)).encode())
+            write_private(folder / _TOKEN, _token(secrets.token_bytes(TOKEN_BYTES)).encode())
         if tls and not ((folder / _CERTIFICATE).exists() and (folder / _KEY).exists()):
             _make_certificate(folder)
         token = (folder / _TOKEN).read_text(encoding="ascii").strip()
@@ -147,15 +148,6 @@ def _not_kept(folder: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot keep credentials in '{folder}': {error.strerror or error}")
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that its owner alone can read; it is there whole or not at all."""
-    with scratch_folder(path.parent, ".credentials-") as made:
-        descriptor = os.open(made / path.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        (made / path.name).replace(path)
-
-
 def _make_certificate(folder: Path) -> None:
     """Make a key and a certificate signed by itself: by openssl where that is there, else by cryptography."""
     with scratch_folder(folder, ".certificate-") as made:
@@ -202,5 +194,5 @@ def _by_cryptography(folder: Path) -> None:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write(folder / _KEY, secret)
+    create_private(folder / _KEY, secret)
     (folder / _CERTIFICATE).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from splitload.base.errors import OutputError
-from splitload.base.scratch import truncated
+from splitload.base.scratch import scratch_folder, truncated
 
 
 def check_file(path: Path, what: str) -> None:
@@ -53,6 +53,34 @@ def write_text(path: Path, text: str, what: str) -> None:
             raise
     except OSError as error:
         raise OutputError(f"cannot write {what} '{path}': {error.strerror or error}") from error
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that its owner alone can read, and give it the name of one that may be there.
+
+    Args:
+        path: The file, in an existing folder.
+        data: What it will hold.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with scratch_folder(path.parent, ".private-") as made:
+        create_private(made / path.name, data)
+        (made / path.name).replace(path)
+
+
+def create_private(path: Path, data: bytes) -> None:
+    """Write a new file that its owner alone can read, at no moment anybody else.
+
+    Raises:
+        OSError: If something is there, or it cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
 
 
 def sync(path: Path) -> None:

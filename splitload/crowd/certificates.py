@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from splitload.base.atomic import create_private
 from splitload.base.errors import CertificateError, MissingPackageError, OutputError, UsageError
 from splitload.base.packages import install
 from splitload.base.scratch import scratch_folder
@@ -63,11 +64,7 @@ def make_certificates(folder: Path, *, days: int = DAYS) -> datetime:
     try:
         with scratch_folder(folder.parent, f".{folder.name}.") as made:
             for name, data in files.items():
-                descriptor = os.open(made / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(descriptor)
+                create_private(made / name, data)
             made.rename(folder)  # a folder that holds something, and a link, are no place to rename to
     except OSError as error:
         raise OutputError(f"cannot write '{folder}': {error.strerror or error}") from error

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from splitload.base.atomic import write_private
 from splitload.base.errors import BundleError, OutputError, UsageError
 from splitload.base.fields import Reader
 from splitload.deploy.credentials import Code, read_code
@@ -124,11 +124,7 @@ def _keep(file: Path, scheme: str, code: Code) -> None:
     text = json.dumps({"scheme": scheme, "code": code.text()})
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = file.with_name(f"{file.name}.{os.getpid()}")
-        descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as opened:
-            opened.write(text)
-        made.replace(file)
+        write_private(file, text.encode())
     except OSError as error:
         raise OutputError(f"cannot keep the device's code in '{file}': {error.strerror or error}") from error
 
