@@ -74,14 +74,7 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.print(f"no more than {kept} in memory at a time")
     console.drawing(timeline)
     console.print(f"time to first output: {milliseconds(timeline.ttfo_s)} measured, one run")
-    described = {name: described_output(value) for name, value in zip(names, outputs, strict=True)}
-    for name in names:
-        console.print(f"output {name}: {described[name]['type']} {described[name]['shape'] or ''}")
-    if folder is not None:
-        from splitload.commands.outputs import INDEX, save_outputs
-
-        save_outputs(folder, files, dict(zip(names, outputs, strict=True)))
-        console.print(f"outputs: {folder}, in files that {folder / INDEX} names")
+    described = show_outputs(console, dict(zip(names, outputs, strict=True)), folder, files)
     result = {
         "bundle": options.bundle,
         "engine": used,
@@ -128,7 +121,32 @@ def _answer(model: ParallelLoader, feeds: Mapping[str, Any], kind: type[Splitloa
         raise kind(f"the model does not run on these inputs{cure}: {' '.join(str(error).split())}") from error
 
 
-def described_output(value: Any) -> dict[str, Any]:
+def show_outputs(
+    console: Console, outputs: Mapping[str, Any], folder: Path | None, files: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Print what outputs are, and save them where that is asked for; return what was printed, as JSON values.
+
+    Args:
+        console: Where to print.
+        outputs: They, by name.
+        folder: Where they are saved; None for nowhere.
+        files: What their files are called there, see `planned_files`.
+
+    Raises:
+        OutputError: If they cannot be saved.
+    """
+    described = {name: _described(value) for name, value in outputs.items()}
+    for name, row in described.items():
+        console.print(f"output {name}: {row['type']} {row['shape'] or ''}")
+    if folder is not None:
+        from splitload.commands.outputs import INDEX, save_outputs
+
+        save_outputs(folder, files, outputs)
+        console.print(f"outputs: {folder}, in files that {folder / INDEX} names")
+    return described
+
+
+def _described(value: Any) -> dict[str, Any]:
     """Return the type and shape of an output, as JSON values."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return {"type": str(value.dtype), "shape": list(value.shape)}

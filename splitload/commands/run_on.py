@@ -12,7 +12,7 @@ from splitload.base.phrases import count_of, milliseconds
 from splitload.bundle.manifest import DEFAULT_TAIL
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
-from splitload.commands.run import described_output, planned_files
+from splitload.commands.run import planned_files, show_outputs
 from splitload.devices import open_device
 from splitload.measure.sampling import Arm
 from splitload.plan.schedule import Schedule, Task
@@ -52,14 +52,7 @@ def run_on(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     console.drawing(timeline)
     console.print(f"time to first output: {milliseconds(answer['ttfo_s'])} measured, one run in a fresh process there")
     names = [spec.name for spec in manifest.outputs]
-    described = {name: described_output(value) for name, value in zip(names, outputs, strict=True)}
-    for name in names:
-        console.print(f"output {name}: {described[name]['type']} {described[name]['shape'] or ''}")
-    if folder is not None:
-        from splitload.commands.outputs import INDEX, save_outputs
-
-        save_outputs(folder, files, dict(zip(names, outputs, strict=True)))
-        console.print(f"outputs: {folder}, in files that {folder / INDEX} names")
+    described = show_outputs(console, dict(zip(names, outputs, strict=True)), folder, files)
     result = {
         "bundle": options.bundle,
         "device": device.name,
