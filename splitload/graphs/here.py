@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,22 @@ from splitload.base.errors import SplitloadError
 from splitload.base.machine import cpu_architecture
 from splitload.bundle.manifest import StageEntry, TensorSpec
 from splitload.graphs.observe import plain_options
-from splitload.graphs.runtime import Beside, GraphPiece, How, Level, Model, Race, Refusal, Signature, StageRefusal
+from splitload.graphs.runtime import (
+    Beside,
+    GraphPiece,
+    How,
+    Level,
+    Model,
+    Race,
+    Refusal,
+    Signature,
+    StageRefusal,
+    in_turns,
+)
 from splitload.runtime.inputs import DTYPES
 from splitload.runtime.session import open_session, run_stage, still_read, to_python
 from splitload.runtime.settings import written_entries
 from splitload.runtime.stock import path_option, session_beside, stock_session
-
-ROUNDS = 11  # of a race
 
 
 class StageWay(NamedTuple):
@@ -111,18 +120,13 @@ class Here:
             return Race(False)
         try:
             session = open_session(changed)
-            pair = [each.run(names, dict(feeds)) for each in (session, other)]
+            runs = [partial(each.run, names, dict(feeds)) for each in (session, other)]
+            pair = [run() for run in runs]
         except Exception:  # onnxruntime has no common root for its errors, and whatever it refuses stays as it was
             return Race(False)
         if not all(map(_alike, *pair)):
             return Race(False)
-        least_s = [float("inf")] * 2
-        for _ in range(ROUNDS):
-            for place, each in enumerate((session, other)):
-                start = time.perf_counter()
-                each.run(names, dict(feeds))
-                least_s[place] = min(least_s[place], time.perf_counter() - start)
-        return Race(True, *least_s)
+        return in_turns(*runs)
 
     def staged(
         self, folder: Path, stages: Sequence[StageEntry], outputs: Sequence[str], feeds: Mapping[str, Any]

@@ -5,15 +5,14 @@ The methods are those of `GraphRuntime` that a job needs, on files.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from splitload.base.machine import inference_threads
-from splitload.graphs.runtime import GraphPiece, How, Level, Race, Refusal, Signature, StageRefusal
+from splitload.graphs.runtime import GraphPiece, How, Level, Race, Refusal, Signature, StageRefusal, in_turns
 from splitload.measure.likeness import relative_error
 from splitload.measure.running import opener, run
 from splitload.measure.stage_jobs import StageFile
@@ -25,7 +24,6 @@ from splitload.runtime.inputs import Arrays
 from splitload.runtime.session import still_read
 from splitload.runtime.settings import DISABLE_ALL, ENABLE_ALL, ENABLE_BASIC, PLAIN, written_entries
 
-ROUNDS = 11  # of a race
 _LEVELS: Mapping[Level, int] = {"all": ENABLE_ALL, "basic": ENABLE_BASIC, "none": DISABLE_ALL}
 _WITHIN = {2: 1e-3, 4: 1e-4, 8: 1e-4}  # by bytes of a float: what two graphs may differ by, of the largest value
 
@@ -87,18 +85,13 @@ class LibraryGraphs:
         names = other.output_names()
         try:
             session = self._opened(changed)
-            pair = [each.run(names, given, {}) for each in (session, other)]
+            runs = [partial(each.run, names, given, {}) for each in (session, other)]
+            pair = [run() for run in runs]
         except RuntimeFailure:
             return Race(False)
         if not all(map(_alike, *pair)):
             return Race(False)
-        least_s = [math.inf] * 2
-        for _ in range(ROUNDS):
-            for place, each in enumerate((session, other)):
-                start = time.perf_counter()
-                each.run(names, given, {})
-                least_s[place] = min(least_s[place], time.perf_counter() - start)
-        return Race(True, *least_s)
+        return in_turns(*runs)
 
     def staged(
         self, folder: Path, stages: Sequence[StageFile], outputs: Sequence[str], feeds: Mapping[str, Any]
