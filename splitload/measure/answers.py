@@ -16,6 +16,8 @@ MOST_S = 86400.0
 MOST_BYTES = 1 << 50
 _MOST_RUNS, _MOST_TASKS = 1000, 4096
 _WORD_CHARS = 500
+_INFERENCES = ("first_inference_s", "inference_s")
+_WAITS = ("load_wait_s", "first_wait_s")
 _TIMES = ("ttfo_s", "load_s", "first_inference_s")
 _OPTIONAL_S = ("process_s", "exit_s", "import_s")
 _OPTIONAL_COUNTS = (
@@ -60,10 +62,6 @@ def _sampled(job: SampleStages, row: Reader) -> dict[str, Any]:
     if job.pair:
         share = row.number("serial_share")  # of loads that take no time, it is any number
     return {"rows": rows, "serial_share": share}
-
-
-_INFERENCES = ("first_inference_s", "inference_s")
-_WAITS = ("load_wait_s", "first_wait_s")
 
 
 def _tried(job: TryScheme, row: Reader) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from splitload.bundle.references import stored_pieces
 from splitload.graphs.runtime import GraphPiece, Refusal, Signature, StageRefusal
 from splitload.measure.__main__ import has_module, saved_output
 from splitload.measure.graph_jobs import OpenGraph, OptimizeGraph, RaceGraphs, RunGraph, RunStages, SeeShapes
-from splitload.measure.job import Input, Job
+from splitload.measure.job import Job
+from splitload.measure.running import values_of
 from splitload.measure.stage_jobs import StageFile
-from splitload.runtime.inputs import Arrays, example_inputs, load_feeds
+from splitload.runtime.inputs import Arrays
 
 if TYPE_CHECKING:
     from splitload.measure.library_graphs import LibraryGraphs
@@ -117,21 +118,21 @@ def _open(job: OpenGraph, folder: Path, place: Any) -> dict[str, Any]:
 
 
 def _run(job: RunGraph, folder: Path, place: Any) -> dict[str, Any]:
-    feeds = _values(job.inputs, folder, place.arrays)
+    feeds = values_of(job.inputs, folder, place.arrays)
     return _saved(place.run(folder / job.graph, job.outputs, feeds, how=job.how, times=job.times), folder)
 
 
 def _staged(job: RunStages, folder: Path, place: Any) -> dict[str, Any]:
-    return _saved(place.staged(folder, job.stages, job.outputs, _values(job.inputs, folder, place.arrays)), folder)
+    return _saved(place.staged(folder, job.stages, job.outputs, values_of(job.inputs, folder, place.arrays)), folder)
 
 
 def _shapes(job: SeeShapes, folder: Path, place: Any) -> dict[str, Any]:
     pieces = ((folder / each.graph, GraphPiece(b"", each.reads, each.makes, each.kept)) for each in job.pieces)
-    return {"shapes": place.shapes(pieces, _values(job.inputs, folder, place.arrays))}
+    return {"shapes": place.shapes(pieces, values_of(job.inputs, folder, place.arrays))}
 
 
 def _race(job: RaceGraphs, folder: Path, place: Any) -> dict[str, Any]:
-    feeds = _values(job.inputs, folder, place.arrays)
+    feeds = values_of(job.inputs, folder, place.arrays)
     race: dict[str, Any] = place.race(folder / job.changed, folder / job.original, feeds)._asdict()
     return race
 
@@ -157,9 +158,3 @@ def _saved(values: list[Any], folder: Path) -> dict[str, Any]:
         (folder / file).unlink(missing_ok=True)
         names.append(saved_output(value, str(folder), file))
     return {"outputs": names}
-
-
-def _values(inputs: Sequence[Input], folder: Path, arrays: Arrays) -> dict[str, Any]:
-    """Return a value for each input, from its file where it has one."""
-    files = {each.name: str(folder / each.file) for each in inputs if each.file is not None}
-    return example_inputs(inputs, load_feeds(files, arrays), arrays=arrays)

@@ -37,14 +37,18 @@ def engine_for(inputs: Iterable[Input], stages: Iterable[StageFile]) -> Engine:
 
 
 def given_values(engine: Engine, inputs: Sequence[Input], folder: Path) -> dict[str, Any]:
-    """Return a value for each input, from its file where it has one: arrays, or tensors that need no numpy.
+    """Return a value for each input as an engine needs them; see `values_of`."""
+    return values_of(inputs, folder, "buffers" if engine.name == "library" else "numpy")
+
+
+def values_of(inputs: Sequence[Input], folder: Path, arrays: Arrays) -> dict[str, Any]:
+    """Return a value for each input, from its file where it has one, else made up.
 
     Args:
-        engine: What they are for.
         inputs: The model's inputs.
         folder: Where the files lie.
+        arrays: Whether they are arrays of numpy, or tensors that do without it.
     """
-    arrays: Arrays = "buffers" if engine.name == "library" else "numpy"
     files = {each.name: str(folder / each.file) for each in inputs if each.file is not None}
     return example_inputs(inputs, load_feeds(files, arrays), arrays=arrays)
 
