@@ -10,7 +10,7 @@ from typing import Any
 from splitload import __version__
 from splitload.base.machine import available_threads, cpu_architecture, cpu_model
 from splitload.base.memory import left_bytes
-from splitload.deploy.conditions import SYSTEM, conditions, processors_of
+from splitload.deploy.conditions import conditions, processors_of
 from splitload.runtime.capi.find import NoLibraryError, beside_module, named_path
 from splitload.runtime.capi.library import version_of
 
@@ -38,19 +38,18 @@ def fixed_description(name: str, storage_read_bytes_per_s: float | None) -> dict
     }
 
 
-def present_description(used_bytes: int, cap_bytes: int, system: Path = SYSTEM) -> dict[str, Any]:
+def present_description(used_bytes: int, cap_bytes: int) -> dict[str, Any]:
     """Return what changes, as JSON values.
 
     Args:
         used_bytes: What the cache of files takes.
         cap_bytes: What it may take.
-        system: Where the kernel's sysfs is mounted.
     """
     return {
         "available_memory_bytes": left_bytes(),
         "cache_used_bytes": used_bytes,
         "cache_cap_bytes": cap_bytes,
-        "conditions": conditions(system).to_json(),
+        "conditions": conditions().to_json(),
     }
 
 

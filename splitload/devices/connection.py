@@ -26,6 +26,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_WISH_S = 0.1, 3.0, 30.0
 _MOST_LINE_BYTES = 16 << 20
 _MOST_JSON_BYTES = 4 << 20
 _MOST_EVENTS = 10_000  # of one order, but for those that say that nothing happens
+_MOST_CHARS = 500  # of what it says of an error
 _CHUNK_BYTES = 1 << 20
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME: boards without a battery begin in 1970
 
@@ -242,14 +243,19 @@ class Connection:
             reason = str(json.loads(content)["error"])
         except (ValueError, LookupError, TypeError, RecursionError):
             reason = f"HTTP status {status}"
-        reason = "".join(char if char.isprintable() else " " for char in reason)[:500]
-        if status in (429, 502, 503, 504) or (status == 408):
+        reason = shown(reason)
+        if status in (408, 429, 502, 503, 504):
             word = headers.get("retry-after", "")
             after_s = min(float(word), _LONGEST_WISH_S) if word.isdecimal() else None
             raise _AgainError(reason, after_s, is_answer=status == 429)
         if status == 401:
             raise RefusedError(f"{self._name} does not take the code that is known here: give what it shows now", 401)
         raise RefusedError(f"{self._name} refuses: {reason}", status)
+
+
+def shown(text: str) -> str:
+    """Return what a device said as people may be shown it: of one line, without what steers a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)[:_MOST_CHARS]
 
 
 class _AgainError(Exception):

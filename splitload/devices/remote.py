@@ -16,7 +16,7 @@ from splitload.bundle.manifest import File
 from splitload.bundle.validate import is_plain
 from splitload.devices import PageCache
 from splitload.devices.acquaintances import remember
-from splitload.devices.connection import Connection, RefusedError
+from splitload.devices.connection import Connection, RefusedError, shown
 from splitload.devices.machine import Machine
 from splitload.devices.measuring import REPEATS, MeasuringDevice
 from splitload.devices.pairing import Address
@@ -230,8 +230,7 @@ def _word(row: Reader, key: str) -> str:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else "it does not say why"
-    return "".join(char if char.isprintable() else " " for char in text)[:500]
+    return shown(value) if isinstance(value, str) else "it does not say why"
 
 
 def _tell_throttled(answer: Any) -> None:

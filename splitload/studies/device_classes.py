@@ -40,9 +40,7 @@ class DeviceClass:
     def sample_s(self, model_bytes: int) -> float:
         """Return about how many seconds a fresh process takes that loads a model from this storage."""
         storage_s = 0.0 if self.storage_bytes_per_s is None else model_bytes / self.storage_bytes_per_s
-        return (
-            (_PROCESS_S + storage_s) if self.processor_share is None else _PROCESS_S / self.processor_share + storage_s
-        )
+        return _PROCESS_S / (self.processor_share or 1.0) + storage_s
 
     def limits(self, disk: str) -> dict[str, dict[str, str]]:
         """Return what is written into the files of its control groups, see `ControlGroups`.
