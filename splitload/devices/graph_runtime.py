@@ -142,16 +142,10 @@ class FarRuntime:
     ) -> list[Any]:
         """Return outputs of a variant of a bundle, run there; see `GraphRuntime.staged`."""
         with _folder() as made:
-            files = []
             for stage in stages:
                 _placed(folder / stage.graph.name, made, "")
-                ways: dict[str, Any] = {
-                    "prepack": stage.prepack,
-                    "optimized": stage.optimized,
-                    "reoptimize": stage.reoptimize,
-                }
-                files.append(StageFile(stage.blocks, stage.graph.name, stage.inputs, stage.outputs, **ways))
-            answer = self._done(RunStages(_saved(feeds, made), tuple(files), tuple(outputs)), made)
+            files = tuple(map(StageFile.of, stages))
+            answer = self._done(RunStages(_saved(feeds, made), files, tuple(outputs)), made)
             return _outputs(answer, outputs, made)
 
     def _done(self, job: Job, folder: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _measured(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[list[bool], Samples]:
     """Return which stages have weights rearranged from the start, and the samples of each stage and scheme."""
-    files = tuple(map(_file, variant.stages))
+    files = tuple(map(StageFile.of, variant.stages))
 
     def failed(line: str) -> ModelError:
         return ModelError(f"the model cannot be measured on {machine.words}{advice}: {line}")
@@ -110,13 +110,6 @@ def _measured(
 
     stages = [number for number, each in enumerate(packed) if not each]
     return packed, _in_turns(measure, stages, on_progress) if stages else {}
-
-
-def _file(stage: StageEntry) -> StageFile:
-    """Return a stage as a job has it."""
-    ways = {"optimized": stage.optimized, "reoptimize": stage.reoptimize}
-    reading = (stage.read_order[0], stage.read_order[-1]) if stage.read_order else None
-    return StageFile(stage.blocks, stage.graph.name, stage.inputs, stage.outputs, **ways, reading=reading)
 
 
 def _in_turns(

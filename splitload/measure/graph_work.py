@@ -57,7 +57,7 @@ class _Module:
                 folder / stage.graph,
                 stage.inputs,
                 stage.outputs,
-                {"prepack": stage.prepack, "optimize": stage.optimize(stage.prepack)},
+                {"prepack": stage.prepack, "optimize": stage.optimizes(stage.prepack)},
             )
             for stage in stages
         ]

@@ -73,7 +73,7 @@ def opener(
 ) -> Callable[[], Any]:
     """Return what makes a session on a stage as the loader does, anew with each call; see `session.open_session`."""
     return partial(
-        engine.open, str(folder / stage.graph), prepack=prepack, mapped=mapped, optimize=stage.optimize(prepack),
+        engine.open, str(folder / stage.graph), prepack=prepack, mapped=mapped, optimize=stage.optimizes(prepack),
         background=False, share_memory=share_memory,
     )  # fmt: skip
 

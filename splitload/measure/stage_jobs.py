@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from splitload.base.errors import BundleError
 from splitload.base.fields import Reader, is_count
-from splitload.bundle.manifest import TensorSpec
+from splitload.bundle.manifest import StageEntry, TensorSpec
 from splitload.measure.job import Input, Job, inputs_of, tensor_of
 
 
@@ -39,7 +39,16 @@ class StageFile:
     reoptimize: bool = False
     reading: tuple[int, int] | None = None
 
-    def optimize(self, prepack: bool) -> bool:
+    @classmethod
+    def of(cls, stage: StageEntry) -> StageFile:
+        """Return a stage of a bundle as a job has it; its file lies in the job's folder."""
+        reading = (stage.read_order[0], stage.read_order[-1]) if stage.read_order else None
+        return cls(
+            stage.blocks, stage.graph.name, stage.inputs, stage.outputs,
+            stage.prepack, stage.optimized, stage.reoptimize, reading,
+        )  # fmt: skip
+
+    def optimizes(self, prepack: bool) -> bool:
         """Return whether onnxruntime optimises the graph of a session, which rearranges weights or does not."""
         return not self.optimized or (prepack and self.reoptimize)
 
