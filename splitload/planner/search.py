@@ -39,9 +39,6 @@ SHARED_LIMIT_S = 1.0  # for all numbers among which the best plan known is chose
 class Search:
     """Finds a partition on a profile; `best` holds the best plan so far at any time.
 
-    Attributes:
-        learn_s: Seconds that learning took; 0 before its end, and of agents that do not learn.
-
     The cuts of each number of stages are found by the objective's reward, and the number is taken for which
     `Objective.deciding_s` is smallest. A cut is made only where a tenth or more is gained, and a plan of more stages
     taken only where it gains `Objective.further_gain` over the one before.
@@ -58,6 +55,9 @@ class Search:
         trainable_from: First trainable block; the last stage of every plan begins there. None where none is trained.
         ceiling: What memory allows; no other plan is looked at, and numbers of stages begin with the least that fits.
             None where nothing limits it.
+
+    Attributes:
+        learn_s: Seconds that learning took; 0 before its end, and of agents that do not learn.
 
     Raises:
         UsageError: If `max_stages` is less than there must be, there is no such objective, or no plan fits under the
