@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import MissingPackageError, StageError, UsageError
+from splitload.base.hosts import is_loopback
 from splitload.base.packages import has, need
 from splitload.base.sizes import megabytes, read_bytes
 from splitload.base.words import port
@@ -34,7 +35,8 @@ def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     """
     need("'splitload serve'", "starlette", "uvicorn")
     name = machine_name(options.name, "device")
-    loopback = _is_loopback(options.host)
+    _check_host(options.host)
+    loopback = is_loopback(options.host)
     if options.http and not loopback:
         raise UsageError(
             f"--http shows the token and all models to the network of {options.host}: leave it out, and TLS is used, "
@@ -212,10 +214,11 @@ def _own_address() -> str:
             return "127.0.0.1"
 
 
-def _is_loopback(host: str) -> bool:
+def _check_host(host: str) -> None:
+    """Raise if it is a name that is looked up: today's answer may be another one tomorrow."""
     if host == "localhost":
-        return True
+        return
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError as error:
         raise UsageError(f"--host takes an address such as 127.0.0.1 or 0.0.0.0, not '{host:.80}'") from error

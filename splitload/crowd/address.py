@@ -7,11 +7,11 @@ that is whoever has an account here; anywhere else it takes a certificate.
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from splitload.base.errors import UsageError
+from splitload.base.hosts import is_loopback
 
 _FORM = "a scheduler's address is tls://HOST:PORT, or tcp://HOST:PORT on this host"
 _CURE = "'splitload crowd certificates DIR' makes certificates"
@@ -57,21 +57,6 @@ def read_address(text: str) -> Address:
     if not host or not port or text != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
         raise UsageError(f"'{text}' is no host and port, which 'splitload crowd scheduler' prints: {_FORM}")
     return Address(parts.scheme, host, port)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this one's loopback interface; names other than "localhost" are not looked up.
-
-    A name that leads to it today may lead elsewhere tomorrow, and so counts as any other host.
-    """
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def check_trust(address: Address, certificates: Path | None, *, insecure: bool = False) -> None:
