@@ -13,19 +13,18 @@ from typing import Any
 
 from splitload.base.machine import inference_threads
 from splitload.graphs.runtime import GraphPiece, How, Level, Race, Refusal, Signature, StageRefusal, in_turns
-from splitload.measure.likeness import relative_error
+from splitload.measure.likeness import alike
 from splitload.measure.running import opener, run
 from splitload.measure.stage_jobs import StageFile
 from splitload.runtime.capi.engine import LibraryEngine
 from splitload.runtime.capi.library import RuntimeFailure, library
 from splitload.runtime.capi.session import Session, Value, open_session, usual_session, written_session
-from splitload.runtime.capi.tensor import bytes_of
 from splitload.runtime.inputs import Arrays
 from splitload.runtime.session import still_read
 from splitload.runtime.settings import DISABLE_ALL, ENABLE_ALL, ENABLE_BASIC, PLAIN, written_entries
 
 _LEVELS: Mapping[Level, int] = {"all": ENABLE_ALL, "basic": ENABLE_BASIC, "none": DISABLE_ALL}
-_WITHIN = {2: 1e-3, 4: 1e-4, 8: 1e-4}  # by bytes of a float: what two graphs may differ by, of the largest value
+_ROUNDING = {2: 1e-3, 4: 1e-4, 8: 1e-4}  # by bytes of a float: what two graphs may differ by, of the largest value
 
 
 class LibraryGraphs:
@@ -89,7 +88,7 @@ class LibraryGraphs:
             pair = [run() for run in runs]
         except RuntimeFailure:
             return Race(False)
-        if not all(map(_alike, *pair)):
+        if not all(map(partial(alike, rounding=_ROUNDING), *pair)):
             return Race(False)
         return in_turns(*runs)
 
@@ -126,13 +125,3 @@ def _refusals() -> Iterator[None]:
 
 def _signature(session: Session) -> Signature:
     return Signature(*map(tuple, session.signature()))
-
-
-def _alike(left: Value, right: Value) -> bool:
-    """Return whether two outputs are the same within rounding."""
-    one, other = left.memory, right.memory
-    if (one.element, one.shape) != (other.element, other.shape):
-        return False
-    if one.element.kind != "f":
-        return bytes(bytes_of(one)) == bytes(bytes_of(other))
-    return relative_error(one, other) <= _WITHIN[one.element.item_bytes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import sub
 from typing import Any
 
@@ -18,12 +18,13 @@ _FLOATS = ("float16", "float32", "float64", "bfloat16")
 _AT_ONCE = 1 << 16  # elements that are numbers of Python's at a time
 
 
-def alike(left: Any, right: Any) -> bool:
+def alike(left: Any, right: Any, rounding: Mapping[int, float] = ROUNDING) -> bool:
     """Return whether two outputs have the same type, shape and values, floats within the rounding of their type.
 
     Args:
         left: An output in the form of either engine.
         right: The other one.
+        rounding: By bytes of a float, what two may differ by, of the largest magnitude.
     """
     one, other = _memory(left), _memory(right)
     if one is None or other is None:
@@ -32,7 +33,7 @@ def alike(left: Any, right: Any) -> bool:
         return False
     if bytes(bytes_of(one)) == bytes(bytes_of(other)):
         return True
-    return one.element.name in _FLOATS and relative_error(one, other) <= ROUNDING[one.element.item_bytes]
+    return one.element.name in _FLOATS and relative_error(one, other) <= rounding[one.element.item_bytes]
 
 
 def relative_error(left: Memory, right: Memory) -> float:
