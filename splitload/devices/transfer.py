@@ -64,17 +64,16 @@ class Transfer:
         Args:
             paths: Where they are.
             missing: From which byte on each is missing, by SHA-256; what is not in here is there.
-            ahead: Whether nobody waits for them yet: others go first.
+            ahead: Whether nobody waits for them yet: what is done within `going_first` goes before.
 
         Raises:
             DeviceError: If the device does not answer, or refuses.
             OSError: If a file cannot be read.
         """
         by_hash = {file.sha256: (file, path) for file, path in paths.items()}
-        with contextlib.nullcontext() if ahead else self.going_first():
-            for sha256, start in missing.items():
-                if sha256 in by_hash:
-                    self._send(*by_hash[sha256], start, ahead)
+        for sha256, start in missing.items():
+            if sha256 in by_hash:
+                self._send(*by_hash[sha256], start, ahead)
         for file, path in paths.items():
             chunks = self._chunks_of(file, path)
             with self._lock:
@@ -189,7 +188,7 @@ class Transfer:
 
     @contextlib.contextmanager
     def going_first(self) -> Iterator[None]:
-        """Have transfers ahead wait meanwhile: another one is urgent, or the device measures.
+        """Have transfers ahead wait meanwhile: others are urgent, or the device measures.
 
         Receiving takes a small device's processor and storage, which a sample is to have for itself.
         """
