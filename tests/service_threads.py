@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from splitload.base.errors import UsageError
 from splitload.deploy.deadlines import PromptProtocol
 from splitload.deploy.orders import Orders
 from splitload.deploy.serve import Service
@@ -29,8 +30,6 @@ class FakeWork:
         self._answer = answer
 
     def check(self, job: Any) -> None:
-        from splitload.base.errors import UsageError
-
         if job.get("kind") == "bad":
             raise UsageError("it is bad")
 

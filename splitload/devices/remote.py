@@ -218,7 +218,7 @@ class RemoteDevice(MeasuringDevice):
         self._remote.close()
 
 
-def _order(files: Sequence[Any], job: dict[str, Any] | None, *, cold: bool) -> dict[str, Any]:
+def _order(files: Sequence[File], job: dict[str, Any] | None, *, cold: bool) -> dict[str, Any]:
     return {"files": [file._asdict() for file in files], "job": job, "cold": cold}
 
 
