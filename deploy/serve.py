@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import PurePosixPath
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,14 +23,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from splitload.base.errors import BundleError, OutputError, SplitloadError
-from splitload.base.fields import Reader, is_count, is_sha256
+from splitload.base.errors import OutputError, SplitloadError
 from splitload.bundle.manifest import File
 from splitload.deploy import openapi
-from splitload.deploy.openapi import MOST_COUNT, MOST_FILES
-from splitload.deploy.orders import ENDED, FullError, Order, Orders, OtherOrderError, UnknownOrderError
+from splitload.deploy.messages import order_of, pieces_of
+from splitload.deploy.openapi import MOST_COUNT
+from splitload.deploy.orders import ENDED, FullError, Orders, OtherOrderError, UnknownOrderError
 from splitload.deploy.stage_cache import MissingFileError, StageCache
-from splitload.deploy.stage_names import is_inside
 
 MOST_JSON_BYTES = 2 << 20
 MOST_PIECE_BYTES = 2 << 20
@@ -179,7 +177,7 @@ class Service:
 
     async def _place(self, request: Request) -> Response:
         number = _path_of(request, "number", _NUMBER)
-        wanted = await run_in_threadpool(_order, await _body_of(request, MOST_JSON_BYTES))
+        wanted = await run_in_threadpool(order_of, await _body_of(request, MOST_JSON_BYTES))
         order, missing = await run_in_threadpool(self._orders.place, number, wanted)
         return JSONResponse({"state": order.state, "ahead": self._orders.ahead(order), "missing": missing})
 
@@ -230,7 +228,7 @@ class Service:
 
     async def _copies(self, request: Request) -> Response:
         file, start = self._waited_for(request), _count_of(request, "start")
-        pieces = await run_in_threadpool(_pieces, await _body_of(request, MOST_JSON_BYTES))
+        pieces = await run_in_threadpool(pieces_of, await _body_of(request, MOST_JSON_BYTES))
         return JSONResponse({"there": await run_in_threadpool(self._cache.copy, file, start, pieces)})
 
     def _waited_for(self, request: Request) -> File:
@@ -290,54 +288,6 @@ async def _body_of(request: Request, most: int, body: bytearray | None = None) -
         body += chunk
         if len(body) > most:
             raise HTTPException(413, f"a body has at most {most} bytes")
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "the body is no JSON") from error
-
-
-def _no_number(word: str) -> Any:
-    raise ValueError(word)
-
-
-def _order(body: bytes) -> Order:
-    """Return the order of a message.
-
-    Raises:
-        BundleError: If it is none.
-    """
-    row = Reader(_json(body), "order")
-    row.only("files", "job", "cold")
-    job = None if row.get("job") is None else row.mapping("job")
-    files = [_file(each) for each in row.items("files", 0, MOST_FILES)]
-    names = {file.name for file in files}
-    if len(names) != len(files) or names & {str(part) for name in names for part in PurePosixPath(name).parents}:
-        raise BundleError("order.files has a name twice, or as that of a file and of a folder")
-    return Order(files, job, row.flag("cold"))
-
-
-def _file(row: Reader) -> File:
-    row.only("name", "bytes", "sha256")
-    name = row.text("name")
-    if not is_inside(name):
-        raise BundleError(f"{row.where}.name {name!r:.80} is no name of a file inside a folder")
-    size = row.count("bytes")
-    if size > MOST_COUNT:
-        raise BundleError(f"{row.where}.bytes is {size}, at most {MOST_COUNT} are possible")
-    return File(name, size, row.sha256("sha256"))
-
-
-def _pieces(body: bytes) -> list[tuple[str, int, int]]:
-    data = _json(body)
-    if not isinstance(data, list) or len(data) > MOST_FILES:
-        raise BundleError(f"pieces must be a list of at most {MOST_FILES}")
-    for piece in data:
-        if not (isinstance(piece, list) and len(piece) == 3 and is_sha256(piece[0]) and all(map(is_count, piece[1:]))):
-            raise BundleError("each of the pieces must be a SHA-256, the first byte and how many")
-    return [(piece[0], piece[1], piece[2]) for piece in data]
 
 
 def _line(event: dict[str, Any]) -> bytes:
