@@ -26,7 +26,7 @@ from splitload.plan.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from splitload.plan.partition import Partition
 from splitload.planner.agents import DEFAULT_AGENT
 from splitload.planner.found_plan import FoundPlan
-from splitload.planner.read_model import native_left_out
+from splitload.planner.read_model import native_left_out, profile_on
 from splitload.planner.report import Report
 from splitload.planner.residency import MemoryLimit
 from splitload.planner.search import Search
@@ -185,8 +185,7 @@ def _planned(
 ) -> tuple[VariantPlan, dict[str, Any]]:
     """Return the plan for a device, and what the manifest says of how it was found."""
     first_trainable = graph.first_trainable
-    with report.progress(f"profiling on {device.name}", unit="passes") as show:
-        profile = device.profile(graph, feeds=feeds, on_progress=show)
+    profile = profile_on(device, graph, report, feeds)
     named = manifest.plan.get("objective")
     objective = named if named in tuple(OBJECTIVES) else DEFAULT_OBJECTIVE
 
