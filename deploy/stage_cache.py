@@ -13,7 +13,6 @@ One process at a time has a cache: it holds a lock on the folder. Two devices, t
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -29,6 +28,7 @@ from splitload.base.fields import is_sha256
 from splitload.base.pieces import link_file
 from splitload.base.regular import open_regular
 from splitload.bundle.manifest import File
+from splitload.deploy.folder_lock import lock_folder
 from splitload.deploy.stage_names import check_file, check_stage
 
 _PART = ".part"
@@ -64,7 +64,7 @@ class StageCache:
         try:
             self._files.mkdir(parents=True, exist_ok=True)
             self._stages.mkdir(exist_ok=True)
-            self._held = _lock(folder)
+            self._held = lock_folder(folder)
             found = sorted(self._stages.iterdir(), key=lambda stage: stage.stat().st_mtime)
         except OSError as error:
             raise OutputError(f"cannot keep stages in '{folder}': {error.strerror or error}") from error
@@ -378,24 +378,3 @@ def _digest_of(path: Path) -> Any:
         while size := file.readinto(buffer):  # type: ignore[attr-defined]
             digest.update(buffer[:size])
     return digest
-
-
-def _lock(folder: Path) -> int | None:
-    """Return a descriptor that holds the lock on a folder; None where the system has no such locks.
-
-    Raises:
-        OSError: If another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise OSError(
-            errno.EBUSY, "another process of this machine has it; two devices need two --names, or two caches"
-        ) from error
-    return descriptor
