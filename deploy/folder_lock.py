@@ -23,6 +23,8 @@ def lock_folder(folder: Path) -> int | None:
     except BlockingIOError as error:
         os.close(descriptor)
         raise OSError(
-            errno.EBUSY, "another process of this machine has it; two devices need two --names, or two caches"
+            errno.EBUSY,
+            "another process of this machine has it; a second 'splitload serve' needs a cache of its own, a second "
+            "worker of a crowd a --name of its own",
         ) from error
     return descriptor

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from splitload.commands.console import Console
 from splitload.deploy.credentials import Credentials, close_folder, credentials
 from splitload.deploy.openapi import PORT
 
-CACHE_BYTES = 4 << 30
+CACHE_BYTES = 4 * 10**9
 STORAGE_BYTES = 32 << 20  # that are read to measure storage
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - what a user may ask for
 
@@ -96,10 +97,10 @@ def add_options(serve: argparse.ArgumentParser) -> None:
         type=reading(read_bytes),
         default=CACHE_BYTES,
         metavar="SIZE",
-        help="most that files of models may take on the disk (default: 4 GiB)",
+        help="most that files of models may take on the disk (default: 4 GB)",
     )
     serve.add_argument(
-        "--new-code", action="store_true", help="make a new token and certificate: no desk knows the device then"
+        "--new-code", action="store_true", help="make a new token and certificate: desks need the new address then"
     )
     serve.add_argument("--announce", action="store_true", help="let 'splitload devices --discover' find it (mDNS)")
 
@@ -133,13 +134,13 @@ def _run(service: Any, listening: socket.socket, known: Credentials) -> None:
 def _show(
     console: Console, options: argparse.Namespace, listening: socket.socket, known: Credentials, name: str
 ) -> None:
-    """Show where the device is reached, as text and as a QR code."""
+    """Show where the device is reached, as text and, on a terminal, as a QR code."""
     scheme, (host, port) = "http" if options.http else "https", listening.getsockname()[:2]
     if host in _ANY:
         host = _own_address()
     shown = f"[{host}]" if ":" in host else host
     url = f"{scheme}://{shown}:{port}/#{known.code.text()}"
-    if has("segno"):
+    if has("segno") and sys.stderr.isatty():
         import io
 
         import segno
@@ -198,9 +199,8 @@ def _listen(host: str, number: int) -> socket.socket:
         made.listen()
     except (OSError, OverflowError) as error:
         made.close()
-        raise UsageError(
-            f"cannot listen at {host}, port {number}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot listen at {host}, port {number}: {reason}; --host and --port take others") from error
     return made
 
 

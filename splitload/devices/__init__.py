@@ -235,4 +235,7 @@ def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: Pa
         raise UsageError(f"no device or profile file '{name}'; known devices: {', '.join(sorted(known))}")
     if path.is_dir():
         raise UsageError(f"device '{name}' is a folder; give a device (.toml) or profile (.json) file in it")
+    if ":" in name:
+        served = "a served one is https://HOST:PORT, a phone on a cable adb:SERIAL"
+        raise UsageError(f"unknown device '{name:.120}'; {served}")
     raise unknown_name("device", name, known)

@@ -249,7 +249,7 @@ class Connection:
             after_s = min(float(word), _LONGEST_WISH_S) if word.isdecimal() else None
             raise _AgainError(reason, after_s, is_answer=status == 429)
         if status == 401:
-            raise RefusedError(f"{self._name} does not take the code that is known here: give what it shows now", 401)
+            raise RefusedError(f"{self._name} does not take the code: give the address that it shows now", 401)
         raise RefusedError(f"{self._name} refuses: {reason}", status)
 
 
@@ -335,8 +335,9 @@ def _pinned(address: Address) -> ssl.SSLContext:
     if fingerprint_of(shown) != address.code.fingerprint:
         found = hashlib.sha256(shown).hexdigest()[: 2 * FINGERPRINT_BYTES]
         raise DeviceError(
-            f"what answers at {address.place} is not the device that is known here (its certificate is {found}): "
-            "somebody stands between, or it was set up anew; then give the address that it shows now"
+            f"what answers at {address.place} is not the device of this code (its certificate is {found}): "
+            "the code is mistyped, the device was set up anew, or somebody stands between; give the address that it "
+            "shows now"
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # it is known by its certificate, wherever it is

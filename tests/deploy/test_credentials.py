@@ -126,7 +126,7 @@ def test_a_certificate_is_pinned(tmp_path: Path) -> None:
     known = credentials(tmp_path / "known", tls=True)
     assert shake_hands(tmp_path / "known", known.code) == b"hello"
     credentials(tmp_path / "other", tls=True)
-    with pytest.raises(DeviceError, match="is not the device that is known here"):
+    with pytest.raises(DeviceError, match="is not the device of this code"):
         shake_hands(tmp_path / "other", known.code)
 
 

@@ -191,7 +191,7 @@ def test_names_and_keys_are_those_of_a_stage(cache: StageCache) -> None:
 
 
 def test_one_process_at_a_time_has_a_cache(cache: StageCache) -> None:
-    with pytest.raises(OutputError, match="two devices need two --names"):
+    with pytest.raises(OutputError, match="a second 'splitload serve' needs a cache of its own"):
         StageCache(cache._folder, CAP_BYTES)
 
 

@@ -58,6 +58,9 @@ def test_names_and_unknown_devices(tmp_path: Path) -> None:
     assert {"host", "pixel6", "redmi9", "rpi4", "s20"} <= set(devices.names())
     with pytest.raises(UsageError, match=r"unknown device 's21'. Did you mean s20\? Known: host"):
         devices.open_device("s21", tmp_path)
+    for name in ("192.0.2.2:8750", "ftp://192.0.2.2:8750"):
+        with pytest.raises(UsageError, match=f"unknown device '{name}'; a served one is https://HOST:PORT"):
+            devices.open_device(name, tmp_path)
     for name in ("none.toml", "none.json"):
         with pytest.raises(UsageError, match=f"no device or profile file '{name}'"):
             devices.open_device(name, tmp_path)
