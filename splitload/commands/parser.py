@@ -153,7 +153,10 @@ def _run_options(run: _Sub) -> None:
     _takes_bundle(run)
     _takes_input(run)
     run.add_argument(
-        "--device", metavar="DEVICE", help="run it there: the address of a device on which 'splitload serve' runs"
+        "--device",
+        metavar="DEVICE",
+        help="run it in a fresh process: host, or the address of a device on which "
+        "'splitload serve' runs (default: in this process)",
     )
     run.add_argument("--threads", type=_AT_LEAST_ONE, metavar="N", help="loading threads (default: the bundle's)")
     run.add_argument("--tail", default=DEFAULT_TAIL, metavar="NAME", help="whose last stage (default: %(default)s)")

@@ -50,7 +50,7 @@ def run_on(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         f"{ENGINES.get(engine, engine)}"
     )
     console.drawing(timeline)
-    console.print(f"time to first output: {milliseconds(answer['ttfo_s'])} measured, one run in a fresh process there")
+    console.print(f"time to first output: {milliseconds(answer['ttfo_s'])} measured, one run in a fresh process")
     names = [spec.name for spec in manifest.outputs]
     described = show_outputs(console, dict(zip(names, outputs, strict=True)), folder, files)
     result = {

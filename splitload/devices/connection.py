@@ -218,9 +218,14 @@ class Connection:
         usual_s = self._patience_s if self._answered_s is not None else min(self._patience_s, CONTACT_S)
         if silent_s + seconds > (usual_s if patience_s is None else patience_s):
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            cure = (
+                "at this port, and that its --host lets others reach it"
+                if self._answered_s is None
+                else "then give the same command again: what was measured so far is kept"
+            )
             raise DeviceError(
                 f"{self._name} has not answered for {silent_s:.0f} s ({reason}); see that 'splitload serve' runs "
-                "there, then give the same command again: what was measured so far is kept"
+                f"there, {cure}"
             ) from error
         self._sleep(seconds)
 
@@ -320,18 +325,24 @@ def _pinned(address: Address) -> ssl.SSLContext:
     """Return a context that trusts the certificate of the device and no other.
 
     Raises:
-        DeviceError: If the device shows another one.
+        DeviceError: If the device shows another one, or speaks no TLS.
         OSError: If it cannot be reached.
     """
     parts = urlsplit(address.url)
     asked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     asked.check_hostname, asked.verify_mode = False, ssl.CERT_NONE  # what it shows is compared below
     asked.minimum_version = ssl.TLSVersion.TLSv1_2
-    with (
-        socket.create_connection((parts.hostname or "", parts.port or 0), TIMEOUT_S) as plain,
-        asked.wrap_socket(plain) as secure,
-    ):
-        shown = secure.getpeercert(binary_form=True) or b""
+    with socket.create_connection((parts.hostname or "", parts.port or 0), TIMEOUT_S) as plain:
+        try:
+            with asked.wrap_socket(plain) as secure:
+                shown = secure.getpeercert(binary_form=True) or b""
+        except ssl.SSLError as error:
+            if error.reason != "WRONG_VERSION_NUMBER":  # others pass, such as a connection that is cut
+                raise
+            raise DeviceError(
+                f"what answers at {address.place} speaks no TLS: another program has the port, or 'splitload serve "
+                "--http' does; give the address that it shows now"
+            ) from error
     if fingerprint_of(shown) != address.code.fingerprint:
         found = hashlib.sha256(shown).hexdigest()[: 2 * FINGERPRINT_BYTES]
         raise DeviceError(

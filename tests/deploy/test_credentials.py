@@ -130,6 +130,23 @@ def test_a_certificate_is_pinned(tmp_path: Path) -> None:
         shake_hands(tmp_path / "other", known.code)
 
 
+def test_a_service_without_tls_is_told_from_one_that_does_not_answer(tmp_path: Path) -> None:
+    known = credentials(tmp_path / "known", tls=True)
+
+    def answer(listening: socket.socket) -> None:
+        plain, _ = listening.accept()
+        with plain:
+            plain.recv(4096)
+            plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        with pytest.raises(DeviceError, match="speaks no TLS"):
+            _pinned(Address(f"https://127.0.0.1:{listening.getsockname()[1]}", known.code))
+        thread.join()
+
+
 @pytest.mark.parametrize("year", [1970, 2090])
 def test_a_device_whose_clock_is_wrong_is_known_by_its_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int
