@@ -31,6 +31,10 @@ _CHUNK_BYTES = 1 << 20
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME: boards without a battery begin in 1970
 
 
+class WrongCodeError(DeviceError):
+    """The code is not that of the device, or was mistyped."""
+
+
 class RefusedError(DeviceError):
     """The device refuses a request.
 
@@ -254,7 +258,7 @@ class Connection:
             after_s = min(float(word), _LONGEST_WISH_S) if word.isdecimal() else None
             raise _AgainError(reason, after_s, is_answer=status == 429)
         if status == 401:
-            raise RefusedError(f"{self._name} does not take the code: give the address that it shows now", 401)
+            raise WrongCodeError(f"{self._name} does not take the code: give the address that it shows now")
         raise RefusedError(f"{self._name} refuses: {reason}", status)
 
 
@@ -345,7 +349,7 @@ def _pinned(address: Address) -> ssl.SSLContext:
             ) from error
     if fingerprint_of(shown) != address.code.fingerprint:
         found = hashlib.sha256(shown).hexdigest()[: 2 * FINGERPRINT_BYTES]
-        raise DeviceError(
+        raise WrongCodeError(
             f"what answers at {address.place} is not the device of this code (its certificate is {found}): "
             "the code is mistyped, the device was set up anew, or somebody stands between; give the address that it "
             "shows now"

@@ -66,6 +66,8 @@ def address_of(word: str, cache: Path) -> Address:
 def read_address(word: str, cache: Path, serial: str | None = None) -> Address:
     """Return the address that a word says; with its code it is kept, without one it has to be known.
 
+    A code takes the place of the one before once a device has taken it, see `prove`.
+
     Args:
         word: "https://HOST:PORT/#CODE", or without "/#CODE".
         cache: The user's cache folder.
@@ -91,6 +93,16 @@ def read_address(word: str, cache: Path, serial: str | None = None) -> Address:
         _keep(file, parts.scheme, code)
         return Address(url, code, file)
     return Address(url, _kept(file, parts.scheme, url), file)
+
+
+def prove(address: Address, *, is_right: bool) -> None:
+    """Forget the code before the one of an address, which the device has taken; or have that one back.
+
+    Raises:
+        OutputError: If it cannot be kept.
+    """
+    if address.file is not None and (before := _before(address.file)) is not None:
+        _keep(address.file, urlsplit(address.url).scheme, address.code if is_right else before, anew=True)
 
 
 def paired(word: str, cache: Path) -> str:
@@ -119,14 +131,35 @@ def _check(code: Code, scheme: str) -> None:
         raise UsageError(f"the code is of a device that is served by {other}; {_CURE}")
 
 
-def _keep(file: Path, scheme: str, code: Code) -> None:
-    """Write what is known of a device into a file that its owner alone can read."""
-    text = json.dumps({"scheme": scheme, "code": code.text()})
+def _keep(file: Path, scheme: str, code: Code, *, anew: bool = False) -> None:
+    """Write what is known of a device into a file that its owner alone can read.
+
+    Args:
+        file: It.
+        scheme: By which the device is served.
+        code: Its code.
+        anew: Whether a code that is there is forgotten; otherwise it is kept besides.
+    """
+    values = {"scheme": scheme, "code": code.text()}
+    with contextlib.suppress(UsageError):
+        before = None if anew else _before(file) or _kept(file, scheme, "")
+        if before is not None and before != code:
+            values["before"] = before.text()
+    text = json.dumps(values)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(file, text.encode())
     except OSError as error:
         raise OutputError(f"cannot keep the device's code in '{file}': {error.strerror or error}") from error
+
+
+def _before(file: Path) -> Code | None:
+    """Return the code that a device had taken before one that it has not been shown yet; None where there is none."""
+    try:
+        word = json.loads(file.read_text(encoding="ascii")).get("before")
+        return None if word is None else read_code(word)
+    except (OSError, ValueError, AttributeError, UsageError):
+        return None
 
 
 def _kept(file: Path, scheme: str, url: str) -> Code:

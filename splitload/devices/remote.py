@@ -16,10 +16,10 @@ from splitload.bundle.manifest import File
 from splitload.bundle.validate import is_plain
 from splitload.devices import PageCache
 from splitload.devices.acquaintances import remember
-from splitload.devices.connection import Connection, RefusedError, shown
+from splitload.devices.connection import Connection, RefusedError, WrongCodeError, shown
 from splitload.devices.machine import Machine
 from splitload.devices.measuring import REPEATS, MeasuringDevice
-from splitload.devices.pairing import Address
+from splitload.devices.pairing import Address, prove
 from splitload.devices.transfer import Transfer
 from splitload.measure.answers import check_answer
 from splitload.measure.job import Job
@@ -190,8 +190,13 @@ class RemoteDevice(MeasuringDevice):
         page_cache: PageCache = "warm",
         connection: Connection | None = None,
     ) -> None:
-        connection = connection or Connection(address)
-        said = connection.ask("GET", "/v1/device")
+        try:
+            connection = connection or Connection(address)
+            said = connection.ask("GET", "/v1/device")
+        except WrongCodeError:
+            prove(address, is_right=False)
+            raise
+        prove(address, is_right=True)
         try:
             row = Reader(said, "device")
             name, cpu, model, runtime = (_word(row, key) for key in ("name", "cpu", "cpu_model", "onnxruntime"))

@@ -9,7 +9,7 @@ import pytest
 
 from splitload.base.errors import OutputError, UsageError
 from splitload.deploy.credentials import Code
-from splitload.devices.pairing import is_served, paired, read_address, without_codes
+from splitload.devices.pairing import is_served, paired, prove, read_address, without_codes
 
 PLAIN, PINNED = Code("a" * 26, None), Code("a" * 26, "0f" * 16)
 
@@ -81,3 +81,17 @@ def test_codes_are_no_part_of_what_is_told(tmp_path: Path) -> None:
     assert [is_served(each) for each in ("host", "s20", "http://x:1", "https://x:1", "adb:1", "a.toml")] == [
         False, False, True, True, True, False,
     ]  # fmt: skip
+
+
+def test_a_code_takes_the_place_of_one_that_works_once_it_does(tmp_path: Path) -> None:
+    place = "http://127.0.0.1:8750"
+    good, wrong = (Code(letter * 26, None) for letter in "ae")
+    prove(read_address(f"{place}/#{good.text()}", tmp_path), is_right=True)
+    for _ in range(2):  # mistyped twice
+        prove(read_address(f"{place}/#{wrong.text()}", tmp_path), is_right=False)
+        assert read_address(place, tmp_path).code == good
+    address = read_address(f"{place}/#{wrong.text()}", tmp_path)
+    assert read_address(place, tmp_path) == address
+    prove(address, is_right=True)
+    prove(address, is_right=False)
+    assert read_address(place, tmp_path).code == wrong
