@@ -9,7 +9,8 @@ from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
 from splitload.base.errors import UsageError, unknown_name
-from splitload.base.words import one_of
+from splitload.base.sizes import read_bytes
+from splitload.base.words import one_of, port
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -89,3 +90,19 @@ def some_of(kind: str, known: Sequence[str]) -> Callable[[str], list[str]]:
     """Return an argument type that takes known names with commas between."""
     one = reading(one_of(kind, known))
     return lambda word: [one(part) for part in word.split(",")]
+
+
+def takes_port(sub: argparse.ArgumentParser, default: int, text: str) -> None:
+    """Add `--port` to a command that listens."""
+    sub.add_argument("--port", type=reading(port), default=default, metavar="PORT", help=text)
+
+
+def takes_cache_size(sub: argparse.ArgumentParser, default_bytes: int, text: str) -> None:
+    """Add `--cache-size` to a command that keeps files on the disk."""
+    sub.add_argument(
+        "--cache-size",
+        type=reading(read_bytes),
+        default=default_bytes,
+        metavar="SIZE",
+        help=f"{text} (default: {default_bytes / 1e9:g}GB)",
+    )

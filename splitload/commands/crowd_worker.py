@@ -10,8 +10,8 @@ from typing import Any
 
 from splitload.base.errors import UsageError
 from splitload.base.sizes import megabytes, read_bytes
-from splitload.base.words import at_least_one, port
-from splitload.commands.argument_types import machine_name, reading
+from splitload.base.words import at_least_one
+from splitload.commands.argument_types import machine_name, reading, takes_cache_size, takes_port
 from splitload.commands.console import Console
 from splitload.crowd.address import Address, check_trust, read_address
 from splitload.crowd.certificates import DAYS, check_certificates, make_certificates
@@ -116,20 +116,8 @@ def worker_options(sub: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="memory that stages may take, such as 160MB (default: all of the machine's, or of the control group's)",
     )
-    sub.add_argument(
-        "--cache-size",
-        type=reading(read_bytes),
-        default=DEFAULT_CACHE_BYTES,
-        metavar="SIZE",
-        help=f"how much of the disk the stages it keeps may take (default: {DEFAULT_CACHE_BYTES / 1e9:g}GB)",
-    )
-    sub.add_argument(
-        "--port",
-        type=reading(port),
-        default=0,
-        metavar="PORT",
-        help="where other workers reach it, for firewalls (default: any that is free)",
-    )
+    takes_cache_size(sub, DEFAULT_CACHE_BYTES, "how much of the disk the stages it keeps may take")
+    takes_port(sub, 0, "where other workers reach it, for firewalls (default: any that is free)")
 
 
 def scheduler_options(sub: argparse.ArgumentParser) -> None:
@@ -140,13 +128,7 @@ def scheduler_options(sub: argparse.ArgumentParser) -> None:
         metavar="HOST",
         help="address of the interface it listens on (default: every interface with certificates, 127.0.0.1 without)",
     )
-    sub.add_argument(
-        "--port",
-        type=reading(port),
-        default=SCHEDULER_PORT,
-        metavar="PORT",
-        help="where it listens; 0 for any that is free (default: %(default)s)",
-    )
+    takes_port(sub, SCHEDULER_PORT, "where it listens; 0 for any that is free (default: %(default)s)")
 
 
 def certificate_options(sub: argparse.ArgumentParser) -> None:

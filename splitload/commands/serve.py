@@ -16,9 +16,8 @@ from typing import Any
 from splitload.base.errors import MissingPackageError, StageError, UsageError
 from splitload.base.hosts import is_loopback
 from splitload.base.packages import has, need
-from splitload.base.sizes import megabytes, read_bytes
-from splitload.base.words import port
-from splitload.commands.argument_types import machine_name, reading
+from splitload.base.sizes import megabytes
+from splitload.commands.argument_types import machine_name, takes_cache_size, takes_port
 from splitload.commands.console import Console
 from splitload.deploy.credentials import Credentials, close_folder, credentials
 from splitload.deploy.openapi import PORT
@@ -81,24 +80,12 @@ def add_options(serve: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="where to listen (default: %(default)s, this machine alone)",
     )
-    serve.add_argument(
-        "--port",
-        type=reading(port),
-        default=PORT,
-        metavar="PORT",
-        help="0 for any that is free (default: %(default)s)",
-    )
+    takes_port(serve, PORT, "0 for any that is free (default: %(default)s)")
     serve.add_argument("--name", metavar="NAME", help="what the device is called (default: its host name)")
     serve.add_argument(
         "--http", action="store_true", help="without TLS, on loopback alone: behind ssh -L or adb forward"
     )
-    serve.add_argument(
-        "--cache-size",
-        type=reading(read_bytes),
-        default=CACHE_BYTES,
-        metavar="SIZE",
-        help="most that files of models may take on the disk (default: 4 GB)",
-    )
+    takes_cache_size(serve, CACHE_BYTES, "most that files of models may take on the disk")
     serve.add_argument(
         "--new-code", action="store_true", help="make a new token and certificate: desks need the new address then"
     )

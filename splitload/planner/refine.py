@@ -137,24 +137,22 @@ def refine(
         more = more and _improved(measured, make_search, trainable_from)
     profile = measured.known(measured.estimated())
     search = make_search(profile)
-    raced: dict[Partition, list[FirstOutput]] = {}
-    best = search.pick(measured.plans)
+    best, raced = search.pick(measured.plans), dict[Partition, list[FirstOutput]]()
     if load is not None:
         search.plan()
-        best = _raced(search, runners(search, measured.plans, search.plans.values()), load, raced) or best
+        first, raced = _raced(search, runners(search, measured.plans, search.plans.values()), load)
+        best = first or best
     chosen = search.valued(best, search_s=time.perf_counter() - start, found_by="budget")
     return Refined(search, chosen, profile, tuple(measured.plans), more, raced)
 
 
 def _raced(
-    search: Search,
-    plans: Sequence[Partition],
-    load: Callable[[Partition], FirstOutput | None],
-    raced: dict[Partition, list[FirstOutput]],
-) -> Partition | None:
-    """Return the plan that wins a race, and add what all took to `raced`; None where too few samples were allowed."""
+    search: Search, plans: Sequence[Partition], load: Callable[[Partition], FirstOutput | None]
+) -> tuple[Partition | None, dict[Partition, list[FirstOutput]]]:
+    """Return the plan that wins a race, None where too few samples were allowed, and what all took."""
+    raced: dict[Partition, list[FirstOutput]] = {}
     if search.deciding_key not in FirstOutput._fields or not plans:
-        return None
+        return None, raced
 
     def sample(plan: Partition) -> float | None:
         taken = load(plan)
@@ -163,7 +161,7 @@ def _raced(
         raced.setdefault(plan, []).append(taken)
         return float(getattr(taken, search.deciding_key))
 
-    return winner(race(plans, sample))
+    return winner(race(plans, sample)), raced
 
 
 def _improved(measured: _Measured, make_search: Callable[[Profile], Search], trainable_from: int | None) -> bool:

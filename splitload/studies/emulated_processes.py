@@ -13,12 +13,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from splitload.base.errors import StageError
 from splitload.measure.process import python
+from splitload.studies.control_groups import ControlGroups
+from splitload.studies.emulated_network import Network
 
 _END_S = 10.0
 _LINE = re.compile(r"^(\d+) (\d+)$", re.MULTILINE)  # number of a process, and when it started
@@ -121,6 +123,18 @@ class Processes:
         os.ftruncate(self._ledger, 0)
         os.close(self._ledger)
         self._ledger = -1
+
+
+@contextmanager
+def ending(processes: Processes, *places: ControlGroups | Network | None) -> Iterator[None]:
+    """A block at the end of processes: behind it they are killed, where they ran is removed, and their list goes."""
+    with ExitStack() as last:
+        last.callback(processes.close)
+        for place in places:
+            if place is not None:
+                last.callback(place.close)
+        last.callback(processes.end_all)
+        yield
 
 
 def start_of(process: int) -> str | None:

@@ -28,7 +28,7 @@ from splitload.crowd.remote import connected
 from splitload.crowd.settings import ONE_HOST
 from splitload.studies.control_groups import ControlGroups, are_mounted, members_of, remove_groups
 from splitload.studies.emulated_network import DESK_HOST, Network, remove_network
-from splitload.studies.emulated_processes import Processes, ledger_path, splitload
+from splitload.studies.emulated_processes import Processes, ending, ledger_path, splitload
 
 DEVICES, CONTROLLERS = "splitload-device-", ("memory", "cpu")  # of the groups of devices: names, and what they limit
 _PERIOD_US = 20_000  # a fifth of the system's own: a share of a processor is one at every moment
@@ -266,13 +266,8 @@ class Emulation:
         return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
     def _end(self) -> None:
-        """End the processes, then remove where they ran; their list is given up last."""
-        with contextlib.ExitStack() as last:
-            last.callback(self._processes.close)
-            for each in (self._groups, self._network):
-                if each is not None:
-                    last.callback(each.close)
-            self._processes.end_all()
+        with ending(self._processes, self._groups, self._network):
+            pass  # workers are given no time
 
     def __enter__(self) -> Emulation:
         return self

@@ -20,13 +20,18 @@ def search(records: Iterable[tuple[str, Any]]) -> Table:
     body = []
     for agent in agents:
         mine = [row for row in rows if agent in row["search_s"]]
-        groups: dict[tuple[str, ...], list[Any]] = {}
-        for row in mine:
-            groups.setdefault((f"{row['device']} ({row['source']})", row["objective"]), []).append(row)
-        body += [(agent, *title, *_optimality(group, agent)) for title, group in groups.items()]
+        body += [(agent, *title, *_optimality(group, agent)) for title, group in _by_device(mine).items()]
         body.append((agent, "all", "all", *_optimality(mine, agent)))
     head = ("agent", "device", "objective", "models", "plans", "learned ÷ optimum, p90", "worst", "worst model")
     return (*head, "proved by learning", "optima proved", "largest gap of others", "slowest search s"), body
+
+
+def _by_device(rows: Iterable[Any]) -> dict[tuple[str, str], list[Any]]:
+    """Return rows by their device, with where its times are from, and their objective."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for row in rows:
+        groups.setdefault((f"{row['device']} ({row['source']})", row["objective"]), []).append(row)
+    return groups
 
 
 def _optimality(rows: Sequence[Mapping[str, Any]], agent: str) -> tuple[str, ...]:

@@ -35,14 +35,13 @@ from splitload.studies.device_classes import CLASSES, DeviceClass, class_named
 from splitload.studies.records import write_record
 from splitload.studies.served_arms import SINGLES, Builder, Plan, Samples, measure_in_turns
 from splitload.studies.served_emulation import EmulatedDevice
-from splitload.studies.served_plans import Learner, kept, need_of
+from splitload.studies.served_plans import NEED_RUNS, Learner, kept, need_of
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODELS = ("zoo:mobilenet_v1", "zoo:densenet201", "zoo:inception_v3", "zoo:resnet152", "zoo:distilbert")
 BUDGET, RUNS = 200, 7
 SMALL_BYTES, SMALL_TIMES = 50_000_000, 2  # of a model whose samples differ more, and are soon taken; how many more
 UNIFORM_STAGES = 4  # of the plan of equal bytes where the learned one has a single stage
-NEED_RUNS = 3  # of each plan with all the memory there is, where memory is what a class lacks
 _ROOM = "served-study"
 _FIGURES = ("ttfo_s", "peak_memory_bytes", "idle_memory_bytes")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import time
@@ -18,19 +17,19 @@ from types import TracebackType
 
 from splitload.base.errors import DeviceError, StageError
 from splitload.base.scratch import scratch_folder
+from splitload.deploy.openapi import PORT
 from splitload.measure.storage import disk_of
 from splitload.studies.control_groups import ControlGroups, are_mounted, members_of, remove_groups
 from splitload.studies.device_classes import CLASSES, DeviceClass
 from splitload.studies.emulated_network import Network, remove_network
-from splitload.studies.emulated_processes import Processes, ledger_path, splitload
+from splitload.studies.emulated_processes import Processes, ending, ledger_path, splitload
 from splitload.studies.emulation import DEVICES
+from splitload.studies.served_process import LISTENS
 
 CONTROLLERS = ("memory", "cpuset", "cpu", "blkio")
 START_S = 120.0  # a quarter of a processor imports for ten seconds, and storage is measured
 _END_S = 15.0
 _LOOK_EVERY_S = 0.05
-_LISTENS = re.compile(r"--device '(\S+)'")
-_PORT = 8750  # of the first class; a desk knows each by another one
 _NUMBER = 0  # of the one device among those of a network
 
 
@@ -54,7 +53,7 @@ class EmulatedDevice:
         if os.geteuid() != 0 or not are_mounted(CONTROLLERS):
             raise StageError("emulated devices need root, and control groups of version 1: " + ", ".join(CONTROLLERS))
         self.kind = kind
-        self._port = _PORT + list(CLASSES).index(kind.name)
+        self._port = PORT + list(CLASSES).index(kind.name)  # a desk knows each class by another one
         self._service: subprocess.Popen[bytes] | None = None
         self._groups: ControlGroups | None = None
         self._network: Network | None = None
@@ -109,7 +108,7 @@ class EmulatedDevice:
         environment = {"SPLITLOAD_CACHE": str(self._disk), "TMPDIR": str(self._folder)}
         self._service = self._processes.start(words, log, environment)
         deadline_s = time.monotonic() + START_S
-        while (found := _LISTENS.search(text := log.read_text(errors="replace"))) is None:
+        while (found := LISTENS.search(text := log.read_text(errors="replace"))) is None:
             if self._service.poll() is not None or time.monotonic() > deadline_s:
                 said = next((line for line in reversed(text.split("\n")) if line.strip()), "it said nothing")
                 raise DeviceError(f"the emulated device does not start to serve: {said}")
@@ -117,12 +116,7 @@ class EmulatedDevice:
         return found[1]
 
     def _end(self) -> None:
-        """End the processes, then remove where they ran; their list is given up last."""
-        with contextlib.ExitStack() as last:
-            last.callback(self._processes.close)
-            for each in (self._groups, self._network):
-                if each is not None:
-                    last.callback(each.close)
+        with ending(self._processes, self._groups, self._network):
             if self._service is not None and self._service.poll() is None:
                 self._service.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from splitload.measure.fresh import save_inputs
 from splitload.measure.job import Input, LoadModel
 from splitload.measure.process import python
 from splitload.studies.cut_links import cut_link
+from splitload.studies.served_process import ServedProcess
 from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 
 EXAMPLES, CLIENTS, CUTS, KILLS = 150, 50, 200, 50
@@ -49,59 +49,21 @@ UP_S = (0.3, 3.0)  # of a service, between its start and its end
 BUDGET = 24  # measured loads of a search
 
 
-class Service:
-    """A process of `splitload serve`, which can be killed and started again at the same address.
+def served(folder: Path) -> ServedProcess:
+    """Return a device whose cache is in a folder."""
+    return ServedProcess(folder / "device", "--http")
 
-    Attributes:
-        url: Its address, with the code.
-        port: Where it listens.
-    """
 
-    def __init__(self, cache: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self._cache = cache
-        self.url = ""
-        self.start()
+def connected(device: ServedProcess, port: int | None = None) -> Connection:
+    """Return a connection to a device, perhaps through a proxy's port."""
+    code = read_code(device.url.partition("#")[2])
+    return Connection(Address(f"http://127.0.0.1:{port or device.port}", code))
 
-    def start(self) -> None:
-        """Start it, and wait until it listens.
 
-        Raises:
-            StageError: If it ends at once.
-        """
-        command = python("splitload.__main__", "serve", "--http", "--port", str(self.port), "--name", "board")
-        environment = {**os.environ, "SPLITLOAD_CACHE": str(self._cache)}
-        self._child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
-        assert self._child.stderr is not None  # noqa: S101
-        said = []
-        for line in self._child.stderr:
-            said.append(line)
-            if found := re.search(r"--device '(\S+)'", line):
-                self.url = found[1]
-                break
-        else:
-            raise StageError(f"the service does not start: {said[-1:]}")
-        self._reader = threading.Thread(target=self._child.stderr.read, daemon=True)
-        self._reader.start()
-
-    def kill(self) -> None:
-        """End it as a power cut does."""
-        self._child.kill()
-        self._child.wait()
-        self._reader.join()
-        assert self._child.stderr is not None  # noqa: S101
-        self._child.stderr.close()
-
-    def connection(self, port: int | None = None) -> Connection:
-        """Return a connection, perhaps through a proxy's port."""
-        code = read_code(self.url.partition("#")[2])
-        return Connection(Address(f"http://127.0.0.1:{port or self.port}", code))
-
-    def damaged_files(self) -> list[str]:
-        """Return the whole files in its cache that are not what their names say."""
-        files = [each for each in (self._cache / "serve" / "files" / "files").iterdir() if not each.suffix]
-        return [each.name for each in files if hashlib.sha256(each.read_bytes()).hexdigest() != each.name]
+def damaged_files(device: ServedProcess) -> list[str]:
+    """Return the whole files in the cache of a device that are not what their names say."""
+    files = [each for each in (device.cache / "serve" / "files" / "files").iterdir() if not each.suffix]
+    return [each.name for each in files if hashlib.sha256(each.read_bytes()).hexdigest() != each.name]
 
 
 def write_model(folder: Path, number: int) -> Path:
@@ -141,7 +103,7 @@ def any_requests(folder: Path, examples: int, seed: int) -> dict[str, Any]:
     """
     if not has("schemathesis"):
         raise MissingPackageError("requests are made by the package 'schemathesis': pip install schemathesis")
-    service = Service(folder / "device")
+    service = served(folder)
     (folder / "schemathesis.toml").write_text(CONFIGURATION, encoding="utf-8")
     words = [
         "run", f"http://127.0.0.1:{service.port}/openapi.json", "-H",
@@ -163,10 +125,10 @@ def any_requests(folder: Path, examples: int, seed: int) -> dict[str, Any]:
 
 def many_clients(folder: Path, count: int) -> dict[str, Any]:
     """Have so many clients place orders at once, each for a model of its own."""
-    service = Service(folder / "device")
+    service = served(folder)
 
     def client(number: int) -> str:
-        connection = service.connection()
+        connection = connected(service)
         try:
             return "right" if answers_right(RemoteMachine(connection), folder / f"{number}", number) else "wrong"
         except Exception as error:
@@ -182,16 +144,16 @@ def many_clients(folder: Path, count: int) -> dict[str, Any]:
         service.kill()
     return {
         "part": "clients", "clients": count, "outcomes": dict(outcomes), "seconds": time.perf_counter() - began_s,
-        "damaged_files": service.damaged_files(),
+        "damaged_files": damaged_files(service),
     }  # fmt: skip
 
 
 def cut_links(folder: Path, count: int, drawn: random.Random) -> dict[str, Any]:
     """Have jobs done over a link that is cut so often, after random numbers of bytes, both ways."""
-    service, outcomes, number, file_bytes = Service(folder / "device"), Counter[str](), 0, 0
+    service, outcomes, number, file_bytes = served(folder), Counter[str](), 0, 0
     try:
         with cut_link(service.port, lambda: drawn.randrange(1, CUT_BYTES)) as link:
-            connection = service.connection(link.port)
+            connection = connected(service, link.port)
             machine = RemoteMachine(connection)
             while link.cuts < count:
                 right = answers_right(machine, folder / f"{number}", number)
@@ -206,13 +168,13 @@ def cut_links(folder: Path, count: int, drawn: random.Random) -> dict[str, Any]:
         service.kill()
     return {
         "part": "links", "cuts": cuts, "jobs": number, "outcomes": dict(outcomes), "file_bytes": file_bytes,
-        "up_bytes": up_bytes, "damaged_files": service.damaged_files(),
+        "up_bytes": up_bytes, "damaged_files": damaged_files(service),
     }  # fmt: skip
 
 
 def killed_services(folder: Path, count: int, drawn: random.Random) -> dict[str, Any]:
     """Kill the service so often while searches measure on it, and start it again."""
-    service, kills, damaged = Service(folder / "device"), 0, 0
+    service, kills, damaged = served(folder), 0, 0
     searches: list[dict[str, Any]] = []
     model = _chain(folder / "chain.onnx")
     try:
@@ -233,7 +195,7 @@ def killed_services(folder: Path, count: int, drawn: random.Random) -> dict[str,
                     if kills < count:
                         service.kill()
                         kills += 1
-                        damaged += len(service.damaged_files())
+                        damaged += len(damaged_files(service))
                         kept = max(kept, _lines_kept(folder / f"desk-{name}"))
                         service.start()
             out, errors = reader.result()

@@ -34,7 +34,7 @@ from splitload.studies.served_arms import Builder, Plan, measure_in_turns
 from splitload.studies.served_emulation import EmulatedDevice
 
 OBJECTIVE = "ttfo"
-NEED_RUNS = 3
+NEED_RUNS = 3  # of each plan with all the memory there is, where memory is what a class lacks
 SAMPLES = 60  # that learning takes, about: 25 of a search, 25 of ways to load, and the rest of a full profile
 FEW_REPEATS, SLOW_BYTES_PER_S = 2, 100_000_000  # samples of each block of a full profile, where storage is so slow
 _STEP_BYTES = 100_000
