@@ -9,28 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from two_variants import variants
 
-import splitload.runtime.loader
-import splitload.runtime.variants
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError
-from splitload.bundle.manifest import Manifest, Variant
+from splitload.bundle.manifest import Manifest
 from splitload.bundle.read import read_manifest
 from splitload.bundle.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::splitload.PortableWarning")  # what is tried here is the portable graph
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This is another processor."""
-    monkeypatch.setattr(splitload.runtime.variants, "cpu_architecture", lambda: "abacus")
-
-
-def variants(bundle: Path) -> tuple[Variant, Variant]:
-    native, portable = read_manifest(bundle, "hashes").variants
-    assert (native.kind, portable.kind) == ("native", "portable")
-    return native, portable
 
 
 def own(bundle: Path, folder: Path) -> Path:

@@ -15,12 +15,11 @@ import pytest
 from models import floats
 from onnx import numpy_helper
 from runtime_models import loader_with
+from two_variants import variants
 
-import splitload.runtime.variants
 from splitload import ParallelLoader
 from splitload.base.errors import BundleError
 from splitload.build.assemble import VariantPlan, build_bundle
-from splitload.bundle.manifest import Variant
 from splitload.bundle.read import read_manifest
 from splitload.bundle.validate import validate
 from splitload.frontends.onnx import Source, load_graph
@@ -114,12 +113,6 @@ def bundle(blocked: bool, model: onnx.ModelProto, tmp_path_factory: pytest.TempP
 pytestmark = pytest.mark.filterwarnings("ignore::splitload.PortableWarning")  # what is tried here is the portable graph
 
 
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This is another processor."""
-    monkeypatch.setattr(splitload.runtime.variants, "cpu_architecture", lambda: "abacus")
-
-
 def write(model: onnx.ModelProto, folder: Path, native: int = 2, portable: int = 3, feeds: Any = None) -> Path:
     source = Source.open(models.save(model, folder), "model")
     plans = []
@@ -130,12 +123,6 @@ def write(model: onnx.ModelProto, folder: Path, native: int = 2, portable: int =
         plans.append(VariantPlan(graph, Partition.of(count, [at * count // number for at in range(1, number)]), 2))
     build_bundle(folder / "m.splitload", plans, device="host")
     return folder / "m.splitload"
-
-
-def variants(bundle: Path) -> tuple[Variant, Variant]:
-    native, portable = read_manifest(bundle, "hashes").variants
-    assert (native.kind, portable.kind) == ("native", "portable")
-    return native, portable
 
 
 def answers(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> list[Any]:
