@@ -194,9 +194,13 @@ def _placed(model: Model, folder: Path, place: str, name: str = "model.onnx") ->
 
 
 def _link(file: Path, link: Path) -> None:
-    """Have a file stand in a folder of a job's, which is read where it leads to."""
-    if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
+    """Have a file stand in a folder of a job's, as a second name of it where that can be."""
+    if link.exists():
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        link.hardlink_to(file.resolve())  # for a model in memory, onnxruntime follows no other link to weights
+    except OSError:  # on another file system; whoever sends the folder reads where a link leads to
         link.symlink_to(file.resolve())
 
 
