@@ -32,8 +32,8 @@ from splitload.planner.optimum import optimum
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
-EXACT_LIMIT_S = 2.0  # for a number of stages; usually the proof takes a tenth of that
-SHARED_LIMIT_S = 1.0  # for all numbers among which the best plan known is chosen
+EXACT_LIMIT_S = 0.5  # for a number of stages; usually the proof takes less than half of that
+SHARED_LIMIT_S = 0.5  # for all numbers among which the best plan known is chosen
 
 
 class Search:
@@ -348,8 +348,8 @@ class Search:
     def _best_known(self) -> Partition | None:
         """Return the best plan known, whoever found it; of equals the one that was learned.
 
-        Numbers of stages whose learned plan is not far behind share a second of proofs. The number that pays is then
-        searched by all.
+        Numbers of stages whose learned plan is not far behind share half a second of proofs. The number that pays is
+        then searched by all.
         """
         plans = self._learned_plans
         if not plans:
