@@ -214,7 +214,9 @@ class Connection:
         if isinstance(error, SplitloadError) or not isinstance(error, (_AgainError, *self._broken)):
             raise error
         if isinstance(error, _AgainError):
-            seconds = error.after_s or seconds
+            if error.is_answer and self._answered_s is None and (error.after_s or 0.0) > CONTACT_S:
+                raise DeviceError(f"{self._name} asks to come again in {error.after_s:.0f} s: {error}") from error
+            seconds = min(error.after_s or seconds, _LONGEST_WISH_S)
             if error.is_answer:
                 self._answered_s = time.monotonic()
         now_s = time.monotonic()
@@ -255,7 +257,7 @@ class Connection:
         reason = shown(reason)
         if status in (408, 429, 502, 503, 504):
             word = headers.get("retry-after", "")
-            after_s = min(float(word), _LONGEST_WISH_S) if word.isdecimal() else None
+            after_s = float(word) if word.isdecimal() else None
             raise _AgainError(reason, after_s, is_answer=status == 429)
         if status == 401:
             raise WrongCodeError(f"{self._name} does not take the code: give the address that it shows now")

@@ -27,7 +27,8 @@ class StageFile:
         prepack: Whether its first session has to rearrange weights.
         optimized: Whether the graph is taken as it is.
         reoptimize: Whether a session that rearranges weights is optimised as well.
-        reading: Where in the file its weights begin, and where a loader that reads ahead ends; None where none does.
+        reading: Where in the file its weights begin, and where a loader that reads ahead ends, which is before them where
+            all are read in places only; None where none does.
     """
 
     blocks: tuple[int, int]
@@ -181,6 +182,6 @@ def _reading(row: Reader) -> tuple[int, int] | None:
     if row.get("reading") is None:
         return None
     places = row.sequence("reading")
-    if len(places) != 2 or not all(map(is_count, places)) or places[0] > places[1]:
-        raise BundleError(f"{row.where}.reading must be two places in a file, in order, they are {places!r:.40}")
+    if len(places) != 2 or not all(map(is_count, places)):
+        raise BundleError(f"{row.where}.reading must be two places in a file, they are {places!r:.40}")
     return places[0], places[1]

@@ -56,6 +56,14 @@ def test_a_device_that_asks_to_come_again_is_there(monkeypatch: pytest.MonkeyPat
     assert waits == [7.0] * 20  # 140 seconds, in which it has answered again and again
 
 
+def test_a_device_that_asks_to_come_again_much_later_is_not_waited_for_at_the_first_contact() -> None:
+    with answering(lambda *_: (429, [b'{"error": "too many wrong tokens"}']), Retry_After="61") as url:
+        device = Connection(Address(url, Code("a" * 26, None)))
+        with pytest.raises(DeviceError, match="asks to come again in 61 s: too many wrong tokens"):
+            device.ask("GET", "/x")
+        device.close()
+
+
 def test_silence_counts_from_the_request_on_and_not_from_the_answer_before(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 

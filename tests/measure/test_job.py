@@ -56,12 +56,13 @@ ADD = "g (float[2] x) => (float[2] y) { y = Add(x, x) }"
 INPUTS = (Input("x", "tensor(float)", (1, "n", None), "x.npy"), Input("y", "tensor(bfloat16)", None))
 STAGE = StageFile((0, 2), "blocks.ort", ("x",), (TensorSpec("h", "tensor(float)", None),), optimized=False)
 READ = replace(STAGE, reading=(64, 4096))
+TABLE = replace(STAGE, reading=(128, 96))  # read in places only, so that reading ends before it begins
 JOBS: list[Job] = [
     LoadModel("splitload", ".", INPUTS, 2, steady=False),
     LoadModel("ncnn", "m.param", INPUTS, weights="m.bin", batch={"inputs": [0], "outputs": [233]}),
     LoadModel("torch", "m.pt", (), module={"package": "torchvision", "name": "vgg19"}, outputs=True),
     SampleStages(INPUTS, (STAGE,), pair=(STAGE, STAGE)),
-    TryScheme(INPUTS, (STAGE, READ), mapped=True, prefetch=False, prepack=True),
+    TryScheme(INPUTS, (STAGE, READ, TABLE), mapped=True, prefetch=False, prepack=True),
     ComparePacked(INPUTS, (STAGE,)),
     MeasureArena(INPUTS, (STAGE,), 1 << 20),
     ConvertModel("tuned", "zoo:vgg19", "m.onnx", "out", INPUTS),
