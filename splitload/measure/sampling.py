@@ -124,7 +124,7 @@ def run_arms(
 
 
 def first_output(arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any], run: Runner) -> Sample:
-    """Take one sample of an arm, with a warm page cache, and end with its first output.
+    """Take one sample of an arm, with the page cache as it is, and end with its first output.
 
     Args:
         arm: What is loaded.

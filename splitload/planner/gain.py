@@ -77,7 +77,7 @@ def measure_gain(
     feeds: Mapping[str, Any],
     cut_ratio: float | None,
 ) -> Gain:
-    """Measure a bundle beside a stock session on a device, `GAIN_RUNS` times each, in turns, with a warm page cache.
+    """Measure a bundle beside a stock session on a device, `GAIN_RUNS` times each, in turns, with its page cache.
 
     Raises:
         ModelError: If a stock session cannot return what the model computes.

@@ -40,7 +40,8 @@ def measure_plans(
         device: What measures.
         source: The model.
         plans: What to measure, at least one.
-        runs: The most rounds; each takes one sample of every plan, of a fresh process with a warm page cache.
+        runs: The most rounds; each takes one sample of every plan, of a fresh process, with the page cache
+            that the device measures with.
         report: Where to tell what is done.
         cache: Where the bundles lie meanwhile.
         feeds: Inputs to measure with; made up where they are missing.

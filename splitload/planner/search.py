@@ -86,6 +86,7 @@ class Search:
         self._ceiling = ceiling
         self._matrices = cost_matrices(profile, ceiling)
         self._rows = self._matrices.rows()
+        self._ruled: dict[tuple[Rule, int], Partition] = {}  # what rules gave, by number of stages
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
         if max_stages is not None:
             max_stages = stages_there_are(max_stages, profile.num_blocks, trainable_from)
@@ -330,8 +331,10 @@ class Search:
         return deciding_s < (1 - WORTHWHILE) * self.deciding_s(self.fewest)
 
     def _by_rule(self, rule: Rule, count: int) -> Partition:
-        """Return the partition a rule gives for `count` stages."""
-        return Partition.of(self._profile.num_blocks, rule(self._question(count)))
+        """Return the partition a rule gives for `count` stages, worked out once."""
+        if (rule, count) not in self._ruled:
+            self._ruled[rule, count] = Partition.of(self._profile.num_blocks, rule(self._question(count)))
+        return self._ruled[rule, count]
 
     def _question(self, count: int) -> Question:
         value = self._objective.valuer(self._rows, count)
@@ -389,9 +392,8 @@ class Search:
                 self._profile, self._objective.name, count, limit_s, self._trainable_from, starts, self._matrices
             )
             if whole and not best.proved:  # then annealing may know a better plan
-                asked = self._question(count)
-                annealed = tuple(BASELINES["annealing"](asked))
-                value_s = asked.value(annealed)
+                annealed = self._by_rule(BASELINES["annealing"], count).split_points
+                value_s = self._question(count).value(annealed)
                 if value_s < best.value_s:
                     best = Optimum(annealed, value_s, best.bound_s)
             known = best

@@ -18,6 +18,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner.found_plan import FoundPlan
 from splitload.planner.measure_plans import measure_plans
+from splitload.planner.race import FEWEST_ROUNDS
 from splitload.planner.report import Report
 from splitload.planner.search import Search
 
@@ -103,11 +104,11 @@ def try_cut(
 
 
 def trial_of(refined: Refined) -> Trial | None:
-    """Return the trial of a plan that has raced against the whole model already; None where it has not."""
+    """Return the trial of a plan that has raced against the whole model already; None where it has not long enough."""
     plan, one = refined.found.partition, refined.search.fewest
     split, whole = (refined.raced.get(each, ()) for each in (plan, one))
     runs = min(len(split), len(whole))
-    if plan == one or runs == 0:
+    if plan == one or runs < FEWEST_ROUNDS:
         return None
     split_s, whole_s = (tuple(each.ttfo_s for each in taken[:runs]) for taken in (split, whole))
     return Trial(plan.num_stages - one.num_stages + 1, split_s, whole_s)
