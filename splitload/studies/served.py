@@ -67,16 +67,14 @@ class Study:
     def row(self, model: str) -> dict[str, Any]:
         """Return what plans of a model take here; a row of the same plans and runs that was measured is not again."""
         learned = self._learner.learned(model)
-        elsewhere = {name: kept(self._folder, each, model) for name, each in CLASSES.items() if each != self._kind}
-        if missing := [name for name, each in elsewhere.items() if each is None]:
-            raise UsageError(f"{model} has not been learned on {', '.join(missing)}: run that with --learn first")
+        elsewhere = self._elsewhere(model)
         with StageStore(self._cache) as store, scratch_folder(self._folder, ".measuring-") as made:
             source = open_source(model, self._cache)
             runs = self._runs * (SMALL_TIMES if source.size_bytes < SMALL_BYTES else 1)
             device = self._learner.device()
             try:
                 builder = Builder(source, device.threads, made, store, self._console, self._cache)
-                named = _plans(learned, {name: each for name, each in elsewhere.items() if each}, builder)
+                named = _plans(learned, elsewhere, builder)
                 plans = {name: plan.as_loaded(self._kind.page_cache) for name, plan in named.items()}
                 return self._known(model, plans, runs) or self._measured(learned, plans, runs, builder, device)
             finally:
@@ -117,10 +115,23 @@ class Study:
             "runs": runs,
             "optimum": {key: value for key, value in learned["optimum"].items() if key != "profile"},
             "learned_by": learned["provenance"],
+            "learned_elsewhere_by": {name: each["provenance"] for name, each in self._elsewhere(model).items()},
             "measured_by": provenance([]),
         }
         write_text(self._row_file(model), json.dumps(row), "the row")
         return row
+
+    def _elsewhere(self, model: str) -> dict[str, dict[str, Any]]:
+        """Return what was learned of a model on each other class.
+
+        Raises:
+            UsageError: If it was not on one.
+        """
+        found = {name: kept(self._folder, each, model) for name, each in CLASSES.items() if each != self._kind}
+        known = {name: each for name, each in found.items() if each is not None}
+        if missing := [name for name in found if name not in known]:
+            raise UsageError(f"{model} has not been learned on {', '.join(missing)}: run that with --learn first")
+        return known
 
     def _scheme(
         self, plan: Plan, ceiling_bytes: int | None, builder: Builder, device: RemoteDevice
@@ -164,6 +175,7 @@ def _plans(learned: Mapping[str, Any], elsewhere: Mapping[str, Mapping[str, Any]
     uniform = uniform_bytes([block.weights_bytes for block in blocks], count)
     return {
         "learned": plan,
+        "learned, loaded plainly": Plan.plain(plan.split_points, plan.max_weight_bytes),  # as other cuts are
         "optimum": Plan.from_json(learned["optimum"]["plan"]),
         **{f"learned on {name}": Plan.from_json(each["plan"]) for name, each in elsewhere.items()},
         "uniform": Plan.plain(uniform, plan.max_weight_bytes),

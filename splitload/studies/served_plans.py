@@ -10,19 +10,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from splitload.agents.exact_ttfo import Optimum
 from splitload.base.atomic import write_text
+from splitload.base.errors import UsageError
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.read import read_manifest
 from splitload.commands.console import Console
 from splitload.devices.measuring import profile_loads
 from splitload.devices.pairing import read_address
 from splitload.devices.remote import RemoteDevice
+from splitload.envs.costs import cost_matrices
 from splitload.frontends import open_source
 from splitload.frontends.onnx import Source
 from splitload.graphs.stage_store import StageStore
 from splitload.measure.provenance import provenance
-from splitload.plan.ceiling import most_of_a_weight
+from splitload.plan.ceiling import Ceiling, most_of_a_weight
+from splitload.plan.profile import Profile
 from splitload.planner.least_ceiling import CeilingTooLowError
+from splitload.planner.optimum import optimum
 from splitload.planner.read_model import profile_on
 from splitload.planner.request import TrainRequest
 from splitload.planner.result import TrainResult
@@ -37,6 +42,7 @@ OBJECTIVE = "ttfo"
 NEED_RUNS = 3  # of each plan with all the memory there is, where memory is what a class lacks
 SAMPLES = 60  # that learning takes, about: 25 of a search, 25 of ways to load, and the rest of a full profile
 FEW_REPEATS, SLOW_BYTES_PER_S = 2, 100_000_000  # samples of each block of a full profile, where storage is so slow
+MOST_STAGES, PROOF_S = 16, 3.0  # of the optimum on a profile; seconds for each number of stages
 _STEP_BYTES = 100_000
 
 
@@ -79,6 +85,12 @@ class Learner:
     def learned(self, model: str) -> dict[str, Any]:
         """Return what was learned of a model, now or before; see `kept`."""
         known = kept(self._folder, self._kind, model)
+        if known is not None and (known["budget"], known["limits"]) != (self._budget, asdict(self._kind)):
+            file = _file(self._folder, self._kind, model).name
+            raise UsageError(
+                f"{model} was learned on {self._kind.name} with another budget or other limits before: remove "
+                f"'{file}' in the cache to learn it anew"
+            )
         if known is None:
             known = self._learn(model)
             write_text(_file(self._folder, self._kind, model), json.dumps(known, indent=1), "what was learned")
@@ -108,6 +120,8 @@ class Learner:
         return {
             "class": self._kind.name,
             "model": model,
+            "budget": self._budget,
+            "limits": asdict(self._kind),
             "num_blocks": result.profile.num_blocks,
             "need": None if need is None else asdict(need),
             "asked_bytes": asked,
@@ -162,18 +176,15 @@ class Learner:
         self.limit_memory(need, ceiling_bytes)
         try:
             profile = profile_on(device, result.graph, self._console, source.examples)
-            ceiling = None if memory is None else memory.ceiling
-            search = Search(profile, agent="exact", objective=OBJECTIVE, ceiling=ceiling)
-            search.plan()
-            best = min(search.plans.values(), key=search.deciding_s)
-            found = search.valued(best, search_s=0.0)
         finally:
             self.limit_memory(None, None)
             device.close()
+        best = best_on(profile, None if memory is None else memory.ceiling)
         return {
             "plan": Plan.plain(best.split_points, most_of_a_weight(ceiling_bytes)).to_json(),
-            "predicted_s": search.value_s(best),
-            "bound_s": found.exact_bound_s,
+            "predicted_s": best.value_s,
+            "bound_s": best.bound_s,
+            "proved": best.proved,
             "repeats": repeats,
             "loads": profile_loads(result.graph, repeats),
             "profile": profile.to_json(),
@@ -199,6 +210,23 @@ class Learner:
         finally:
             device.close()
         return Need(int(peaks[1] - peaks[0]), int(idles[1]), int(peaks[0]))
+
+
+def best_on(profile: Profile, ceiling: Ceiling | None) -> Optimum:
+    """Return the plan that a profile promises the first output of soonest, of up to `MOST_STAGES` stages.
+
+    Its bound is that of all numbers of stages.
+
+    Args:
+        profile: Of every block.
+        ceiling: What memory allows; None where nothing limits it.
+    """
+    most = None if ceiling is not None else min(MOST_STAGES, profile.num_blocks)
+    counts = Search(profile, agent="exact", objective=OBJECTIVE, max_stages=most, ceiling=ceiling).counts
+    costs = cost_matrices(profile, ceiling)
+    found = [optimum(profile, OBJECTIVE, count, PROOF_S, costs=costs) for count in counts[:MOST_STAGES]]
+    best = min(found, key=lambda each: each.value_s)
+    return Optimum(best.split_points, best.value_s, min(each.bound_s for each in found))
 
 
 def kept(folder: Path, kind: DeviceClass, model: str) -> dict[str, Any] | None:

@@ -58,32 +58,61 @@ def test_a_cut_that_pays() -> None:
     assert pair.behind == pytest.approx(1.025)
     assert pair.gain == pytest.approx(0.18)
     _, targets = served_tables.targets([("", {"rows": [row]})])
-    assert [line[2] for line in targets] == ["100%", "2.5%", "18.0%", "180", "none"]
+    assert [line[2] for line in targets] == ["100%", "2.5%", "1.025", "18.0%", "18.0%", "–", "–", "180", "none"]
 
 
 def test_one_stage_is_as_good_as_a_cut_that_gains_little() -> None:
     row = row_of({"learned": 1.0, "uniform": 0.98, "one stage, plain": 1.0, "one stage, read": 1.2}, STAGES)
     pair = served_tables.pair_of(row)
-    assert (pair.gain, pair.best) == (None, "uniform")
+    assert (pair.gain, pair.is_clear, pair.best) == (0.0, False, "uniform")
     _, targets = served_tables.targets([("", {"rows": [row]})])
+    assert [line[2] for line in targets][3:5] == ["–", "0.0%"]
     assert targets[-1][2] == "toy"
+    row = row_of({"learned": 1.1, "uniform": 1.0, "one stage, plain": 1.0, "one stage, read": 1.2}, STAGES)
+    assert served_tables.pair_of(row).gain is None
+    assert served_tables.pairs([("", {"rows": [row]})])[1][0][7] == "one stage is as good"
 
 
 def test_where_memory_is_what_a_class_lacks_plans_have_to_fit() -> None:
     times_s = {"learned": 1.5, "uniform": 1.4, "one stage, plain": 1.0, "one stage, read": 1.2}
     peaks = {"learned": 9, "uniform": 12, "one stage, plain": 30, "one stage, read": 40}
-    pair = served_tables.pair_of(row_of(times_s, STAGES, kind="small-memory", peaks=peaks))
-    assert (pair.best, pair.behind) == ("learned", 1.0)
+    row = row_of(times_s, STAGES, kind="small-memory", peaks=peaks)
+    pair = served_tables.pair_of(row)
+    assert (pair.best, pair.behind, pair.behind_any, pair.is_of_memory) == ("learned", 1.0, 1.5, True)
     assert pair.gain == pytest.approx(0.7)
+    _, targets = served_tables.targets([("", {"rows": [row]})])
+    assert [line[2] for line in targets][3:7] == ["–", "–", "70.0%", "1.500"], "seconds and bytes are not one mean"
     assert served_tables.pair_of(row_of(times_s, STAGES, peaks={**peaks, "one stage, plain": 8})).gain is None
 
 
-def test_a_plan_that_failed_is_not_the_best() -> None:
+def test_a_sample_that_failed_is_the_slowest() -> None:
     row = row_of({"learned": 0.8, "uniform": 0.5, "one stage, plain": 1.0, "one stage, read": 1.2}, STAGES)
     row["samples"][1] = [None, *row["samples"][1][1:]]
+    assert served_tables.pair_of(row).best == "uniform"
+    row["samples"][1] = [None] * 4 + row["samples"][1][4:]
     assert served_tables.pair_of(row).best == "learned"
+    row["samples"][0] = [None] * 7
+    pair = served_tables.pair_of(row)
+    assert (pair.learned_s, pair.behind, pair.gain) == (None, None, None), "one stage is the best that is left"
+    _, targets = served_tables.targets([("", {"rows": [row]})])
+    assert [line[2] for line in targets][:2] == ["0%", "1 failed"]
     heads_and_rows = [table([("", {"rows": [row]})]) for table in (served_tables.plans, served_tables.pairs)]
     assert all(len(line) == len(head) for head, body in heads_and_rows for line in body)
+
+
+def test_the_best_is_chosen_in_other_rounds_than_those_in_which_it_is_compared() -> None:
+    row = row_of({"learned": 1.0, "uniform": 1.0, "one stage, plain": 2.0, "one stage, read": 2.0}, STAGES)
+    for number in (0, 1):  # each is quick in every other round
+        row["samples"][number] = [
+            {**sample, "ttfo_s": 1.0 if place % 2 == number else 1.25}
+            for place, sample in enumerate(row["samples"][1 - number])
+        ]
+    pair = served_tables.pair_of(row)
+    assert (pair.best, pair.behind) == ("learned", 1.0)
+    row["samples"][:2] = row["samples"][1::-1]
+    pair = served_tables.pair_of(row)
+    assert (pair.best, pair.behind) == ("uniform", 1.25)
+    assert pair.behind_unbiased == pytest.approx((1.0 / 1.25) ** 0.5), "in the rest the learned one is the quicker"
 
 
 def test_plans_are_read_as_they_were_written() -> None:
