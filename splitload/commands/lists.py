@@ -9,29 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 from splitload.base.cache import user_cache
 from splitload.base.errors import SplitloadError
-from splitload.base.phrases import count_of
+from splitload.base.phrases import count_of, milliseconds
 from splitload.commands.console import Console
 from splitload.devices import names, open_device
 
 if TYPE_CHECKING:
     from splitload.devices.acquaintances import Acquaintance
+    from splitload.devices.measured import Measurement
 
 _PAPER = "Reinforcement Learning Based Asymmetrical DNN Modularization for Optimal Loading"
 
-_SERVED = ("name", "address", "processor", "memory", "storage", "onnxruntime", "reached", "profiles")
+_SERVED = ("name", "address", "processor", "memory", "storage", "onnxruntime", "reached")
+_MEASURED = ("device", "model", "graph", "page cache", "blocks", "load", "first inference", "on")
 
 
 def devices(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Show the devices that are built in and those that were served; return what `--json` prints.
+    """Show the devices that are built in, those that were served, and what was measured; return what `--json` prints.
 
     Raises:
         MissingPackageError: If the network is to be asked, and the package for that is not installed.
     """
     known = [open_device(name, Path()) for name in names()]  # no cache: nothing is measured
-    served = _served()
+    served, measured = _kept()
     told: dict[str, Any] = {
         "devices": [{"name": each.name, "source": each.source, "description": each.description} for each in known],
         "served": [each.to_json() for each in served],
+        "measured": [each.to_json() for each in measured],
     }
     console.table(
         "devices",
@@ -43,19 +46,23 @@ def devices(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.table(
             "served devices, as they were when they were reached last", _SERVED, [_row(each) for each in served]
         )
+    if measured:
+        console.table("measured so far, the whole model", _MEASURED, [_measured_row(each) for each in measured])
     if options.discover:
         told["found"] = _found(console)
     return told
 
 
-def _served() -> list[Acquaintance]:
-    """Return the served devices that are known; none where there is no cache."""
+def _kept() -> tuple[list[Acquaintance], list[Measurement]]:
+    """Return the served devices that are known, and what was measured; nothing where there is no cache."""
     from splitload.devices.acquaintances import acquaintances
+    from splitload.devices.measured import measurements
 
     try:
-        return acquaintances(user_cache())
+        cache = user_cache()
     except SplitloadError:
-        return []
+        return [], []
+    return acquaintances(cache), measurements(cache)
 
 
 def _row(each: Acquaintance) -> tuple[str, ...]:
@@ -68,9 +75,26 @@ def _row(each: Acquaintance) -> tuple[str, ...]:
         "–" if memory is None else f"{memory / 1e9:.1f} GB",
         "–" if speed is None else f"{speed / 1e6:.0f} MB/s",
         each.onnxruntime,
-        time.strftime("%Y-%m-%d", time.gmtime(each.opened_s)),
-        str(each.num_profiles),
+        _day(each.opened_s),
     )
+
+
+def _measured_row(each: Measurement) -> tuple[str, ...]:
+    """Return what is shown of a measurement."""
+    return (
+        each.device,
+        each.model,
+        each.graph,
+        each.page_cache,
+        str(each.num_blocks),
+        milliseconds(each.load_s),
+        milliseconds(each.first_inference_s),
+        _day(each.measured_s),
+    )
+
+
+def _day(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 def _found(console: Console) -> list[dict[str, str]]:

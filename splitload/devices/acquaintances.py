@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from splitload.base.atomic import write_text
-from splitload.base.errors import BundleError, SplitloadError
+from splitload.base.errors import SplitloadError
 from splitload.base.fields import Reader
 from splitload.base.record import Record
 from splitload.devices.pairing import ROOM, Address
@@ -32,7 +31,6 @@ class Acquaintance(Record):
         storage_read_bytes_per_s: As it measured when its service began; None where it could not.
         onnxruntime: Version of the runtime there.
         opened_s: When it was reached last, in seconds since 1970.
-        num_profiles: Of models on devices of that name, in the cache.
     """
 
     name: str
@@ -43,7 +41,6 @@ class Acquaintance(Record):
     storage_read_bytes_per_s: int | None
     onnxruntime: str
     opened_s: int
-    num_profiles: int
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -71,14 +68,12 @@ def acquaintances(cache: Path) -> list[Acquaintance]:
     Args:
         cache: The user's cache folder.
     """
-    counts = _profiles(cache)
     found = []
     for file in sorted((cache / ROOM).glob(f"*{_SUFFIX}")):
         try:
             row = Reader(json.loads(file.read_text(encoding="utf-8")), file.name)
-            name = row.text("name")
             made = Acquaintance(
-                name,
+                row.text("name"),
                 row.text("url"),
                 row.text("cpu_model"),
                 row.count("threads", 1),
@@ -86,7 +81,6 @@ def acquaintances(cache: Path) -> list[Acquaintance]:
                 _optional(row, "storage_read_bytes_per_s"),
                 row.text("onnxruntime"),
                 row.count("opened_s"),
-                counts[name],
             )
         except (OSError, ValueError, SplitloadError):
             continue
@@ -101,14 +95,3 @@ def _count(value: Any) -> int | None:
 
 def _optional(row: Reader, key: str) -> int | None:
     return None if row.get(key) is None else row.count(key)
-
-
-def _profiles(cache: Path) -> Counter[str]:
-    """Return how many profiles the cache holds, by the name of their device."""
-    counts: Counter[str] = Counter()
-    for file in (cache / "profiles").glob("*.json"):
-        try:
-            counts[Reader(json.loads(file.read_text(encoding="utf-8")), file.name).text("device")] += 1
-        except (OSError, ValueError, BundleError):
-            continue
-    return counts

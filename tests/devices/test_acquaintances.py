@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from splitload.cli import main
 from splitload.deploy.credentials import Code
 from splitload.devices import discovery
 from splitload.devices.acquaintances import acquaintances, remember
+from splitload.devices.measured import measurements
 from splitload.devices.pairing import Address, read_address
+from splitload.plan.profile import BlockProfile, Cost, Profile
+from splitload.plan.schedule import Contention
 
 SAID = {
     "name": "board", "cpu_model": "Cortex-A76", "onnxruntime": "1.32.0", "threads": 4, "memory_bytes": 4_000_000_000,
@@ -26,15 +30,10 @@ def address(cache: Path) -> Address:
 
 def test_what_is_kept(tmp_path: Path) -> None:
     remember(address(tmp_path), SAID)
-    (profiles := tmp_path / "profiles").mkdir()
-    for number, device in enumerate(("board", "board", "other")):
-        (profiles / f"{number}.json").write_text(json.dumps({"device": device}))
-    (profiles / "damaged.json").write_text("{")
     (found,) = acquaintances(tmp_path)
     assert found._replace(opened_s=0).to_json() == {
         "name": "board", "url": "http://127.0.0.1:8750", "cpu_model": "Cortex-A76", "threads": 4,
         "memory_bytes": 4_000_000_000, "storage_read_bytes_per_s": 45_600_000, "onnxruntime": "1.32.0", "opened_s": 0,
-        "num_profiles": 2,
     }  # fmt: skip
 
 
@@ -52,6 +51,30 @@ def test_what_is_damaged_is_left_out(tmp_path: Path) -> None:
     assert acquaintances(tmp_path) == []
     remember(Address("http://127.0.0.1:8750", CODE), SAID)  # whose code is not kept
     assert acquaintances(tmp_path) == []
+
+
+def test_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = tuple(BlockProfile(f"b{number}", 9, Cost(0.01, 0.002, 0.001)) for number in range(3))
+    profile = Profile("toy", "a" * 64, "native", "board", "measured", blocks, 0.0, Contention(2, 0.0, 0.0))
+    (profiles := tmp_path / "profiles").mkdir()
+    for name, each in (
+        ("b", replace(profile, device="phone", environment={"page_cache": "cold"})),
+        ("a", profile),
+        ("c", replace(profile, segments={(0, 3): Cost(0.02, 0.007, 0.006)}, graph="portable")),
+    ):
+        (profiles / f"{name}.json").write_text(json.dumps(each.to_json()))
+    (profiles / "damaged.json").write_text("{")
+    found = measurements(tmp_path)
+    assert [(each.device, each.graph, each.page_cache, each.num_blocks) for each in found] == [
+        ("board", "native", "warm", 3), ("board", "portable", "warm", 3), ("phone", "native", "cold", 3),
+    ]  # fmt: skip
+    assert [each.first_inference_s for each in found] == pytest.approx([0.006, 0.007, 0.006])
+    assert found[1].load_s == 0.02
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "250")
+    assert main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("measured so far", "phone", "cold", "20.0 ms", "7.0 ms"))
 
 
 def test_the_command_shows_them(
