@@ -161,7 +161,8 @@ class Service:
             try:
                 return await answer(request)
             except SplitloadError as error:
-                raise HTTPException(_code(error), " ".join(str(error).split())[:_MOST_ERROR_CHARS]) from error
+                text = " ".join(str(error).split())[:_MOST_ERROR_CHARS]
+                raise HTTPException(_code(error), text.encode("utf-8", "replace").decode()) from error
             except OSError as error:  # of the disk, above all
                 raise HTTPException(507, f"the disk refuses it: {error.strerror or type(error).__name__}") from error
             except ClientDisconnect:

@@ -2,7 +2,8 @@
 
 - `files/SHA256` is a whole file, `files/SHA256.part` the beginning of one whose transfer goes on from there.
 - `stages/KEY/NAME` are hard links to them, by the names that a stage's graph reads them by; the key is the stage's. A
-  name may have folders before it, as files of a job have. Without hard links they are copies, and take room besides.
+  name may have folders before it, as files of a job have. Without hard links they are copies, which take room besides
+  and are there as long as the stage is in use.
 - A stage is complete once its folder is there. It is checked, byte by byte, before it is first opened by a process.
 - Stages in use are never evicted; of the others those go first that were used longest ago, after files of none.
 - Each use is somebody's, so that those of a client that was killed can be ended.
@@ -25,7 +26,7 @@ from typing import Any
 
 from splitload.base.errors import BundleError, OutputError, StageError
 from splitload.base.fields import is_sha256
-from splitload.base.pieces import link_file
+from splitload.base.pieces import has_links, link_file
 from splitload.base.regular import open_regular
 from splitload.bundle.manifest import File
 from splitload.deploy.folder_lock import lock_folder
@@ -34,6 +35,7 @@ from splitload.deploy.stage_names import check_file, check_stage
 _PART = ".part"
 _BUFFER_BYTES = 1 << 17
 _SYNC_BYTES = 8 << 20  # written at a time: a slow disk would take longer for a whole file than its sender waits
+_COPIES = 3  # of a file where there are no links: its own, the stage's, and that of whoever runs it
 COPIED_BYTES = 1 << 20  # at a time, from one file to another
 
 
@@ -65,6 +67,7 @@ class StageCache:
             self._files.mkdir(parents=True, exist_ok=True)
             self._stages.mkdir(exist_ok=True)
             self._held = lock_folder(folder)
+            self._has_links = has_links(folder)
             found = sorted(self._stages.iterdir(), key=lambda stage: stage.stat().st_mtime)
         except OSError as error:
             raise OutputError(f"cannot keep stages in '{folder}': {error.strerror or error}") from error
@@ -274,6 +277,8 @@ class StageCache:
             del uses[user]  # below zero, it would eat a later use
         if not uses and key in self._uses:
             del self._uses[key], self._files_in_use[key]
+            if not self._has_links and key in self._last_used:
+                self._evict(key)
 
     def _missing(self, files: Sequence[File]) -> dict[str, int]:
         missing = {}
@@ -308,7 +313,7 @@ class StageCache:
             OutputError: If it does not fit beside those in use.
         """
         own = {file.sha256: file.bytes for file in files}
-        needed = sum(own.values())
+        needed = sum(own.values()) * (1 if self._has_links else _COPIES)
         promised = {name: size for each in self._files_in_use.values() for name, size in each.items()}
 
         def lacks() -> int:
@@ -330,11 +335,14 @@ class StageCache:
             )
 
     def _sizes(self) -> dict[str, int]:
-        """Return how many bytes of each file are there, by its SHA-256."""
+        """Return how many bytes of each file are there, by its SHA-256; of a copy, where there are no links, by its path."""
         sizes = {}
         for file in self._files.iterdir():
             with contextlib.suppress(FileNotFoundError):  # it has just become whole, or was evicted
                 sizes[file.name[:64]] = file.stat().st_size
+        for copy in () if self._has_links else self._stages.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[str(copy)] = 0 if copy.is_dir() else copy.stat().st_size
         return sizes
 
     def _drop_unused(self, own: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ Answer = tuple[int, Iterable[bytes]]
 
 @contextmanager
 def answering(answer: Callable[[str, str, bytes], Answer], **headers: str) -> Iterator[str]:
-    """Yield the URL of a device; `answer` takes method, path with query, and body."""
+    """Yield the URL of a device; `answer` takes method, path with query (and, after a space, a range), and body."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -25,7 +25,8 @@ def answering(answer: Callable[[str, str, bytes], Answer], **headers: str) -> It
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.close_connection = True  # unless it ends well; the client may have heard enough
             with suppress(OSError):
-                status, chunks = answer(self.command, self.path, body)
+                asked = self.headers.get("Range")
+                status, chunks = answer(self.command, f"{self.path} {asked}" if asked else self.path, body)
                 self.send_response(status)
                 self.send_header("Transfer-Encoding", "chunked")
                 for name, value in headers.items():

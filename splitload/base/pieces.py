@@ -32,7 +32,7 @@ def copy_file(source: StrPath, target: StrPath) -> None:
 def link_file(source: StrPath, target: StrPath) -> None:
     """Give a file another name; where the system has no hard links, as Android has none for programs, copy it.
 
-    onnxruntime follows no other links to weights.
+    onnxruntime follows no other links to weights. A copy has the name once all of it is there.
 
     Raises:
         OSError: If there is no such file, or something has that name.
@@ -42,4 +42,22 @@ def link_file(source: StrPath, target: StrPath) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        copy_file(source, target)
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        begun = f"{os.fspath(target)}.begun"
+        copy_file(source, begun)
+        os.replace(begun, target)
+
+
+def has_links(folder: StrPath) -> bool:
+    """Return whether files in a folder can have other names there, so that `link_file` copies none."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        other = f"{probe.name}.link"
+        try:
+            os.link(probe.name, other)
+        except OSError:
+            return False
+        os.unlink(other)
+        return True

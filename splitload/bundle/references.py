@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from splitload.base.errors import BundleError
@@ -44,6 +44,23 @@ def referenced_files(graph: Path) -> set[str]:
         OSError: If it cannot be read.
     """
     return {value for entries in _read(graph) for key, value in entries if key == "location"}
+
+
+def weight_files(graph: Path) -> list[str]:
+    """Return the files that an .onnx file reads weights from, which lie beside it or in folders there, in order.
+
+    Raises:
+        BundleError: If it names another place, or is no protobuf message of that kind.
+        OSError: If it cannot be read.
+    """
+    names = sorted(referenced_files(graph))
+    for name in names:
+        # a star: onnxruntime takes "*/_ORT_MEM_ADDR_/*" for an address in memory
+        if not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts or "*" in name:
+            raise BundleError(
+                f"'{graph.name:.80}' reads weights from {name!r:.80}, which does not lie beside it; refused"
+            )
+    return names
 
 
 def stored_pieces(graph: Path) -> list[StoredPiece]:

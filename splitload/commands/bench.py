@@ -280,6 +280,7 @@ def _bundle(
         "searched": list(found.partition.split_points),
         "inputs": given,
         "made_with": made_with,
+        "made_on": dict(device.environment),
     }
     if target.exists():
         try:

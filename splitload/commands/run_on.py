@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.cache import user_cache
-from splitload.base.errors import UsageError
+from splitload.base.errors import DeviceError, UsageError
 from splitload.base.phrases import count_of, milliseconds
 from splitload.bundle.manifest import DEFAULT_TAIL
 from splitload.bundle.read import read_manifest
@@ -40,6 +40,8 @@ def run_on(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         raise UsageError(f"times of '{device.name}' are computed, and nothing runs there; name a served device")
     with console.status(f"running {manifest.model} on {device.name}"):
         outputs, answer = device.measuring.answer(Arm("splitload", bundle, options.threads), manifest.inputs, feeds)
+    if lacks := sorted({"tasks", "engine", "variant", "load_s"} - answer.keys()):
+        raise DeviceError(f"the answer of {device.name} lacks '{lacks[0]}': is its splitload as new as this one?")
     timeline = Schedule(tuple(Task(**task) for task in answer["tasks"]), "measured")
     why, engine, kind = answer.get("why_portable"), answer["engine"], answer["variant"]
     if why is not None:

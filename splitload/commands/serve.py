@@ -46,6 +46,7 @@ def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
         _check_announced(loopback)
     folder = cache / "serve"
     close_folder(folder)
+    folder = folder.resolve()  # as the processes of its jobs are told of it, by which those that are left are found
     from splitload.deploy.description import fixed_description, present_description, runtime_version
     from splitload.deploy.orders import Orders
     from splitload.deploy.serve import Service

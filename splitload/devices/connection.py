@@ -27,7 +27,6 @@ _MOST_LINE_BYTES = 16 << 20
 _MOST_JSON_BYTES = 4 << 20
 _MOST_EVENTS = 10_000  # of one order, but for those that say that nothing happens
 _MOST_CHARS = 500  # of what it says of an error
-_CHUNK_BYTES = 1 << 20
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME: boards without a battery begin in 1970
 
 
@@ -159,23 +158,31 @@ class Connection:
     def fetch(self, path: str, target: Path, most_bytes: int) -> None:
         """Write what the device has at a path into a file; one that is there is replaced once all has come.
 
+        What came before the connection broke is not sent again.
+
         Raises:
             RefusedError: If it refuses.
             DeviceError: If it is larger than that, or the device does not answer for long.
             OutputError: If the file cannot be written.
         """
-        made = target.with_name(f".coming-{target.name}")
+        made, there = target.with_name(f".coming-{target.name}"), 0
 
         def once() -> None:
-            with self._client.stream("GET", path) as answer:
-                if answer.status_code != 200:
+            nonlocal there
+            furthest = there
+            start = max(there - 1, 0)  # there is no range that is empty
+            with self._client.stream("GET", path, headers={"Range": f"bytes={start}-"} if start else {}) as answer:
+                if answer.status_code != 206:
+                    start = 0
+                if answer.status_code != (206 if start else 200):
                     self._check(answer.status_code, answer.headers, self._read(answer, self._patience_s))
-                with _writing(made) as write:
-                    there = 0
-                    for chunk in answer.iter_raw(_CHUNK_BYTES):
+                with _writing(made, start) as write:
+                    there = start
+                    for chunk in answer.iter_raw():  # as it comes: what is gathered is lost where it breaks
                         write(chunk)
                         there += len(chunk)
-                        self._answered_s = time.monotonic()
+                        if there > furthest:
+                            self._answered_s = time.monotonic()
                         if there > most_bytes:
                             raise DeviceError(f"{self._name} sends more than {most_bytes} bytes for one file")
 
@@ -283,14 +290,15 @@ class _AgainError(Exception):
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[Callable[[bytes], Any]]:
-    """Yield what writes into a new file.
+def _writing(path: Path, start: int) -> Iterator[Callable[[bytes], Any]]:
+    """Yield what writes into a file from a byte on; from the first on, into a new one.
 
     Raises:
         OutputError: If it cannot be written: no fault of the device's.
     """
     try:
-        file = path.open("wb", buffering=0)  # what is not written yet would fail as it is closed
+        file = path.open("r+b" if start else "wb", buffering=0)  # what is not written yet would fail as it is closed
+        file.seek(start)
     except OSError as error:
         raise OutputError(f"cannot write '{path}': {error.strerror or error}") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 from splitload.base.errors import DeviceError
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.manifest import StageEntry, TensorSpec
-from splitload.bundle.references import referenced_files
+from splitload.bundle.references import referenced_files, weight_files
 from splitload.devices.machine import Machine
 from splitload.graphs.here import HERE
 from splitload.graphs.runtime import (
@@ -93,6 +93,11 @@ class FarRuntime:
         with scratch_folder(target.parent, ".far-") as folder:
             job = OptimizeGraph(_placed(model, folder, "0"), target.name, level, sent.known if sent else ())
             answer = self._done(job, folder)
+            if to_onnx and (strange := referenced_files(folder / target.name) - {str(job.weights_file)}):
+                raise DeviceError(
+                    f"{self.words} answers with a graph that reads weights from {min(strange)!r:.80}; nothing of its "
+                    "answer is kept"
+                )
             if sent is not None and answer["weights"]:
                 weights = [ReturnedWeight(**row) for row in answer["weights"]]
                 sent.restore(weights, folder / str(job.weights_file), target.with_name(str(job.weights_file)))
@@ -188,7 +193,7 @@ def _placed(model: Model, folder: Path, place: str, name: str = "model.onnx") ->
     else:
         graph, parent = there / model.name, model.parent
         _link(model, graph)
-    for location in referenced_files(graph) if graph.suffix == ".onnx" else ():
+    for location in weight_files(graph) if graph.suffix == ".onnx" else ():
         _link(parent / location, there / location)
     return graph.relative_to(folder).as_posix()
 

@@ -201,6 +201,8 @@ class RemoteDevice(MeasuringDevice):
             row = Reader(said, "device")
             name, cpu, model, runtime = (_word(row, key) for key in ("name", "cpu", "cpu_model", "onnxruntime"))
             threads = row.count("threads", 1)
+            if not is_plain(name):  # files are named by it
+                raise DeviceError(f"it calls itself {name!r:.80}")
             if threads > MOST_THREADS:
                 raise DeviceError(f"it says that it has {threads} threads")
         except SplitloadError as error:

@@ -19,7 +19,7 @@ from splitload.devices.connection import Connection
 PIECE_BYTES, LEAST_PIECE_BYTES = 1 << 20, 1 << 15  # of a request; less each time that one breaks: the link is slow
 COPY_FROM_BYTES = 1 << 15  # less is sent: a request more would take longer
 MOST_COPIES, MOST_COPIED_BYTES = 1024, 32 << 20  # of a request, which is answered once all is written
-MOST_STALLS = 32  # requests for a file that brought it no further, as others wrote it, or it was lost
+MOST_STALLS = 32  # requests in a row that brought a file no further, as others wrote it, or it was lost
 SMALL_BYTES = 1 << 20  # what is smaller is read again: one that was written in its place may look alike
 Chunk = tuple[str, int, int]  # SHA-256, first byte, length
 
@@ -43,7 +43,7 @@ class Transfer:
         self._there: dict[str, Chunk] = {}  # files that the device has a chunk in, and where, by the chunk's SHA-256
         self._piece_bytes = PIECE_BYTES
         self._lock = threading.Lock()
-        self._urgent = 0
+        self._urgent = self._ahead = 0  # those who go first, and requests of transfers ahead
         self._turn = threading.Condition()
 
     def described(self, name: str, path: Path) -> File:
@@ -82,21 +82,22 @@ class Transfer:
 
     def _send(self, file: File, path: Path, start: int, ahead: bool) -> None:
         """Send what is missing of a file."""
-        there, stalls = start, 0
+        there, furthest, stalls = start, start, 0
         with path.open("rb") as opened:
             while there < file.bytes or (there == start == 0 and file.bytes == 0):
-                self._give_way(ahead)
-                copies = self._copies(file, path, there)
-                if copies:
-                    now = self._asked(file, "POST", "/copies", there, data=copies)
-                    self._count(copied_bytes=max(now - there, 0))
-                    if now != there + sum(length for _, _, length in copies):
-                        self._forget(copies)
-                else:
-                    now = self._sent_piece(file, path, opened.fileno(), there)
+                with self._giving_way(ahead):
+                    copies = self._copies(file, path, there)
+                    if copies:
+                        now = self._asked(file, "POST", "/copies", there, data=copies)
+                        self._count(copied_bytes=max(now - there, 0))
+                        if now != there + sum(length for _, _, length in copies):
+                            self._forget(copies)
+                    else:
+                        now = self._sent_piece(file, path, opened.fileno(), there)
                 if file.bytes == 0:
                     return
-                stalls += now <= there
+                stalls = 0 if now > furthest else stalls + 1
+                furthest = max(furthest, now)
                 if stalls > MOST_STALLS:
                     raise DeviceError(f"the device takes '{file.name}' again and again, and keeps nothing of it")
                 there = now
@@ -194,6 +195,8 @@ class Transfer:
         """
         with self._turn:
             self._urgent += 1
+            while self._ahead:  # what is under way ends first
+                self._turn.wait()
         try:
             yield
         finally:
@@ -201,7 +204,19 @@ class Transfer:
                 self._urgent -= 1
                 self._turn.notify_all()
 
-    def _give_way(self, ahead: bool) -> None:
+    @contextlib.contextmanager
+    def _giving_way(self, ahead: bool) -> Iterator[None]:
+        """Do a request once nobody goes first, where it is of a transfer ahead."""
+        if not ahead:
+            yield
+            return
         with self._turn:
-            while ahead and self._urgent:
+            while self._urgent:
                 self._turn.wait()
+            self._ahead += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._ahead -= 1
+                self._turn.notify_all()

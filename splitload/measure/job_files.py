@@ -8,8 +8,8 @@ from typing import Any
 
 from splitload.base.errors import UsageError
 from splitload.bundle.manifest import MANIFEST
-from splitload.bundle.read import read_manifest
-from splitload.bundle.references import referenced_files
+from splitload.bundle.read import check_references, read_manifest
+from splitload.bundle.references import weight_files
 from splitload.measure.arm_names import PORTABLE_ARMS
 from splitload.measure.graph_jobs import GRAPH_JOBS, OptimizeGraph, RunGraph, RunStages, graphs_of, output_files
 from splitload.measure.job import Job, LoadModel
@@ -83,10 +83,12 @@ def _of_graph(name: str, folder: Path) -> list[str]:
     if not name.endswith(".onnx"):  # its references would not be looked at
         raise UsageError(f"a graph is an .onnx or .ort file, '{name:.80}' is neither")
     parent = name.rpartition("/")[0]
-    return [name, *(f"{parent}/{each}" if parent else each for each in sorted(referenced_files(folder / name)))]
+    return [name, *(f"{parent}/{each}" if parent else each for each in weight_files(folder / name))]
 
 
 def _of_bundle(name: str, folder: Path) -> list[str]:
-    """Return the manifest of a bundle and the files that it names."""
+    """Return the manifest of a bundle and the files that it names, beside which its graphs read none."""
     prefix = "" if name == "." else f"{name}/"
-    return [f"{prefix}{each}" for each in (MANIFEST, *(file.name for file in read_manifest(folder / name).files()))]
+    manifest = read_manifest(folder / name)
+    check_references(folder / name, manifest)
+    return [f"{prefix}{each}" for each in (MANIFEST, *(file.name for file in manifest.files()))]

@@ -27,8 +27,8 @@ class StageFile:
         prepack: Whether its first session has to rearrange weights.
         optimized: Whether the graph is taken as it is.
         reoptimize: Whether a session that rearranges weights is optimised as well.
-        reading: Where in the file its weights begin, and where a loader that reads ahead ends, which is before them where
-            all are read in places only; None where none does.
+        reading: Where in the file its weights begin, and where a loader that reads ahead ends, which is before them
+            where all are read in places only; None where none does.
     """
 
     blocks: tuple[int, int]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from splitload.base import pieces
 from splitload.base.errors import OutputError, StageError
 from splitload.bundle.manifest import File
 from splitload.deploy.stage_cache import MissingFileError, StageCache
@@ -239,15 +240,43 @@ def test_a_file_is_hashed_as_it_comes_and_from_the_disk_where_another_process_be
     cache.close()
 
 
-def test_without_hard_links_files_are_copied(cache: StageCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: Path, target: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(source))
 
     monkeypatch.setattr(os, "link", refuse)
-    place = keep(cache, ONE, A)
-    assert (place / ONE[0].name).read_bytes() == A
-    keep(cache, TWO, B)
-    keep(cache, THREE, C)
-    four = (file("four.ort", A + C),)
-    assert (keep(cache, four, A + C) / "four.ort").read_bytes() == A + C  # there was no room beside the others
-    assert cache.used_bytes() <= CAP_BYTES
+
+
+def test_without_hard_links_files_are_copied_and_the_copies_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_links(monkeypatch)
+    cache = StageCache(tmp_path / "cache", 3 * CAP_BYTES)
+    stages = [(file(f"{number}.ort", data), data) for number, data in enumerate((A, B, C, A + B, B + C))]
+    for one, data in stages:
+        place = keep(cache, (one,), data, release=False)
+        assert (place / one.name).read_bytes() == data
+        assert cache.used_bytes() >= 2 * one.bytes
+        cache.release(stage_key((one,)))
+        there = sum(each.stat().st_size for each in (tmp_path / "cache").rglob("*") if each.is_file())
+        assert there == cache.used_bytes() <= 3 * CAP_BYTES
+        assert not (place / one.name).exists(), "copies are there as long as they are used"
+    large = A + B + C + A
+    with pytest.raises(OutputError, match="lacks 3000 bytes"):  # with its copies
+        cache.request(stage_key((file("large.ort", large),)), (file("large.ort", large),))
+    cache.close()
+
+
+def test_a_copy_that_was_cut_short_is_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch)
+    cache = StageCache(tmp_path / "cache", 3 * CAP_BYTES)
+
+    def cut_short(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as short, pytest.raises(OutputError, match="No space left"):
+        short.setattr(pieces, "copy_file", cut_short)
+        keep(cache, ONE, A)
+    assert (cache.place(stage_key(ONE), ONE) / ONE[0].name).read_bytes() == A
+    cache.close()

@@ -200,6 +200,27 @@ def test_a_file_is_fetched_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "output-0.npy"]
 
 
+def test_a_file_goes_on_where_the_connection_broke(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4
+    starts: list[int] = []
+
+    def answer(_: str, path: str, __: bytes) -> Answer:
+        starts.append(start := int(path.partition("bytes=")[2].rstrip("-") or 0))
+        end = start + 400
+        return 206 if start else 200, _then_broken(data[start:end]) if end < len(data) else [data[start:]]
+
+    with answering(answer) as url, connected(url) as device:
+        device.fetch("/x", tmp_path / "output-0.npy", 2000)
+        assert (tmp_path / "output-0.npy").read_bytes() == data
+        assert starts == [0, 399, 798]
+    with (
+        answering(lambda *_: (200, _then_broken(b"x"))) as url,
+        connected(url, patience_s=0.3) as device,
+        pytest.raises(DeviceError, match="has not answered for"),
+    ):
+        device.fetch("/x", tmp_path / "output-1.npy", 2000)  # which comes no further
+
+
 def test_one_that_is_closed_meanwhile_is_one_line() -> None:
     began = threading.Event()
 

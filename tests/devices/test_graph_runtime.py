@@ -28,6 +28,7 @@ from splitload.graphs.layout import channel_block
 from splitload.graphs.runtime import Beside, GraphRuntime, Refusal
 from splitload.measure.arms import Subject, make_arm
 from splitload.measure.job import Job
+from splitload.measure.job_files import job_files
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
 from splitload.planner import train as training
@@ -214,6 +215,29 @@ def test_a_device_that_vanishes_is_no_answer(tmp_path: Path, far: FarDevice, kin
         made = plans(source, tmp_path / "cache", runtime)
         build_bundle(tmp_path / "b.splitload", made, device="board", runtime=runtime)
     assert not (tmp_path / "b.splitload").exists()
+
+
+def test_a_graph_that_reads_other_files_is_not_taken(tmp_path: Path, far: FarDevice) -> None:
+    """What a device answers must not have the desk send it a file of the user's."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(64 * 64 * 4))
+    sent: list[str] = []
+
+    def run(job: Job, folder: Path, failed: Callable[[str], SplitloadError], *, cold: Sequence[Path] = ()) -> Any:
+        sent.extend(job_files(job, folder))
+        answer = far._run(job, folder, failed)
+        if job.kind == "optimize" and (folder / "model.onnx").exists():
+            graph = onnx.load(folder / "model.onnx", load_external_data=False)
+            weight = graph.graph.initializer.add(name="s", data_type=1, dims=[64, 64], data_location=1)
+            weight.external_data.add(key="location", value="../" * 40 + str(secret.relative_to("/")))
+            onnx.save(graph, folder / "model.onnx")
+        return answer
+
+    runtime = FarRuntime(Machine("board", "the board", 2, CPU, "Toy", lambda: HERE.version, run))
+    with pytest.raises(DeviceError, match=r"reads weights from '\.\./.*; nothing of its answer is kept"):
+        load_graph(opened(tmp_path), "native", tmp_path / "cache", runtime=runtime)
+    assert sent
+    assert not [name for name in sent if "secret" in name]
 
 
 def test_a_process_that_ends_there_is_one_clear_line(tmp_path: Path, far: FarDevice) -> None:

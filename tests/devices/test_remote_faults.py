@@ -141,6 +141,7 @@ def test_lies_do_not_reach_the_profile_cache(graphs: dict[str, ModelGraph], tmp_
         {"threads": True},
         {"name": "a\x1b[31m"},
         {"name": "a" * 300},
+        {"name": "a/../b"},
         {"cpu": None},
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -83,6 +84,52 @@ def test_what_came_before_a_link_was_cut_is_not_sent_again(tmp_path: Path) -> No
         send(device, Transfer(device), path)
         assert link.cuts >= 4
         assert link.up_bytes <= size + link.cuts * (256 << 10)  # that were on their way, between the processes
+
+
+def test_a_sample_waits_for_the_request_of_a_transfer_ahead(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.bin", noise(5, 1000))
+    asked, goes_on, order = threading.Event(), threading.Event(), list[str]()
+
+    def answer(*_: object) -> Answer:
+        asked.set()
+        assert goes_on.wait(20)
+        order.append("received")
+        return 200, [b'{"there": 1000}']
+
+    with answering(answer) as url, connected(url) as device:
+        transfer = Transfer(device)
+        file = transfer.described("a.bin", path)
+        sending = threading.Thread(target=transfer.send, args=({file: path}, {file.sha256: 0}), kwargs={"ahead": True})
+
+        def sample() -> None:
+            with transfer.going_first():
+                order.append("sampled")
+
+        sampling = threading.Thread(target=sample)
+        sending.start()
+        assert asked.wait(20)
+        sampling.start()
+        sampling.join(0.1)
+        goes_on.set()
+        for each in (sending, sampling):
+            each.join(20)
+    assert order == ["received", "sampled"]
+
+
+def test_a_transfer_that_goes_on_is_never_given_up(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.bin", noise(6, 100_000))
+    there, asked = [0], [0]
+
+    def answer(method: str, place: str, body: bytes) -> Answer:
+        asked[0] += 1
+        there[0] += 500 if asked[0] % 2 else 0  # every other request brings it no further
+        return 200, [b'{"there": %d}' % there[0]]
+
+    with answering(answer) as url, connected(url) as device:
+        transfer = Transfer(device)
+        file = transfer.described("a.bin", path)
+        transfer.send({file: path}, {file.sha256: 0})
+    assert there == [100_000]
 
 
 def test_pieces_become_smaller_on_a_link_that_takes_no_large_ones(tmp_path: Path) -> None:

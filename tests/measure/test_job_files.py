@@ -8,7 +8,7 @@ import models
 import onnx
 import pytest
 
-from splitload.base.errors import UsageError
+from splitload.base.errors import BundleError, UsageError
 from splitload.bundle.read import read_manifest
 from splitload.measure.fresh import save_inputs
 from splitload.measure.job import Job, LoadModel, LoadModule, TrainEpoch
@@ -38,6 +38,18 @@ def test_weights_beside_a_graph_travel_with_it(tmp_path: Path) -> None:
     assert [name.rpartition("/")[2] for name in job_files(job, tmp_path / "job")] == ["m.onnx", "m.weights"]
     stages = SampleStages((), (StageFile((0, 1), "m.onnx", (), ()),))
     assert list(job_files(stages, tmp_path)) == ["m.onnx", "m.weights"]
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "a/../../secret", "*/_ORT_MEM_ADDR_/*"])
+def test_a_graph_that_reads_elsewhere_does_not_travel(location: str, tmp_path: Path) -> None:
+    model = models.chain(1, width=4)
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match="does not lie beside it; refused"):
+        job_files(SampleStages((), (StageFile((0, 1), "m.onnx", (), ()),)), tmp_path)
 
 
 def test_outputs_come_back() -> None:

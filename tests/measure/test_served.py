@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -104,8 +106,28 @@ def test_weights_that_were_not_sent_are_never_read(location: str, tmp_path: Path
     model.graph.ClearField("initializer")
     model.graph.initializer.append(weight)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(BundleError, match="which was not sent with it; refused"):
+    with pytest.raises(BundleError, match=r"(which was not sent with|which does not lie beside) it; refused"):
         check_files(STOCK, folder)
+
+
+def test_a_bundle_whose_graph_is_called_otherwise_reads_no_other_files(native_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    shutil.copytree(native_bundle, folder)
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4, 4], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="/etc/passwd")
+    model = models.chain(1, width=4)
+    model.graph.ClearField("initializer")
+    model.graph.initializer.append(weight)
+    (folder / "graph.pb").write_bytes(model.SerializeToString())
+    text = (folder / "manifest.json").read_text()
+    name = json.loads(text)["variants"][0]["stages"][0]["graph"]["name"]
+    manifest = json.loads(text.replace(name, "graph.pb"))
+    first = manifest["variants"][0]["stages"][0]
+    first["graph"]["bytes"] = (folder / "graph.pb").stat().st_size
+    first.pop("read_order", None)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="reads weights from '/etc/passwd', which its bundle does not name"):
+        check_files(LoadModel("splitload", ".", (), steady=False), folder)
 
 
 @pytest.mark.parametrize(
