@@ -200,8 +200,8 @@ def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: Pa
     """Return the device behind a DEVICE word of the command line.
 
     Args:
-        name: `host`, a simulated device's name, the address of a served device, adb:SERIAL, or a path to a device
-            (.toml) or profile (.json) file.
+        name: `host`, a simulated device's name, the address of a served device or the name of one that was reached
+            before, adb:SERIAL, or a path to a device (.toml) or profile (.json) file.
         cache: Where what is measured is kept.
         refresh: Whether to measure again what is in the cache.
         page_cache: Whether files are in the page cache when a process begins that loads them.
@@ -212,6 +212,10 @@ def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: Pa
         DeviceError: If a served device cannot be reached.
     """
     known = names()
+    if name != "host" and name not in known and not Path(name).exists():
+        from splitload.devices.acquaintances import url_of
+
+        name = url_of(name, cache) or name
     if is_served(name):
         from splitload.devices.remote import RemoteDevice
 

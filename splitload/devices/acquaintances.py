@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.base.atomic import write_text
-from splitload.base.errors import SplitloadError
+from splitload.base.errors import SplitloadError, UsageError
 from splitload.base.fields import Reader
 from splitload.base.record import Record
 from splitload.devices.pairing import ROOM, Address
@@ -86,6 +86,20 @@ def acquaintances(cache: Path) -> list[Acquaintance]:
             continue
         found.append(made)
     return sorted(found, key=lambda each: (each.name, each.url))
+
+
+def url_of(name: str, cache: Path) -> str | None:
+    """Return where the device of a name was reached last; None where none is called so.
+
+    Raises:
+        UsageError: If several are.
+    """
+    urls = {each.url for each in acquaintances(cache) if each.name == name}
+    if len(urls) > 1:
+        raise UsageError(
+            f"several served devices are called '{name}': give the address, one of {', '.join(sorted(urls))}"
+        )
+    return urls.pop() if urls else None
 
 
 def _count(value: Any) -> int | None:

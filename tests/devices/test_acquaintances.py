@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from splitload.base.errors import UsageError
 from splitload.cli import main
 from splitload.deploy.credentials import Code
-from splitload.devices import discovery
-from splitload.devices.acquaintances import acquaintances, remember
+from splitload.devices import discovery, open_device, remote
+from splitload.devices.acquaintances import acquaintances, remember, url_of
 from splitload.devices.measured import measurements
 from splitload.devices.pairing import Address, read_address
 from splitload.plan.profile import BlockProfile, Cost, Profile
@@ -51,6 +52,16 @@ def test_what_is_damaged_is_left_out(tmp_path: Path) -> None:
     assert acquaintances(tmp_path) == []
     remember(Address("http://127.0.0.1:8750", CODE), SAID)  # whose code is not kept
     assert acquaintances(tmp_path) == []
+
+
+def test_a_device_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "RemoteDevice", lambda address, *_, **__: address.url)
+    remember(address(tmp_path), SAID)
+    assert (url_of("board", tmp_path), url_of("phone", tmp_path)) == ("http://127.0.0.1:8750", None)
+    assert open_device("board", tmp_path) == "http://127.0.0.1:8750"
+    remember(read_address(f"http://127.0.0.1:8751/#{CODE.text()}", tmp_path), SAID)
+    with pytest.raises(UsageError, match=r"several .* 'board': .* http://127\.0\.0\.1:8750, http://127\.0\.0\.1:8751"):
+        open_device("board", tmp_path)
 
 
 def test_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
