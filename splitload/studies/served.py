@@ -5,7 +5,8 @@ the desk, see `served_emulation`; it needs root. For each model the plan of `spl
 first, and the optimum found on a profile of every block; what is learned is kept in the cache, so that classes can be
 learned one after the other (`--learn`), and a study that was stopped goes on where it was. Then all plans are measured
 on the class in fresh processes, in turns: the learned one, the optimum, those learned on the other classes, equal
-bytes, and one stage in every way to load it. Plans that are the same have the same samples.
+bytes, and one stage in every way to load it. Plans that are the same have the same samples, and those that may be the
+best are measured until it is known what they take, see `served_rounds`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from splitload.base.atomic import write_text
 from splitload.base.cache import user_cache
 from splitload.base.errors import UsageError
 from splitload.base.scratch import scratch_folder
-from splitload.base.sizes import megabytes
 from splitload.build.residency import ResidencyScheme
 from splitload.commands.console import Console
 from splitload.devices.remote import RemoteDevice
@@ -36,11 +37,11 @@ from splitload.studies.records import write_record
 from splitload.studies.served_arms import SINGLES, Builder, Plan, Samples, measure_in_turns
 from splitload.studies.served_emulation import EmulatedDevice
 from splitload.studies.served_plans import NEED_RUNS, Learner, kept, need_of
+from splitload.studies.served_rounds import FEWEST_RUNS, contenders
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODELS = ("zoo:mobilenet_v1", "zoo:densenet201", "zoo:inception_v3", "zoo:resnet152", "zoo:distilbert")
-BUDGET, RUNS = 200, 7
-SMALL_BYTES, SMALL_TIMES = 50_000_000, 2  # of a model whose samples differ more, and are soon taken; how many more
+BUDGET, RUNS = 200, 15
 UNIFORM_STAGES = 4  # of the plan of equal bytes where the learned one has a single stage
 _ROOM = "served-study"
 _FIGURES = ("ttfo_s", "peak_memory_bytes", "idle_memory_bytes")
@@ -53,7 +54,7 @@ class Study:
         emulated: The device.
         learner: What learns there.
         folder: Where rows are kept.
-        runs: Samples of each plan.
+        runs: The most samples of each plan.
         cache: The user's cache folder.
         console: Where to tell what is done.
     """
@@ -69,14 +70,14 @@ class Study:
         learned = self._learner.learned(model)
         elsewhere = self._elsewhere(model)
         with StageStore(self._cache) as store, scratch_folder(self._folder, ".measuring-") as made:
-            source = open_source(model, self._cache)
-            runs = self._runs * (SMALL_TIMES if source.size_bytes < SMALL_BYTES else 1)
             device = self._learner.device()
             try:
-                builder = Builder(source, device.threads, made, store, self._console, self._cache)
+                builder = Builder(
+                    open_source(model, self._cache), device.threads, made, store, self._console, self._cache
+                )
                 named = _plans(learned, elsewhere, builder)
                 plans = {name: plan.as_loaded(self._kind.page_cache) for name, plan in named.items()}
-                return self._known(model, plans, runs) or self._measured(learned, plans, runs, builder, device)
+                return self._known(model, plans) or self._measured(learned, plans, builder, device)
             finally:
                 device.close()
 
@@ -84,20 +85,20 @@ class Study:
         self,
         learned: Mapping[str, Any],
         plans: Mapping[str, Plan],
-        runs: int,
         builder: Builder,
         device: RemoteDevice,
     ) -> dict[str, Any]:
         model = learned["model"]
         distinct = list(dict.fromkeys(plans.values()))
-        self._announce(model, builder, len(distinct) * runs)
+        self._announce(model, builder, len(distinct))
         schemes = [self._scheme(each, learned["ceiling_bytes"], builder, device) for each in distinct]
         arms = [builder.arm(each, scheme) for each, scheme in zip(distinct, schemes, strict=True)]
         graph, need = builder.graph(None), need_of(learned)
+        again = partial(contenders, judged=distinct.index(plans["learned"]))
         kills = self._emulated.kills()
         self._learner.limit_memory(need, learned["ceiling_bytes"])
         try:
-            taken = measure_in_turns(device, graph, arms, builder.source, runs, self._console)
+            taken = measure_in_turns(device, graph, arms, builder.source, self._runs, self._console, again)
         finally:
             self._learner.limit_memory(None, None)
         needs: list[Samples] = [[] for _ in arms]
@@ -112,7 +113,7 @@ class Study:
             "need_samples": [_kept(each) for each in needs],
             "has_scheme": [scheme is not None for scheme in schemes],
             "kills": self._emulated.kills() - kills,
-            "runs": runs,
+            "runs": self._runs,
             "optimum": {key: value for key, value in learned["optimum"].items() if key != "profile"},
             "learned_by": learned["provenance"],
             "learned_elsewhere_by": {name: each["provenance"] for name, each in self._elsewhere(model).items()},
@@ -144,17 +145,20 @@ class Study:
         memory = MemoryLimit(ceiling_bytes, device, graph, builder.source.examples, self._console).memory_of(partition)
         return memory.scheme(ceiling_bytes) if memory.peak_bytes <= ceiling_bytes else None
 
-    def _announce(self, model: str, builder: Builder, samples: int) -> None:
-        minutes = samples * self._kind.sample_s(builder.source.size_bytes) / 60
-        self._console.print(f"measuring {model} on {self._kind.name}, {samples} samples, about {minutes:.0f} minutes")
+    def _announce(self, model: str, builder: Builder, plans: int) -> None:
+        round_s = plans * self._kind.sample_s(builder.source.size_bytes)
+        most, least = (runs * round_s / 60 for runs in (self._runs, FEWEST_RUNS))
+        self._console.print(
+            f"measuring {model} on {self._kind.name}, {plans} plans, about {least:.0f} to {most:.0f} minutes"
+        )
 
-    def _known(self, model: str, plans: Mapping[str, Plan], runs: int) -> dict[str, Any] | None:
+    def _known(self, model: str, plans: Mapping[str, Plan]) -> dict[str, Any] | None:
         try:
             row: dict[str, Any] = json.loads(self._row_file(model).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         same = {name: Plan.from_json(each) for name, each in row["plans"].items()} == dict(plans)
-        return row if same and row["runs"] == runs else None
+        return row if same and row["runs"] == self._runs else None
 
     def _row_file(self, model: str) -> Path:
         return self._folder / f"row-{self._kind.name}-{model.rpartition(':')[2]}.json"
@@ -201,7 +205,7 @@ def main(words: Sequence[str] | None = None) -> int:
         type=at_least(1),
         default=RUNS,
         metavar="N",
-        help=f"samples; of models below {megabytes(SMALL_BYTES)} {SMALL_TIMES} times as many (default: %(default)s)",
+        help="the most samples of each plan (default: %(default)s)",
     )
     options = parser.parse_args(words)
     kind: DeviceClass = class_named(options.kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -120,24 +120,43 @@ class Builder:
 
 
 def measure_in_turns(
-    device: Measuring, graph: ModelGraph, arms: Sequence[Arm], source: Source, runs: int, report: Report
+    device: Measuring,
+    graph: ModelGraph,
+    arms: Sequence[Arm],
+    source: Source,
+    runs: int,
+    report: Report,
+    again: Callable[[Sequence[Samples], Collection[int]], Collection[int]] = lambda _, running: running,
 ) -> list[Samples]:
     """Measure arms in fresh processes on a device, in rounds, each the other way round than the one before.
+
+    Args:
+        device: Where.
+        graph: Of the model.
+        arms: What is measured.
+        source: The model.
+        runs: The most rounds.
+        report: Where to tell what is done.
+        again: Takes the samples so far, and the numbers of the arms that were measured last; returns those of them that
+            are measured once more. By default all are.
 
     Returns:
         The samples of each arm, as `Measuring.first_output` gives them; None where it failed.
     """
     samples: list[Samples] = [[] for _ in arms]
     inputs = graph.input_tensors()
+    running: Collection[int] = range(len(arms))
     with report.progress(f"measuring {len(arms)} plans of {source.name}", unit="rounds") as show:
         for number in range(runs):
             show(number, runs)
-            for arm, taken in list(zip(arms, samples, strict=True))[:: 1 if number % 2 == 0 else -1]:
+            for place in sorted(running)[:: 1 if number % 2 == 0 else -1]:
                 try:
-                    taken.append(device.first_output(arm, inputs, source.examples))
+                    samples[place].append(device.first_output(arms[place], inputs, source.examples))
                 except SplitloadError as error:
                     report.note(f"{source.name}: {error}")
-                    taken.append(None)
+                    samples[place].append(None)
+            if not (running := again(samples, running)):
+                break
     return samples
 
 

@@ -33,7 +33,7 @@ class Pair(NamedTuple):
         is_clear: Whether the best of more stages is better by more than `ALIKE`.
         is_of_memory: Whether the gain is of peak memory.
         loads: Measured for the search.
-        n: Samples.
+        n: Samples of the learned plan.
     """
 
     model: str
@@ -74,13 +74,13 @@ def pair_of(row: Mapping[str, Any]) -> Pair:
         len(row["plans"]["learned"]["ways"]),
         *_gain(row, fitting),
         row["loads"],
-        row["runs"],
+        len(row["samples"][row["plans"]["learned"]["measured"]]),
     )
 
 
 def plans(records: Named) -> Table:
     """Return what every plan takes on every class."""
-    head = ("class", "model", "plan", "stages", "TTFO ms", "÷ best", "peak MiB", "within the ceiling")
+    head = ("class", "model", "plan", "stages", "TTFO ms", "÷ best", "peak MiB", "within the ceiling", "n")
     body: list[tuple[str, ...]] = []
     for row in _rows(records):
         best = pair_of(row).best
@@ -98,6 +98,7 @@ def plans(records: Named) -> Table:
                     "–" if seconds is None or least_s is None else f"{seconds / least_s:.3f}",
                     median_with_range(peaks),
                     "–" if row["need"] is None else "yes" if _fits(row, name) else "no",
+                    str(len(_samples(row, name))),
                 )
             )
     return head, body
@@ -246,7 +247,12 @@ def _peaks(row: Mapping[str, Any], name: str) -> list[float]:
 
 
 def _done(row: Mapping[str, Any], name: str) -> list[Mapping[str, float]]:
-    return [each for each in row["samples"][row["plans"][name]["measured"]] if each is not None]
+    return [each for each in _samples(row, name) if each is not None]
+
+
+def _samples(row: Mapping[str, Any], name: str) -> Sequence[Mapping[str, float] | None]:
+    samples: Sequence[Mapping[str, float] | None] = row["samples"][row["plans"][name]["measured"]]
+    return samples
 
 
 def _median(row: Mapping[str, Any], name: str, key: str, half: int | None = None) -> float | None:
@@ -258,9 +264,7 @@ def _median(row: Mapping[str, Any], name: str, key: str, half: int | None = None
         key: Of the figure.
         half: 0 or 1 for every other round; None for all.
     """
-    samples = row["samples"][row["plans"][name]["measured"]]
-    if half is not None:
-        samples = samples[half::2]
+    samples = _samples(row, name)[half::2] if half is not None else _samples(row, name)
     median = statistics.median([math.inf if each is None else each[key] for each in samples] or [math.inf])
     return None if math.isinf(median) else median
 

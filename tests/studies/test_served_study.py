@@ -6,16 +6,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 
-from splitload.base.errors import UsageError
+from splitload.base.errors import StageError, UsageError
 from splitload.devices.tuning import SCHEMES
+from splitload.frontends.onnx import Source, load_graph
+from splitload.measure.sampling import Arm, Sample
+from splitload.planner.report import LogReport
 from splitload.studies import served_tables
 from splitload.studies.control_groups import are_mounted, members_of
 from splitload.studies.device_classes import CLASSES, class_named
 from splitload.studies.emulation import DEVICES
-from splitload.studies.served_arms import Plan
+from splitload.studies.served_arms import Plan, Samples, measure_in_turns
 from splitload.studies.served_emulation import CONTROLLERS, EmulatedDevice
+from splitload.studies.served_rounds import contenders, relative_error
 
 MIB = 1 << 20
 
@@ -113,6 +118,45 @@ def test_the_best_is_chosen_in_other_rounds_than_those_in_which_it_is_compared()
     pair = served_tables.pair_of(row)
     assert (pair.best, pair.behind) == ("uniform", 1.25)
     assert pair.behind_unbiased == pytest.approx((1.0 / 1.25) ** 0.5), "in the rest the learned one is the quicker"
+
+
+def taking(*seconds: float | None) -> Samples:
+    return [None if each is None else {"ttfo_s": each} for each in seconds]
+
+
+def test_plans_are_measured_until_it_is_known_what_the_best_ones_take() -> None:
+    sure = [taking(*[1.0, 1.001] * 3), taking(*[1.3] * 6), taking(*[1.05] * 6)]
+    assert contenders([each[:4] for each in sure], range(3), judged=0) == [0, 1, 2], "there are too few samples yet"
+    assert contenders(sure, range(3), judged=0) == []
+    noisy = [taking(1.0, 1.2, 0.9, 1.1, 0.8, 1.0), sure[1], sure[2]]
+    assert contenders(noisy, range(3), judged=0) == [0, 2]
+    assert contenders(noisy, range(3), judged=1) == [0, 1, 2], "the plan that is judged, however slow"
+    assert contenders(noisy, [0, 2], judged=0) == [0, 2]
+    failed = [taking(None, None, None, None, 1.0), taking(*[1.0] * 5)]
+    assert contenders(failed, range(2), judged=0) == [], "more samples would not mend it"
+    assert relative_error(taking(0.9, 1.0, 1.1, 1.0, 0.9, 1.1, 1.0, 1.1, 0.9)) == pytest.approx(0.0619, rel=1e-2)
+
+
+def test_rounds_go_both_ways_and_leave_out_what_is_not_measured_again(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    class Device:
+        def first_output(self, arm: Arm, *_: Any) -> Sample:
+            order.append(arm.path.name)
+            if arm.path.name == "b" and len(order) > 4:
+                raise StageError("it ended")
+            return {"ttfo_s": 1.0}
+
+    arms = [Arm("splitload", Path(name)) for name in "abc"]
+    source = Source.open(models.save(models.chain(2), tmp_path), "m")
+    graph = load_graph(source, "portable", tmp_path)
+    rounds = iter([[0, 1, 2], [0, 1], []])
+    found = measure_in_turns(
+        Device(), graph, arms, source, 9, LogReport(), lambda *_: next(rounds)  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert order == [*"abc", *"cba", *"ab"]
+    assert [len(each) for each in found] == [3, 3, 2]
+    assert found[1] == [{"ttfo_s": 1.0}, None, None]
 
 
 def test_plans_are_read_as_they_were_written() -> None:

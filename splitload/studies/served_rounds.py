@@ -1,0 +1,50 @@
+"""Which plans are measured once more: those that may be the best, until what they take is known well enough.
+
+Samples scatter by a hundredth on storage of 20 MB/s and by a tenth on a quarter of a processor. So many rounds as the
+second needs would take hours on the first; so few as the first needs would let noise say which plan is the best.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Sequence
+
+from splitload.studies.served_arms import Samples
+
+FEWEST_RUNS = 5
+NEAR = 0.12  # a plan so much behind the best after `FEWEST_RUNS` is not measured again
+KNOWN = 0.01  # relative standard error of a median at which it is known well enough
+
+
+def contenders(samples: Sequence[Samples], running: Collection[int], judged: int) -> list[int]:
+    """Return which plans another round is measured of; none where all that counts is known.
+
+    Args:
+        samples: Of each plan.
+        running: The plans that were measured in the last round.
+        judged: The plan that all this is about, which is always measured.
+    """
+    if min(len(samples[number]) for number in running) < FEWEST_RUNS:
+        return list(running)
+    medians_s = {number: median_s(samples[number]) for number in running}
+    least_s = min(medians_s.values())
+    near = [number for number, seconds in medians_s.items() if number == judged or seconds <= (1 + NEAR) * least_s]
+    return near if any(relative_error(samples[number]) > KNOWN for number in near) else []
+
+
+def median_s(samples: Samples) -> float:
+    """Return the median time to first output, a failed sample being the worst there is, in seconds."""
+    return statistics.median([math.inf if each is None else each["ttfo_s"] for each in samples])
+
+
+def relative_error(samples: Samples) -> float:
+    """Return the standard error of the median of some samples, relative to it, by the median absolute deviation.
+
+    Of normal samples the median's error is 1.253 times that of the mean, and the deviation 1.483 times the median one.
+    """
+    middle_s = median_s(samples)
+    if math.isinf(middle_s):
+        return 0.0  # more samples would not mend it
+    deviations = [math.inf if each is None else abs(each["ttfo_s"] - middle_s) for each in samples]
+    return 1.253 * 1.483 * statistics.median(deviations) / (middle_s * math.sqrt(len(samples)))
