@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from splitload.agents.exact_ttfo import Optimum
+from splitload.agents.stopping import EQUAL
 from splitload.base.atomic import write_text
 from splitload.base.errors import UsageError
 from splitload.base.scratch import scratch_folder
@@ -225,7 +226,8 @@ def best_on(profile: Profile, ceiling: Ceiling | None) -> Optimum:
     counts = Search(profile, agent="exact", objective=OBJECTIVE, max_stages=most, ceiling=ceiling).counts
     costs = cost_matrices(profile, ceiling)
     found = [optimum(profile, OBJECTIVE, count, PROOF_S, costs=costs) for count in counts[:MOST_STAGES]]
-    best = min(found, key=lambda each: each.value_s)
+    least_s = min(each.value_s for each in found)
+    best = next(each for each in found if each.value_s <= (1 + EQUAL) * least_s)  # of equals the one of fewest stages
     return Optimum(best.split_points, best.value_s, min(each.bound_s for each in found))
 
 
