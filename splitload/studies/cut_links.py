@@ -1,4 +1,4 @@
-"""A link that is cut again and again: a TCP proxy that drops all its connections after so many bytes, both ways."""
+"""A link that is cut again and again: a TCP proxy that drops all connections, after so many bytes or at a moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-_NEVER = 1 << 62  # bytes
+CUT_NEVER = 1 << 61  # bytes after which nothing is cut by itself
+_STAYS = 2 * CUT_NEVER
 
 
 class CutLink:
@@ -30,10 +31,20 @@ class CutLink:
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def cut(self) -> bool:
+        """Cut it now, wherever it is; return whether there was a connection to cut."""
+        with self._lock:
+            if not self._open or self._left > CUT_NEVER:
+                return False
+            self.cuts += 1
+            self._drop()
+            self._left = self._draw()
+            return True
+
     def stay(self) -> None:
         """Cut it no more."""
         with self._lock:
-            self._left = _NEVER
+            self._left = _STAYS
 
     def close(self) -> None:
         """End it."""
@@ -72,6 +83,8 @@ class CutLink:
                             self._drop()
                             self._left = self._draw()
                     return
+        with self._lock:
+            self._open -= {source, sink}
         for each in (source, sink):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

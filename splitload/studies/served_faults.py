@@ -17,8 +17,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from splitload.devices.remote import RemoteMachine
 from splitload.measure.fresh import save_inputs
 from splitload.measure.job import Input, LoadModel
 from splitload.measure.process import python
-from splitload.studies.cut_links import cut_link
+from splitload.studies.cut_links import CUT_NEVER, CutLink, cut_link
 from splitload.studies.served_process import ServedProcess
 from splitload.studies.study import at_least, errors_in_one_line, growing_record, study_parser
 
@@ -45,6 +47,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 CONFIGURATION = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "3xx", "4xx", "507"]\n'
 WIDTH = 256  # of a model's weight: 256 KiB
 CUT_BYTES = 200_000  # of a link, at most, between two cuts
+CUT_S = (0.0, 0.6)  # between two cuts at moments
 UP_S = (0.3, 3.0)  # of a service, between its start and its end
 BUDGET = 24  # measured loads of a search
 
@@ -148,11 +151,15 @@ def many_clients(folder: Path, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cut_links(folder: Path, count: int, drawn: random.Random) -> dict[str, Any]:
-    """Have jobs done over a link that is cut so often, after random numbers of bytes, both ways."""
+def cut_links(folder: Path, count: int, drawn: random.Random, *, at_moments: bool) -> dict[str, Any]:
+    """Have jobs done over a link that is cut so often, at random moments or after random numbers of bytes, both ways.
+
+    Most bytes are of files that are sent up, and most moments pass while a job is done.
+    """
     service, outcomes, number, file_bytes = served(folder), Counter[str](), 0, 0
+    draw = (lambda: CUT_NEVER) if at_moments else (lambda: drawn.randrange(1, CUT_BYTES))
     try:
-        with cut_link(service.port, lambda: drawn.randrange(1, CUT_BYTES)) as link:
+        with cut_link(service.port, draw) as link, _cutting(link, count, drawn, at_moments):
             connection = connected(service, link.port)
             machine = RemoteMachine(connection)
             while link.cuts < count:
@@ -167,9 +174,30 @@ def cut_links(folder: Path, count: int, drawn: random.Random) -> dict[str, Any]:
     finally:
         service.kill()
     return {
-        "part": "links", "cuts": cuts, "jobs": number, "outcomes": dict(outcomes), "file_bytes": file_bytes,
+        "part": "links", "cut_at": "moments" if at_moments else "bytes",
+        "cuts": cuts, "jobs": number, "outcomes": dict(outcomes), "file_bytes": file_bytes,
         "up_bytes": up_bytes, "damaged_files": damaged_files(service),
     }  # fmt: skip
+
+
+@contextmanager
+def _cutting(link: CutLink, count: int, drawn: random.Random, at_moments: bool) -> Iterator[None]:
+    """Cut a link so often while something is done, at random moments; or leave that to its bytes."""
+    is_over = threading.Event()
+
+    def cut() -> None:
+        while link.cuts < count and not is_over.wait(drawn.uniform(*CUT_S)):
+            link.cut()
+
+    thread = threading.Thread(target=cut)
+    if at_moments:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if at_moments:
+            thread.join()
 
 
 def killed_services(folder: Path, count: int, drawn: random.Random) -> dict[str, Any]:
@@ -253,6 +281,16 @@ def _is_valid(bundle: Path) -> bool:
     return bool(read_manifest(bundle, "hashes").variants)
 
 
+def went_wrong(row: Mapping[str, Any]) -> bool:
+    """Return whether a row tells of an answer or a file that is not as it should be."""
+    return (
+        bool(row.get("damaged_files"))
+        or row.get("exit_code", 0) != 0
+        or any(outcome != "right" for outcome in row.get("outcomes", ()))
+        or not all(each["exit_code"] == 0 and each["valid_bundle"] for each in row.get("searches", ()))
+    )
+
+
 @errors_in_one_line
 def main(words: Sequence[str] | None = None) -> int:
     """Have all faults happen, and write a record."""
@@ -272,9 +310,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parts: list[tuple[int, Callable[[Path], dict[str, Any]]]] = [
         (options.examples, lambda folder: any_requests(folder, options.examples, options.seed)),
         (options.clients, lambda folder: many_clients(folder, options.clients)),
-        (options.cuts, lambda folder: cut_links(folder, options.cuts, drawn)),
+        *(
+            (count, partial(cut_links, count=count, drawn=drawn, at_moments=at_moments))
+            for at_moments, count in ((False, options.cuts - options.cuts // 2), (True, options.cuts // 2))
+        ),
         (options.kills, lambda folder: killed_services(folder, options.kills, drawn)),
     ]
+    is_wrong = False
     with growing_record(options.output, "served_faults", "splitload.studies.served_faults", words) as add:
         for count, part in parts:
             if count:
@@ -282,7 +324,8 @@ def main(words: Sequence[str] | None = None) -> int:
                     row = {"source": "measured", **part(Path(folder))}
                 console.print(json.dumps(row))
                 add([row])
-    return 0
+                is_wrong |= went_wrong(row)
+    return int(is_wrong)
 
 
 if __name__ == "__main__":

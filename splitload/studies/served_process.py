@@ -57,7 +57,7 @@ class ServedProcess:
         self._start(self.port)
 
     def kill(self) -> None:
-        """End it as a power cut does."""
+        """End it at once, so that it can do nothing about it."""
         self.child.kill()
         self._ended()
 

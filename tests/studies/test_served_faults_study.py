@@ -35,10 +35,14 @@ def test_a_table_says_what_went_wrong() -> None:
     rows = [
         {"part": "requests", "requests": 9, "as_described": 8},
         {"part": "clients", "clients": 2, "outcomes": {"right": 1, "wrong": 1}, "damaged_files": []},
-        {"part": "links", "cuts": 3, "jobs": 1, "outcomes": {"right": 1}, "file_bytes": 100, "up_bytes": 150,
+        {"part": "links", "cut_at": "moments", "cuts": 3, "jobs": 1,
+         "outcomes": {"right": 1}, "file_bytes": 100, "up_bytes": 150,
          "damaged_files": ["x"]},
         {"part": "kills", "kills": 2, "searches": [search], "damaged_files": 0},
     ]  # fmt: skip
+    assert [served_faults.went_wrong(row) for row in rows] == [False, True, True, True]
+    assert served_faults.went_wrong({**rows[0], "exit_code": 1})
+    assert not served_faults.went_wrong({**rows[3], "searches": [{**search, "exit_code": 0, "valid_bundle": True}]})
     _, found = fault_tables.faults([("faults.json", {"rows": rows})])
     assert [row[2] for row in found] == [
         "8 answered as described",
@@ -52,9 +56,10 @@ def test_a_table_says_what_went_wrong() -> None:
 def test_a_record(tmp_path: Path) -> None:
     output = tmp_path / "faults.json"
     assert main(["--examples", "0", "--clients", "5", "--cuts", "10", "--kills", "3", "-o", str(output)]) == 0
-    clients, links, kills = json.loads(output.read_text())["rows"]
+    clients, *links, kills = json.loads(output.read_text())["rows"]
     assert clients["outcomes"] == {"right": 5}
-    assert links["outcomes"] == {"right": links["jobs"]}
+    assert [(each["cut_at"], each["cuts"] >= 5) for each in links] == [("bytes", True), ("moments", True)]
+    assert all(each["outcomes"] == {"right": each["jobs"]} for each in links)
     assert kills["kills"] == 3
     assert all(search["exit_code"] == 0 and search["valid_bundle"] for search in kills["searches"])
-    assert not clients["damaged_files"] and not links["damaged_files"] and not kills["damaged_files"]
+    assert not any(row["damaged_files"] for row in (clients, *links, kills))
