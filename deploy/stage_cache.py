@@ -335,7 +335,7 @@ class StageCache:
             )
 
     def _sizes(self) -> dict[str, int]:
-        """Return how many bytes of each file are there, by its SHA-256; of a copy, where there are no links, by its path."""
+        """Return how many bytes of each file are there, by its SHA-256, and of each copy, by its path."""
         sizes = {}
         for file in self._files.iterdir():
             with contextlib.suppress(FileNotFoundError):  # it has just become whole, or was evicted
