@@ -212,10 +212,12 @@ def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: Pa
         DeviceError: If a served device cannot be reached.
     """
     known = names()
+    reached: list[str] = []
     if name != "host" and name not in known and not Path(name).exists():
-        from splitload.devices.acquaintances import url_of
+        from splitload.devices.acquaintances import acquaintances, url_of
 
         name = url_of(name, cache) or name
+        reached = [each.name for each in acquaintances(cache)]
     if is_served(name):
         from splitload.devices.remote import RemoteDevice
 
@@ -242,4 +244,4 @@ def open_device(name: str, cache: Path, *, refresh: bool = False, page_cache: Pa
     if ":" in name:
         served = "a served one is https://HOST:PORT, a phone on a cable adb:SERIAL"
         raise UsageError(f"unknown device '{name:.120}'; {served}")
-    raise unknown_name("device", name, known)
+    raise unknown_name("device", name, {*known, *reached})

@@ -10,29 +10,26 @@ from functools import partial
 from typing import Any
 
 from splitload.agents.baselines import fixed_cuts
-from splitload.agents.exact_ttfo import Optimum
 from splitload.agents.q_learning import QLearning
 from splitload.agents.results import Plan, Progress, SearchResult
 from splitload.agents.stopping import BEHIND, EQUAL
 from splitload.base.errors import UsageError
 from splitload.base.phrases import count_of
-from splitload.envs.costs import cost_matrices
 from splitload.envs.split import SplitEnv, fewest_stages, stages_there_are
 from splitload.plan.ceiling import Ceiling
 from splitload.plan.crowd_ceiling import CrowdCeiling
 from splitload.plan.objectives import DEFAULT_OBJECTIVE, objective_named
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Profile
-from splitload.planner.agents import BASELINES, DEFAULT_AGENT, QUICK, Question, Rule, agent_named, within
+from splitload.planner.agents import BASELINES, DEFAULT_AGENT, QUICK, agent_named
 from splitload.planner.checkpoint_file import Checkpoint
 from splitload.planner.found_plan import FoundPlan
 from splitload.planner.least_ceiling import MOST_STAGES, check_ceiling
-from splitload.planner.optimum import optimum
+from splitload.planner.rivals import Rivals
 
 WORTHWHILE = 0.1  # predictions are not better than that: a smaller gain is no reason to cut
 MAX_STAGES, MANY_STAGES = 8, 16  # to look at: usually, and where so many promise `MANY_GAIN` over the usual
 MANY_GAIN = 0.05
-EXACT_LIMIT_S = 0.5  # for a number of stages; usually the proof takes less than half of that
 SHARED_LIMIT_S = 0.5  # for all numbers among which the best plan known is chosen
 
 
@@ -84,9 +81,7 @@ class Search:
         self._episodes = episodes
         self._trainable_from = trainable_from
         self._ceiling = ceiling
-        self._matrices = cost_matrices(profile, ceiling)
-        self._rows = self._matrices.rows()
-        self._ruled: dict[tuple[Rule, int], Partition] = {}  # what rules gave, by number of stages
+        self._rivals = Rivals(profile, self._objective, seed, trainable_from, ceiling)
         limit = profile.num_blocks if trainable_from is None else trainable_from + 1
         if max_stages is not None:
             max_stages = stages_there_are(max_stages, profile.num_blocks, trainable_from)
@@ -100,7 +95,6 @@ class Search:
                 self._counts = self._worthwhile(self._counts)
         self.learn_s = 0.0
         self._learner: QLearning | None = None
-        self._optima: dict[int, tuple[float, Optimum]] = {}  # by number of stages, with the seconds for the proof
         self._plans: dict[int, Partition] = {}  # as well, of agents that do not learn, or take the best known
 
     def run(
@@ -143,7 +137,7 @@ class Search:
             self.learn_s = time.perf_counter() - start
             partition = self._best_known() if agent.takes_best else self.best
         elif agent.rule is not None:
-            self._plans = {count: self._by_rule(agent.rule, count) for count in self._counts}
+            self._plans = {count: self._rivals.by_rule(agent.rule, count) for count in self._counts}
             partition = self._pick(self._plans.values())
         if partition is None:
             raise UsageError("no plan was found; give more --episodes")
@@ -151,7 +145,7 @@ class Search:
 
     def even(self, num_stages: int) -> Partition:
         """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
-        return self._by_rule(QUICK["even_loads"], max(min(num_stages, self._counts[-1]), self._counts[0]))
+        return self._rivals.by_rule(QUICK["even_loads"], max(min(num_stages, self._counts[-1]), self._counts[0]))
 
     def pick(self, partitions: Sequence[Partition]) -> Partition:
         """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""
@@ -181,14 +175,18 @@ class Search:
             found_by: Who found it; None for the agent, or where that takes the best known plan, for whose it is.
         """
         values: dict[str, float | None] = {"learned": None if learned is None else self.value_s(learned)}
-        optimum = self._optimum(partition.num_stages, partition.split_points)
-        rivals = {name: self._by_rule(rule, partition.num_stages) for name, rule in BASELINES.items()}
+        optimum = self._rivals.optimum(partition.num_stages, partition.split_points)
+        rivals = {name: self._rivals.by_rule(rule, partition.num_stages) for name, rule in BASELINES.items()}
         values |= {name: self.value_s(plan) for name, plan in rivals.items()}
         if found_by is None and agent_named(self._agent).takes_best:
             others = (name for name, plan in rivals.items() if plan == partition)
             found_by = "q-learning" if partition == learned else next(others, None)
         more = self.fewest.num_stages + 1
-        cut = self._by_rule(BASELINES["exact"], more) if partition == self.fewest and more in self._counts else None
+        cut = (
+            self._rivals.by_rule(BASELINES["exact"], more)
+            if partition == self.fewest and more in self._counts
+            else None
+        )
         cut_s = None if cut is None else self.deciding_s(cut)
         bound_s = values["exact"] if optimum.proved else optimum.bound_s
         return FoundPlan(partition, found_by or self._agent, values, episodes, search_s, cut_s, bound_s)
@@ -276,7 +274,7 @@ class Search:
         if limit < MANY_STAGES:
             return MAX_STAGES
         usual, many = (
-            min(self.deciding_s(self._by_rule(rule, count)) for rule in QUICK.values())
+            min(self.deciding_s(self._rivals.by_rule(rule, count)) for rule in QUICK.values())
             for count in (MAX_STAGES, MANY_STAGES)
         )
         return MANY_STAGES if many < (1 - MANY_GAIN) * usual else MAX_STAGES
@@ -295,7 +293,9 @@ class Search:
 
     def _worthwhile(self, counts: Sequence[int]) -> Sequence[int]:
         """Return the numbers of stages to look at: more than usual only where plans by rule promise further gain."""
-        promised_s = [min(self.deciding_s(self._by_rule(rule, count)) for rule in QUICK.values()) for count in counts]
+        promised_s = [
+            min(self.deciding_s(self._rivals.by_rule(rule, count)) for rule in QUICK.values()) for count in counts
+        ]
         enough_s = min(promised_s) / (1 - self._objective.further_gain)
         enough = next(place for place, each_s in enumerate(promised_s) if each_s <= enough_s)
         return [count for place, count in enumerate(counts) if place <= enough or count <= MAX_STAGES]
@@ -330,24 +330,6 @@ class Search:
         """Return whether a cut whose `deciding_s` is so small is worthwhile in place of the fewest stages."""
         return deciding_s < (1 - WORTHWHILE) * self.deciding_s(self.fewest)
 
-    def _by_rule(self, rule: Rule, count: int) -> Partition:
-        """Return the partition a rule gives for `count` stages, worked out once."""
-        if (rule, count) not in self._ruled:
-            self._ruled[rule, count] = Partition.of(self._profile.num_blocks, rule(self._question(count)))
-        return self._ruled[rule, count]
-
-    def _question(self, count: int) -> Question:
-        value = self._objective.valuer(self._rows, count)
-        return Question(
-            self._profile,
-            self._matrices,
-            count,
-            self._trainable_from,
-            self._seed,
-            value if self._ceiling is None else within(self._ceiling, count, value),
-            lambda: self._optimum(count),
-        )
-
     def _best_known(self) -> Partition | None:
         """Return the best plan known, whoever found it; of equals the one that was learned.
 
@@ -360,42 +342,17 @@ class Search:
         least_s = min(map(self.deciding_s, plans.values()))
         near = [count for count, plan in plans.items() if self.deciding_s(plan) <= (1 + BEHIND) * least_s]
         for count in near:
-            best = self._optimum(count, plans[count].split_points, SHARED_LIMIT_S / len(near))
+            best = self._rivals.optimum(count, plans[count].split_points, SHARED_LIMIT_S / len(near))
             plans[count] = self._better(plans[count], Partition.of(self._profile.num_blocks, best.split_points))
         picked = self._pick(plans.values())
         assert picked is not None  # noqa: S101 - there are plans
         count = picked.num_stages
-        self._optimum(count, picked.split_points)
+        self._rivals.optimum(count, picked.split_points)
         for rule in BASELINES.values():
-            plans[count] = self._better(plans[count], self._by_rule(rule, count))
+            plans[count] = self._better(plans[count], self._rivals.by_rule(rule, count))
         self._plans = plans
         return plans[count]
 
     def _better(self, plan: Partition, other: Partition) -> Partition:
         """Return the plan, or another one of as many stages that is better beyond rounding."""
         return other if self.value_s(other) < (1 - EQUAL) * self.value_s(plan) else plan
-
-    def _optimum(self, count: int, start: tuple[int, ...] | None = None, limit_s: float | None = None) -> Optimum:
-        """Return the best plan of `count` stages for the objective, worked out once for each limit.
-
-        Args:
-            count: How many stages.
-            start: A plan to begin with, where it is worked out.
-            limit_s: Seconds for a proof; by default `EXACT_LIMIT_S`.
-        """
-        whole = limit_s is None
-        limit_s = EXACT_LIMIT_S if limit_s is None else limit_s
-        known_s, known = self._optima.get(count, (-1.0, None))
-        if known is None or (known_s < limit_s and not known.proved):
-            starts = () if start is None else (start,)
-            best = optimum(
-                self._profile, self._objective.name, count, limit_s, self._trainable_from, starts, self._matrices
-            )
-            if whole and not best.proved:  # then annealing may know a better plan
-                annealed = self._by_rule(BASELINES["annealing"], count).split_points
-                value_s = self._question(count).value(annealed)
-                if value_s < best.value_s:
-                    best = Optimum(annealed, value_s, best.bound_s)
-            known = best
-            self._optima[count] = limit_s, best
-        return known

@@ -31,15 +31,13 @@ class CutLink:
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self) -> bool:
-        """Cut it now, wherever it is; return whether there was a connection to cut."""
+    def cut(self) -> None:
+        """Cut it now, where there is a connection."""
         with self._lock:
-            if not self._open or self._left > CUT_NEVER:
-                return False
-            self.cuts += 1
-            self._drop()
-            self._left = self._draw()
-            return True
+            if self._open and self._left <= CUT_NEVER:
+                self.cuts += 1
+                self._drop()
+                self._left = self._draw()
 
     def stay(self) -> None:
         """Cut it no more."""

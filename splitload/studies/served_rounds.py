@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from splitload.studies.served_arms import Samples
-
+Samples = Sequence[Mapping[str, float] | None]
 FEWEST_RUNS = 5
 NEAR = 0.12  # a plan so much behind the best after `FEWEST_RUNS` is not measured again
 KNOWN = 0.01  # relative standard error of a median at which it is known well enough

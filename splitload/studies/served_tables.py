@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from splitload.studies.served_rounds import Samples, median_s
 from splitload.studies.size_tables import Table, median_with_range
 
 Named = Iterable[tuple[str, Any]]
@@ -59,7 +60,7 @@ class _Gain(NamedTuple):
 
 def pair_of(row: Mapping[str, Any]) -> Pair:
     """Return what came of a row of a record."""
-    taken_s = {name: seconds for name in row["plans"] if (seconds := _median(row, name, "ttfo_s")) is not None}
+    taken_s = {name: seconds for name in row["plans"] if (seconds := _median(row, name)) is not None}
     fitting = {name: seconds for name, seconds in taken_s.items() if _fits(row, name)}
     best = min(fitting, key=fitting.__getitem__, default="–")
     learned_s = fitting.get("learned")
@@ -84,9 +85,9 @@ def plans(records: Named) -> Table:
     body: list[tuple[str, ...]] = []
     for row in _rows(records):
         best = pair_of(row).best
-        least_s = _median(row, best, "ttfo_s") if best in row["plans"] else None
+        least_s = _median(row, best) if best in row["plans"] else None
         for name, plan in row["plans"].items():
-            seconds = _median(row, name, "ttfo_s")
+            seconds = _median(row, name)
             peaks = [each / (1 << 20) for each in _peaks(row, name)]
             body.append(
                 (
@@ -196,7 +197,7 @@ def _mean_gain(gains: Sequence[float]) -> str:
 
 def _unbiased(row: Mapping[str, Any], names: Iterable[str]) -> float | None:
     """Return `Pair.behind_unbiased`; None where a half of the rounds has none of the samples that it takes."""
-    halves = [{name: _median(row, name, "ttfo_s", half) for name in names} for half in (0, 1)]
+    halves = [{name: _median(row, name, half) for name in names} for half in (0, 1)]
     ratios = []
     for chosen, compared in (halves, halves[::-1]):
         known = {name: seconds for name, seconds in chosen.items() if seconds is not None}
@@ -250,23 +251,22 @@ def _done(row: Mapping[str, Any], name: str) -> list[Mapping[str, float]]:
     return [each for each in _samples(row, name) if each is not None]
 
 
-def _samples(row: Mapping[str, Any], name: str) -> Sequence[Mapping[str, float] | None]:
-    samples: Sequence[Mapping[str, float] | None] = row["samples"][row["plans"][name]["measured"]]
+def _samples(row: Mapping[str, Any], name: str) -> Samples:
+    samples: Samples = row["samples"][row["plans"][name]["measured"]]
     return samples
 
 
-def _median(row: Mapping[str, Any], name: str, key: str, half: int | None = None) -> float | None:
-    """Return the median of a figure, a failed sample being the worst there is; None where that is it.
+def _median(row: Mapping[str, Any], name: str, half: int | None = None) -> float | None:
+    """Return the median time to first output of a plan; None where it failed.
 
     Args:
         row: Of a record.
         name: Of a plan.
-        key: Of the figure.
         half: 0 or 1 for every other round; None for all.
     """
     samples = _samples(row, name)[half::2] if half is not None else _samples(row, name)
-    median = statistics.median([math.inf if each is None else each[key] for each in samples] or [math.inf])
-    return None if math.isinf(median) else median
+    seconds = median_s(samples) if samples else math.inf
+    return None if math.isinf(seconds) else seconds
 
 
 def _rows(records: Named) -> Sequence[Mapping[str, Any]]:

@@ -74,7 +74,7 @@ def test_train_says_where_the_best_plan_is_not_proved(cli: Run, monkeypatch: pyt
     assert code == 0
     assert "÷ exact" in out
     assert "best known" not in out
-    monkeypatch.setattr("splitload.planner.search.EXACT_LIMIT_S", 0.0)
+    monkeypatch.setattr("splitload.planner.rivals.EXACT_LIMIT_S", 0.0)
     code, out, _ = cli(*words, "-o", "other.splitload")
     assert code == 0
     assert "÷ best known" in out

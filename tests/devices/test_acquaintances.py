@@ -59,6 +59,8 @@ def test_a_device_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     remember(address(tmp_path), SAID)
     assert (url_of("board", tmp_path), url_of("phone", tmp_path)) == ("http://127.0.0.1:8750", None)
     assert open_device("board", tmp_path) == "http://127.0.0.1:8750"
+    with pytest.raises(UsageError, match="Did you mean board"):
+        open_device("bord", tmp_path)
     remember(read_address(f"http://127.0.0.1:8751/#{CODE.text()}", tmp_path), SAID)
     with pytest.raises(UsageError, match=r"several .* 'board': .* http://127\.0\.0\.1:8750, http://127\.0\.0\.1:8751"):
         open_device("board", tmp_path)

@@ -47,7 +47,7 @@ def test_more_stages_pay(objective: str) -> None:
 
     def seconds(count: int) -> float:
         search = Search(made, objective=objective, agent="uniform", max_stages=count)
-        plan = search._by_rule(BASELINES["uniform_bytes"], count)
+        plan = search._rivals.by_rule(BASELINES["uniform_bytes"], count)
         assert plan is not None
         return OBJECTIVES[objective].deciding_s(made, plan)
 
@@ -61,7 +61,7 @@ def test_more_stages_pay(objective: str) -> None:
 @pytest.mark.parametrize("agent", ["exact", "uniform", "annealing", "q-learning"])
 @pytest.mark.parametrize("limit_s", [0.0, 60.0])
 def test_no_plan_is_better_than_the_exact_one(agent: str, limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitload.planner.search.EXACT_LIMIT_S", limit_s)
+    monkeypatch.setattr("splitload.planner.rivals.EXACT_LIMIT_S", limit_s)
     made = profile(60.0, 16)  # on two threads
     found = Search(made, objective="ttfo", agent=agent, max_stages=5, episodes=300).run()
     assert found.partition.num_stages > 2
