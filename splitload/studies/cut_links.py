@@ -85,7 +85,8 @@ class CutLink:
             self._open -= {source, sink}
         for each in (source, sink):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                each.shutdown(socket.SHUT_RDWR)  # which ends the other direction
+            each.close()
 
     def _drop(self) -> None:
         for each in self._open:
