@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from forked import does_in_child
 
 from splitload.base.errors import StageError
 from splitload.runtime.pool import LoadingPool
@@ -228,22 +229,17 @@ class LoadingContract:
         assert begun.wait(WAIT_S)
         before = model.owner._loading
         before.lock.acquire()  # as if a thread held it that stays with the parent
-        child = os.fork()
-        if child == 0:
-            status = 1
+
+        def work() -> None:
+            stages.then.clear()
+            assert model.owner._loading is not before
             try:
-                signal.alarm(WAIT_S)  # ends it if it hangs
-                stages.then.clear()
-                assert model.owner._loading is not before
-                try:
-                    model.use()
-                except StageError as error:
-                    assert "forked" in str(error)
-                status = 0
-            finally:
-                os._exit(status)
+                model.use()
+            except StageError as error:
+                assert "forked" in str(error)
+
+        assert does_in_child(work)
         before.lock.release()
-        assert os.waitpid(child, 0)[1] == 0
         gate.set()
         assert model.wait(WAIT_S)
         model.use()

@@ -14,6 +14,7 @@ import models
 import numpy as np
 import pytest
 import runtime_models
+from forked import does_in_child
 from models import floats
 from runtime_models import loader_with
 
@@ -225,11 +226,12 @@ def test_a_forked_child_reads_the_variant_that_its_parent_chose(
         expected = [str(bundle / stage.graph.name) for stage in portable.stages]
         assert fetches.paths[-len(expected) :] == expected  # the canary has died, whatever was fetched before
         fetches.paths.clear()
-        child = os.fork()
-        if not child:
+
+        def work() -> None:
             model.run(None, runtime_models.feeds())
-            os._exit(0 if fetches.paths == expected else 1)
-        assert os.waitpid(child, 0)[1] == 0
+            assert fetches.paths == expected
+
+        assert does_in_child(work)
 
 
 def test_what_was_fetched_of_another_variant_stops(native_bundle: Path, fetches: Fetches) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import runtime_models
+from forked import does_in_child
 from onnx import helper, numpy_helper
 
 from splitload import ParallelLoader
@@ -277,14 +278,12 @@ def test_a_forked_child_has_a_ceiling_of_its_own(bundle: Path) -> None:
     wanted = expected(bundle)
     with ParallelLoader(bundle, residency="stage") as model:
         model.run(None, feeds())
-        child = os.fork()
-        if not child:
-            try:
-                same = np.allclose(model.run(None, feeds())[0], wanted, rtol=1e-6, atol=1e-6)
-                os._exit(0 if same and len(in_memory(model)) <= 1 else 3)
-            finally:
-                os._exit(4)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def work() -> None:
+            np.testing.assert_allclose(model.run(None, feeds())[0], wanted, rtol=1e-6, atol=1e-6)
+            assert len(in_memory(model)) <= 1
+
+        assert does_in_child(work)
         np.testing.assert_allclose(model.run(None, feeds())[0], wanted, rtol=1e-6, atol=1e-6)
 
 
