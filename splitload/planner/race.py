@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from splitload.planner.search import Search
 
 SHARE = 0.5  # of a budget that is kept for it
-RUNNERS = 6  # plans at the start, the whole model among them
+RUNNERS = 6  # plans at the start, the whole model and even cuts among them
+EVEN_STAGES = (3, 6)  # of those: where what is predicted is wrong, all plans that promise most are wrong alike
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
 BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, is given up
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
@@ -24,7 +25,7 @@ Samples = Mapping[Partition, Sequence[float]]
 
 
 def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition]) -> list[Partition]:
-    """Return what is to race: the whole model, where it may be, then the best of each number of stages.
+    """Return what is to race: the whole model, where it may be, the best of several numbers of stages, and even cuts.
 
     Args:
         search: What values plans.
@@ -39,7 +40,11 @@ def runners(search: Search, known: Iterable[Partition], found: Iterable[Partitio
             best[plan.num_stages] = plan
     fewest = search.fewest.num_stages
     whole = [best.pop(fewest)] if fewest in best else []
-    return [*whole, *sorted(best.values(), key=search.deciding_s)[: RUNNERS - len(whole)]]
+    promising = sorted(best.values(), key=search.deciding_s)
+    cuts = (search.even(count) for count in EVEN_STAGES)
+    even = dict.fromkeys(each for each in cuts if search.looks_at(each) and each not in whole)
+    ahead = promising[: RUNNERS - len(whole) - len(even)]
+    return list(dict.fromkeys((*whole, *ahead, *even, *promising)))[:RUNNERS]
 
 
 def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]) -> dict[Partition, list[float]]:

@@ -12,7 +12,7 @@ from splitload.devices.ledger import Ledger
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.race import FEWEST_ROUNDS, MOST_ROUNDS, RUNNERS, race, runners, winner
+from splitload.planner.race import EVEN_STAGES, FEWEST_ROUNDS, MOST_ROUNDS, RUNNERS, race, runners, winner
 from splitload.planner.refine import refine
 from splitload.planner.search import Search
 from splitload.planner.trial import trial_of
@@ -54,9 +54,21 @@ def test_who_runs() -> None:
     found = [search.even(count) for count in range(2, 13)]
     plans = runners(search, [Partition(40), Partition(40, (1,))], found)
     assert plans[0] == Partition(40)
-    assert len(plans) == RUNNERS == len({plan.num_stages for plan in plans})
+    assert len(plans) == RUNNERS == len(set(plans))
+    assert {search.even(count) for count in EVEN_STAGES} < set(plans)
     assert Partition(40, (1,)) not in plans, "another plan of two stages is better"
     assert all(plan.num_stages < 13 for plan in plans)
+    few = Search(profile_of(40), objective="ttfo", max_stages=2)
+    assert runners(few, [Partition(40)], found) == [Partition(40), search.even(2)], "no even cut of more than may be"
+
+
+def test_who_promises_most_runs_beside_even_cuts() -> None:
+    search = Search(profile_of(40), objective="ttfo", max_stages=12)
+    uneven = [Partition(40, tuple(range(1, count))) for count in range(2, 9)]
+    best = sorted(uneven, key=search.deciding_s)
+    plans = runners(search, [Partition(40)], uneven)
+    assert plans == [Partition(40), *best[:3], search.even(3), search.even(6)]
+    assert runners(search, [], [search.even(3)])[0] == search.even(3)
 
 
 @pytest.mark.parametrize("budget", [40, 200])
