@@ -6,6 +6,7 @@ reads in large pieces. So its last word has the device.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ SHARE = 0.5  # of a budget that is kept for it
 RUNNERS = 6  # plans at the start, the whole model and even cuts among them
 EVEN_STAGES = (3, 6)  # of those: where what is predicted is wrong, all plans that promise most are wrong alike
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
-BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, is given up
+BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, and surely so, is given up
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
 Samples = Mapping[Partition, Sequence[float]]
 
@@ -64,10 +65,25 @@ def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]
             taken_s[plan].append(seconds)
         if number + 1 >= FEWEST_ROUNDS:
             best_s = min(statistics.median(taken_s[plan]) for plan in running)
-            running = [plan for plan in running if statistics.median(taken_s[plan]) <= (1 + BEHIND) * best_s]
+            running = [plan for plan in running if not _is_behind(taken_s[plan], best_s)]
             if len(running) == 1:
                 break
     return taken_s
+
+
+def _is_behind(taken_s: Sequence[float], best_s: float) -> bool:
+    """Return whether a plan takes longer than the best by `BEHIND`, and not only for the scatter of its samples."""
+    median_s = statistics.median(taken_s)
+    return median_s > (1 + BEHIND) * best_s and median_s - median_error(taken_s) > best_s
+
+
+def median_error(samples: Sequence[float]) -> float:
+    """Return the standard error of the median of samples, by their median absolute deviation.
+
+    Of normal samples it is 1.253 times that of the mean, and their deviation 1.483 times the median absolute one.
+    """
+    middle = statistics.median(samples)
+    return 1.253 * 1.483 * statistics.median(abs(each - middle) for each in samples) / math.sqrt(len(samples))
 
 
 def winner(taken_s: Samples) -> Partition | None:

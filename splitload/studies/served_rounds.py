@@ -10,6 +10,8 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 
+from splitload.planner.race import median_error
+
 Samples = Sequence[Mapping[str, float] | None]
 FEWEST_RUNS = 5
 NEAR = 0.12  # a plan so much behind the best after `FEWEST_RUNS` is not measured again
@@ -38,12 +40,8 @@ def median_s(samples: Samples) -> float:
 
 
 def relative_error(samples: Samples) -> float:
-    """Return the standard error of the median of some samples, relative to it, by the median absolute deviation.
-
-    Of normal samples the median's error is 1.253 times that of the mean, and the deviation 1.483 times the median one.
-    """
+    """Return the standard error of the median of some samples, relative to it; see `median_error`."""
     middle_s = median_s(samples)
     if math.isinf(middle_s):
         return 0.0  # more samples would not mend it
-    deviations = [math.inf if each is None else abs(each["ttfo_s"] - middle_s) for each in samples]
-    return 1.253 * 1.483 * statistics.median(deviations) / (middle_s * math.sqrt(len(samples)))
+    return median_error([math.inf if each is None else each["ttfo_s"] for each in samples]) / middle_s

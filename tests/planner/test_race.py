@@ -12,7 +12,7 @@ from splitload.devices.ledger import Ledger
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.race import EVEN_STAGES, FEWEST_ROUNDS, MOST_ROUNDS, RUNNERS, race, runners, winner
+from splitload.planner.race import EVEN_STAGES, FEWEST_ROUNDS, MOST_ROUNDS, RUNNERS, median_error, race, runners, winner
 from splitload.planner.refine import refine
 from splitload.planner.search import Search
 from splitload.planner.trial import trial_of
@@ -35,6 +35,15 @@ def test_who_falls_behind_is_given_up() -> None:
     }
     assert winner(found) == TWO
     assert len(race((ONE, THREE), taken_s.__getitem__)[ONE]) == FEWEST_ROUNDS, "nobody is left to run against"
+
+
+def test_who_scatters_is_not_given_up_for_it() -> None:
+    scattered = iter([1.4, 1.1, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
+    found = race((ONE, TWO), lambda plan: next(scattered) if plan == ONE else 0.95)
+    assert len(found[ONE]) == MOST_ROUNDS
+    assert winner(found) == ONE
+    assert median_error([1.0, 1.0, 4.0]) == 0
+    assert median_error([1.0, 2.0, 3.0, 5.0]) == pytest.approx(1.253 * 1.483 / 2)
 
 
 def test_it_ends_where_no_more_may_be_measured() -> None:
