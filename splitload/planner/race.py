@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from splitload.planner.search import Search
 
 SHARE = 0.5  # of a budget that is kept for it
-RUNNERS = 6  # plans at the start, the whole model and even cuts among them
-EVEN_STAGES = (3, 6)  # of those: where what is predicted is wrong, all plans that promise most are wrong alike
+RUNNERS = 6  # plans at the start, the whole model and cuts into equal bytes among them
+EQUAL_STAGES = (3, 6)  # of those cuts: where what is predicted is wrong, all plans that promise most are wrong alike
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
 BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, and surely so, is given up
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
@@ -26,7 +26,7 @@ Samples = Mapping[Partition, Sequence[float]]
 
 
 def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition]) -> list[Partition]:
-    """Return what is to race: the whole model, where it may be, the best of several numbers of stages, and even cuts.
+    """Return what is to race: the whole model, where it may be, the best of several numbers of stages, and equal bytes.
 
     Args:
         search: What values plans.
@@ -42,10 +42,10 @@ def runners(search: Search, known: Iterable[Partition], found: Iterable[Partitio
     fewest = search.fewest.num_stages
     whole = [best.pop(fewest)] if fewest in best else []
     promising = sorted(best.values(), key=search.deciding_s)
-    cuts = (search.even(count) for count in EVEN_STAGES)
-    even = dict.fromkeys(each for each in cuts if search.looks_at(each) and each not in whole)
-    ahead = promising[: RUNNERS - len(whole) - len(even)]
-    return list(dict.fromkeys((*whole, *ahead, *even, *promising)))[:RUNNERS]
+    cuts = (search.equal_bytes(count) for count in EQUAL_STAGES)
+    equal = dict.fromkeys(each for each in cuts if search.looks_at(each) and each not in whole)
+    ahead = promising[: RUNNERS - len(whole) - len(equal)]
+    return list(dict.fromkeys((*whole, *ahead, *equal, *promising)))[:RUNNERS]
 
 
 def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]) -> dict[Partition, list[float]]:

@@ -145,7 +145,14 @@ class Search:
 
     def even(self, num_stages: int) -> Partition:
         """Return the plan of so many stages, or the most there can be, whose largest load is smallest."""
-        return self._rivals.by_rule(QUICK["even_loads"], max(min(num_stages, self._counts[-1]), self._counts[0]))
+        return self._rivals.by_rule(QUICK["even_loads"], self._allowed(num_stages))
+
+    def equal_bytes(self, num_stages: int) -> Partition:
+        """Return the plan of so many stages, or the most there can be, whose weights are about equally large."""
+        return self._rivals.by_rule(QUICK["uniform_bytes"], self._allowed(num_stages))
+
+    def _allowed(self, num_stages: int) -> int:
+        return max(min(num_stages, self._counts[-1]), self._counts[0])
 
     def pick(self, partitions: Sequence[Partition]) -> Partition:
         """Return the best of some plans: of each number of stages that is searched, and of these the one that pays."""

@@ -12,7 +12,16 @@ from splitload.devices.ledger import Ledger
 from splitload.plan.partition import Partition
 from splitload.plan.profile import BlockProfile, Cost, Profile
 from splitload.plan.schedule import Contention
-from splitload.planner.race import EVEN_STAGES, FEWEST_ROUNDS, MOST_ROUNDS, RUNNERS, median_error, race, runners, winner
+from splitload.planner.race import (
+    EQUAL_STAGES,
+    FEWEST_ROUNDS,
+    MOST_ROUNDS,
+    RUNNERS,
+    median_error,
+    race,
+    runners,
+    winner,
+)
 from splitload.planner.refine import refine
 from splitload.planner.search import Search
 from splitload.planner.trial import trial_of
@@ -64,20 +73,20 @@ def test_who_runs() -> None:
     plans = runners(search, [Partition(40), Partition(40, (1,))], found)
     assert plans[0] == Partition(40)
     assert len(plans) == RUNNERS == len(set(plans))
-    assert {search.even(count) for count in EVEN_STAGES} < set(plans)
+    assert {search.equal_bytes(count) for count in EQUAL_STAGES} < set(plans)
     assert Partition(40, (1,)) not in plans, "another plan of two stages is better"
     assert all(plan.num_stages < 13 for plan in plans)
     few = Search(profile_of(40), objective="ttfo", max_stages=2)
-    assert runners(few, [Partition(40)], found) == [Partition(40), search.even(2)], "no even cut of more than may be"
+    assert runners(few, [Partition(40)], found) == [Partition(40), search.equal_bytes(2)], "not more than may be"
 
 
-def test_who_promises_most_runs_beside_even_cuts() -> None:
+def test_who_promises_most_runs_beside_equal_bytes() -> None:
     search = Search(profile_of(40), objective="ttfo", max_stages=12)
     uneven = [Partition(40, tuple(range(1, count))) for count in range(2, 9)]
     best = sorted(uneven, key=search.deciding_s)
     plans = runners(search, [Partition(40)], uneven)
-    assert plans == [Partition(40), *best[:3], search.even(3), search.even(6)]
-    assert runners(search, [], [search.even(3)])[0] == search.even(3)
+    assert plans == [Partition(40), *best[:3], search.equal_bytes(3), search.equal_bytes(6)]
+    assert runners(search, [], [search.equal_bytes(3)])[0] == search.equal_bytes(3)
 
 
 @pytest.mark.parametrize("budget", [40, 200])
