@@ -130,7 +130,7 @@ def _within_budget(
     """Return the plan that is found with as many stage loads as `--budget` allows, under `--residency` where given.
 
     What a run takes besides weights is measured within it as well. Should the plan that is found take more than was
-    thought, another one is searched on what is known then.
+    thought, the first of those that raced and still fit is taken; where none does, another one is searched.
     """
     assert request.budget is not None  # noqa: S101 - the caller has looked
     budget, seed, trainable_from = request.budget, request.seed, settings["trainable_from"]
@@ -159,7 +159,12 @@ def _within_budget(
             )
             return Planned(refined.found, refined.search, refined.profile, seed, refined=refined)
         again = Search(refined.profile, seed=seed, ceiling=limit, **settings)
-        return Planned(again.run(), again, refined.profile, seed, refined=refined)
+        first = refined.winner(again)
+        if first is None:
+            found = again.run()
+        else:
+            found = again.valued(first, search_s=refined.found.search_s, found_by="budget")
+        return Planned(found, again, refined.profile, seed, refined=refined)
 
     if request.residency is None:
         return replace(search(None), measured_loads=loads)

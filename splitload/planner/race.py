@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 SHARE = 0.5  # of a budget that is kept for it
 RUNNERS = 6  # plans at the start, the whole model and cuts into equal bytes among them
 EQUAL_STAGES = (3, 6)  # of those cuts: where what is predicted is wrong, all plans that promise most are wrong alike
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 9
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 9  # before a plan is given up, and of all
+LEAST_ROUNDS = 2  # that tell who wins, where the budget ends sooner
 BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, and surely so, is given up
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
 Samples = Mapping[Partition, Sequence[float]]
@@ -89,11 +90,11 @@ def median_error(samples: Sequence[float]) -> float:
 def winner(taken_s: Samples) -> Partition | None:
     """Return the plan with the least median, of those that differ by `ALIKE` the one with the fewest stages.
 
-    None where no plan has `FEWEST_ROUNDS` samples.
+    None where a plan has fewer than `LEAST_ROUNDS` samples: then the budget has ended the race too soon.
     """
-    medians_s = {plan: statistics.median(each) for plan, each in taken_s.items() if len(each) >= FEWEST_ROUNDS}
-    if not medians_s:
+    if min(map(len, taken_s.values()), default=0) < LEAST_ROUNDS:
         return None
+    medians_s = {plan: statistics.median(each) for plan, each in taken_s.items()}
     best_s = min(medians_s.values())
     alike = [plan for plan, seconds in medians_s.items() if seconds <= (1 + ALIKE) * best_s]
     return min(alike, key=lambda plan: (plan.num_stages, medians_s[plan]))

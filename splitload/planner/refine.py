@@ -49,6 +49,15 @@ class Refined:
     complete: bool
     raced: Mapping[Partition, Sequence[FirstOutput]]
 
+    def winner(self, search: Search) -> Partition | None:
+        """Return who wins the race of those that another search looks at; None where there is nobody, see `winner`."""
+        key = search.deciding_key
+        return winner({
+            plan: [float(getattr(one, key)) for one in taken]
+            for plan, taken in self.raced.items()
+            if search.looks_at(plan)
+        })  # fmt: skip
+
 
 class _Measured:
     """The plans that were measured, and the profile that follows from them.

@@ -15,6 +15,7 @@ from splitload.plan.schedule import Contention
 from splitload.planner.race import (
     EQUAL_STAGES,
     FEWEST_ROUNDS,
+    LEAST_ROUNDS,
     MOST_ROUNDS,
     RUNNERS,
     median_error,
@@ -59,7 +60,9 @@ def test_it_ends_where_no_more_may_be_measured() -> None:
     left = iter([1.0] * 7)
     found = race((ONE, TWO), lambda _: next(left, None))
     assert sorted(map(len, found.values())) == [3, 4]
-    assert winner({ONE: [1.0] * (FEWEST_ROUNDS - 1), TWO: []}) is None
+    assert winner({ONE: [1.0] * (LEAST_ROUNDS - 1), TWO: [1.0] * LEAST_ROUNDS}) is None
+    assert winner({ONE: [1.0] * FEWEST_ROUNDS, TWO: [0.5] * LEAST_ROUNDS}) == TWO
+    assert winner({}) is None
 
 
 def test_of_plans_that_are_alike_the_one_with_the_fewest_stages_wins() -> None:
@@ -112,3 +115,8 @@ def test_a_search_ends_with_a_race(budget: int) -> None:
         assert trial is not None
         assert trial.pays
         assert len(trial.split_s) == len(trial.whole_s) >= FEWEST_ROUNDS
+        assert refined.winner(refined.search) == refined.found.partition
+        few = refined.winner(Search(refined.profile, objective="ttfo", max_stages=2))
+        assert few in refined.raced
+        assert few.num_stages <= 2
+        assert refined.winner(Search(refined.profile, objective="ttfo", num_stages=11)) is None, "none has so many"
