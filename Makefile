@@ -26,10 +26,10 @@ demo: $(VENV)/runtime  ## train for two devices, run the bundle, compare with a 
 	$(BIN)/splitload bench zoo:mobilenet_v1 --bundle demo/host.splitload --runs 5
 
 test: $(VENV)/dev  ## the tests that continuous integration runs, a file at a time on each processor
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist loadfile --max-worker-restart 1
 
 test-all: $(VENV)/dev  ## those that need minutes, gigabytes or root as well
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" -o faulthandler_exit_on_timeout=false
 
 test-versions: test-lowest test-newest  ## the lowest and the newest versions of onnxruntime, numpy, Gymnasium and onnx
 

@@ -117,6 +117,7 @@ def test_a_search_ends_with_a_race(budget: int) -> None:
         assert len(trial.split_s) == len(trial.whole_s) >= FEWEST_ROUNDS
         assert refined.winner(refined.search) == refined.found.partition
         few = refined.winner(Search(refined.profile, objective="ttfo", max_stages=2))
+        assert few is not None
         assert few in refined.raced
         assert few.num_stages <= 2
         assert refined.winner(Search(refined.profile, objective="ttfo", num_stages=11)) is None, "none has so many"
