@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -58,6 +59,11 @@ class Ledger:
         """Let what was kept be spent."""
         if self._budget is not None:
             self._budget, self._reserve = self._budget + self._reserve, 0
+
+    @property
+    def left(self) -> float:
+        """Loads that may still be made, those kept in reserve among them; infinite without a budget."""
+        return math.inf if self._budget is None else self._budget + self._reserve - self.loads
 
     def known(self, stage: Segment) -> bool:
         """Return whether a stage's median load and first inference are stable, or were sampled often enough."""

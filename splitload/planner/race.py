@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from splitload.plan.partition import Partition
@@ -26,13 +27,16 @@ ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages i
 Samples = Mapping[Partition, Sequence[float]]
 
 
-def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition]) -> list[Partition]:
-    """Return what is to race: the whole model, where it may be, the best of several numbers of stages, and equal bytes.
+def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition], loads: float) -> list[Partition]:
+    """Return what is to race: the whole model where it may be, the best of several numbers of stages, equal bytes.
+
+    Only so many run that `FEWEST_ROUNDS` of all are within the budget: of a plan with one sample little is known.
 
     Args:
         search: What values plans.
         known: Plans whose stages were measured.
         found: Further plans.
+        loads: Stages that may be loaded.
     """
     best: dict[int, Partition] = {}
     for plan in (*known, *found):
@@ -44,9 +48,14 @@ def runners(search: Search, known: Iterable[Partition], found: Iterable[Partitio
     whole = [best.pop(fewest)] if fewest in best else []
     promising = sorted(best.values(), key=search.deciding_s)
     cuts = (search.equal_bytes(count) for count in EQUAL_STAGES)
-    equal = dict.fromkeys(each for each in cuts if search.looks_at(each) and each not in whole)
-    ahead = promising[: RUNNERS - len(whole) - len(equal)]
-    return list(dict.fromkeys((*whole, *ahead, *equal, *promising)))[:RUNNERS]
+    equal = [each for each in cuts if search.looks_at(each)]
+    taking_turns = [plan for pair in zip_longest(promising, equal) for plan in pair if plan is not None]
+    running: list[Partition] = []
+    for plan in dict.fromkeys((*whole, *taking_turns)):
+        left = loads - FEWEST_ROUNDS * sum(each.num_stages for each in running)
+        if len(running) < RUNNERS and (not running or FEWEST_ROUNDS * plan.num_stages <= left):
+            running.append(plan)
+    return running
 
 
 def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]) -> dict[Partition, list[float]]:
@@ -90,11 +99,11 @@ def median_error(samples: Sequence[float]) -> float:
 def winner(taken_s: Samples) -> Partition | None:
     """Return the plan with the least median, of those that differ by `ALIKE` the one with the fewest stages.
 
-    None where a plan has fewer than `LEAST_ROUNDS` samples: then the budget has ended the race too soon.
+    None where the budget has ended the race before two plans had `LEAST_ROUNDS` samples, or the only one.
     """
-    if min(map(len, taken_s.values()), default=0) < LEAST_ROUNDS:
+    medians_s = {plan: statistics.median(each) for plan, each in taken_s.items() if len(each) >= LEAST_ROUNDS}
+    if len(medians_s) < min(2, max(1, len(taken_s))):
         return None
-    medians_s = {plan: statistics.median(each) for plan, each in taken_s.items()}
     best_s = min(medians_s.values())
     alike = [plan for plan, seconds in medians_s.items() if seconds <= (1 + ALIKE) * best_s]
     return min(alike, key=lambda plan: (plan.num_stages, medians_s[plan]))

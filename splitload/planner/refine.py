@@ -149,7 +149,7 @@ def refine(
     best, raced = search.pick(measured.plans), dict[Partition, list[FirstOutput]]()
     if load is not None:
         search.plan()
-        first, raced = _raced(search, runners(search, measured.plans, search.plans.values()), load)
+        first, raced = _raced(search, runners(search, measured.plans, search.plans.values(), ledger.left), load)
         best = first or best
     chosen = search.valued(best, search_s=time.perf_counter() - start, found_by="budget")
     return Refined(search, chosen, profile, tuple(measured.plans), more, raced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -61,6 +62,8 @@ def test_it_ends_where_no_more_may_be_measured() -> None:
     found = race((ONE, TWO), lambda _: next(left, None))
     assert sorted(map(len, found.values())) == [3, 4]
     assert winner({ONE: [1.0] * (LEAST_ROUNDS - 1), TWO: [1.0] * LEAST_ROUNDS}) is None
+    assert winner({ONE: [0.5] * (LEAST_ROUNDS - 1), TWO: [1.0] * 2, THREE: [0.9] * 2}) == THREE
+    assert winner({TWO: [1.0] * LEAST_ROUNDS}) == TWO
     assert winner({ONE: [1.0] * FEWEST_ROUNDS, TWO: [0.5] * LEAST_ROUNDS}) == TWO
     assert winner({}) is None
 
@@ -73,23 +76,32 @@ def test_of_plans_that_are_alike_the_one_with_the_fewest_stages_wins() -> None:
 def test_who_runs() -> None:
     search = Search(profile_of(40), objective="ttfo", max_stages=12)
     found = [search.even(count) for count in range(2, 13)]
-    plans = runners(search, [Partition(40), Partition(40, (1,))], found)
+    plans = runners(search, [Partition(40), Partition(40, (1,))], found, 200)
     assert plans[0] == Partition(40)
     assert len(plans) == RUNNERS == len(set(plans))
     assert {search.equal_bytes(count) for count in EQUAL_STAGES} < set(plans)
     assert Partition(40, (1,)) not in plans, "another plan of two stages is better"
     assert all(plan.num_stages < 13 for plan in plans)
     few = Search(profile_of(40), objective="ttfo", max_stages=2)
-    assert runners(few, [Partition(40)], found) == [Partition(40), search.equal_bytes(2)], "not more than may be"
+    assert runners(few, [Partition(40)], found, 200) == [Partition(40), few.equal_bytes(2)], "not more than may be"
 
 
-def test_who_promises_most_runs_beside_equal_bytes() -> None:
+def test_who_promises_most_takes_turns_with_equal_bytes() -> None:
     search = Search(profile_of(40), objective="ttfo", max_stages=12)
     uneven = [Partition(40, tuple(range(1, count))) for count in range(2, 9)]
     best = sorted(uneven, key=search.deciding_s)
-    plans = runners(search, [Partition(40)], uneven)
-    assert plans == [Partition(40), *best[:3], search.equal_bytes(3), search.equal_bytes(6)]
-    assert runners(search, [], [search.equal_bytes(3)])[0] == search.equal_bytes(3)
+    equal = [search.equal_bytes(count) for count in EQUAL_STAGES]
+    plans = runners(search, [Partition(40)], uneven, math.inf)
+    assert plans == [Partition(40), best[0], equal[0], best[1], equal[1], best[2]]
+    assert runners(search, [], [search.equal_bytes(3)], 200)[0] == search.equal_bytes(3)
+
+
+@pytest.mark.parametrize("loads", [1, 12, 30, 60])
+def test_so_many_run_that_the_budget_lasts(loads: int) -> None:
+    search = Search(profile_of(40), objective="ttfo", max_stages=12)
+    plans = runners(search, [Partition(40)], [search.even(count) for count in range(2, 13)], loads)
+    assert FEWEST_ROUNDS * sum(plan.num_stages for plan in plans) <= max(loads, FEWEST_ROUNDS)
+    assert (len(plans) > 1) == (loads > 9)
 
 
 @pytest.mark.parametrize("budget", [40, 200])
