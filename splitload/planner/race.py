@@ -99,10 +99,10 @@ def median_error(samples: Sequence[float]) -> float:
 def winner(taken_s: Samples) -> Partition | None:
     """Return the plan with the least median, of those that differ by `ALIKE` the one with the fewest stages.
 
-    None where the budget has ended the race before two plans had `LEAST_ROUNDS` samples, or the only one.
+    None where the budget ended the race before two plans, or the only one there is, had `LEAST_ROUNDS` samples.
     """
     medians_s = {plan: statistics.median(each) for plan, each in taken_s.items() if len(each) >= LEAST_ROUNDS}
-    if len(medians_s) < min(2, max(1, len(taken_s))):
+    if not medians_s or len(medians_s) < min(2, len(taken_s)):
         return None
     best_s = min(medians_s.values())
     alike = [plan for plan, seconds in medians_s.items() if seconds <= (1 + ALIKE) * best_s]

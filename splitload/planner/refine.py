@@ -51,12 +51,7 @@ class Refined:
 
     def winner(self, search: Search) -> Partition | None:
         """Return who wins the race of those that another search looks at; None where there is nobody, see `winner`."""
-        key = search.deciding_key
-        return winner({
-            plan: [float(getattr(one, key)) for one in taken]
-            for plan, taken in self.raced.items()
-            if search.looks_at(plan)
-        })  # fmt: skip
+        return _first(search, self.raced)
 
 
 class _Measured:
@@ -149,28 +144,41 @@ def refine(
     best, raced = search.pick(measured.plans), dict[Partition, list[FirstOutput]]()
     if load is not None:
         search.plan()
-        first, raced = _raced(search, runners(search, measured.plans, search.plans.values(), ledger.left), load)
-        best = first or best
+        raced = _raced(search, runners(search, measured.plans, search.plans.values(), ledger.left), load)
+        best = _first(search, raced) or best
     chosen = search.valued(best, search_s=time.perf_counter() - start, found_by="budget")
     return Refined(search, chosen, profile, tuple(measured.plans), more, raced)
 
 
 def _raced(
     search: Search, plans: Sequence[Partition], load: Callable[[Partition], FirstOutput | None]
-) -> tuple[Partition | None, dict[Partition, list[FirstOutput]]]:
-    """Return the plan that wins a race, None where too few samples were allowed, and what all took."""
+) -> dict[Partition, list[FirstOutput]]:
+    """Return what plans took in a race; nothing where what decides is not measured so."""
     raced: dict[Partition, list[FirstOutput]] = {}
     if search.deciding_key not in FirstOutput._fields or not plans:
-        return None, raced
+        return raced
 
     def sample(plan: Partition) -> float | None:
         taken = load(plan)
         if taken is None:
             return None
         raced.setdefault(plan, []).append(taken)
-        return float(getattr(taken, search.deciding_key))
+        return _deciding_s(search, taken)
 
-    return winner(race(plans, sample)), raced
+    race(plans, sample)
+    return raced
+
+
+def _first(search: Search, raced: Mapping[Partition, Sequence[FirstOutput]]) -> Partition | None:
+    """Return the winner of a race among the plans that a search looks at, see `winner`."""
+    return winner({
+        plan: [_deciding_s(search, each) for each in taken] for plan, taken in raced.items() if search.looks_at(plan)
+    })  # fmt: skip
+
+
+def _deciding_s(search: Search, taken: FirstOutput) -> float:
+    """Return what decides between plans, in seconds, of a plan that was loaded."""
+    return float(getattr(taken, search.deciding_key))
 
 
 def _improved(measured: _Measured, make_search: Callable[[Profile], Search], trainable_from: int | None) -> bool:
