@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from splitload.plan.partition import Partition
 
@@ -24,7 +24,9 @@ FEWEST_ROUNDS, MOST_ROUNDS = 3, 9  # before a plan is given up, and of all
 LEAST_ROUNDS = 2  # that tell who wins, where the budget ends sooner
 BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, and surely so, is given up
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
+_SWEEPS = 20  # of a median polish, which settles in a few
 Samples = Mapping[Partition, Sequence[float]]
+Plan = TypeVar("Plan")
 
 
 def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition], loads: float) -> list[Partition]:
@@ -74,11 +76,41 @@ def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]
                 return taken_s
             taken_s[plan].append(seconds)
         if number + 1 >= FEWEST_ROUNDS:
-            best_s = min(statistics.median(taken_s[plan]) for plan in running)
-            running = [plan for plan in running if not _is_behind(taken_s[plan], best_s)]
+            level_s = levelled(taken_s)
+            best_s = min(statistics.median(level_s[plan]) for plan in running)
+            running = [plan for plan in running if not _is_behind(level_s[plan], best_s)]
             if len(running) == 1:
                 break
     return taken_s
+
+
+def levelled(taken_s: Mapping[Plan, Sequence[float]]) -> dict[Plan, list[float]]:
+    """Return the samples of plans without what all those of a round have in common, in seconds.
+
+    A machine that is slow for a moment is so for the whole round, and not for a plan. What a plan and what a round do
+    are told apart by the median polish of the logarithms (Tukey, Exploratory Data Analysis, 1977); the median round
+    does nothing. A failed sample, infinite, is one of its plan alone.
+
+    Args:
+        taken_s: Of each plan, one sample a round, the first of all plans of the same one; a plan may end sooner.
+    """
+    logs = {plan: [math.log(each) for each in samples] for plan, samples in taken_s.items() if samples}
+    rounds = [0.0] * max(map(len, logs.values()), default=0)
+    for _ in range(_SWEEPS):
+        plans = {plan: statistics.median(map(float.__sub__, each, rounds)) for plan, each in logs.items()}
+        rest = [
+            [each[number] - plans[plan] for plan, each in logs.items() if number < len(each)]
+            for number in range(len(rounds))
+        ]
+        before, rounds = rounds, [statistics.median(list(filter(math.isfinite, each)) or [0.0]) for each in rest]
+        middle = statistics.median(rounds or [0.0])
+        rounds = [each - middle for each in rounds]
+        if rounds == before:
+            break
+    return {
+        plan: [each / math.exp(common) for each, common in zip(samples, rounds, strict=False)]
+        for plan, samples in taken_s.items()
+    }
 
 
 def _is_behind(taken_s: Sequence[float], best_s: float) -> bool:
@@ -99,9 +131,10 @@ def median_error(samples: Sequence[float]) -> float:
 def winner(taken_s: Samples) -> Partition | None:
     """Return the plan with the least median, of those that differ by `ALIKE` the one with the fewest stages.
 
-    None where the budget ended the race before two plans, or the only one there is, had `LEAST_ROUNDS` samples.
+    The medians are those of the samples as `levelled` returns them. None where the budget ended the race before two
+    plans, or the only one there is, had `LEAST_ROUNDS` samples.
     """
-    medians_s = {plan: statistics.median(each) for plan, each in taken_s.items() if len(each) >= LEAST_ROUNDS}
+    medians_s = {plan: statistics.median(each) for plan, each in levelled(taken_s).items() if len(each) >= LEAST_ROUNDS}
     if not medians_s or len(medians_s) < min(2, len(taken_s)):
         return None
     best_s = min(medians_s.values())

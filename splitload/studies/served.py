@@ -94,7 +94,8 @@ class Study:
         schemes = [self._scheme(each, learned["ceiling_bytes"], builder, device) for each in distinct]
         arms = [builder.arm(each, scheme) for each, scheme in zip(distinct, schemes, strict=True)]
         graph, need = builder.graph(None), need_of(learned)
-        again = partial(contenders, judged=distinct.index(plans["learned"]))
+        fitting = [number for number, scheme in enumerate(schemes) if scheme is not None or need is None]
+        again = partial(contenders, judged=distinct.index(plans["learned"]), fitting=fitting)
         kills = self._emulated.kills()
         self._learner.limit_memory(need, learned["ceiling_bytes"])
         try:

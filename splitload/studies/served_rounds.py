@@ -18,20 +18,30 @@ NEAR = 0.12  # a plan so much behind the best after `FEWEST_RUNS` is not measure
 KNOWN = 0.01  # relative standard error of a median at which it is known well enough
 
 
-def contenders(samples: Sequence[Samples], running: Collection[int], judged: int) -> list[int]:
+def contenders(
+    samples: Sequence[Samples], running: Collection[int], judged: int, fitting: Collection[int]
+) -> list[int]:
     """Return which plans another round is measured of; none where all that counts is known.
+
+    Those are the ones near the best of all, and the ones near the best of those that count as best.
 
     Args:
         samples: Of each plan.
         running: The plans that were measured in the last round.
         judged: The plan that all this is about, which is always measured.
+        fitting: The plans that keep to the memory of the class.
     """
     if min(len(samples[number]) for number in running) < FEWEST_RUNS:
         return list(running)
     medians_s = {number: median_s(samples[number]) for number in running}
-    least_s = min(medians_s.values())
-    near = [number for number, seconds in medians_s.items() if number == judged or seconds <= (1 + NEAR) * least_s]
+    near = [number for number in running if number == judged or _is_near(number, medians_s, fitting)]
     return near if any(relative_error(samples[number]) > KNOWN for number in near) else []
+
+
+def _is_near(number: int, medians_s: Mapping[int, float], fitting: Collection[int]) -> bool:
+    """Return whether a plan is near the best of all, or of those that fit if it does."""
+    rivals = [seconds for other, seconds in medians_s.items() if number not in fitting or other in fitting]
+    return medians_s[number] <= (1 + NEAR) * min(rivals)
 
 
 def median_s(samples: Samples) -> float:

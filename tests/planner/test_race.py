@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +20,7 @@ from splitload.planner.race import (
     LEAST_ROUNDS,
     MOST_ROUNDS,
     RUNNERS,
+    levelled,
     median_error,
     race,
     runners,
@@ -55,6 +57,24 @@ def test_who_scatters_is_not_given_up_for_it() -> None:
     assert winner(found) == ONE
     assert median_error([1.0, 1.0, 4.0]) == 0
     assert median_error([1.0, 2.0, 3.0, 5.0]) == pytest.approx(1.253 * 1.483 / 2)
+
+
+def test_a_round_in_which_the_machine_is_slow_decides_nothing() -> None:
+    slow = [1.0, 2.0, 1.0, 1.5, 1.0]
+    level_s = levelled({ONE: slow, TWO: [1.1 * each for each in slow], THREE: [1.3 * each for each in slow[:3]]})
+    assert level_s[ONE] == pytest.approx([1.0] * 5)
+    assert level_s[TWO] == pytest.approx([1.1] * 5)
+    assert level_s[THREE] == pytest.approx([1.3] * 3), "a plan that was given up after three rounds"
+    one, two, three = [1.0, 1.0, 2.0, 2.2, 2.0], [1.1, 1.1, 1.1, 2.2, 2.2], [1.2, 1.2, 2.4, 2.4, 2.4]
+    assert statistics.median(two) < statistics.median(one)
+    assert winner({ONE: one, TWO: two, THREE: three}) == ONE
+    assert levelled({}) == {}
+    assert levelled({ONE: [], TWO: [1.0]}) == {ONE: [], TWO: [1.0]}
+
+
+def test_a_sample_that_failed_is_one_of_its_plan_alone() -> None:
+    assert levelled({ONE: [math.inf, 1.0, 1.0], TWO: [2.0, 2.0, 4.0], THREE: [3.0, 3.0, 6.0]})[ONE][0] == math.inf
+    assert levelled({ONE: [math.inf] * 3, TWO: [2.0] * 3}) == {ONE: [math.inf] * 3, TWO: [2.0] * 3}
 
 
 def test_it_ends_where_no_more_may_be_measured() -> None:

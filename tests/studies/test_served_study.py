@@ -126,14 +126,18 @@ def taking(*seconds: float | None) -> Samples:
 
 def test_plans_are_measured_until_it_is_known_what_the_best_ones_take() -> None:
     sure = [taking(*[1.0, 1.001] * 3), taking(*[1.3] * 6), taking(*[1.05] * 6)]
-    assert contenders([each[:4] for each in sure], range(3), judged=0) == [0, 1, 2], "there are too few samples yet"
-    assert contenders(sure, range(3), judged=0) == []
+    assert contenders([each[:4] for each in sure], range(3), judged=0, fitting=range(3)) == [0, 1, 2], (
+        "there are too few samples yet"
+    )
+    assert contenders(sure, range(3), judged=0, fitting=range(3)) == []
     noisy = [taking(1.0, 1.2, 0.9, 1.1, 0.8, 1.0), sure[1], sure[2]]
-    assert contenders(noisy, range(3), judged=0) == [0, 2]
-    assert contenders(noisy, range(3), judged=1) == [0, 1, 2], "the plan that is judged, however slow"
-    assert contenders(noisy, [0, 2], judged=0) == [0, 2]
+    assert contenders(noisy, range(3), judged=0, fitting=range(3)) == [0, 2]
+    assert contenders(noisy, range(3), judged=1, fitting=range(3)) == [0, 1, 2], "the plan that is judged, however slow"
+    assert contenders(noisy, [0, 2], judged=0, fitting=range(3)) == [0, 2]
+    late = [taking(*[2.0, 2.2, 1.8] * 2), taking(*[2.1] * 6), taking(*[1.0] * 6), taking(*[1.2] * 6)]
+    assert contenders(late, range(4), judged=0, fitting=[0, 1]) == [0, 1, 2], "the best of those that fit, and of all"
     failed = [taking(None, None, None, None, 1.0), taking(*[1.0] * 5)]
-    assert contenders(failed, range(2), judged=0) == [], "more samples would not mend it"
+    assert contenders(failed, range(2), judged=0, fitting=range(3)) == [], "more samples would not mend it"
     assert relative_error(taking(0.9, 1.0, 1.1, 1.0, 0.9, 1.1, 1.0, 1.1, 0.9)) == pytest.approx(0.0619, rel=1e-2)
 
 
