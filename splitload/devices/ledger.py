@@ -10,12 +10,11 @@ from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Segment
 
 Sample = Callable[[Sequence[Segment]], Sequence[Cost]]
-FEWEST, MOST = 3, 5  # samples of a stage
-STEADY = 0.05  # a median is stable when the last sample moved it by no more than this share
+SAMPLES = 3  # of a stage: where they scatter, stages that were not measured yet tell more than more samples of one
 
 
 class Ledger:
-    """Samples stages until their medians are stable, never one that is known, never beyond the budget.
+    """Samples stages `SAMPLES` times, never one that is known, never beyond the budget.
 
     Args:
         sample: Loads and runs the stages of a partition once, in order, and returns what each took.
@@ -66,15 +65,8 @@ class Ledger:
         return math.inf if self._budget is None else self._budget + self._reserve - self.loads
 
     def known(self, stage: Segment) -> bool:
-        """Return whether a stage's median load and first inference are stable, or were sampled often enough."""
-        samples = self._samples.get(stage, [])
-        if not FEWEST <= len(samples) < MOST:
-            return len(samples) >= MOST
-        now, before = median_cost(samples), median_cost(samples[:-1])
-        return all(
-            abs(new - old) <= STEADY * new
-            for new, old in ((now.load_s, before.load_s), (now.first_inference_s, before.first_inference_s))
-        )
+        """Return whether a stage was sampled often enough."""
+        return len(self._samples.get(stage, ())) >= SAMPLES
 
     def costs(self) -> dict[Segment, Cost]:
         """Return the median cost of every stage that was sampled at least once."""

@@ -22,7 +22,7 @@ from splitload.devices import PageCache, Progress
 from splitload.devices.estimate import FirstOutput, guess, with_first_outputs
 from splitload.devices.graph_runtime import runtime_of
 from splitload.devices.journal import Journal
-from splitload.devices.ledger import median_cost
+from splitload.devices.ledger import SAMPLES, median_cost
 from splitload.devices.machine import Machine
 from splitload.devices.runs import Runs, even_cut
 from splitload.devices.tuning import tune
@@ -200,7 +200,7 @@ class MeasuringDevice:
 
     def guess(self, graph: ModelGraph) -> Profile:
         """Return what blocks may cost, before anything is measured; see `Measuring.guess`."""
-        return guess(graph, self.name, self._machine.threads, self._environment("until stable"))
+        return guess(graph, self.name, self._machine.threads, self._environment(SAMPLES))
 
     def first_output(self, arm: Arm, inputs: Iterable[InputSpec], feeds: Mapping[str, Any]) -> Sample:
         """Load a model or a bundle once and run it; see `Measuring.first_output`."""
@@ -227,7 +227,7 @@ class MeasuringDevice:
         """Return a variant with the way to load each stage; see `Measuring.tune`."""
         return tune(self._machine, folder, variant, inputs, feeds, on_progress)
 
-    def _environment(self, repeats: int | str) -> dict[str, str]:
+    def _environment(self, repeats: int) -> dict[str, str]:
         """Return what a profile says about how it was made."""
         return {**self.environment, "page_cache": self.page_cache, "repeats": str(repeats)}
 

@@ -13,7 +13,7 @@ from splitload.base.phrases import count_of
 from splitload.build.residency import ResidencyScheme
 from splitload.devices import Measuring
 from splitload.devices.estimate import FirstOutput, estimate, with_first_outputs
-from splitload.devices.ledger import FEWEST, Ledger
+from splitload.devices.ledger import SAMPLES, Ledger
 from splitload.devices.measuring import CUT_STAGES
 from splitload.plan.graph import ModelGraph
 from splitload.plan.partition import Partition
@@ -255,7 +255,7 @@ def refine_on(
         def serial_share() -> float:
             whole = [(0, prior.num_blocks)]
             shares = []
-            for _ in range(FEWEST):
+            for _ in range(SAMPLES):
                 if not ledger.spend(_PAIR_LOADS):
                     break
                 shares.append(runs.sample(whole, pair=True)[1])
@@ -264,9 +264,9 @@ def refine_on(
 
         def first_outputs(cut: Partition) -> tuple[FirstOutput, FirstOutput] | None:
             pair = (Partition(cut.num_blocks), cut)
-            if not ledger.spend(FEWEST * sum(plan.num_stages for plan in pair)):
+            if not ledger.spend(SAMPLES * sum(plan.num_stages for plan in pair)):
                 return None
-            samples = [[loaded(plan) for plan in pair] for _ in range(FEWEST)]
+            samples = [[loaded(plan) for plan in pair] for _ in range(SAMPLES)]
             whole, first = (FirstOutput.median(each) for each in zip(*samples, strict=True))
             return whole, first
 

@@ -15,6 +15,7 @@ from splitload.build.assemble import Steps, VariantPlan, build_bundle
 from splitload.bundle.read import read_manifest
 from splitload.devices import tuning
 from splitload.devices.host import HostDevice
+from splitload.devices.ledger import SAMPLES
 from splitload.devices.pairing import read_address
 from splitload.devices.remote import RemoteDevice
 from splitload.devices.stored import write_profile
@@ -128,7 +129,7 @@ class TestEveryDeviceThatMeasures:
     def test_guesses_before_it_measures(self, measuring: devices.Measuring, graphs: dict[str, ModelGraph]) -> None:
         guessed = measuring.guess(graphs["native"])
         assert guessed.source == "simulated"
-        assert guessed.environment["repeats"] == "until stable"
+        assert guessed.environment["repeats"] == str(SAMPLES)
         assert [block.name for block in guessed.blocks] == [block.name for block in graphs["native"].blocks]
 
     def test_measures_further_segments(self, measuring: devices.Measuring, graphs: dict[str, ModelGraph]) -> None:
