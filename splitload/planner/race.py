@@ -23,6 +23,7 @@ EQUAL_STAGES = (3, 6)  # of those cuts: where what is predicted is wrong, all pl
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 9  # before a plan is given up, and of all
 LEAST_ROUNDS = 2  # that tell who wins, where the budget ends sooner
 BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, and surely so, is given up
+FORESEEN = 0.05  # predictions that are no more apart say nothing: those of fewer stages, loaded more often, run first
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
 _SWEEPS = 20  # of a median polish, which settles in a few
 Samples = Mapping[Partition, Sequence[float]]
@@ -31,6 +32,9 @@ Plan = TypeVar("Plan")
 
 def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition], loads: float) -> list[Partition]:
     """Return what is to race: the whole model where it may be, the best of several numbers of stages, equal bytes.
+
+    Of plans that promise about as much those of fewer stages come first: they take less of the budget, and longer than
+    predicted less often.
 
     Only so many run that `FEWEST_ROUNDS` of all are within the budget: of a plan with one sample little is known.
 
@@ -48,7 +52,10 @@ def runners(search: Search, known: Iterable[Partition], found: Iterable[Partitio
             best[plan.num_stages] = plan
     fewest = search.fewest.num_stages
     whole = [best.pop(fewest)] if fewest in best else []
-    promising = sorted(best.values(), key=search.deciding_s)
+    least_s = min(map(search.deciding_s, best.values()), default=0.0)
+    promising = sorted(
+        best.values(), key=lambda plan: (max(search.deciding_s(plan), (1 + FORESEEN) * least_s), plan.num_stages)
+    )
     cuts = (search.equal_bytes(count) for count in EQUAL_STAGES)
     equal = [each for each in cuts if search.looks_at(each)]
     taking_turns = [plan for pair in zip_longest(promising, equal) for plan in pair if plan is not None]

@@ -17,6 +17,7 @@ from splitload.plan.schedule import Contention
 from splitload.planner.race import (
     EQUAL_STAGES,
     FEWEST_ROUNDS,
+    FORESEEN,
     LEAST_ROUNDS,
     MOST_ROUNDS,
     RUNNERS,
@@ -108,12 +109,21 @@ def test_who_runs() -> None:
 
 def test_who_promises_most_takes_turns_with_equal_bytes() -> None:
     search = Search(profile_of(40), objective="ttfo", max_stages=12)
-    uneven = [Partition(40, tuple(range(1, count))) for count in range(2, 9)]
+    uneven = [Partition(40, tuple(range(3, 3 * count, 3))) for count in range(2, 9)]
     best = sorted(uneven, key=search.deciding_s)
     equal = [search.equal_bytes(count) for count in EQUAL_STAGES]
     plans = runners(search, [Partition(40)], uneven, math.inf)
     assert plans == [Partition(40), best[0], equal[0], best[1], equal[1], best[2]]
     assert runners(search, [], [search.equal_bytes(3)], 200)[0] == search.equal_bytes(3)
+
+
+def test_of_plans_that_promise_about_as_much_those_of_fewer_stages_run_first() -> None:
+    search = Search(profile_of(40), objective="ttfo", max_stages=12)
+    found = [search.even(count) for count in range(2, 13)]
+    least_s = min(map(search.deciding_s, found))
+    assert min(each.num_stages for each in found if search.deciding_s(each) <= (1 + FORESEEN) * least_s) == 7
+    plans = runners(search, [Partition(40)], reversed(found), math.inf)
+    assert [plan.num_stages for plan in plans if plan in found] == [7, 8, 9]
 
 
 @pytest.mark.parametrize("loads", [1, 12, 30, 60])
