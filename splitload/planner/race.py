@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from splitload.plan.partition import Partition
 
@@ -27,7 +27,6 @@ FORESEEN = 0.05  # predictions that are no more apart say nothing: those of fewe
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
 _SWEEPS = 20  # of a median polish, which settles in a few
 Samples = Mapping[Partition, Sequence[float]]
-Plan = TypeVar("Plan")
 
 
 def runners(search: Search, known: Iterable[Partition], found: Iterable[Partition], loads: float) -> list[Partition]:
@@ -91,7 +90,7 @@ def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]
     return taken_s
 
 
-def levelled(taken_s: Mapping[Plan, Sequence[float]]) -> dict[Plan, list[float]]:
+def levelled(taken_s: Samples) -> dict[Partition, list[float]]:
     """Return the samples of plans without what all those of a round have in common, in seconds.
 
     A machine that is slow for a moment is so for the whole round, and not for a plan. What a plan and what a round do
