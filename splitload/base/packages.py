@@ -22,6 +22,7 @@ _PACKAGES = {  # by the name that is imported
 }
 _EXTRAS = {  # of pyproject.toml; what is not here is the desk's
     "distributed": "crowd",
+    "mfusepy": "dev",
     "starlette": "device",
     "uvicorn": "device",
     "zeroconf": "discovery",

@@ -42,19 +42,14 @@ class DeviceClass:
         storage_s = 0.0 if self.storage_bytes_per_s is None else model_bytes / self.storage_bytes_per_s
         return _PROCESS_S / (self.processor_share or 1.0) + storage_s
 
-    def limits(self, disk: str) -> dict[str, dict[str, str]]:
-        """Return what is written into the files of its control groups, see `ControlGroups`.
-
-        Args:
-            disk: The disk it reads, as MAJOR:MINOR.
-        """
-        share, speed = self.processor_share, self.storage_bytes_per_s
+    def limits(self) -> dict[str, dict[str, str]]:
+        """Return what is written into the files of its control groups, see `ControlGroups`."""
+        share = self.processor_share
         quota_us = -1 if share is None else round(share * _PERIOD_US)
         return {
             "memory": {},
             "cpuset": {"cpuset.mems": "0", "cpuset.cpus": self.processors},
             "cpu": {"cpu.cfs_period_us": str(_PERIOD_US), "cpu.cfs_quota_us": str(quota_us)},
-            "blkio": {} if speed is None else {"blkio.throttle.read_bps_device": f"{disk} {speed}"},
         }
 
 

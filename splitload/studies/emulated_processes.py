@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from splitload.base.errors import StageError
 from splitload.measure.process import python
-from splitload.studies.control_groups import ControlGroups
-from splitload.studies.emulated_network import Network
 
 _END_S = 10.0
 _LINE = re.compile(r"^(\d+) (\d+)$", re.MULTILINE)  # number of a process, and when it started
@@ -29,6 +28,14 @@ _LINE = re.compile(r"^(\d+) (\d+)$", re.MULTILINE)  # number of a process, and w
 def ledger_path() -> Path:
     """Return where the processes of this user's emulated devices are listed."""
     return Path(tempfile.gettempdir()) / f"splitload-emulated-{os.geteuid()}"
+
+
+class Closes(Protocol):
+    """A place where processes ran."""
+
+    def close(self) -> None:
+        """Remove it."""
+        ...
 
 
 class Processes:
@@ -126,7 +133,7 @@ class Processes:
 
 
 @contextmanager
-def ending(processes: Processes, *places: ControlGroups | Network | None) -> Iterator[None]:
+def ending(processes: Processes, *places: Closes | None) -> Iterator[None]:
     """A block at the end of processes: behind it they are killed, where they ran is removed, and their list goes."""
     with ExitStack() as last:
         last.callback(processes.close)

@@ -18,15 +18,15 @@ from types import TracebackType
 from splitload.base.errors import DeviceError, StageError
 from splitload.base.scratch import scratch_folder
 from splitload.deploy.openapi import PORT
-from splitload.measure.storage import disk_of
 from splitload.studies.control_groups import ControlGroups, are_mounted, members_of, remove_groups
 from splitload.studies.device_classes import CLASSES, DeviceClass
+from splitload.studies.emulated_disk import EmulatedDisk
 from splitload.studies.emulated_network import Network, remove_network
 from splitload.studies.emulated_processes import Processes, ending, ledger_path, splitload
 from splitload.studies.emulation import DEVICES
 from splitload.studies.served_process import LISTENS
 
-CONTROLLERS = ("memory", "cpuset", "cpu", "blkio")
+CONTROLLERS = ("memory", "cpuset", "cpu")
 START_S = 120.0  # a quarter of a processor imports for ten seconds, and storage is measured
 _END_S = 15.0
 _LOOK_EVERY_S = 0.05
@@ -56,6 +56,7 @@ class EmulatedDevice:
         self._port = PORT + list(CLASSES).index(kind.name)  # a desk knows each class by another one
         self._service: subprocess.Popen[bytes] | None = None
         self._groups: ControlGroups | None = None
+        self._storage: EmulatedDisk | None = None
         self._network: Network | None = None
         self._exit = contextlib.ExitStack()
         try:
@@ -67,8 +68,11 @@ class EmulatedDevice:
             self._processes.end_left(members_of(DEVICES, CONTROLLERS))
             remove_groups(DEVICES, CONTROLLERS)
             remove_network()
-            self._groups = ControlGroups(DEVICES, 1, kind.limits(disk_of(self._folder)))
+            self._groups = ControlGroups(DEVICES, 1, kind.limits())
             self._network = Network(1, kind.link_bits_per_s)
+            if kind.storage_bytes_per_s is not None:
+                image = folder / f"disk-{kind.name}.img"
+                self._storage = EmulatedDisk(image, self._disk, kind.storage_bytes_per_s)
             self.url = self._served(self._groups, self._network)
         except BaseException:
             self.close()
@@ -116,7 +120,7 @@ class EmulatedDevice:
         return found[1]
 
     def _end(self) -> None:
-        with ending(self._processes, self._groups, self._network):
+        with ending(self._processes, self._storage, self._groups, self._network):
             if self._service is not None and self._service.poll() is None:
                 self._service.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
