@@ -2,8 +2,8 @@
 
 A file system in user space has one file, the image of the disk, and answers each read when storage of that speed would
 be done with it. A loop device makes a disk of that file, with ext4 on it. The block throttle of control groups is no
-such storage: what a tenth of a second allows passes at once, twice or three times where reads wait in a queue, so that
-17 MB came from one of 45 MB/s in 130 or 230 ms, by where in that tenth they began.
+such storage: what a tenth of a second allows passes at once, so that a small model loads sooner than such storage could
+read it, and by how much depends on where in that tenth it begins.
 
 Source: fuse(4), losetup(8). `python -m splitload.studies.emulated_disk IMAGE FOLDER BYTES_PER_S` is the file system.
 """
@@ -18,12 +18,14 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from splitload.base.errors import StageError
 from splitload.base.packages import need
 from splitload.measure.process import python
+from splitload.studies.emulated_network import run
 
 IMAGE_BYTES = 4 << 30  # sparse: it takes what was written
 FILE = "disk"
@@ -31,6 +33,9 @@ _SLACK_S = 0.004  # that a read may begin late and still be done in time
 _START_S = 10.0
 _LOOK_EVERY_S = 0.02
 _MOST_READ_BYTES = 1 << 20
+
+
+_command = partial(run, what="a disk", package="e2fsprogs and util-linux")
 
 
 class EmulatedDisk:
@@ -55,7 +60,7 @@ class EmulatedDisk:
             made = image.with_suffix(".new")
             with made.open("wb") as file:
                 file.truncate(IMAGE_BYTES)
-            _run("mkfs.ext4", "-q", "-F", "-m", "0", str(made))
+            _command(("mkfs.ext4", "-q", "-F", "-m", "0", str(made)))
             made.rename(image)
         for each in (folder, self._source):
             each.mkdir(parents=True, exist_ok=True)
@@ -69,8 +74,8 @@ class EmulatedDisk:
                 if self._server.poll() is not None or time.monotonic() > deadline_s:
                     raise StageError("a file system in user space cannot be mounted; install fuse3")
                 time.sleep(_LOOK_EVERY_S)
-            device = _run("losetup", "--find", "--show", "--direct-io=on", str(self._source / FILE)).strip()
-            _run("mount", "-o", "noatime", device, str(folder))
+            device = _command(("losetup", "--find", "--show", "--direct-io=on", str(self._source / FILE))).strip()
+            _command(("mount", "-o", "noatime", device, str(folder)))
         except BaseException:
             self.close()
             raise
@@ -78,27 +83,18 @@ class EmulatedDisk:
     def close(self) -> None:
         """Unmount it; may be called again."""
         if os.path.ismount(self._folder):
-            _run("umount", str(self._folder))
-        for line in _run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").splitlines():
+            _command(("umount", str(self._folder)))
+        for line in _command(("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE")).splitlines():
             name, _, file = line.partition(" ")
             if file.strip() == str(self._source / FILE):
-                _run("losetup", "--detach", name)
+                _command(("losetup", "--detach", name))
         if os.path.ismount(self._source):
-            _run("umount", str(self._source))  # its file system ends then
+            _command(("umount", str(self._source)))  # its file system ends then
         if self._server is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(_START_S)
             self._server.kill()
             self._server.wait()
-
-
-def _run(*words: str) -> str:
-    try:
-        return subprocess.run(words, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
-    except OSError as error:
-        raise StageError(f"cannot emulate a disk: '{words[0]}' cannot be run ({error.strerror})") from error
-    except subprocess.CalledProcessError as error:
-        raise StageError(f"cannot emulate a disk: '{' '.join(words)}' says: {error.stderr.strip()[:200]}") from error
 
 
 class Pace:
@@ -129,7 +125,7 @@ def serve(image: Path, folder: Path, bytes_per_s: float) -> None:
     """Be the file system, until it is unmounted."""
     import mfusepy
 
-    descriptor, pace = os.open(image, os.O_RDWR), Pace(bytes_per_s)
+    descriptor, pace = os.open(image, os.O_RDWR), Pace(bytes_per_s)  # the process ends with the file system
     size = os.fstat(descriptor).st_size
 
     class Slow(mfusepy.Operations):  # type: ignore[misc]
@@ -167,8 +163,7 @@ def serve(image: Path, folder: Path, bytes_per_s: float) -> None:
         def fsync(self, path: str, datasync: Any, fh: Any) -> int:
             return 0
 
-    with contextlib.closing(os.fdopen(descriptor, "rb+", closefd=True)):
-        mfusepy.FUSE(Slow(), str(folder), foreground=True, raw_fi=True, max_read=_MOST_READ_BYTES)
+    mfusepy.FUSE(Slow(), str(folder), foreground=True, raw_fi=True, max_read=_MOST_READ_BYTES)
 
 
 def main() -> None:

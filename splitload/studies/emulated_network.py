@@ -25,8 +25,13 @@ _WAIT_MS = 100  # how long a packet may wait for its turn before it is dropped
 Run = Callable[[Sequence[str]], str]
 
 
-def run(words: Sequence[str]) -> str:
+def run(words: Sequence[str], what: str = "links", package: str = "iproute2") -> str:
     """Run a command of the system and return what it prints.
+
+    Args:
+        words: The command.
+        what: What it emulates, for messages.
+        package: What has the command.
 
     Raises:
         StageError: If it fails.
@@ -35,11 +40,11 @@ def run(words: Sequence[str]) -> str:
         return subprocess.run(words, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
     except OSError as error:
         raise StageError(
-            f"cannot emulate links: '{words[0]}' cannot be run ({error.strerror}); install iproute2"
+            f"cannot emulate {what}: '{words[0]}' cannot be run ({error.strerror}); install {package}"
         ) from error
     except subprocess.CalledProcessError as error:
         said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
-        raise StageError(f"cannot emulate links: '{' '.join(words)}' says: {said}") from error
+        raise StageError(f"cannot emulate {what}: '{' '.join(words)}' says: {said}") from error
 
 
 class Network:
