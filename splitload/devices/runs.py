@@ -20,6 +20,7 @@ from splitload.measure.fresh import save_inputs
 from splitload.measure.job import LoadModel
 from splitload.measure.stage_jobs import MeasureArena, SampleStages, StageFile
 from splitload.plan.graph import ModelGraph
+from splitload.plan.memory import sessions_bytes
 from splitload.plan.partition import Partition
 from splitload.plan.profile import Cost, Segment
 from splitload.runtime.inputs import cure, made_up
@@ -29,7 +30,7 @@ class WorkingMemory(NamedTuple):
     """What runs of a model take beside weights and sessions.
 
     Attributes:
-        arena_bytes: It.
+        arena_bytes: It, with what the sessions take more than `sessions_bytes` says.
         input_bytes: Of the inputs that were given.
     """
 
@@ -122,6 +123,9 @@ class Runs:
             plan: Its stages stay mapped.
             reserve_bytes: With how large a piece of memory the arena begins.
 
+        Returns:
+            It; sessions that take more than is predicted of them add to it, so that the sum is what was measured.
+
         Raises:
             ModelError: If the model does not run.
         """
@@ -130,8 +134,9 @@ class Runs:
             job = MeasureArena(self._inputs, tuple(map(self._file, plan.stages())), reserve_bytes)
             return self._machine.run(job, self._folder, self._failed)
 
-        answer = self._journal.answer(("memory", list(plan.split_points), reserve_bytes), measure)
-        return WorkingMemory(answer["arena_bytes"], answer["input_bytes"])
+        answer = self._journal.answer(("anonymous memory", list(plan.split_points), reserve_bytes), measure)
+        sessions = sessions_bytes(plan.num_stages, len(self._graph.nodes))
+        return WorkingMemory(max(answer["anonymous_bytes"] - sessions, 0), answer["input_bytes"])
 
     def _manifest(self, plan: Partition, threads: int, scheme: ResidencyScheme | None) -> Manifest:
         """Return what makes a bundle of the folder."""

@@ -77,7 +77,7 @@ def _compared(job: ComparePacked, row: Reader) -> dict[str, Any]:
 
 
 def _arena(_: MeasureArena, row: Reader) -> dict[str, Any]:
-    return {name: _bytes(row, name) for name in ("arena_bytes", "input_bytes")}
+    return {name: _bytes(row, name) for name in ("anonymous_bytes", "input_bytes")}
 
 
 def _loaded(job: LoadModel, row: Reader) -> dict[str, Any]:

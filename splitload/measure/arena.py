@@ -1,4 +1,4 @@
-"""Measures the working memory of a model in a fresh process: what its stages, run one after the other, hold besides."""
+"""Measures in a fresh process what a model takes beside its weights: sessions, and the runs that go through them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from splitload.measure.running import engine_for, given_values, in_form
+from splitload.measure.running import engine_for, given_values, in_form, start_runtime
 from splitload.measure.stage_jobs import MeasureArena
 
 RUNS = 3
@@ -16,10 +16,13 @@ _ROLLUP = Path("/proc/self/smaps_rollup")
 def answer(job: MeasureArena, folder: Path) -> dict[str, Any]:
     """Load stages as the loader does under a ceiling, run them, and return what that has taken beside weights.
 
-    Memory that is not mapped from files counts: the arena, tensors outside it, and what kernels keep for themselves.
+    Memory that is not mapped from files counts: sessions, the arena, tensors outside it, and what kernels keep for
+    themselves; not what the runtime takes for the smallest model.
     """
     engine = engine_for(job.inputs, job.stages)
     given = given_values(engine, job.inputs, folder)
+    start_runtime(engine, folder)
+    before = _anonymous_bytes()
     sessions = [
         engine.open(
             str(folder / stage.graph), prepack=False, mapped=True, optimize=False, background=False, share_memory=True
@@ -27,11 +30,10 @@ def answer(job: MeasureArena, folder: Path) -> dict[str, Any]:
         for stage in job.stages
     ]
     engine.reserve(sessions[0], job.reserve_bytes)
-    before = _anonymous_bytes()
     for _ in range(RUNS):
         _run(engine, job, sessions, in_form(engine, job.inputs, given))
     return {
-        "arena_bytes": max(_anonymous_bytes() - before, 0),
+        "anonymous_bytes": max(_anonymous_bytes() - before, 0),
         "input_bytes": sum(map(_nbytes, given.values())),
         "engine": engine.name,
         "runtime": engine.version,

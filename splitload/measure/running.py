@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from splitload.runtime.capi.elements import BY_TYPE
 from splitload.runtime.engine import chosen, python_engine
 from splitload.runtime.inputs import Arrays, example_inputs, load_feeds
 from splitload.runtime.options import CallerOptions
+from splitload.runtime.tiny import TINY_MODEL
 
 if TYPE_CHECKING:
     from splitload.runtime.engine import Engine
@@ -60,6 +62,19 @@ def in_form(engine: Engine, inputs: Iterable[Input], values: Mapping[str, Any]) 
         for each in inputs
         if each.name in values
     }
+
+
+def start_runtime(engine: Engine, folder: Path) -> None:
+    """Have the runtime start, on the smallest model there is; its file is gone afterwards.
+
+    Args:
+        engine: What runs it.
+        folder: Where it is written.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".start-") as made:
+        tiny = Path(made) / "tiny.onnx"
+        tiny.write_bytes(TINY_MODEL)
+        engine.open(str(tiny), prepack=False, mapped=False, optimize=False, background=False, share_memory=False)
 
 
 def opener(

@@ -136,7 +136,7 @@ class ComparePacked(Job):
 class MeasureArena(Job):
     """Run the stages of a partition again and again, as a loader does under a ceiling.
 
-    The answer has `arena_bytes`, what that takes beside weights and sessions, and `input_bytes`, of the inputs.
+    The answer has `anonymous_bytes`, what sessions and runs take beside weights, and `input_bytes`, of the inputs.
 
     Attributes:
         inputs: The model's inputs.

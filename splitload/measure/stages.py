@@ -5,7 +5,6 @@ All are opened and run by the engine that the loader would choose here, and by t
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from splitload.measure.job import Job
 from splitload.measure.likeness import alike
-from splitload.measure.running import engine_for, given_values, in_form, opener, run
+from splitload.measure.running import engine_for, given_values, in_form, opener, run, start_runtime
 from splitload.measure.stage_jobs import ComparePacked, SampleStages, StageFile, TryScheme
 from splitload.measure.waiting import Waits
 from splitload.runtime.reading import fetch, is_cached, read_ahead
 from splitload.runtime.session import still_read
-from splitload.runtime.tiny import TINY_MODEL
 
 if TYPE_CHECKING:
     from splitload.runtime.engine import Engine
@@ -70,11 +68,8 @@ def _start(engine: Engine, folder: Path, stage: StageFile) -> None:
     """Have the runtime start, which is no stage's: on a stage, or where its file is cold on a model that is none."""
     if _is_cached(folder, stage):
         opener(engine, folder, stage, prepack=stage.prepack)()
-        return
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".start-") as made:
-        tiny = Path(made) / "tiny.onnx"
-        tiny.write_bytes(TINY_MODEL)
-        engine.open(str(tiny), prepack=False, mapped=False, optimize=False, background=False, share_memory=False)
+    else:
+        start_runtime(engine, folder)
 
 
 def _is_cached(folder: Path, stage: StageFile) -> bool:

@@ -94,7 +94,7 @@ class MemoryNeeds:
 
     def sessions_bytes(self, num_stages: int) -> int:
         """Return what the sessions of a plan of so many stages take; all of them stay."""
-        return SESSION_BYTES * num_stages + NODE_BYTES * sum(self.nodes)
+        return sessions_bytes(num_stages, sum(self.nodes))
 
     def live_bytes(self, partition: Partition) -> int:
         """Return the most tensors that are there at a time while a plan runs."""
@@ -105,6 +105,11 @@ class MemoryNeeds:
         """The most tensors that are there at a time, whatever the plan."""
         tables = zip(self.working_bytes, self.passing_bytes, strict=True)
         return max(sum(each) for rows in tables for each in zip(*rows, strict=True))
+
+
+def sessions_bytes(num_stages: int, num_nodes: int) -> int:
+    """Return what the sessions of so many stages with so many nodes in all take, see `SESSION_BYTES`."""
+    return SESSION_BYTES * num_stages + NODE_BYTES * num_nodes
 
 
 def peak_bytes(stages: Sequence[StageNeeds], arena_bytes: int) -> int:

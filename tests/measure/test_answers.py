@@ -22,7 +22,7 @@ GOOD: list[tuple[Job, dict[str, Any]]] = [
     (TryScheme((), (ONE,), True, False, False), {"rows": [{"first_s": 0.1, "steady_s": 0.1}]}),
     (TryScheme((), (ONE,), True, False, False, steady=False), {"rows": [{"first_s": 0.1}]}),
     (ComparePacked((), (ONE, TWO)), {"differ": [True, False]}),
-    (MeasureArena((), (ONE,), 0), {"arena_bytes": 1, "input_bytes": 0}),
+    (MeasureArena((), (ONE,), 0), {"anonymous_bytes": 1, "input_bytes": 0}),
     (LoadModel("stock", "m.onnx", (), whole=True), {"process_s": 1.0, "process_peak_memory_bytes": 5}),
 ]
 
@@ -49,8 +49,8 @@ def test_what_was_asked_for_is_taken_and_nothing_besides(job: Job, answer: dict[
         (GOOD[2][0], {"rows": []}),
         (GOOD[4][0], {"differ": [True]}),
         (GOOD[4][0], {"differ": [1, 0]}),
-        (GOOD[5][0], {"arena_bytes": 1.5, "input_bytes": 0}),
-        (GOOD[5][0], {"arena_bytes": 1 << 51, "input_bytes": 0}),
+        (GOOD[5][0], {"anonymous_bytes": 1.5, "input_bytes": 0}),
+        (GOOD[5][0], {"anonymous_bytes": 1 << 51, "input_bytes": 0}),
         (GOOD[6][0], {"process_s": "1"}),
         (ConvertModel("ncnn", "m", "g", "t", ()), {}),
     ],

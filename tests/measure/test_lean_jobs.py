@@ -25,12 +25,13 @@ from splitload.measure.arm_names import PORTABLE_ARMS
 from splitload.measure.fresh import run_job, save_inputs
 from splitload.measure.job import Input, Job, LoadModel
 from splitload.measure.stage_jobs import ComparePacked
+from splitload.plan.memory import sessions_bytes
 from splitload.plan.partition import Partition
 
 PROGRAM = "from splitload.measure.__main__ import main; main()"
 KEYS = {
     "stages": {"rows", "serial_share"}, "scheme": {"rows"}, "packed": {"differ"},
-    "arena": {"arena_bytes", "input_bytes"},
+    "arena": {"anonymous_bytes", "input_bytes"},
 }  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def test_it_is_a_device_that_measures(lean: LeanRunner, tmp_path: Path) -> None:
     manifest = read_manifest(bundle)
     device.tune(bundle, manifest.variants[0], manifest.inputs, {})
     with device.runs(graph) as runs:
-        assert runs.working_memory(plan, 1 << 20).input_bytes > 0
+        memory = runs.working_memory(plan, 1 << 20)
     kinds = {}
     for job, answer in lean.answers:
         kinds[job.kind] = answer
@@ -85,6 +86,8 @@ def test_it_is_a_device_that_measures(lean: LeanRunner, tmp_path: Path) -> None:
         if job.kind in KEYS:
             assert answer.keys() == KEYS[job.kind] | {"engine", "runtime"}
     assert kinds.keys() == KEYS.keys() | {"load"}
+    taken, expected = kinds["arena"]["anonymous_bytes"], sessions_bytes(plan.num_stages, len(graph.nodes))
+    assert memory == (max(taken - expected, 0), kinds["arena"]["input_bytes"]), "all that is no weight counts, once"
     assert kinds["load"]["arrays"] == "buffers"
 
 
