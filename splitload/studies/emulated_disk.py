@@ -25,7 +25,7 @@ from typing import Any
 from splitload.base.errors import StageError
 from splitload.base.packages import need
 from splitload.measure.process import python
-from splitload.studies.emulated_network import run
+from splitload.studies.system_commands import run
 
 IMAGE_BYTES = 4 << 30  # sparse: it takes what was written
 FILE = "disk"

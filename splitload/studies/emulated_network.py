@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from collections.abc import Callable, Sequence
 
 from splitload.base.errors import StageError
+from splitload.studies.system_commands import Run, run
 
 DESK_HOST = "198.18.0.1"  # of this host; 198.18.0.0/15 is for measuring networks (RFC 2544)
 BRIDGE = "splitload-br"
@@ -21,30 +20,6 @@ _PREFIX_BITS = 24
 _SPACE, _NEAR, _FAR = "splitload-device-", "splitload-", "uplink"  # namespaces; ends of links here, and there
 _BURST_BYTES = 16 << 10  # at least MTU + 14; what a device may send at once, 3 ms at 40 Mbit/s
 _WAIT_MS = 100  # how long a packet may wait for its turn before it is dropped
-
-Run = Callable[[Sequence[str]], str]
-
-
-def run(words: Sequence[str], what: str = "links", package: str = "iproute2") -> str:
-    """Run a command of the system and return what it prints.
-
-    Args:
-        words: The command.
-        what: What it emulates, for messages.
-        package: What has the command.
-
-    Raises:
-        StageError: If it fails.
-    """
-    try:
-        return subprocess.run(words, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
-    except OSError as error:
-        raise StageError(
-            f"cannot emulate {what}: '{words[0]}' cannot be run ({error.strerror}); install {package}"
-        ) from error
-    except subprocess.CalledProcessError as error:
-        said = " ".join(error.stderr.split()) or f"exit code {error.returncode}"
-        raise StageError(f"cannot emulate {what}: '{' '.join(words)}' says: {said}") from error
 
 
 class Network:

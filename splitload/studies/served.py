@@ -4,9 +4,10 @@ Every device is a real `splitload serve` with the storage, processors, memory an
 the desk, see `served_emulation`; it needs root. For each model the plan of `splitload train --budget` is learned there
 first, and the optimum found on a profile of every block; what is learned is kept in the cache, so that classes can be
 learned one after the other (`--learn`), and a study that was stopped goes on where it was. Then all plans are measured
-on the class in fresh processes, in turns: the learned one, the optimum, those learned on the other classes, equal
-bytes, and one stage in every way to load it. Plans that are the same have the same samples, and those that may be the
-best are measured until it is known what they take, see `served_rounds`.
+on the class in fresh processes, in turns: the learned one, the optimum, those learned on the other classes (what the
+records in results/ say of those that were not learned here), equal bytes, and one stage in every way to load it. Plans
+that are the same have the same samples, and those that may be the best are measured until it is known what they take,
+see `served_rounds`.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ from splitload.plan.partition import Partition
 from splitload.planner.residency import MemoryLimit
 from splitload.studies import served_tables
 from splitload.studies.device_classes import CLASSES, DeviceClass, class_named
-from splitload.studies.records import write_record
+from splitload.studies.records import ROOT, read_records, write_record
 from splitload.studies.served_arms import SINGLES, Builder, Plan, Samples, measure_in_turns
 from splitload.studies.served_emulation import EmulatedDevice
-from splitload.studies.served_plans import NEED_RUNS, Learner, kept, need_of
+from splitload.studies.served_plans import NEED_RUNS, Learner, kept, need_of, recorded
 from splitload.studies.served_rounds import FEWEST_RUNS, contenders
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODELS = ("zoo:mobilenet_v1", "zoo:densenet201", "zoo:inception_v3", "zoo:resnet152", "zoo:distilbert")
 BUDGET, RUNS = 200, 15
 UNIFORM_STAGES = 4  # of the plan of equal bytes where the learned one has a single stage
+KIND = "served"  # of record
 _ROOM = "served-study"
 _FIGURES = ("ttfo_s", "peak_memory_bytes", "idle_memory_bytes")
 
@@ -64,6 +66,7 @@ class Study:
     ) -> None:
         self._emulated, self._kind, self._learner = emulated, emulated.kind, learner
         self._folder, self._runs, self._cache, self._console = folder, runs, cache, console
+        self._recorded = [row for _, record in read_records(ROOT / "results").get(KIND, []) for row in record["rows"]]
 
     def row(self, model: str) -> dict[str, Any]:
         """Return what plans of a model take here; a row of the same plans and runs that was measured is not again."""
@@ -124,12 +127,16 @@ class Study:
         return row
 
     def _elsewhere(self, model: str) -> dict[str, dict[str, Any]]:
-        """Return what was learned of a model on each other class.
+        """Return what was learned of a model on each other class: here, or else by what a record says.
 
         Raises:
             UsageError: If it was not on one.
         """
-        found = {name: kept(self._folder, each, model) for name, each in CLASSES.items() if each != self._kind}
+        others = {name: each for name, each in CLASSES.items() if each != self._kind}
+        found = {
+            name: kept(self._folder, each, model) or recorded(self._recorded, each, model)
+            for name, each in others.items()
+        }
         known = {name: each for name, each in found.items() if each is not None}
         if missing := [name for name in found if name not in known]:
             raise UsageError(f"{model} has not been learned on {', '.join(missing)}: run that with --learn first")
@@ -229,7 +236,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 rows.append(study.row(model))
                 console.table(f"{kind.name}, {model}", *served_tables.plans([("", {"rows": rows[-1:]})]))
     if options.output and rows:
-        write_record(options.output, "served", "splitload.studies.served", words, rows)
+        write_record(options.output, KIND, "splitload.studies.served", words, rows)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,28 @@ def kept(folder: Path, kind: DeviceClass, model: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return known
+
+
+def recorded(rows: Iterable[Mapping[str, Any]], kind: DeviceClass, model: str) -> dict[str, Any] | None:
+    """Return what records say was learned of a model on a class; None where none says it.
+
+    Args:
+        rows: Of all records; the class's own has what was learned last.
+        kind: The class.
+        model: The model.
+
+    Returns:
+        Its `plan` and the `provenance` of its search, as `kept` has them.
+    """
+    of_model = [row for row in rows if row["model"] == model]
+    for row in of_model:
+        if row["class"] == kind.name:
+            return {"plan": row["plans"]["learned"], "provenance": row["learned_by"]}
+    for row in of_model:
+        if kind.name in row["learned_elsewhere_by"]:
+            provenance = row["learned_elsewhere_by"][kind.name]
+            return {"plan": row["plans"][f"learned on {kind.name}"], "provenance": provenance}
+    return None
 
 
 def need_of(learned: Mapping[str, Any]) -> Need | None:

@@ -20,6 +20,7 @@ from splitload.studies.device_classes import CLASSES, class_named
 from splitload.studies.emulation import DEVICES
 from splitload.studies.served_arms import Plan, Samples, measure_in_turns
 from splitload.studies.served_emulation import CONTROLLERS, EmulatedDevice
+from splitload.studies.served_plans import recorded
 from splitload.studies.served_rounds import contenders, relative_error
 
 MIB = 1 << 20
@@ -161,6 +162,20 @@ def test_rounds_go_both_ways_and_leave_out_what_is_not_measured_again(tmp_path: 
     assert order == [*"abc", *"cba", *"ab"]
     assert [len(each) for each in found] == [3, 3, 2]
     assert found[1] == [{"ttfo_s": 1.0}, None, None]
+
+
+def test_what_was_learned_elsewhere_is_what_its_own_record_says_or_else_another() -> None:
+    own = {**row_of({"learned": 1.0}, {"learned": 3}, kind="sd"), "learned_by": {"git_commit": "own"}}
+    named = {"learned": 1.0, "learned on sd": 1.0, "learned on emmc": 1.0}
+    told = row_of(named, {"learned": 1, "learned on sd": 4, "learned on emmc": 2}, kind="fast")
+    told["learned_elsewhere_by"] = {"sd": {"git_commit": "told"}, "emmc": {"git_commit": "told"}}
+    found = [recorded([told, own], class_named(name), "zoo:toy") for name in ("sd", "emmc", "slow-core")]
+    assert [each and (len(each["plan"]["ways"]), each["provenance"]["git_commit"]) for each in found] == [
+        (3, "own"),
+        (2, "told"),
+        None,
+    ]
+    assert recorded([told, own], class_named("sd"), "zoo:other") is None
 
 
 def test_plans_are_read_as_they_were_written() -> None:
