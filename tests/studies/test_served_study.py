@@ -165,7 +165,8 @@ def test_rounds_go_both_ways_and_leave_out_what_is_not_measured_again(tmp_path: 
 
 
 def test_what_was_learned_elsewhere_is_what_its_own_record_says_or_else_another() -> None:
-    own = {**row_of({"learned": 1.0}, {"learned": 3}, kind="sd"), "learned_by": {"git_commit": "own"}}
+    own = row_of({"learned": 1.0}, {"learned": 3}, kind="sd")
+    own |= {"learned_by": {"git_commit": "own"}, "learned_elsewhere_by": {}}
     named = {"learned": 1.0, "learned on sd": 1.0, "learned on emmc": 1.0}
     told = row_of(named, {"learned": 1, "learned on sd": 4, "learned on emmc": 2}, kind="fast")
     told["learned_elsewhere_by"] = {"sd": {"git_commit": "told"}, "emmc": {"git_commit": "told"}}
