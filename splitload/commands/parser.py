@@ -82,6 +82,8 @@ def _add_running(add: _Add) -> None:
     what = "let a desk measure on this device, over HTTP"
     add("serve", "serve:serve", what, _serve_options, cache=True)
     add("crowd", "crowd:crowd", "run a bundle on a crowd of small devices", _crowd_options)
+    what = "share every inference between a device and a server"
+    add("collaborate", "collaborate:collaborate", what, _collaborate_options)
 
 
 def _train_options(train: _Sub) -> None:
@@ -144,14 +146,14 @@ def _specialize_options(specialize: _Sub) -> None:
         action="store_true",
         help="keep the parts for other machines, each with its own weights: a bundle for a mixed fleet",
     )
-    _takes_input(specialize)
+    takes_input(specialize)
 
 
 def _run_options(run: _Sub) -> None:
     from splitload.bundle.manifest import DEFAULT_TAIL
 
     _takes_bundle(run)
-    _takes_input(run)
+    takes_input(run)
     run.add_argument(
         "--device",
         metavar="DEVICE",
@@ -192,6 +194,12 @@ def _crowd_options(crowd: _Sub) -> None:
     add_commands(crowd)
 
 
+def _collaborate_options(collaborate: _Sub) -> None:
+    from splitload.commands.collaborate import add_commands
+
+    add_commands(collaborate)
+
+
 _OF_MODEL = ("model", "max_blocks")  # settings that every command with a model takes
 
 
@@ -203,7 +211,7 @@ def _takes_model(sub: _Sub, **default: Any) -> None:
     text = setting.help + (" (default: %(default)s)" if "default" in default else "")
     sub.add_argument(model, metavar=setting.metavar, help=text, **default)
     _takes_setting(sub, *others)
-    _takes_input(sub)
+    takes_input(sub)
 
 
 def _takes_setting(sub: _Sub, *names: str) -> None:
@@ -218,7 +226,8 @@ def _takes_setting(sub: _Sub, *names: str) -> None:
         )
 
 
-def _takes_input(sub: _Sub) -> None:
+def takes_input(sub: _Sub) -> None:
+    """Add the option that gives a model its inputs."""
     sub.add_argument(
         "--input",
         action="append",

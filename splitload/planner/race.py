@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 SHARE = 0.5  # of a budget that is kept for it
 RUNNERS = 6  # plans at the start, the whole model and cuts into equal bytes among them
 EQUAL_STAGES = (3, 6)  # of those cuts: where what is predicted is wrong, all plans that promise most are wrong alike
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 9  # before a plan is given up, and of all
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 25  # before a plan is given up, and of all
+HALVED = (FEWEST_ROUNDS, 5, 7)  # rounds after which the slower half is given up
 LEAST_ROUNDS = 2  # that tell who wins, where the budget ends sooner
-BEHIND = 0.08  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, and surely so, is given up
+BEHIND = 0.16  # a plan that is so much behind the best, after `FEWEST_ROUNDS` or more, is given up at once
 FORESEEN = 0.05  # predictions that are no more apart say nothing: those of fewer stages, loaded more often, run first
 ALIKE = 0.01  # of plans that are no more apart the one with the fewest stages is taken
 _SWEEPS = 20  # of a median polish, which settles in a few
@@ -67,7 +68,12 @@ def runners(search: Search, known: Iterable[Partition], found: Iterable[Partitio
 
 
 def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]) -> dict[Partition, list[float]]:
-    """Return what plans took, in rounds; those that fall behind are given up.
+    """Return what plans took, in rounds; the slower half is given up now and then, down to two.
+
+    Samples of one plan scatter by a tenth or two, so that no few of them tell who is the best. What may still be
+    measured goes to those that may be it: sequential halving. Source: Karnin, Koren, Somekh, "Almost optimal
+    exploration in multi-armed bandits" (2013). Differs: halves are taken after fixed rounds, as a plan of more stages
+    takes more of the budget, and one that is far behind goes at once.
 
     Args:
         plans: What races, at least one.
@@ -75,16 +81,20 @@ def race(plans: Sequence[Partition], sample: Callable[[Partition], float | None]
     """
     taken_s: dict[Partition, list[float]] = {plan: [] for plan in plans}
     running = list(plans)
-    for number in range(MOST_ROUNDS):
-        for plan in running if number % 2 == 0 else reversed(running):
+    for number in range(1, MOST_ROUNDS + 1):
+        for plan in running if number % 2 else reversed(running):
             seconds = sample(plan)
             if seconds is None:
                 return taken_s
             taken_s[plan].append(seconds)
-        if number + 1 >= FEWEST_ROUNDS:
+        if number >= FEWEST_ROUNDS:
             level_s = levelled(taken_s)
-            best_s = min(statistics.median(level_s[plan]) for plan in running)
-            running = [plan for plan in running if not _is_behind(level_s[plan], best_s)]
+            medians_s = {plan: statistics.median(level_s[plan]) for plan in running}
+            most = max(2, math.ceil(len(running) / 2)) if number in HALVED else len(running)
+            ahead = sorted(running, key=medians_s.__getitem__)[:most]
+            running = [
+                plan for plan in running if plan in ahead and medians_s[plan] <= (1 + BEHIND) * medians_s[ahead[0]]
+            ]
             if len(running) == 1:
                 break
     return taken_s
@@ -117,12 +127,6 @@ def levelled(taken_s: Samples) -> dict[Partition, list[float]]:
         plan: [each / math.exp(common) for each, common in zip(samples, rounds, strict=False)]
         for plan, samples in taken_s.items()
     }
-
-
-def _is_behind(taken_s: Sequence[float], best_s: float) -> bool:
-    """Return whether a plan takes longer than the best by `BEHIND`, and not only for the scatter of its samples."""
-    median_s = statistics.median(taken_s)
-    return median_s > (1 + BEHIND) * best_s and median_s - median_error(taken_s) > best_s
 
 
 def median_error(samples: Sequence[float]) -> float:

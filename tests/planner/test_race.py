@@ -51,11 +51,22 @@ def test_who_falls_behind_is_given_up() -> None:
     assert len(race((ONE, THREE), taken_s.__getitem__)[ONE]) == FEWEST_ROUNDS, "nobody is left to run against"
 
 
-def test_who_scatters_is_not_given_up_for_it() -> None:
-    scattered = iter([1.4, 1.1, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
-    found = race((ONE, TWO), lambda plan: next(scattered) if plan == ONE else 0.95)
+def test_what_may_still_be_measured_goes_to_those_that_may_be_the_best() -> None:
+    plans = [Partition(8, tuple(range(1, count))) for count in range(1, 7)]
+    taken_s = dict(zip(plans, (1.05, 1.0, 1.02, 1.06, 1.07, 1.08), strict=True))
+    found = race(plans, taken_s.__getitem__)
+    assert [len(found[plan]) for plan in plans] == [5, MOST_ROUNDS, MOST_ROUNDS, 3, 3, 3], "halves of six, and of three"
+    assert winner(found) == plans[1]
+
+
+def test_who_is_slow_once_is_not_given_up_for_it() -> None:
+    slow_once = iter([1.4, *[0.9] * MOST_ROUNDS])
+    found = race((ONE, TWO), lambda plan: next(slow_once) if plan == ONE else 0.95)
     assert len(found[ONE]) == MOST_ROUNDS
     assert winner(found) == ONE
+
+
+def test_the_error_of_a_median() -> None:
     assert median_error([1.0, 1.0, 4.0]) == 0
     assert median_error([1.0, 2.0, 3.0, 5.0]) == pytest.approx(1.253 * 1.483 / 2)
 
