@@ -1,0 +1,197 @@
+"""The plan by which a device and a server answer soonest: baselines, differential evolution, and steps from its best.
+
+Source of differential evolution: Storn and Price, "Differential evolution – a simple and efficient heuristic for global
+optimization over continuous spaces" (1997), as scipy does it. The baselines are in its first population, so that no
+plan found is worse than any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from splitload.collaborative.costs import Costs, Link
+from splitload.collaborative.levels import Levels
+from splitload.collaborative.shared_plan import SharedPlan
+from splitload.collaborative.simulate import latency_s
+
+POPULATION = 40
+GENERATIONS = 60
+MOST_STRIPS = 8
+_STEPS = (1, -1, 2, -2, 4, -4, 8, -8)  # rows that a plan is changed by
+_EQUAL = 1e-9
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        plan: The best plan.
+        latency_s: Of it, predicted.
+        baselines_s: Predicted latency of the plans without sharing, by name; see `baselines`.
+    """
+
+    plan: SharedPlan
+    latency_s: float
+    baselines_s: dict[str, float]
+
+
+def baselines(levels: Levels, costs: Costs, link: Link) -> dict[str, SharedPlan]:
+    """Return the plans that share nothing: the device alone, the server alone, and the best cut between layers."""
+    cuts = [SharedPlan.layer_cut(levels, level) for level in range(1, levels.num_units)]
+    found = {"device": SharedPlan.device_only(levels), "server": SharedPlan.layer_cut(levels, 0)}
+    if cuts:
+        found["layer cut"] = min(cuts, key=lambda plan: latency_s(levels, plan, costs, link))
+    return found
+
+
+def search(
+    levels: Levels,
+    costs: Costs,
+    link: Link,
+    *,
+    seed: int = 0,
+    begin: Sequence[SharedPlan] = (),
+    generations: int = GENERATIONS,
+) -> Found:
+    """Return the best plan that is found for a link.
+
+    Args:
+        levels: Of the model.
+        costs: Of both machines.
+        link: Between them.
+        seed: Of the search.
+        begin: Plans to begin with besides, of a link like this one for instance.
+        generations: Of differential evolution.
+    """
+    from scipy.optimize import differential_evolution
+
+    known = baselines(levels, costs, link)
+    value = _Values(levels, costs, link)
+    cuts = [
+        SharedPlan.layer_cut(levels, level, strips=strips)
+        for level in range(levels.num_units)
+        for strips in (2, MOST_STRIPS)
+    ]
+    seeds = [*known.values(), *begin, *sorted(cuts, key=value)[: POPULATION // 4]]
+    coded = [encoded(levels, plan) for plan in seeds][:POPULATION]
+    chance = np.random.default_rng(seed)
+    count = len(coded[0])
+    while len(coded) < POPULATION:  # half of them near the plans that are known, half anywhere
+        near = coded[int(chance.integers(len(seeds)))] + chance.normal(0, 0.15, count)
+        coded.append(np.clip(near if len(coded) % 2 else chance.random(count), 0, 1))
+    found: Any = differential_evolution(
+        lambda code: value(decoded(levels, code)), [(0.0, 1.0)] * count, init=np.array(coded), maxiter=generations,
+        polish=False, rng=chance, tol=0, atol=0, mutation=(0.3, 0.9), recombination=0.6,
+    )  # fmt: skip
+    best = min((*seeds, decoded(levels, found.x)), key=value)
+    best = _stepped(levels, best, value)
+    return Found(best, value(best), {name: value(plan) for name, plan in known.items()})
+
+
+class _Values:
+    """Predicted latencies of plans, each simulated once."""
+
+    def __init__(self, levels: Levels, costs: Costs, link: Link) -> None:
+        self._levels, self._costs, self._link = levels, costs, link
+        self._known: dict[SharedPlan, float] = {}
+
+    def __call__(self, plan: SharedPlan) -> float:
+        if plan not in self._known:
+            self._known[plan] = latency_s(self._levels, plan, self._costs, self._link)
+        return self._known[plan]
+
+
+def encoded(levels: Levels, plan: SharedPlan) -> np.ndarray[Any, Any]:
+    """Return a plan as numbers from 0 to 1, of which `decoded` makes the plan again.
+
+    For each level but 0: whether rows are exchanged there, from one half on; the device's share of the rows; and the
+    server's strips.
+    """
+    count = levels.num_units
+    exchanged, shares, strips = np.full(count, 0.25), np.zeros(count), np.zeros(count)
+    for at in range(1, len(plan.exchanges)):
+        first, last = plan.exchanges[at - 1], plan.exchanges[at]
+        shares[first:last] = plan.device_rows[at] / levels.levels[last].num_rows
+        exchanged[last - 1], strips[last - 1] = 0.75, (plan.strips[at - 1] - 0.5) / MOST_STRIPS
+    return np.concatenate([exchanged, shares, strips])
+
+
+def decoded(levels: Levels, code: np.ndarray[Any, Any]) -> SharedPlan:
+    """Return the plan that numbers from 0 to 1 stand for; see `encoded`."""
+    exchanged, shares, strips = np.split(code, 3)
+    last = levels.num_units
+    chosen = [level for level in range(1, last + 1) if level == last or exchanged[level - 1] >= 0.5]
+    rows = [round(float(shares[level - 1]) * levels.levels[level].num_rows) for level in chosen]
+    parts = [min(int(strips[level - 1] * MOST_STRIPS) + 1, MOST_STRIPS) for level in chosen]
+    return tidied(levels, (0, *chosen), (levels.levels[0].num_rows, *rows), parts)
+
+
+def tidied(levels: Levels, exchanges: Sequence[int], device_rows: Sequence[int], strips: Sequence[int]) -> SharedPlan:
+    """Return a plan without exchanges where the same machine computes everything before and behind.
+
+    Args:
+        levels: Of the model.
+        exchanges: See `SharedPlan`.
+        device_rows: See `SharedPlan`.
+        strips: See `SharedPlan`.
+    """
+    rows = [levels.levels[level].num_rows for level in exchanges]
+
+    def is_idle(at: int) -> bool:
+        own, after = device_rows[at], device_rows[at + 1]
+        if (own, after) == (rows[at], rows[at + 1]):
+            return True
+        return own == after == 0 and strips[at - 1] == strips[at] == 1
+
+    kept = [at for at in range(1, len(exchanges)) if at == len(exchanges) - 1 or not is_idle(at)]
+    parts = tuple(1 if device_rows[at] == rows[at] else strips[at - 1] for at in kept)
+    return SharedPlan(
+        (exchanges[0], *(exchanges[at] for at in kept)), (device_rows[0], *(device_rows[at] for at in kept)), parts
+    )
+
+
+def _stepped(levels: Levels, plan: SharedPlan, value: Callable[[SharedPlan], float]) -> SharedPlan:
+    """Return the best plan that single changes lead to, each the best of its kind: rows, strips, exchanges."""
+    best, best_s = plan, value(plan)
+    improved = True
+    while improved:
+        improved = False
+        for changed in _changes(levels, best):
+            if (seconds := value(changed)) < best_s - _EQUAL:
+                best, best_s, improved = changed, seconds, True
+                break
+    return best
+
+
+def _changes(levels: Levels, plan: SharedPlan) -> Sequence[SharedPlan]:
+    """Return plans that differ from one by a little."""
+    exchanges, rows, strips = plan.exchanges, plan.device_rows, plan.strips
+    found = []
+    for at in range(1, len(exchanges)):
+        most = levels.levels[exchanges[at]].num_rows
+        for step in _STEPS:
+            if 0 <= (own := rows[at] + step) <= most:
+                found.append(tidied(levels, exchanges, (*rows[:at], own, *rows[at + 1 :]), strips))
+        for step in (1, -1):
+            if 1 <= (parts := strips[at - 1] + step) <= MOST_STRIPS:
+                found.append(tidied(levels, exchanges, rows, (*strips[: at - 1], parts, *strips[at:])))
+        if at < len(exchanges) - 1:
+            left_out = (*exchanges[:at], *exchanges[at + 1 :]), (*rows[:at], *rows[at + 1 :])
+            found.append(tidied(levels, *left_out, (*strips[: at - 1], *strips[at:])))
+            for level in (exchanges[at] - 1, exchanges[at] + 1):
+                if exchanges[at - 1] < level < exchanges[at + 1]:
+                    own = round(rows[at] / most * levels.levels[level].num_rows)
+                    moved = (*exchanges[:at], level, *exchanges[at + 1 :]), (*rows[:at], own, *rows[at + 1 :])
+                    found.append(tidied(levels, *moved, strips))
+        middle = (exchanges[at - 1] + exchanges[at]) // 2
+        if exchanges[at - 1] < middle:
+            share = rows[at] / most
+            own = round(share * levels.levels[middle].num_rows)
+            added = (*exchanges[:at], middle, *exchanges[at:]), (*rows[:at], own, *rows[at:])
+            found.append(tidied(levels, *added, (*strips[: at - 1], 1, *strips[at - 1 :])))
+    return found
