@@ -14,8 +14,8 @@ from splitload.collaborative.costs import Costs, MachineCosts
 from splitload.collaborative.levels import Levels
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.program import Receive, Send, Step, programs
-from splitload.collaborative.row_store import RowStore
 from splitload.collaborative.shared_plan import SharedPlan
+from splitload.deploy.row_store import RowStore
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.here import HERE
 from splitload.graphs.row_pieces import Range
@@ -72,35 +72,37 @@ def even_costs(levels: Levels, *, device_s: float = 0.4, server_s: float = 0.1) 
 def shared_answer(pieces: Pieces, plan: SharedPlan, graph: ModelGraph, feeds: Mapping[str, Any]) -> dict[str, Any]:
     """Return the outputs of a model that both machines compute by a plan, each with what it is sent and no more."""
     levels = pieces.levels
-    stores = {name: RowStore(pieces.layouts) for name in ("device", "server")}
+    stores = {name: RowStore(pieces.tensors) for name in ("device", "server")}
     queues: dict[str, deque[dict[str, Any]]] = {name: deque() for name in stores}
-    for name in graph.inputs:
-        stores["device"].put(
-            name, next(iter(levels.wanted(0, Range(0, levels.levels[0].num_rows)).values())), feeds[name]
-        )
+    for name, rows in levels.wanted(0, Range(0, levels.levels[0].num_rows)).items():
+        stores["device"].put(name, *_ends(rows), feeds[name])
 
     def go(me: str, other: str, steps: tuple[Step, ...]) -> Iterator[bool]:
         store = stores[me]
         for step in steps:
             if isinstance(step, Send):
                 wanted = levels.wanted(step.level, step.rows)
-                queues[other].append({name: store.get(name, rows) for name, rows in wanted.items()})
+                queues[other].append({name: store.get(name, *_ends(rows)) for name, rows in wanted.items()})
             elif isinstance(step, Receive):
                 while not queues[me]:
                     yield True
                 message = queues[me].popleft()
                 for name, rows in levels.wanted(step.level, step.rows).items():
-                    store.put(name, rows, message[name])
+                    store.put(name, *_ends(rows), message[name])
             else:
                 piece = pieces.of(step)
-                given = {name: store.get(name, rows) for name, rows in piece.reads.items()}
+                given = {name: store.get(name, *_ends(rows)) for name, rows in piece.reads.items()}
                 names = [output.name for output in piece.model.graph.output]
                 found = HERE.run(Beside(graph.path.parent, piece.model.SerializeToString()), names, given)
                 for (name, rows), value in zip(piece.gives.items(), found, strict=True):
-                    store.put(name, rows, value)
+                    store.put(name, *_ends(rows), value)
 
     both = programs(levels, plan)
     device, server = go("device", "server", both.device), go("server", "device", both.server)
     while next(device, None):
         next(server, None)
-    return {name: stores["device"].get(name, None) for name in graph.outputs}
+    return {name: stores["device"].get(name, 0, None) for name in graph.outputs}
+
+
+def _ends(rows: Range | None) -> tuple[int, int | None]:
+    return (0, None) if rows is None else rows

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from splitload.bundle.collaboration import RowTensor
 from splitload.collaborative.levels import Levels
 from splitload.collaborative.operators import opened
 from splitload.collaborative.program import Compute
-from splitload.collaborative.row_store import RowLayout
 from splitload.graphs.layout import channel_block
 from splitload.graphs.observe import elem_type
+from splitload.graphs.row_graph import RowGraph
 from splitload.graphs.row_models import PieceWriter
 from splitload.graphs.row_pieces import Ranges, plan_piece
 from splitload.plan.graph import ModelGraph
@@ -40,7 +42,7 @@ class Pieces:
 
     Attributes:
         levels: Of the model.
-        layouts: How the rows of each tensor at a level lie in memory.
+        tensors: Those at levels, by name, as a collaboration has them.
     """
 
     def __init__(self, model: ModelGraph, most_levels: int | None = None) -> None:
@@ -50,7 +52,7 @@ class Pieces:
         self._graph = graph
         self._writer = PieceWriter(proto, graph, constants, lambda name: elem_type(model.tensors[name].type), block)
         names = [name for level in self.levels.levels for name in level.tensors]
-        self.layouts = {name: RowLayout.of(graph, name, block) for name in (*names, *model.inputs)}
+        self.tensors = {name: _row_tensor(model, graph, name, block) for name in (*names, *model.inputs)}
 
     def of(self, step: Compute) -> ComputedPiece:
         """Return the graph of a step; tensors that pass by are not among what it gives."""
@@ -60,3 +62,20 @@ class Pieces:
         piece = plan_piece(self._graph, nodes, wanted)
         name = f"levels {step.first}-{step.last}, rows {step.rows.start}-{step.rows.stop}"
         return ComputedPiece(self._writer.model(piece, wanted, name), piece.needed, wanted)
+
+
+def _row_tensor(model: ModelGraph, graph: RowGraph, name: str, block: int | None) -> RowTensor:
+    """Return how the rows of a tensor lie in memory.
+
+    Args:
+        model: What is shared.
+        graph: The same as operators on rows.
+        name: Of the tensor.
+        block: Channels in a block of the blocked layout.
+    """
+    shape, axis = graph.shapes[name], graph.axes.get(name)
+    lines = math.prod(shape[: axis or 0])
+    if name in graph.blocked and axis is not None and axis > 1:
+        assert block is not None  # noqa: S101 - no tensor is blocked without
+        lines //= block
+    return RowTensor(name, model.tensors[name].type, shape, axis, lines)

@@ -1,0 +1,115 @@
+"""Runs one machine's program of a shared inference: computes pieces, sends rows, waits for others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitload.base.errors import StageError
+from splitload.bundle.collaboration import Collaboration, Part, ProgramStep
+from splitload.deploy.row_store import RowStore
+from splitload.runtime.forks import making_session
+from splitload.runtime.settings import PLAIN
+from splitload.runtime.stock import python_module, session_beside
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+Send = Callable[[ProgramStep, Sequence["Array"]], None]
+Receive = Callable[[ProgramStep], Sequence["Array"]]
+
+
+class PieceRunner:
+    """Runs the pieces of a collaboration; each session is made once, and may be run by many threads.
+
+    Args:
+        folder: The collaboration's folder.
+        bundle: That of the bundle whose weights they read.
+        collaboration: What its manifest says, checked.
+        threads: Inference threads, the calling one among them.
+    """
+
+    def __init__(self, folder: Path, bundle: Path, collaboration: Collaboration, threads: int = 1) -> None:
+        self.collaboration = collaboration
+        self._folder, self._bundle, self._threads = folder, bundle, threads
+        self._sessions: dict[int, Any] = {}
+        self._lock = threading.Lock()
+        self.tensors = {tensor.name: tensor for tensor in collaboration.tensors}
+
+    def store(self) -> RowStore:
+        """Return a place for the rows of one inference."""
+        return RowStore(self.tensors)
+
+    def open(self, steps: Iterable[ProgramStep]) -> None:
+        """Make the sessions of a program that there are not yet.
+
+        Raises:
+            StageError: If the runtime does not take one.
+        """
+        for step in steps:
+            if step.kind == "compute":
+                self._session(step.number)
+
+    def follow(self, steps: Sequence[ProgramStep], store: RowStore, send: Send, receive: Receive) -> None:
+        """Run a program.
+
+        Args:
+            steps: It.
+            store: Where rows are; on the device those of the inputs are there.
+            send: Sends rows of each tensor of a level, as the step says.
+            receive: Waits for such rows and returns them.
+
+        Raises:
+            StageError: If a piece does not run.
+        """
+        for step in steps:
+            if step.kind == "compute":
+                self._compute(step.number, store)
+                continue
+            parts = self.parts(step)
+            if step.kind == "send":
+                send(step, [store.get(*part) for part in parts])
+            else:
+                for part, rows in zip(parts, receive(step), strict=True):
+                    store.put(*part, rows)
+
+    def parts(self, step: ProgramStep) -> list[Part]:
+        """Return which rows of which tensors are sent or received in a step."""
+        level = self.collaboration.levels[step.number]
+        return [Part(name, 0, None) if level.is_whole else Part(name, step.start, step.stop) for name in level.tensors]
+
+    def _compute(self, number: int, store: RowStore) -> None:
+        session, piece = self._session(number), self.collaboration.pieces[number]
+        given = {part.tensor: store.get(*part) for part in piece.reads}
+        try:
+            found = session.run(None, given)
+        except Exception as error:  # onnxruntime has no common root for its errors
+            raise StageError(f"'{piece.graph.name}' does not run: {' '.join(str(error).split())[:300]}") from error
+        for part, value in zip(piece.gives, found, strict=True):
+            store.put(*part, value)
+
+    def _session(self, number: int) -> Any:
+        with self._lock:
+            if number not in self._sessions:
+                self._sessions[number] = self._opened(number)
+            return self._sessions[number]
+
+    def _opened(self, number: int) -> Any:
+        ort = python_module("inferences are shared")
+        file = self.collaboration.pieces[number].graph
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = self._threads
+        options.enable_mem_pattern = False
+        options.log_severity_level = 4
+        for key, value in PLAIN.items():
+            options.add_session_config_entry(key, value)
+        try:
+            with making_session():
+                return session_beside(self._bundle, (self._folder / file.name).read_bytes(), options)
+        except Exception as error:
+            raise StageError(f"'{file.name}' cannot be opened: {' '.join(str(error).split())[:300]}") from error

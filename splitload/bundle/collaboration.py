@@ -1,0 +1,282 @@
+"""The folder `NAME.collaboration` beside a bundle: how a device and a server share its inferences.
+
+It has a manifest and the graphs that both compute. Their weights are those of the bundle's stages, which they read
+there by the names of these files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from splitload.base.errors import BundleError
+from splitload.base.fields import Reader, is_count
+from splitload.base.record import Record
+from splitload.bundle.manifest import MANIFEST, File, TensorSpec, to_json
+from splitload.bundle.read import check_files, checked, read_json
+from splitload.bundle.validate import file_entry, tensor_spec
+
+FORMAT, VERSION = "splitload-collaboration", 1
+SUFFIX = ".collaboration"
+MAX_LEVELS, MAX_PIECES, MAX_PLANS, MAX_STEPS = 256, 1 << 14, 1024, 4096
+Kind = Literal["send", "receive", "compute"]
+
+
+class RowTensor(Record):
+    """A tensor that is exchanged by rows.
+
+    Attributes:
+        name: Its name.
+        type: onnxruntime's word.
+        shape: Of all of it.
+        axis: Along which its rows lie; None where it has none.
+        lines: How often rows begin anew: the elements before the axis, those of a block of channels as one.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    axis: int | None
+    lines: int
+
+
+class SharedLevel(Record):
+    """A place in the model where rows are exchanged.
+
+    Attributes:
+        tensors: Names of the tensors that cross it.
+        num_rows: Rows of each.
+        is_whole: Whether they are there as a whole or not at all.
+    """
+
+    tensors: tuple[str, ...]
+    num_rows: int
+    is_whole: bool
+
+
+class Part(Record):
+    """Rows of a tensor: all of it where `stop` is None."""
+
+    tensor: str
+    start: int
+    stop: int | None
+
+
+class PieceEntry(Record):
+    """A graph that computes rows.
+
+    Attributes:
+        graph: The .onnx file.
+        reads: What it reads, in the order of its inputs.
+        gives: What it gives, in the order of its outputs.
+    """
+
+    graph: File
+    reads: tuple[Part, ...]
+    gives: tuple[Part, ...]
+
+
+class ProgramStep(Record):
+    """One step of a machine.
+
+    Attributes:
+        kind: "send" and "receive" are of rows of a level, "compute" of a piece.
+        number: Of the level, or of the piece.
+        start: First row; 0 for a piece.
+        stop: Behind the last row; 0 for a piece.
+    """
+
+    kind: Kind
+    number: int
+    start: int
+    stop: int
+
+
+class PlanEntry(Record):
+    """How an inference is shared on a link.
+
+    Attributes:
+        bytes_per_s: What the link carries.
+        predicted_s: When the outputs are there, predicted.
+        baselines_s: The same of plans that share nothing, by name.
+        device: What the device does.
+        server: What the server does.
+    """
+
+    bytes_per_s: float
+    predicted_s: float
+    baselines_s: Mapping[str, float]
+    device: tuple[ProgramStep, ...]
+    server: tuple[ProgramStep, ...]
+
+
+class Collaboration(Record):
+    """What the manifest of a collaboration says.
+
+    Attributes:
+        model: Name of the model.
+        bundle_sha256: Hash of the manifest of the bundle that the weights are in.
+        cpu: Processor that the graphs were made for; None for any.
+        inputs: The model's inputs.
+        outputs: The model's outputs.
+        tensors: All that are exchanged.
+        levels: Places of exchange, that of the inputs first and that of the outputs last.
+        pieces: Graphs.
+        plans: In order of their links, the slowest first, at least one.
+    """
+
+    model: str
+    bundle_sha256: str
+    cpu: str | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tensors: tuple[RowTensor, ...]
+    levels: tuple[SharedLevel, ...]
+    pieces: tuple[PieceEntry, ...]
+    plans: tuple[PlanEntry, ...]
+
+    def files(self) -> Iterator[File]:
+        """Yield every file."""
+        for piece in self.pieces:
+            yield piece.graph
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as plain JSON values."""
+        return {"format": FORMAT, "version": VERSION, **to_json(self)}
+
+    def plan_for(self, bytes_per_s: float) -> PlanEntry:
+        """Return the plan of the fastest link that is no faster than one; the first where all are faster."""
+        slower = [plan for plan in self.plans if plan.bytes_per_s <= bytes_per_s]
+        return slower[-1] if slower else self.plans[0]
+
+
+def read_collaboration(folder: Path) -> Collaboration:
+    """Read and check the folder of a collaboration.
+
+    Raises:
+        BundleError: If anything is amiss.
+    """
+    cure = "'splitload collaborate plan' makes one"
+    found = checked(folder, read_json(folder, cure, "none"), validate_collaboration)
+    check_files(folder, found, "hashes")
+    return found
+
+
+def write_collaboration(folder: Path, collaboration: Collaboration) -> None:
+    """Write the manifest into a folder that has the files."""
+    (folder / MANIFEST).write_text(json.dumps(collaboration.to_json()), encoding="utf-8")
+
+
+def validate_collaboration(data: Any) -> Collaboration:
+    """Check parsed JSON against the whole format and return the manifest.
+
+    Raises:
+        BundleError: With the first thing that is wrong and where.
+    """
+    top = Reader(data, "manifest")
+    if top.data.get("format") != FORMAT:
+        raise BundleError(f"the manifest is not a collaboration's: format is {top.data.get('format')!r:.40}")
+    if top.data.get("version") != VERSION:
+        raise BundleError(
+            f"the collaboration has version {top.data.get('version')!r:.20}, this splitload reads version {VERSION}; "
+            "plan it again or update splitload"
+        )
+    top.only("format", "version", *Collaboration.__annotations__)
+    inputs, outputs = (tuple(map(tensor_spec, top.items(key, 1, 1024))) for key in ("inputs", "outputs"))
+    tensors = tuple(map(_tensor, top.items("tensors", 1, 4 * MAX_LEVELS)))
+    known = {each.name: each for each in tensors}
+    if len(known) != len(tensors):
+        raise BundleError("manifest.tensors has a name twice")
+    levels = tuple(_level(row, known) for row in top.items("levels", 2, MAX_LEVELS))
+    pieces = tuple(_piece(row, known) for row in top.items("pieces", 0, MAX_PIECES))
+    plans = tuple(_plan(row, levels, pieces) for row in top.items("plans", 1, MAX_PLANS))
+    if [plan.bytes_per_s for plan in plans] != sorted({plan.bytes_per_s for plan in plans}):
+        raise BundleError("manifest.plans are not in the order of their links")
+    for specs, level in ((inputs, levels[0]), (outputs, levels[-1])):
+        if [spec.name for spec in specs] != list(level.tensors):
+            raise BundleError("the first and the last of manifest.levels must have the model's inputs and outputs")
+    return Collaboration(
+        top.text("model"), top.sha256("bundle_sha256"), top.optional_text("cpu"), inputs, outputs, tensors, levels,
+        pieces, plans,
+    )  # fmt: skip
+
+
+def _tensor(row: Reader) -> RowTensor:
+    row.only(*RowTensor.__annotations__)
+    shape = tuple(row.sequence("shape"))
+    if not all(is_count(size) and size > 0 for size in shape) or math.prod(shape) >= 1 << 40:
+        raise BundleError(f"{row.where}.shape must hold counts of at least 1, it is {shape!r:.80}")
+    axis = None if row.get("axis") is None else row.count("axis")
+    lines = row.count("lines", 1)
+    if axis is not None and (axis >= len(shape) or math.prod(shape) % (lines * shape[axis])):
+        raise BundleError(f"{row.where}: rows along axis {axis} do not begin {lines} times in {shape}")
+    return RowTensor(row.text("name"), row.text("type"), shape, axis, lines)
+
+
+def _level(row: Reader, tensors: Mapping[str, RowTensor]) -> SharedLevel:
+    row.only(*SharedLevel.__annotations__)
+    names, count, is_whole = tuple(row.sequence("tensors")), row.count("num_rows", 1), row.flag("is_whole")
+    for name in names:
+        if name not in tensors:
+            raise BundleError(f"{row.where}.tensors names {name!r:.80}, which manifest.tensors has not")
+        tensor = tensors[name]
+        if not is_whole and (tensor.axis is None or tensor.shape[tensor.axis] != count):
+            raise BundleError(f"{row.where}.num_rows is {count}, which '{name}' has not")
+    if not names or (is_whole and count != 1):
+        raise BundleError(f"{row.where} has no tensors, or {count} rows of what is whole")
+    return SharedLevel(names, count, is_whole)
+
+
+def _piece(row: Reader, tensors: Mapping[str, RowTensor]) -> PieceEntry:
+    row.only(*PieceEntry.__annotations__)
+    parts = (tuple(_part(each, tensors) for each in row.items(key, 1, 1024)) for key in ("reads", "gives"))
+    return PieceEntry(file_entry(row.child("graph")), *parts)
+
+
+def _part(row: Reader, tensors: Mapping[str, RowTensor]) -> Part:
+    row.only(*Part.__annotations__)
+    name = row.text("tensor")
+    if name not in tensors:
+        raise BundleError(f"{row.where}.tensor is {name!r:.80}, which manifest.tensors has not")
+    start, stop = row.count("start"), None if row.get("stop") is None else row.count("stop")
+    axis = tensors[name].axis
+    if stop is not None and (axis is None or not start < stop <= tensors[name].shape[axis]):
+        raise BundleError(f"{row.where}: '{name}' has no rows {start} to {stop}")
+    return Part(name, start, stop)
+
+
+def _plan(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> PlanEntry:
+    row.only(*PlanEntry.__annotations__)
+    bytes_per_s, predicted_s = row.number("bytes_per_s"), row.number("predicted_s")
+    if bytes_per_s < 0 or predicted_s < 0:
+        raise BundleError(f"{row.where}: a link and a latency are at least 0")
+    baselines = row.child("baselines_s")
+    steps = {key: tuple(_step(each, levels, pieces) for each in row.items(key, 0, MAX_STEPS)) for key in _MACHINES}
+    for sender, receiver in (_MACHINES, _MACHINES[::-1]):
+        sent = [step[1:] for step in steps[sender] if step.kind == "send"]
+        if sent != [step[1:] for step in steps[receiver] if step.kind == "receive"]:
+            raise BundleError(f"{row.where}: what the {sender} sends is not what the {receiver} waits for")
+    return PlanEntry(
+        bytes_per_s, predicted_s, {key: baselines.number(key) for key in baselines.data}, steps["device"],
+        steps["server"],
+    )  # fmt: skip
+
+
+_MACHINES = ("device", "server")
+
+
+def _step(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> ProgramStep:
+    row.only(*ProgramStep.__annotations__)
+    step = ProgramStep(
+        row.choice("kind", "send", "receive", "compute"), row.count("number"), row.count("start"), row.count("stop")
+    )
+    if step.kind == "compute":
+        is_there = step.number < len(pieces) and step.start == step.stop == 0
+    else:
+        is_there = step.number < len(levels) and step.start < step.stop <= levels[step.number].num_rows
+    if not is_there:
+        raise BundleError(f"{row.where} is of rows or of a piece that there is not")
+    return step
