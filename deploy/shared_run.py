@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -31,10 +32,18 @@ class PieceRunner:
         bundle: That of the bundle whose weights they read.
         collaboration: What its manifest says, checked.
         threads: Inference threads, the calling one among them.
+        turns: Makes a block in which a piece is computed, for those who share processors.
     """
 
-    def __init__(self, folder: Path, bundle: Path, collaboration: Collaboration, threads: int = 1) -> None:
-        self.collaboration = collaboration
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Path,
+        collaboration: Collaboration,
+        threads: int = 1,
+        turns: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self.collaboration, self._turns = collaboration, turns
         self._folder, self._bundle, self._threads = folder, bundle, threads
         self._sessions: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -86,7 +95,8 @@ class PieceRunner:
         session, piece = self._session(number), self.collaboration.pieces[number]
         given = {part.tensor: store.get(*part) for part in piece.reads}
         try:
-            found = session.run(None, given)
+            with self._turns():
+                found = session.run(None, given)
         except Exception as error:  # onnxruntime has no common root for its errors
             raise StageError(f"'{piece.graph.name}' does not run: {' '.join(str(error).split())[:300]}") from error
         for part, value in zip(piece.gives, found, strict=True):

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import models
 import onnx
+import runtime_models
 
-from splitload.collaborative.costs import Costs, MachineCosts
+from splitload.collaborative.costs import Costs, Link, MachineCosts
 from splitload.collaborative.levels import Levels
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.program import Receive, Send, Step, programs
+from splitload.collaborative.search import search
 from splitload.collaborative.shared_plan import SharedPlan
+from splitload.collaborative.store import Planned, write
 from splitload.deploy.row_store import RowStore
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.here import HERE
@@ -49,6 +52,27 @@ def graph_of(folder: Path, kind: GraphKind = "native", model: onnx.ModelProto | 
     """Return a model as both machines have it, with every cut a block."""
     source = Source.open(models.save(images() if model is None else model, folder), "shared")
     return load_graph(source, kind, folder / "cache")
+
+
+class Made(NamedTuple):
+    """A collaboration, its bundle, and the graph that both are of."""
+
+    folder: Path
+    bundle: Path
+    graph: ModelGraph
+
+
+def collaboration_in(place: Path) -> Made:
+    """Make a bundle of `images` and its collaboration; the plan of the fastest link is shared, that of none is not."""
+    graph = graph_of(place)
+    bundle = runtime_models.bundle(place / "model.onnx", place / "shared.splitload", num_stages=2, native=True)
+    pieces = Pieces(graph)
+    costs = even_costs(pieces.levels)
+    plans = [Planned(0.0, SharedPlan.device_only(pieces.levels), 0.4)]
+    for bytes_per_s in (5e4, 1e5, 1e6):
+        found = search(pieces.levels, costs, Link(bytes_per_s), generations=5)
+        plans.append(Planned(bytes_per_s, found.plan, found.latency_s, found.baselines_s))
+    return Made(write(bundle, graph, pieces, plans[::-1]), bundle, graph)
 
 
 def even_costs(levels: Levels, *, device_s: float = 0.4, server_s: float = 0.1) -> Costs:

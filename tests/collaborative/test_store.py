@@ -7,47 +7,27 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import models
 import numpy as np
 import pytest
-import runtime_models
-from shared_models import PIXELS, even_costs, graph_of, images
+from shared_models import PIXELS, Made, collaboration_in, graph_of, images
 
 from splitload.base.errors import BundleError, UsageError
 from splitload.bundle.collaboration import Collaboration, read_collaboration, validate_collaboration
 from splitload.bundle.manifest import MANIFEST
-from splitload.collaborative.costs import Link
 from splitload.collaborative.pieces import Pieces
-from splitload.collaborative.search import search
-from splitload.collaborative.shared_plan import SharedPlan
-from splitload.collaborative.store import Planned, beside, write
+from splitload.collaborative.store import beside, write
 from splitload.deploy.shared_run import PieceRunner
 from splitload.graphs.here import HERE
-from splitload.plan.graph import ModelGraph
 
 FEEDS = {"x": np.random.default_rng(3).standard_normal((1, 3, PIXELS, PIXELS)).astype(np.float32)}
 
 
-class Made(NamedTuple):
-    folder: Path
-    bundle: Path
-    graph: ModelGraph
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    place = tmp_path_factory.mktemp("collaboration")
-    graph = graph_of(place)
-    bundle = runtime_models.bundle(place / "model.onnx", place / "shared.splitload", num_stages=2, native=True)
-    pieces = Pieces(graph)
-    costs = even_costs(pieces.levels)
-    plans = [Planned(0.0, SharedPlan.device_only(pieces.levels), 0.4)]
-    for bytes_per_s in (5e4, 1e5, 1e6):
-        found = search(pieces.levels, costs, Link(bytes_per_s), generations=5)
-        plans.append(Planned(bytes_per_s, found.plan, found.latency_s, found.baselines_s))
-    return Made(write(bundle, graph, pieces, plans[::-1]), bundle, graph)
+    return collaboration_in(tmp_path_factory.mktemp("collaboration"))
 
 
 def test_both_programs_answer_as_the_model_does(made: Made) -> None:

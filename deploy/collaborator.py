@@ -1,0 +1,293 @@
+"""A loader that shares every inference with a server, and answers alone where that is not there or too slow."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from splitload.base.errors import DeviceError, SplitloadError
+from splitload.base.record import Record
+from splitload.base.regular import sha256_of
+from splitload.bundle.collaboration import SUFFIX, PlanEntry, ProgramStep
+from splitload.bundle.manifest import MANIFEST
+from splitload.deploy import channel as wire
+from splitload.deploy.channel import Channel, connect, read_server
+from splitload.deploy.share_server import STATISTICS, opened, rows_of
+from splitload.deploy.shared_run import PieceRunner
+from splitload.runtime.inputs import DTYPES
+from splitload.runtime.loader import ParallelLoader
+
+PATIENCE = 3.0  # times what a plan is predicted to take: past that the device answers alone
+LEAST_DEADLINE_S = 0.05
+RETRY_S, MOST_RETRY_S = 1.0, 30.0
+PROBE_BYTES = 1 << 18
+PROBE_EVERY_S = 5.0  # where no rows are exchanged that would tell
+_PROBE_S = 10.0
+_TELLING_BYTES = 1 << 15  # of a message from which the link's speed can be told
+_WEIGHT = 0.5  # of a new figure beside those before
+
+
+class Shared(Record):
+    """How an inference was answered.
+
+    Attributes:
+        by: "both" machines, or the "device" alone.
+        why: Why it was alone; empty where it was not.
+        bytes_per_s: Of the link, as the plan was chosen for.
+        latency_s: What it took.
+    """
+
+    by: str
+    why: str
+    bytes_per_s: float | None
+    latency_s: float
+
+
+class Collaborator(ParallelLoader):
+    """`ParallelLoader` of which every `run` is shared with a server.
+
+    It answers alone at first, while a thread connects, measures the link and opens what a plan needs; and whenever the
+    server is not there, is slower than `deadline_s`, or fails. Then the connection is given up and made anew later, and
+    no call waits for that. Inputs of other sizes or types than the plan was made for are the device's alone.
+
+    Args:
+        bundle: The bundle.
+        server: "tls://HOST:PORT/#CODE", as `splitload collaborate serve` shows it; None for no server.
+        collaboration: Where the plans are; None for the folder `NAME.collaboration` beside the bundle.
+        deadline_s: When the device gives a shared inference up; None for `PATIENCE` times what is predicted.
+        tell: Takes a line for people when the server comes or goes.
+        options: Those of `ParallelLoader`.
+
+    Attributes:
+        last: How the last call was answered; None before the first.
+
+    Raises:
+        UsageError: If the address is none.
+        BundleError: If the collaboration is damaged, or of another bundle.
+    """
+
+    last: Shared | None = None
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        server: str | None,
+        *,
+        collaboration: str | os.PathLike[str] | None = None,
+        deadline_s: float | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+        **options: Any,
+    ) -> None:
+        place = Path(os.path.realpath(bundle))
+        folder = place.with_name(place.name.removesuffix(".splitload") + SUFFIX)
+        folder = folder if collaboration is None else Path(collaboration)
+        self._server = None if server is None else read_server(server)
+        self._runner = PieceRunner(folder, place, opened(folder, place))
+        self._plans = self._runner.collaboration.plans
+        self._sha256 = sha256_of(folder / MANIFEST)
+        self._deadline_s, self._tell = deadline_s, tell
+        self._turn = threading.Lock()  # of who speaks on the channel
+        self._changed = threading.Event()
+        self._ended = False
+        self._channel: Channel | None = None
+        self._plan: PlanEntry | None = None
+        self._bytes_per_s: float | None = None
+        self._why = "no server is given" if server is None else "the server has not answered yet"
+        super().__init__(bundle, **options)
+        if self._server is not None:
+            threading.Thread(target=self._keep, name="splitload-collaborator", daemon=True).start()
+
+    def close(self) -> None:
+        """End the connection, and let go of all stages."""
+        self._ended = True
+        self._changed.set()
+        if (channel := self._channel) is not None:
+            channel.close()
+        super().close()
+
+    def wait_for_server(self, timeout_s: float | None = None) -> bool:
+        """Wait until inferences are shared; return whether they are."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._channel is None or self._plan is None:
+            if self._ended or (deadline_s is not None and time.monotonic() > deadline_s):
+                return False
+            time.sleep(0.005)
+        return True
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """What the link to the server carries, as the last exchanges told; None where that is not known."""
+        return self._bytes_per_s
+
+    def _compute(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False
+    ) -> list[Any]:
+        """Share the call where that is possible, or answer it alone."""
+        start_s = time.perf_counter()
+        why = "the call asks for what the device alone can do" if keep or run_options is not None else ""
+        if not why and not self._is_planned(output_names, feeds):
+            why = "its inputs or outputs are others than the plan was made for"
+        answers: dict[str, Any] | None = None
+        if not why:
+            if self._turn.acquire(blocking=False):
+                try:
+                    answers, why = self._shared(feeds)
+                finally:
+                    self._turn.release()
+            else:
+                why = "another call is being shared"
+        if answers is not None:
+            specs = self._runner.collaboration.outputs
+            found = [answers[name] for name in output_names or [spec.name for spec in specs]]
+        else:
+            found = super()._compute(output_names, feeds, run_options, keep=keep)
+        by = "device" if answers is None else "both"
+        self.last = Shared(by, why, self._bytes_per_s, time.perf_counter() - start_s)
+        return found
+
+    def _is_planned(self, output_names: Sequence[str] | None, feeds: Mapping[str, Any]) -> bool:
+        """Return whether a call is one that the plans are made for."""
+        collaboration, tensors = self._runner.collaboration, self._runner.tensors
+        known = {spec.name for spec in collaboration.outputs}
+        if output_names and not all(isinstance(name, str) and name in known for name in output_names):
+            return False
+        return feeds.keys() == {spec.name for spec in collaboration.inputs} and all(
+            isinstance(value, np.ndarray)
+            and value.shape == tensors[name].shape
+            and value.dtype == DTYPES[tensors[name].type]
+            for name, value in feeds.items()
+        )
+
+    def _shared(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """Return the outputs of a call that is shared; or None, and why it is not."""
+        channel, plan = self._channel, self._plan
+        if channel is None or plan is None:
+            return None, self._why
+        if not plan.server:
+            return None, "by this link the device is quicker alone"
+        patience_s = (
+            max(PATIENCE * plan.predicted_s, LEAST_DEADLINE_S) if self._deadline_s is None else self._deadline_s
+        )
+        deadline_s = time.monotonic() + patience_s
+        try:
+            return self._exchanged(channel, plan, feeds, deadline_s), ""
+        except TimeoutError:
+            why = f"the server took longer than {1e3 * patience_s:.0f} ms"
+        except (SplitloadError, OSError, ValueError) as error:
+            why = str(error)
+        self._lose(channel, why)
+        return None, why
+
+    def _exchanged(
+        self, channel: Channel, plan: PlanEntry, feeds: Mapping[str, Any], deadline_s: float
+    ) -> dict[str, Any]:
+        def send(step: ProgramStep, parts: Sequence[Any]) -> None:
+            channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
+
+        def receive(step: ProgramStep) -> list[Any]:
+            return rows_of(self._runner, step, channel.receive(max(deadline_s - time.monotonic(), 1e-6)))
+
+        store = self._runner.store()
+        level = self._runner.collaboration.levels[0]
+        for name in level.tensors:
+            store.put(name, 0, None if level.is_whole else level.num_rows, np.ascontiguousarray(feeds[name]))
+        channel.send(wire.BEGIN, self._plans.index(plan))
+        self._runner.follow(plan.device, store, send, receive)
+        done = channel.receive(max(deadline_s - time.monotonic(), 1e-6))
+        if done.kind != wire.DONE or len(done.payload) != STATISTICS.size:
+            raise DeviceError("the server does not end the inference as it should")
+        largest, seconds, _ = STATISTICS.unpack(done.payload)
+        if largest >= _TELLING_BYTES and seconds > 0:
+            self._learn(largest / seconds)
+        last = self._runner.collaboration.levels[-1]
+        stop = None if last.is_whole else last.num_rows
+        found = {name: store.get(name, 0, stop) for name in last.tensors}
+        return {name: value.reshape(self._runner.tensors[name].shape) for name, value in found.items()}
+
+    def _learn(self, bytes_per_s: float) -> None:
+        """Note what the link has just carried, and have another plan be prepared where that one is better."""
+        known = self._bytes_per_s
+        self._bytes_per_s = bytes_per_s if known is None else known ** (1 - _WEIGHT) * bytes_per_s**_WEIGHT
+        if self._runner.collaboration.plan_for(self._bytes_per_s) is not self._plan:
+            self._changed.set()
+
+    def _lose(self, channel: Channel, why: str) -> None:
+        """Give a connection up, and have it made anew later."""
+        if self._channel is channel:
+            self._channel, self._why = None, why
+            self._changed.set()
+            self._tell(f"the server is given up: {why}")
+        channel.close()
+
+    def _keep(self) -> None:
+        """Connect, prepare plans, and connect anew; until it is closed."""
+        retry_s = RETRY_S
+        while not self._ended:
+            if self._channel is None:
+                try:
+                    self._begin_sharing()
+                    retry_s = RETRY_S
+                except (SplitloadError, OSError, ValueError, TimeoutError) as error:
+                    self._why = str(error) or "the server does not answer"
+                    self._changed.wait(retry_s)
+                    self._changed.clear()
+                    retry_s = min(2 * retry_s, MOST_RETRY_S)
+                    continue
+            if not self._changed.wait(PROBE_EVERY_S):
+                self._probe_idle()
+            self._changed.clear()
+            self._prepare()
+
+    def _begin_sharing(self) -> None:
+        assert self._server is not None  # noqa: S101 - there is no such thread without
+        channel = connect(self._server, version=1, collaboration=self._sha256)
+        try:
+            self._bytes_per_s = None
+            self._learn(_probed(channel))
+            self._prepare()
+        except BaseException:
+            channel.close()
+            raise
+        if self._ended:
+            channel.close()
+        self._channel = channel
+        self._tell(f"the server is there, {8e-6 * (self._bytes_per_s or 0):.0f} Mbit/s")
+
+    def _prepare(self) -> None:
+        """Open what the best plan for the link needs, then take it."""
+        if self._bytes_per_s is not None:
+            plan = self._runner.collaboration.plan_for(self._bytes_per_s)
+            self._runner.open(plan.device)
+            self._plan = plan
+
+    def _probe_idle(self) -> None:
+        """Measure the link where no exchange has for a while."""
+        channel = self._channel
+        if channel is None or self._plan is None or self._plan.server or not self._turn.acquire(blocking=False):
+            return
+        try:
+            self._learn(_probed(channel))
+        except (SplitloadError, OSError, TimeoutError) as error:
+            self._lose(channel, str(error) or "the server does not answer")
+        finally:
+            self._turn.release()
+
+
+def _probed(channel: Channel) -> float:
+    """Return what a link carries in a second, in bytes: of a small and of a large message, both answered."""
+
+    def taken_s(size: int) -> float:
+        start_s = time.perf_counter()
+        channel.send(wire.PROBE, parts=[bytes(size)])
+        if channel.receive(_PROBE_S).kind != wire.ECHO:
+            raise DeviceError("the server does not answer a probe")
+        return time.perf_counter() - start_s
+
+    least_s = min(taken_s(1) for _ in range(3))
+    return PROBE_BYTES / max(taken_s(PROBE_BYTES) - least_s, 1e-6)
