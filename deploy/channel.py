@@ -200,10 +200,10 @@ class Channel:
         while done < size:
             with self._lock, contextlib.suppress(ssl.SSLWantReadError):
                 while done < size:
-                    count = self._tls.read(size - done, view[done:])  # type: ignore[arg-type]
+                    count = self._tls.read(size - done, view[done:])
                     if not count:
                         raise ClosedError("the other side has ended the connection")
-                    done += int(count)  # type: ignore[call-overload]
+                    done += int(count)
             if done < size:
                 data = self._received(deadline_s)
                 with self._lock:

@@ -111,15 +111,26 @@ class PieceRunner:
     def _opened(self, number: int) -> Any:
         ort = python_module("inferences are shared")
         file = self.collaboration.pieces[number].graph
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = self._threads
-        options.enable_mem_pattern = False
-        options.log_severity_level = 4
-        for key, value in PLAIN.items():
-            options.add_session_config_entry(key, value)
         try:
             with making_session():
-                return session_beside(self._bundle, (self._folder / file.name).read_bytes(), options)
+                data = (self._folder / file.name).read_bytes()
+                return session_beside(self._bundle, data, piece_options(ort, self._threads))
         except Exception as error:
             raise StageError(f"'{file.name}' cannot be opened: {' '.join(str(error).split())[:300]}") from error
+
+
+def piece_options(ort: Any, threads: int) -> Any:
+    """Return the options of the session of a piece: its graph and its weights are taken as they are.
+
+    Args:
+        ort: onnxruntime's Python module.
+        threads: Inference threads, the calling one among them.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False
+    options.log_severity_level = 4
+    for key, value in PLAIN.items():
+        options.add_session_config_entry(key, value)
+    return options

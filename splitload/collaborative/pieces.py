@@ -42,6 +42,7 @@ class Pieces:
 
     Attributes:
         levels: Of the model.
+        source: The graph that all are made of, an onnx.ModelProto.
         tensors: Those at levels, by name, as a collaboration has them.
     """
 
@@ -49,7 +50,7 @@ class Pieces:
         proto, constants, graph = opened(model)
         self.levels = Levels.of(model, graph) if most_levels is None else Levels.of(model, graph, most_levels)
         block = channel_block() if graph.blocked else None
-        self._graph = graph
+        self._graph, self.source = graph, proto
         self._writer = PieceWriter(proto, graph, constants, lambda name: elem_type(model.tensors[name].type), block)
         names = [name for level in self.levels.levels for name in level.tensors]
         self.tensors = {name: _row_tensor(model, graph, name, block) for name in (*names, *model.inputs)}

@@ -1,4 +1,4 @@
-"""`splitload collaborate`: one inference on two machines. So far: which operators of a model they can share."""
+"""`splitload collaborate`: a device and a server share every inference."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from splitload.commands.argument_types import Parser
+from splitload.base.errors import UsageError
+from splitload.base.machine import available_threads
+from splitload.base.packages import need
+from splitload.commands.argument_types import Parser, takes_port
 from splitload.commands.console import Console
+from splitload.deploy.channel import PORT, SCHEME
+from splitload.devices import open_device
+
+_MODEL = "an .onnx file, zoo:NAME, or package.module:factory"
+_MOST_MS = 10_000
+_SHOWN = (1, 2, 5, 9, 12, 25, 50)  # MB/s of the links in the table
 
 
 def add_commands(collaborate: argparse.ArgumentParser) -> None:
@@ -17,12 +26,39 @@ def add_commands(collaborate: argparse.ArgumentParser) -> None:
     commands = collaborate.add_subparsers(
         metavar="COMMAND", dest="collaborate_command", required=True, parser_class=Parser
     )
-    what = "count the operators of a model that two machines can share, and those that need everything"
-    operators = commands.add_parser("operators", help=what, description=what, allow_abbrev=False)
-    operators.set_defaults(function="collaborate:operators", takes_cache=True)
-    takes_output(operators, default=argparse.SUPPRESS)
-    operators.add_argument("model", metavar="MODEL", help="an .onnx file, zoo:NAME, or package.module:factory")
-    takes_input(operators)
+
+    def add(name: str, function: str, what: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        sub.set_defaults(function=f"collaborate:{function}", takes_cache=True)
+        takes_output(sub, default=argparse.SUPPRESS)  # what was said before the command's name holds
+        return sub
+
+    sub = add("operators", "operators", "count the operators of a model that two machines can share, and the others")
+    sub.add_argument("model", metavar="MODEL", help=_MODEL)
+    takes_input(sub)
+    sub = add("plan", "plan", "measure a bundle's model on a device and a server, and plan how they share it")
+    sub.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle; both machines need a copy")
+    sub.add_argument("model", metavar="MODEL", help=f"what it was made of: {_MODEL}")
+    sub.add_argument("--device", required=True, metavar="DEVICE", help="that has the inputs: host, or a served device")
+    sub.add_argument("--server", required=True, metavar="DEVICE", help="that helps: host, or a served device")
+    sub.add_argument(
+        "--latency-ms",
+        type=float,
+        default=0.5,
+        metavar="MS",
+        help="of the link, in each direction (default: %(default)s)",
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
+    sub.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: NAME.collaboration beside it)")
+    takes_input(sub)
+    sub = add("serve", "serve", "help devices with their inferences, over TLS, until it is ended")
+    sub.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    sub.add_argument("--collaboration", metavar="FOLDER", help="where the plans are (default: beside the bundle)")
+    sub.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: %(default)s, this machine)"
+    )
+    takes_port(sub, PORT, "0 for any that is free (default: %(default)s)")
+    sub.add_argument("--new-code", action="store_true", help="make a new token and certificate")
 
 
 def operators(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
@@ -51,3 +87,104 @@ def operators(options: argparse.Namespace, console: Console, cache: Path) -> dic
     if not found.local:
         console.note("no operator can be shared: a device and a server can only take turns between layers")
     return {"model": source.name, **found.to_json()}
+
+
+def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Measure, plan and write; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If a machine cannot be measured, or the bundle not be shared.
+    """
+    from splitload.collaborative.planning import plan_collaboration
+    from splitload.frontends import open_source
+    from splitload.runtime.inputs import read_feeds
+
+    need("'splitload collaborate plan'", "scipy")
+    device, server = (_measuring(word, cache) for word in (options.device, options.server))
+    if not 0 <= options.latency_ms < _MOST_MS:
+        raise UsageError(f"--latency-ms takes milliseconds from 0 to {_MOST_MS}, not {options.latency_ms:g}")
+    source = open_source(options.model, cache)
+    found = plan_collaboration(
+        Path(options.bundle), source, device, server, console, cache,
+        feeds={**source.examples, **read_feeds(options.input)}, latency_s=options.latency_ms / 1e3, seed=options.seed,
+        target=None if options.output is None else Path(options.output),
+    )  # fmt: skip
+    shown = [each for each in found.plans if each.bytes_per_s / 1e6 in _SHOWN]
+    names = ("device", "server", "layer cut")
+    console.table(
+        f"{source.name}: predicted latency by what the link carries",
+        ("MB/s", *(f"{name} ms" for name in names), "shared ms", "÷ best of those"),
+        [
+            (
+                f"{each.bytes_per_s / 1e6:g}",
+                *(f"{1e3 * each.baselines_s[name]:.1f}" if name in each.baselines_s else "–" for name in names),
+                f"{1e3 * each.predicted_s:.1f}",
+                f"{each.predicted_s / min(each.baselines_s.values()):.3f}",
+            )
+            for each in shown
+        ],
+    )
+    console.print(f"{found.local_share:.1%} of the floating-point operations can be shared, at {found.levels} levels")
+    if all(each.plan == found.plans[0].plan for each in found.plans):
+        console.note("on no link up to 50 MB/s does the server help: the device is quicker alone")
+    console.print(f"collaboration: {found.folder}")
+    return {
+        "collaboration": str(found.folder),
+        "levels": found.levels,
+        "plans": [
+            {
+                "bytes_per_s": each.bytes_per_s,
+                "predicted_s": each.predicted_s,
+                "baselines_s": dict(each.baselines_s),
+                "exchanges": list(each.plan.exchanges),
+                "device_rows": list(each.plan.device_rows),
+                "strips": list(each.plan.strips),
+            }
+            for each in found.plans
+        ],
+    }
+
+
+def _measuring(word: str, cache: Path) -> Any:
+    """Return the device of a word, which must measure.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    measuring = open_device(word, cache).measuring
+    if measuring is None:
+        raise UsageError(f"'{word}' is not measured; an inference is planned for host, or for a device that is served")
+    return measuring
+
+
+def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Serve until a Ctrl-C or SIGTERM; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If it cannot.
+    """
+    import signal
+
+    from splitload.bundle.collaboration import SUFFIX
+    from splitload.deploy.credentials import credentials
+    from splitload.deploy.share_server import ShareServer
+
+    bundle = Path(options.bundle)
+    folder = bundle.with_name(bundle.name.removesuffix(".splitload") + SUFFIX)
+    folder = folder if options.collaboration is None else Path(options.collaboration)
+    known = credentials(cache / "collaborate", tls=True, anew=options.new_code)
+    server = ShareServer(
+        folder, bundle, known, host=options.host, port=options.port, processors=available_threads(), tell=console.note
+    )
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    console.note("shares the inferences of whoever has this address:")
+    console.as_it_is(f"  {SCHEME}{host}:{server.port}/#{known.code.text()}")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        server.close()
+    return {"served": True}

@@ -10,6 +10,7 @@ from splitload.base.fields import Reader
 from splitload.measure.graph_answers import graph_answer
 from splitload.measure.graph_jobs import GRAPH_JOBS
 from splitload.measure.job import Job, LoadModel
+from splitload.measure.piece_jobs import TimePieces
 from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStages, StageFile, TryScheme
 
 MOST_S = 86400.0
@@ -80,6 +81,15 @@ def _arena(_: MeasureArena, row: Reader) -> dict[str, Any]:
     return {name: _bytes(row, name) for name in ("anonymous_bytes", "input_bytes")}
 
 
+def _timed(job: TimePieces, row: Reader) -> dict[str, Any]:
+    rounds_s = row.sequence("rounds_s")
+    if len(rounds_s) != len(job.pieces) or any(
+        not isinstance(each, list) or len(each) != job.rounds for each in rounds_s
+    ):
+        raise BundleError(f"answer.rounds_s must have {job.rounds} seconds of each of {len(job.pieces)} graphs")
+    return {"rounds_s": [[_second(value, "answer.rounds_s") for value in each] for each in rounds_s]}
+
+
 def _loaded(job: LoadModel, row: Reader) -> dict[str, Any]:
     names = [name for name in _OPTIONAL_S if row.data.get(name) is not None]
     found: dict[str, Any] = _seconds(row, *(() if job.whole else _TIMES), *names)
@@ -114,6 +124,7 @@ _READ: Mapping[type[Job], Any] = {
     TryScheme: _tried,
     ComparePacked: _compared,
     MeasureArena: _arena,
+    TimePieces: _timed,
     LoadModel: _loaded,
     **dict.fromkeys(GRAPH_JOBS, graph_answer),
 }

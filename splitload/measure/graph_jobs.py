@@ -53,7 +53,7 @@ class OptimizeGraph(Job):
         target = row.text("target")
         if not is_plain(target) or not target.endswith((".onnx", ".ort")):
             raise BundleError(f"{row.where}.target must be the name of an .onnx or .ort file, it is {target!r:.80}")
-        return cls(_graph(row, "graph"), target, row.choice("level", *LEVELS), _texts(row, "known"))
+        return cls(graph_name(row, "graph"), target, row.choice("level", *LEVELS), _texts(row, "known"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class OpenGraph(Job):
     @classmethod
     def read(cls, row: Reader) -> OpenGraph:
         """Return what a message says."""
-        return cls(_graph(row, "graph"), row.flag("optimize"), row.flag("prepack"))
+        return cls(graph_name(row, "graph"), row.flag("optimize"), row.flag("prepack"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class RunGraph(Job):
     def read(cls, row: Reader) -> RunGraph:
         """Return what a message says."""
         how = row.choice("how", *HOWS)
-        return cls(_graph(row, "graph"), inputs_of(row), _texts(row, "outputs"), how, row.count("times", 1))
+        return cls(graph_name(row, "graph"), inputs_of(row), _texts(row, "outputs"), how, row.count("times", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,9 @@ class SeeShapes(Job):
         pieces = []
         for each in row.items("pieces"):
             each.only(*(field.name for field in fields(PieceFile)))
-            pieces.append(PieceFile(_graph(each, "graph"), *(_texts(each, key) for key in ("reads", "makes", "kept"))))
+            pieces.append(
+                PieceFile(graph_name(each, "graph"), *(_texts(each, key) for key in ("reads", "makes", "kept")))
+            )
         return cls(inputs_of(row), tuple(pieces))
 
 
@@ -184,7 +186,7 @@ class RaceGraphs(Job):
     @classmethod
     def read(cls, row: Reader) -> RaceGraphs:
         """Return what a message says."""
-        return cls(_graph(row, "changed"), _graph(row, "original"), inputs_of(row))
+        return cls(graph_name(row, "changed"), graph_name(row, "original"), inputs_of(row))
 
 
 GRAPH_JOBS = (OptimizeGraph, OpenGraph, RunGraph, RunStages, SeeShapes, RaceGraphs)
@@ -192,7 +194,7 @@ GRAPH_JOBS = (OptimizeGraph, OpenGraph, RunGraph, RunStages, SeeShapes, RaceGrap
 
 def graphs_of(job: Job) -> tuple[str, ...]:
     """Return the graph files that a job on graphs reads, but for those of stages."""
-    if isinstance(job, SeeShapes):
+    if hasattr(job, "pieces"):
         return tuple(piece.graph for piece in job.pieces)
     names = (getattr(job, name, None) for name in ("graph", "changed", "original"))
     return tuple(name for name in names if name is not None)
@@ -203,7 +205,7 @@ def output_files(outputs: list[str | None]) -> list[str]:
     return [f"output-{number}.npy" for number, name in enumerate(outputs) if name is not None]
 
 
-def _graph(row: Reader, key: str) -> str:
+def graph_name(row: Reader, key: str) -> str:
     """Return the path of a graph file, which cannot lie outside the folder."""
     name = row.text(key)
     outside = any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))

@@ -13,9 +13,15 @@ from splitload.bundle.references import weight_files
 from splitload.measure.arm_names import PORTABLE_ARMS
 from splitload.measure.graph_jobs import GRAPH_JOBS, OptimizeGraph, RunGraph, RunStages, graphs_of, output_files
 from splitload.measure.job import Job, LoadModel
+from splitload.measure.piece_jobs import TimePieces
 from splitload.measure.stage_jobs import STAGE_JOBS, StageFile
 
-PORTABLE_JOBS: tuple[type[Job], ...] = (LoadModel, *STAGE_JOBS, *GRAPH_JOBS)  # that another machine may be sent
+PORTABLE_JOBS: tuple[type[Job], ...] = (
+    LoadModel,
+    *STAGE_JOBS,
+    *GRAPH_JOBS,
+    TimePieces,
+)  # that another machine may be sent
 
 
 def check_portable(job: Job) -> None:

@@ -9,6 +9,7 @@ import pytest
 from splitload.base.errors import DeviceError
 from splitload.measure.answers import check_answer
 from splitload.measure.job import ConvertModel, Job, LoadModel
+from splitload.measure.piece_jobs import TimedPiece, TimePieces
 from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStages, StageFile, TryScheme
 
 ONE, TWO = (StageFile((start, start + 1), f"{start}.ort", (), ()) for start in (0, 1))
@@ -24,6 +25,7 @@ GOOD: list[tuple[Job, dict[str, Any]]] = [
     (ComparePacked((), (ONE, TWO)), {"differ": [True, False]}),
     (MeasureArena((), (ONE,), 0), {"anonymous_bytes": 1, "input_bytes": 0}),
     (LoadModel("stock", "m.onnx", (), whole=True), {"process_s": 1.0, "process_peak_memory_bytes": 5}),
+    (TimePieces((TimedPiece("0.onnx", ()),), 2), {"rounds_s": [[0.1, 0.2]]}),
 ]
 
 
@@ -52,6 +54,9 @@ def test_what_was_asked_for_is_taken_and_nothing_besides(job: Job, answer: dict[
         (GOOD[5][0], {"anonymous_bytes": 1.5, "input_bytes": 0}),
         (GOOD[5][0], {"anonymous_bytes": 1 << 51, "input_bytes": 0}),
         (GOOD[6][0], {"process_s": "1"}),
+        (GOOD[7][0], {"rounds_s": [[0.1]]}),
+        (GOOD[7][0], {"rounds_s": [[0.1, -0.2]]}),
+        (GOOD[7][0], {"rounds_s": [0.1, 0.2]}),
         (ConvertModel("ncnn", "m", "g", "t", ()), {}),
     ],
 )

@@ -1,0 +1,117 @@
+"""Measures what the units of a shared model cost on a machine, each with several counts of rows, in a fresh process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitload.base.errors import ModelError
+from splitload.base.scratch import scratch_folder
+from splitload.collaborative.costs import MachineCosts, by_rows
+from splitload.collaborative.pieces import Pieces
+from splitload.collaborative.program import Compute
+from splitload.graphs.proto import external_sizes
+from splitload.graphs.row_pieces import Range
+from splitload.measure.job import Input
+from splitload.measure.piece_jobs import TimedPiece, TimePieces
+from splitload.plan.graph import ModelGraph
+from splitload.runtime.tiny import TINY_MODEL
+
+if TYPE_CHECKING:
+    from splitload.devices import Measuring
+    from splitload.planner.report import Report
+
+ROUNDS = 7
+SHARES = (1.0, 0.5, 0.25, 0.1)  # of the rows of a level
+CARRIED_S_PER_BYTE = 2e-9  # that a processor takes to encrypt and copy a byte; more where it has a share of one
+_PIECES_AT_A_TIME = 24  # sessions of one process
+
+
+def measure_costs(
+    pieces: Pieces,
+    model: ModelGraph,
+    device: Measuring,
+    report: Report,
+    *,
+    rounds: int = ROUNDS,
+    carried_s_per_byte: float = CARRIED_S_PER_BYTE,
+) -> MachineCosts:
+    """Return what a machine takes for each unit of a model, by its rows.
+
+    Each unit is run with all rows of the level at its end and with a few of them from their middle, so that what a
+    small range costs is known; counts between those lie on lines. What a call takes whatever it computes is measured
+    on the smallest model, and taken off each.
+
+    Args:
+        pieces: Of the model.
+        model: Its graph.
+        device: The machine.
+        report: Where to tell what is done.
+        rounds: Samples of each.
+        carried_s_per_byte: Seconds that sending or receiving a byte takes of it.
+
+    Raises:
+        SplitloadError: If it cannot be measured.
+    """
+    levels = pieces.levels.levels
+    steps = [
+        Compute(level - 1, level, rows) for level in range(1, len(levels)) for rows in _ranges(levels[level].num_rows)
+    ]
+    measured: list[dict[int, float]] = [{} for _ in levels]
+    calls: list[float] = []
+    with (
+        scratch_folder(model.path.parent, ".pieces-") as folder,
+        report.progress(f"measuring units on {device.name}", unit="graphs") as show,
+    ):
+        _link_weights(pieces.source, model.path.parent, folder)
+        (folder / "tiny.onnx").write_bytes(TINY_MODEL)
+        for begin in range(0, len(steps), _PIECES_AT_A_TIME):
+            show(begin, len(steps))
+            chosen = steps[begin : begin + _PIECES_AT_A_TIME]
+            files = [TimedPiece("tiny.onnx", (Input("x", "tensor(float)", (1,)),))]
+            files += [_written(pieces, model, step, folder) for step in chosen]
+            answer = device.run(TimePieces(tuple(files), rounds), folder, ModelError)
+            call_s, *seconds = [statistics.median(each) for each in answer["rounds_s"]]
+            calls.append(call_s)
+            for step, each in zip(chosen, seconds, strict=True):
+                measured[step.last][step.rows.size] = max(each - call_s, 0.0)
+            for file in files[1:]:
+                (folder / file.graph).unlink()
+    tables = tuple(by_rows(each, level.num_rows) if each else () for each, level in zip(measured, levels, strict=True))
+    return MachineCosts(tables, statistics.median(calls), carried_s_per_byte)
+
+
+def _ranges(count: int) -> list[Range]:
+    """Return the rows that are measured of a level: all, and fewer from the middle."""
+    sizes = dict.fromkeys(max(1, round(share * count)) for share in SHARES)
+    return [Range((count - size) // 2, (count - size) // 2 + size) for size in sizes]
+
+
+def _written(pieces: Pieces, model: ModelGraph, step: Compute, folder: Path) -> TimedPiece:
+    """Write the graph of a step, and return how it is timed."""
+    piece = pieces.of(step)
+    name = f"level-{step.last}-rows-{step.rows.size}.onnx"
+    (folder / name).write_bytes(piece.model.SerializeToString())
+    inputs = tuple(
+        Input(each, model.tensors[each].type, _shape(pieces, each, rows)) for each, rows in piece.reads.items()
+    )
+    return TimedPiece(name, inputs)
+
+
+def _shape(pieces: Pieces, name: str, rows: Range | None) -> tuple[int, ...]:
+    tensor = pieces.tensors[name]
+    if rows is None or tensor.axis is None:
+        return tensor.shape
+    return (*tensor.shape[: tensor.axis], rows.size, *tensor.shape[tensor.axis + 1 :])
+
+
+def _link_weights(source: Any, place: Path, folder: Path) -> None:
+    """Have the files that a graph reads weights from be in a folder: onnxruntime follows no link out of it."""
+    for name in external_sizes(source):
+        try:
+            os.link((place / name).resolve(), folder / name)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(place / name, folder / name)
