@@ -226,6 +226,12 @@ class Channel:
         return data
 
 
+def prompt(sock: socket.socket) -> None:
+    """Have a connection send what it is given at once, and notice when the other machine is gone."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
 class Server(Record):
     """Where a server is.
 
@@ -273,7 +279,7 @@ def connect(server: Server, **words: Any) -> Channel:
     place = f"{server.host}:{server.port}"
     try:
         sock = socket.create_connection((server.host, server.port), _CONNECT_S)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prompt(sock)
         channel = Channel(sock, context, server_side=False)
     except (OSError, ssl.SSLError) as error:
         raise DeviceError(f"no server answers at {place}: {getattr(error, 'strerror', None) or error}") from error

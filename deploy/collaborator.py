@@ -111,6 +111,10 @@ class Collaborator(ParallelLoader):
             channel.close()
         super().close()
 
+    def __enter__(self) -> Collaborator:
+        super().__enter__()
+        return self
+
     def wait_for_server(self, timeout_s: float | None = None) -> bool:
         """Wait until inferences are shared; return whether they are."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s

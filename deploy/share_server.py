@@ -98,6 +98,7 @@ class ShareServer:
         self._credentials, self._context, self._tell = credentials, serving_context(credentials), tell
         self._most_bytes = max(wire.MOST_TEXT, *(tensor_bytes(each) for each in self._collaboration.tensors)) * 8
         self._channels: set[Channel] = set()
+        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
         self._lock = threading.Lock()
         try:
             self._listener = socket.create_server(
@@ -114,12 +115,10 @@ class ShareServer:
                 sock, place = self._listener.accept()
             except OSError:  # closed
                 return
-            with self._lock:
-                is_full = len(self._channels) >= MOST_CONNECTIONS
-            if is_full:
+            if not self._room.acquire(blocking=False):
                 sock.close()
                 continue
-            threading.Thread(target=self._take, args=(sock, f"{place[0]}:{place[1]}"), daemon=True).start()
+            threading.Thread(target=self._served, args=(sock, f"{place[0]}:{place[1]}"), daemon=True).start()
 
     def close(self) -> None:
         """End all connections, and `run`."""
@@ -131,10 +130,16 @@ class ShareServer:
         for each in channels:
             each.close()
 
-    def _take(self, sock: socket.socket, place: str) -> None:
-        """Serve one device until it goes."""
+    def _served(self, sock: socket.socket, place: str) -> None:
+        """Serve one device until it goes, and make room for another one."""
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._take(sock, place)
+        finally:
+            self._room.release()
+
+    def _take(self, sock: socket.socket, place: str) -> None:
+        try:
+            wire.prompt(sock)
             channel = Channel(sock, self._context, server_side=True)
         except (OSError, DeviceError):
             sock.close()

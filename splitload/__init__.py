@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from splitload.base.errors import LibraryWarning, PortableWarning, SplitloadError
     from splitload.bundle.delivery import install
+    from splitload.deploy.collaborator import Collaborator
     from splitload.planner.from_torch import from_torch
     from splitload.runtime.capi.tensor import Tensor
     from splitload.runtime.loader import ParallelLoader
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "IOBinding", "InferenceSession", "LibraryWarning", "ParallelLoader", "PortableWarning", "SplitloadError", "Tensor",
-    "__version__",
-    "from_torch", "install",
+    "Collaborator", "IOBinding", "InferenceSession", "LibraryWarning", "ParallelLoader", "PortableWarning",
+    "SplitloadError", "Tensor", "__version__", "from_torch", "install",
 ]  # fmt: skip
 
 _PLACES = {
+    "Collaborator": "deploy.collaborator",
     "IOBinding": "runtime.shim",
     "InferenceSession": "runtime.shim",
     "LibraryWarning": "base.errors",

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 
 from splitload.collaborative.costs import Costs, Link
+from splitload.collaborative.energy import Power, energy_j
 from splitload.collaborative.levels import Levels
 from splitload.collaborative.shared_plan import SharedPlan
-from splitload.collaborative.simulate import latency_s
+from splitload.collaborative.simulate import latency_s, simulate
 
 POPULATION = 40
 GENERATIONS = 60
 MOST_STRIPS = 8
 _STEPS = (1, -1, 2, -2, 4, -4, 8, -8)  # rows that a plan is changed by
 _EQUAL = 1e-9
+_LATE_J, _LATE_W = 1e6, 1e6  # what a late plan is charged, more than any takes, so that less late ones are better
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,26 @@ class Found:
         plan: The best plan.
         latency_s: Of it, predicted.
         baselines_s: Predicted latency of the plans without sharing, by name; see `baselines`.
+        energy_j: What it takes of the device, predicted; None where that was not asked for.
     """
 
     plan: SharedPlan
     latency_s: float
     baselines_s: dict[str, float]
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True)
+class Saving:
+    """That energy counts, as long as inferences are in time.
+
+    Attributes:
+        power: What the device draws.
+        deadline_s: How long an inference may take; a plan that takes longer is worse than any that does not.
+    """
+
+    power: Power
+    deadline_s: float
 
 
 def baselines(levels: Levels, costs: Costs, link: Link) -> dict[str, SharedPlan]:
@@ -57,6 +74,7 @@ def search(
     seed: int = 0,
     begin: Sequence[SharedPlan] = (),
     generations: int = GENERATIONS,
+    saving: Saving | None = None,
 ) -> Found:
     """Return the best plan that is found for a link.
 
@@ -67,11 +85,12 @@ def search(
         seed: Of the search.
         begin: Plans to begin with besides, of a link like this one for instance.
         generations: Of differential evolution.
+        saving: How energy counts; None where latency does.
     """
     from scipy.optimize import differential_evolution
 
     known = baselines(levels, costs, link)
-    value = _Values(levels, costs, link)
+    value = _Values(levels, costs, link, saving)
     cuts = [
         SharedPlan.layer_cut(levels, level, strips=strips)
         for level in range(levels.num_units)
@@ -90,20 +109,29 @@ def search(
     )  # fmt: skip
     best = min((*seeds, decoded(levels, found.x)), key=value)
     best = _stepped(levels, best, value)
-    return Found(best, value(best), {name: value(plan) for name, plan in known.items()})
+    timeline = simulate(levels, best, costs, link)
+    alone_s = {name: latency_s(levels, plan, costs, link) for name, plan in known.items()}
+    return Found(best, timeline.latency_s, alone_s, None if saving is None else energy_j(timeline, saving.power))
 
 
 class _Values:
-    """Predicted latencies of plans, each simulated once."""
+    """What plans are worth, the less the better: seconds, or joules; each is simulated once."""
 
-    def __init__(self, levels: Levels, costs: Costs, link: Link) -> None:
-        self._levels, self._costs, self._link = levels, costs, link
+    def __init__(self, levels: Levels, costs: Costs, link: Link, saving: Saving | None = None) -> None:
+        self._levels, self._costs, self._link, self._saving = levels, costs, link, saving
         self._known: dict[SharedPlan, float] = {}
 
     def __call__(self, plan: SharedPlan) -> float:
         if plan not in self._known:
-            self._known[plan] = latency_s(self._levels, plan, self._costs, self._link)
+            self._known[plan] = self._worth(plan)
         return self._known[plan]
+
+    def _worth(self, plan: SharedPlan) -> float:
+        timeline = simulate(self._levels, plan, self._costs, self._link)
+        if self._saving is None:
+            return timeline.latency_s
+        late_s = max(timeline.latency_s - self._saving.deadline_s, 0.0)
+        return energy_j(timeline, self._saving.power) + (_LATE_J + _LATE_W * late_s if late_s else 0.0)
 
 
 def encoded(levels: Levels, plan: SharedPlan) -> np.ndarray[Any, Any]:

@@ -123,6 +123,15 @@ def _write_torch(name: str, factory: _Factory, output: str, file: Path) -> None:
     export_module(module, example, file, name=f"zoo:{name}", output_names=[output])
 
 
+def seeded_classifier(name: str) -> tuple[torch.nn.Module, Example]:
+    """Return a network of torchvision that is not in the zoo, with weights like those of the zoo, and its example.
+
+    Args:
+        name: As torchvision lists it.
+    """
+    return _settled(functools.partial(_classifier, name))
+
+
 def _settled(factory: _Factory) -> tuple[torch.nn.Module, Example]:
     import torch
 

@@ -26,6 +26,7 @@ from splitload.studies import (
     plan_tables,
     residency_tables,
     served_tables,
+    shared_tables,
     size_tables,
     whole_tables,
 )
@@ -244,6 +245,8 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "crowd_mechanisms": ("crowd", _has("ablation"), lambda found: _table(*emulated_tables.ablation(found))),
     "crowd_growth": ("crowd_growth", _every, lambda found: _table(*crowd_tables.growth(found))),
     "crowd_scheduling": ("crowd_growth", _every, lambda found: _table(*crowd_tables.scheduling(found))),
+    "shared": ("shared", _every, lambda found: _table(*shared_tables.shared(found))),
+    "shared_targets": ("shared", _every, lambda found: _table(*shared_tables.targets(found))),
     "served_faults": ("served_faults", _every, lambda found: _table(*fault_tables.faults(found))),
 }
 

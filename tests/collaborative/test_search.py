@@ -7,11 +7,12 @@ import pytest
 from shared_models import even_costs, graph_of
 
 from splitload.collaborative.costs import Link
+from splitload.collaborative.energy import Power, energy_j
 from splitload.collaborative.levels import Levels
 from splitload.collaborative.operators import row_graph
-from splitload.collaborative.search import baselines, decoded, encoded, search
+from splitload.collaborative.search import Saving, baselines, decoded, encoded, search
 from splitload.collaborative.shared_plan import SharedPlan
-from splitload.collaborative.simulate import latency_s
+from splitload.collaborative.simulate import latency_s, simulate
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,25 @@ def test_numbers_stand_for_plans_and_plans_for_numbers(levels: Levels) -> None:
         assert decoded(levels, encoded(levels, plan)) == plan
     alone = SharedPlan.device_only(levels)
     assert decoded(levels, encoded(levels, alone)) == alone
+
+
+def test_energy_counts_as_long_as_inferences_are_in_time(levels: Levels) -> None:
+    costs, link = even_costs(levels), Link(1e5)
+    power = Power(13.35, 4.25, 4.04)
+    soonest = search(levels, costs, link, generations=10)
+    in_time = search(levels, costs, link, generations=10, saving=Saving(power, 10.0))
+    assert soonest.energy_j is None and in_time.energy_j is not None
+    taken_j = energy_j(simulate(levels, soonest.plan, costs, link), power)
+    assert in_time.energy_j < taken_j, "the server computes more where there is time"
+    hurried = search(levels, costs, link, generations=10, saving=Saving(power, 1.02 * soonest.latency_s))
+    assert hurried.latency_s <= 1.02 * soonest.latency_s
+    late = search(levels, costs, link, generations=10, saving=Saving(power, 0.0))
+    assert late.latency_s <= 1.05 * soonest.latency_s, "where none is in time the least late one is taken"
+
+
+def test_a_device_computes_or_communicates_or_waits(levels: Levels) -> None:
+    costs, link, power = even_costs(levels), Link(1e6), Power(10.0, 2.0, 1.0)
+    assert energy_j(simulate(levels, SharedPlan.device_only(levels), costs, link), power) == pytest.approx(4.0)
+    image, classes = 24 * 24 * 3 * 4, 5 * 4
+    far = energy_j(simulate(levels, SharedPlan.layer_cut(levels, 0), costs, link), power)
+    assert far == pytest.approx(2.0 * (image + classes) / 1e6 + 1.0 * 0.1)

@@ -1,0 +1,138 @@
+"""Inferences that an emulated device and a server share: `python -m splitload.studies.shared [MODEL …]` (Linux, root).
+
+Both machines are measured, plans are searched for each link, and the device alone, the server alone, the best cut
+between layers and the shared plan answer in turns over a link with that cap, see `shared_pair`. What is predicted
+stands beside.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from splitload.base.cache import user_cache
+from splitload.base.scratch import scratch_folder
+from splitload.collaborative.costs import Costs, Link, MachineCosts
+from splitload.collaborative.pieces import Pieces
+from splitload.collaborative.search import baselines, search
+from splitload.collaborative.shared_plan import SharedPlan
+from splitload.collaborative.simulate import latency_s
+from splitload.collaborative.store import Planned, write
+from splitload.commands.console import Console
+from splitload.frontends import open_source
+from splitload.frontends.onnx import Source, load_graph
+from splitload.plan.graph import ModelGraph
+from splitload.planner.request import TrainRequest
+from splitload.planner.train import train
+from splitload.studies.records import write_record
+from splitload.studies.shared_pair import DEVICE, DEVICE_SHARE, SERVER, EmulatedPair
+from splitload.studies.study import at_least, errors_in_one_line, study_parser
+
+_OWN = "splitload.studies.shared_networks"
+MODELS = (f"{_OWN}:vgg19_bn", "zoo:resnet152", f"{_OWN}:densenet121", "zoo:convnext_tiny")
+MEGABITS = (93, 73)
+RUNS, ROUNDS = 11, 5
+LATENCY_S = 0.0003
+CARRIED_S_PER_BYTE = 2e-9
+
+
+def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: Console) -> list[dict[str, Any]]:
+    """Return what each arm takes of a model on each link."""
+    cache = user_cache()
+    source = open_source(model, cache)
+    graph = load_graph(source, "native", cache, feeds=source.examples)
+    bundle = folder / "shared.splitload"
+    train(TrainRequest(model=model, device="host", max_stages=1, output=str(bundle), cache=cache), console)
+    pieces = Pieces(graph)
+    found: list[dict[str, Any]] = []
+    costs: Costs | None = None
+    for each in megabits:
+        with EmulatedPair(each * 1_000_000, folder) as pair:
+            if costs is None:
+                costs = Costs(
+                    *(
+                        _costs(pair.ask(number, "costs", model=model, rounds=ROUNDS, carried_s_per_byte=carried))
+                        for number, carried in (
+                            (DEVICE, CARRIED_S_PER_BYTE / DEVICE_SHARE), (SERVER, CARRIED_S_PER_BYTE)
+                        )
+                    )
+                )  # fmt: skip
+            found.append(_row(model, each, runs, folder, bundle, source, graph, pieces, costs, pair))
+            console.print(_line(found[-1]))
+    return found
+
+
+def _costs(data: dict[str, Any]) -> MachineCosts:
+    return MachineCosts(tuple(map(tuple, data["units_s"])), data["call_s"], data["carried_s_per_byte"])
+
+
+def _row(
+    model: str, megabits: int, runs: int, folder: Path, bundle: Path, source: Source, graph: ModelGraph,
+    pieces: Pieces, costs: Costs, pair: EmulatedPair,
+) -> dict[str, Any]:  # fmt: skip
+    link = Link(megabits * 1e6 / 8, LATENCY_S)
+    plans = {**baselines(pieces.levels, costs, link), "shared": search(pieces.levels, costs, link).plan}
+    arms, predicted_s = {}, {}
+    for name, plan in plans.items():
+        predicted_s[name] = latency_s(pieces.levels, plan, costs, link)
+        target = folder / f"{megabits}-{name.replace(' ', '-')}.collaboration"
+        write(bundle, graph, pieces, [Planned(0.0, plan, predicted_s[name])], target)
+        arms[name] = [str(target), "" if name == "device" else pair.serve(bundle, target)]
+    answer = pair.ask(DEVICE, "runs", bundle=str(bundle), model=model, arms=arms, rounds=runs)
+    return {
+        "model": model,
+        "model_sha256": source.sha256,
+        "megabits_per_s": megabits,
+        "plans": {name: _plan(plan) for name, plan in plans.items()},
+        "predicted_s": predicted_s,
+        "samples": answer["samples"],
+        "bytes_per_s": answer["bytes_per_s"],
+    }
+
+
+def _plan(plan: SharedPlan) -> dict[str, list[int]]:
+    return {
+        "exchanges": list(plan.exchanges), "device_rows": list(plan.device_rows), "strips": list(plan.strips),
+    }  # fmt: skip
+
+
+def _line(row: dict[str, Any]) -> str:
+    import statistics
+
+    medians = {
+        name: statistics.median(each["latency_s"] for each in samples) for name, samples in row["samples"].items()
+    }
+    best = min(seconds for name, seconds in medians.items() if name != "shared")
+    shown = ", ".join(
+        f"{name} {1e3 * seconds:.0f} ({1e3 * row['predicted_s'][name]:.0f} predicted)"
+        for name, seconds in medians.items()
+    )
+    return (
+        f"{row['model']} at {row['megabits_per_s']} Mbit/s, ms: {shown}; shared ÷ best {medians['shared'] / best:.3f}"
+    )
+
+
+@errors_in_one_line
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure the models; print what came of it, and perhaps record it."""
+    words = list(sys.argv[1:] if words is None else words)
+    parser = study_parser("shared", __doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
+    parser.add_argument("--megabits", type=at_least(1), nargs="+", default=list(MEGABITS), metavar="N")
+    parser.add_argument(
+        "--runs", type=at_least(1), default=RUNS, metavar="N", help="of each arm (default: %(default)s)"
+    )
+    options = parser.parse_args(words)
+    console, made = Console(json=False), []
+    with scratch_folder(user_cache(), ".shared-") as folder:
+        for model in options.models or MODELS:
+            made += rows(model, options.megabits, options.runs, folder, console)
+    if options.output:
+        write_record(options.output, "shared", "splitload.studies.shared", words, made)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

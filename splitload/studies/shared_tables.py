@@ -1,0 +1,92 @@
+"""The tables of shared inferences: what each arm takes on each link, how near predictions come, what is aimed at."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from splitload.studies.size_tables import Table, median_with_range
+
+Named = Iterable[tuple[str, Any]]
+HEADLINE = ("vgg19_bn", "resnet152", "densenet121", "convnext_tiny")  # whose geometric mean is aimed at
+SPEEDS = (93, 73)  # Mbit/s of those
+_ALONE = ("device", "server", "layer cut")
+
+
+def shared(records: Named) -> Table:
+    """Return what each arm takes of each model on each link."""
+    head = ("model", "Mbit/s", *(f"{name} ms" for name in _ALONE), "shared ms", "÷ best", "predicted ms", "n")
+    body = [
+        (
+            _name(row),
+            str(row["megabits_per_s"]),
+            *(_spread(row, name) for name in (*_ALONE, "shared")),
+            f"{_ratio(row):.3f}",
+            f"{1e3 * row['predicted_s']['shared']:.0f}",
+            str(len(row["samples"]["shared"])),
+        )
+        for row in _rows(records)
+    ]
+    return head, body
+
+
+def targets(records: Named) -> Table:
+    """Return what is aimed at, and what was measured."""
+    rows = list(_rows(records))
+    chosen = [row for row in rows if _name(row) in HEADLINE and row["megabits_per_s"] in SPEEDS]
+    errors = sorted(abs(row["predicted_s"][name] / _median(row, name) - 1) for row in rows for name in row["samples"])
+    alone = sum(
+        each["by"] != "both" for row in rows for name in ("server", "layer cut") for each in _samples(row, name)
+    )
+    body: list[tuple[str, ...]] = []
+    if chosen:
+        ratios = [_ratio(row) for row in chosen]
+        mean = math.exp(statistics.fmean(map(math.log, ratios)))
+        body += [
+            (
+                f"shared ÷ best that shares nothing, geometric mean of {len(ratios)} (model, link)",
+                "≤ 0.85",
+                f"{mean:.3f}",
+            ),
+            ("the worst of them", "≤ 1.02", f"{max(ratios):.3f}"),
+        ]
+    if errors:
+        near = sum(each <= 0.15 for each in errors) / len(errors)
+        body += [
+            (
+                f"predicted against measured latency, {len(errors)} cases: median apart",
+                "≤ 5 %",
+                f"{statistics.median(errors):.1%}",
+            ),
+            ("cases within 15 %", "≥ 90 %", f"{near:.0%}"),
+            ("inferences that the server should have helped with and did not", "0", str(alone)),
+        ]
+    return ("target", "aim", "measured"), body
+
+
+def _ratio(row: Mapping[str, Any]) -> float:
+    return _median(row, "shared") / min(_median(row, name) for name in _ALONE if name in row["samples"])
+
+
+def _median(row: Mapping[str, Any], name: str) -> float:
+    return float(statistics.median(each["latency_s"] for each in _samples(row, name)))
+
+
+def _spread(row: Mapping[str, Any], name: str) -> str:
+    samples = _samples(row, name)
+    return median_with_range([1e3 * each["latency_s"] for each in samples]) if samples else "–"
+
+
+def _samples(row: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = row["samples"].get(name, [])
+    return found
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["model"]).rpartition(":")[2]
+
+
+def _rows(records: Named) -> Iterator[Mapping[str, Any]]:
+    return (row for _, record in records for row in record["rows"])
