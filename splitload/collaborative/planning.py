@@ -12,7 +12,7 @@ from splitload.bundle.read import read_manifest
 from splitload.collaborative.costs import Costs, Link
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.profile import measure_costs
-from splitload.collaborative.search import search
+from splitload.collaborative.search import Saving, search
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.frontends.onnx import Source, load_graph
@@ -55,6 +55,7 @@ def plan_collaboration(
     feeds: Mapping[str, Any],
     latency_s: float = LATENCY_S,
     seed: int = 0,
+    saving: Saving | None = None,
     target: Path | None = None,
 ) -> PlannedCollaboration:
     """Measure a bundle's model on two machines, plan for links of 0 to 50 MB/s, and write the collaboration.
@@ -69,6 +70,7 @@ def plan_collaboration(
         feeds: Inputs, whose sizes the plans are for; made up where missing.
         latency_s: Of the link, in each direction.
         seed: Of the search.
+        saving: How energy counts; None where latency does.
         target: Where it is written; None for the place beside the bundle.
 
     Raises:
@@ -91,14 +93,20 @@ def plan_collaboration(
     pieces = Pieces(graph)
     costs = Costs(measure_costs(pieces, graph, device, report), measure_costs(pieces, graph, server, report))
     plans = plans_for(
-        pieces, costs, [step * STEP_BYTES_PER_S for step in range(MOST_STEPS + 1)], latency_s, seed, report
+        pieces, costs, [step * STEP_BYTES_PER_S for step in range(MOST_STEPS + 1)], latency_s, seed, report, saving
     )
     folder = write(bundle, graph, pieces, plans, target)
     return PlannedCollaboration(folder, tuple(plans), len(pieces.levels.levels), _local_share(graph, pieces))
 
 
 def plans_for(
-    pieces: Pieces, costs: Costs, speeds: Sequence[float], latency_s: float, seed: int, report: Report
+    pieces: Pieces,
+    costs: Costs,
+    speeds: Sequence[float],
+    latency_s: float,
+    seed: int,
+    report: Report,
+    saving: Saving | None = None,
 ) -> list[Planned]:
     """Return the best plan that is found for each link; the search for one begins with that of the link before.
 
@@ -109,6 +117,7 @@ def plans_for(
         latency_s: Of each.
         seed: Of the search.
         report: Where to tell what is done.
+        saving: How energy counts; None where latency does.
     """
     levels = pieces.levels
     alone = SharedPlan.device_only(levels)
@@ -123,7 +132,7 @@ def plans_for(
                 )
                 found.append(Planned(0.0, alone, alone_s, {"device": alone_s}))
                 continue
-            best = search(levels, costs, Link(bytes_per_s, latency_s), seed=seed, begin=before)
+            best = search(levels, costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
             before = (best.plan,)
             found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines_s))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import UsageError
 from splitload.base.machine import available_threads
@@ -14,8 +14,11 @@ from splitload.commands.console import Console
 from splitload.deploy.channel import PORT, SCHEME
 from splitload.devices import open_device
 
+if TYPE_CHECKING:
+    from splitload.collaborative.search import Saving
+
 _MODEL = "an .onnx file, zoo:NAME, or package.module:factory"
-_MOST_MS = 10_000
+_MOST_MS, _MOST_WATTS = 10_000, 10_000
 _SHOWN = (1, 2, 5, 9, 12, 25, 50)  # MB/s of the links in the table
 
 
@@ -48,6 +51,12 @@ def add_commands(collaborate: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="of the link, in each direction (default: %(default)s)",
     )
+    sub.add_argument(
+        "--power",
+        metavar="W,W,W",
+        help="spare the device's battery: what it draws while it computes, communicates and waits, in watts",
+    )
+    sub.add_argument("--deadline-ms", type=float, metavar="MS", help="with --power: how long an inference may take")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
     sub.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: NAME.collaboration beside it)")
     takes_input(sub)
@@ -103,10 +112,12 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
     device, server = (_measuring(word, cache) for word in (options.device, options.server))
     if not 0 <= options.latency_ms < _MOST_MS:
         raise UsageError(f"--latency-ms takes milliseconds from 0 to {_MOST_MS}, not {options.latency_ms:g}")
+    saving = _saving(options.power, options.deadline_ms)
     source = open_source(options.model, cache)
     found = plan_collaboration(
         Path(options.bundle), source, device, server, console, cache,
         feeds={**source.examples, **read_feeds(options.input)}, latency_s=options.latency_ms / 1e3, seed=options.seed,
+        saving=saving,
         target=None if options.output is None else Path(options.output),
     )  # fmt: skip
     shown = [each for each in found.plans if each.bytes_per_s / 1e6 in _SHOWN]
@@ -143,6 +154,28 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
             for each in found.plans
         ],
     }
+
+
+def _saving(power: str | None, deadline_ms: float | None) -> Saving | None:
+    """Return how energy counts by `--power` and `--deadline-ms`; None where latency does.
+
+    Raises:
+        UsageError: If they are not what they should be, or one is given alone.
+    """
+    if (power is None) != (deadline_ms is None):
+        raise UsageError("--power and --deadline-ms go together: energy is spared as long as inferences are in time")
+    if power is None or deadline_ms is None:
+        return None
+    try:
+        watts = [float(each) for each in power.split(",")]
+    except ValueError:
+        watts = []
+    if len(watts) != 3 or not all(0 <= each < _MOST_WATTS for each in watts) or not 0 < deadline_ms < _MOST_MS:
+        raise UsageError("--power takes three numbers of watts such as 13.35,4.25,4.04, --deadline-ms milliseconds")
+    from splitload.collaborative.energy import Power
+    from splitload.collaborative.search import Saving
+
+    return Saving(Power(*watts), deadline_ms / 1e3)
 
 
 def _measuring(word: str, cache: Path) -> Any:

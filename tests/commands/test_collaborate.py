@@ -44,6 +44,11 @@ def test_a_bundle_is_planned_on_two_machines(
     for change, message in (
         (["--device", "s20", "--server", "host"], "'s20' is not measured"),
         (["--device", "host", "--server", "host", "--latency-ms", "-1"], "--latency-ms takes milliseconds"),
+        (["--device", "host", "--server", "host", "--power", "1,2,3"], "--power and --deadline-ms go together"),
+        (
+            ["--device", "host", "--server", "host", "--power", "1,2", "--deadline-ms", "9"],
+            "--power takes three numbers",
+        ),
     ):
         assert main([*words, *change]) == 2
         assert message in capsys.readouterr().err
