@@ -27,7 +27,7 @@ from splitload.deploy.credentials import Code, Credentials, fingerprint_of, read
 
 PORT = 8760
 SCHEME = "tls://"
-HELLO, WELCOME, REFUSED, PREPARE, PREPARED, BEGIN, ROWS, DONE, FAILED, PROBE, ECHO = range(1, 12)
+HELLO, WELCOME, REFUSED, BEGIN, ROWS, DONE, FAILED, PROBE, ECHO = range(1, 10)
 _HEAD = struct.Struct("<BxHIIQ")  # kind, number, start, stop, bytes that follow
 MOST_BYTES = 1 << 30  # that a message may have
 MOST_TEXT = 1 << 16  # bytes of one of text
@@ -42,7 +42,7 @@ class Message(Record):
     Attributes:
         kind: One of the constants of this file.
         number: Of a level or a plan.
-        start: First row.
+        start: First row, or the arm of a plan.
         stop: Behind the last row.
         payload: What follows.
     """

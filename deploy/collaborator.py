@@ -14,7 +14,7 @@ import numpy as np
 from splitload.base.errors import DeviceError, SplitloadError
 from splitload.base.record import Record
 from splitload.base.regular import sha256_of
-from splitload.bundle.collaboration import SUFFIX, PlanEntry, ProgramStep
+from splitload.bundle.collaboration import SHARED, SUFFIX, ArmEntry, ProgramStep
 from splitload.bundle.manifest import MANIFEST
 from splitload.deploy import channel as wire
 from splitload.deploy.channel import Channel, connect, read_server
@@ -60,6 +60,7 @@ class Collaborator(ParallelLoader):
         bundle: The bundle.
         server: "tls://HOST:PORT/#CODE", as `splitload collaborate serve` shows it; None for no server.
         collaboration: Where the plans are; None for the folder `NAME.collaboration` beside the bundle.
+        arm: Which of a plan's arms is done: the shared one, or to compare with one that shares nothing.
         deadline_s: When the device gives a shared inference up; None for `PATIENCE` times what is predicted.
         tell: Takes a line for people when the server comes or goes.
         options: Those of `ParallelLoader`.
@@ -80,6 +81,7 @@ class Collaborator(ParallelLoader):
         server: str | None,
         *,
         collaboration: str | os.PathLike[str] | None = None,
+        arm: str = SHARED,
         deadline_s: float | None = None,
         tell: Callable[[str], None] = lambda _: None,
         **options: Any,
@@ -89,14 +91,15 @@ class Collaborator(ParallelLoader):
         folder = folder if collaboration is None else Path(collaboration)
         self._server = None if server is None else read_server(server)
         self._runner = PieceRunner(folder, place, opened(folder, place))
-        self._plans = self._runner.collaboration.plans
+        self._arm = arm
+        self._runner.collaboration.plan_for(0.0, arm)  # raises where there is no such arm
         self._sha256 = sha256_of(folder / MANIFEST)
         self._deadline_s, self._tell = deadline_s, tell
         self._turn = threading.Lock()  # of who speaks on the channel
         self._changed = threading.Event()
         self._ended = False
         self._channel: Channel | None = None
-        self._plan: PlanEntry | None = None
+        self._plan: tuple[int, int, ArmEntry] | None = None  # what is ready: a plan's number, an arm's in it, the arm
         self._bytes_per_s: float | None = None
         self._why = "no server is given" if server is None else "the server has not answered yet"
         super().__init__(bundle, **options)
@@ -123,6 +126,16 @@ class Collaborator(ParallelLoader):
                 return False
             time.sleep(0.005)
         return True
+
+    @property
+    def why_alone(self) -> str:
+        """Why the device answers alone for now; empty where it does not."""
+        return "" if self._channel is not None and self._plan is not None else self._why
+
+    @property
+    def predicted_s(self) -> float:
+        """What an inference is predicted to take by what is known of the link, in seconds."""
+        return self._runner.collaboration.plan_for(self._bytes_per_s or 0.0, self._arm)[2].predicted_s
 
     @property
     def bytes_per_s(self) -> float | None:
@@ -173,14 +186,14 @@ class Collaborator(ParallelLoader):
         channel, plan = self._channel, self._plan
         if channel is None or plan is None:
             return None, self._why
-        if not plan.server:
+        number, place, arm = plan
+        if not arm.server:
             return None, "by this link the device is quicker alone"
-        patience_s = (
-            max(PATIENCE * plan.predicted_s, LEAST_DEADLINE_S) if self._deadline_s is None else self._deadline_s
-        )
+        patience_s = max(PATIENCE * arm.predicted_s, LEAST_DEADLINE_S) if self._deadline_s is None else self._deadline_s
         deadline_s = time.monotonic() + patience_s
         try:
-            return self._exchanged(channel, plan, feeds, deadline_s), ""
+            channel.send(wire.BEGIN, number, place)
+            return self._exchanged(channel, arm, feeds, deadline_s), ""
         except TimeoutError:
             why = f"the server took longer than {1e3 * patience_s:.0f} ms"
         except (SplitloadError, OSError, ValueError) as error:
@@ -189,7 +202,7 @@ class Collaborator(ParallelLoader):
         return None, why
 
     def _exchanged(
-        self, channel: Channel, plan: PlanEntry, feeds: Mapping[str, Any], deadline_s: float
+        self, channel: Channel, arm: ArmEntry, feeds: Mapping[str, Any], deadline_s: float
     ) -> dict[str, Any]:
         def send(step: ProgramStep, parts: Sequence[Any]) -> None:
             channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
@@ -201,8 +214,7 @@ class Collaborator(ParallelLoader):
         level = self._runner.collaboration.levels[0]
         for name in level.tensors:
             store.put(name, 0, None if level.is_whole else level.num_rows, np.ascontiguousarray(feeds[name]))
-        channel.send(wire.BEGIN, self._plans.index(plan))
-        self._runner.follow(plan.device, store, send, receive)
+        self._runner.follow(arm.device, store, send, receive)
         done = channel.receive(max(deadline_s - time.monotonic(), 1e-6))
         if done.kind != wire.DONE or len(done.payload) != STATISTICS.size:
             raise DeviceError("the server does not end the inference as it should")
@@ -218,7 +230,7 @@ class Collaborator(ParallelLoader):
         """Note what the link has just carried, and have another plan be prepared where that one is better."""
         known = self._bytes_per_s
         self._bytes_per_s = bytes_per_s if known is None else known ** (1 - _WEIGHT) * bytes_per_s**_WEIGHT
-        if self._runner.collaboration.plan_for(self._bytes_per_s) is not self._plan:
+        if self._runner.collaboration.plan_for(self._bytes_per_s, self._arm) != self._plan:
             self._changed.set()
 
     def _lose(self, channel: Channel, why: str) -> None:
@@ -266,14 +278,14 @@ class Collaborator(ParallelLoader):
     def _prepare(self) -> None:
         """Open what the best plan for the link needs, then take it."""
         if self._bytes_per_s is not None:
-            plan = self._runner.collaboration.plan_for(self._bytes_per_s)
-            self._runner.open(plan.device)
+            plan = self._runner.collaboration.plan_for(self._bytes_per_s, self._arm)
+            self._runner.open(plan[2].device)
             self._plan = plan
 
     def _probe_idle(self) -> None:
         """Measure the link where no exchange has for a while."""
         channel = self._channel
-        if channel is None or self._plan is None or self._plan.server or not self._turn.acquire(blocking=False):
+        if channel is None or self._plan is None or self._plan[2].server or not self._turn.acquire(blocking=False):
             return
         try:
             self._learn(_probed(channel))

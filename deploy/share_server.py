@@ -15,7 +15,7 @@ import numpy as np
 
 from splitload.base.errors import BundleError, DeviceError, SplitloadError, StageError
 from splitload.base.regular import sha256_of
-from splitload.bundle.collaboration import Collaboration, PlanEntry, ProgramStep, read_collaboration
+from splitload.bundle.collaboration import ArmEntry, Collaboration, ProgramStep, read_collaboration
 from splitload.bundle.manifest import MANIFEST
 from splitload.deploy import channel as wire
 from splitload.deploy.channel import Channel, Message, greeted, serving_context
@@ -175,16 +175,14 @@ class ShareServer:
         if message.kind == wire.PROBE:
             channel.send(wire.ECHO, message.number)
             return
-        if message.number >= len(self._collaboration.plans) or message.kind not in (wire.PREPARE, wire.BEGIN):
+        if message.number >= len(self._collaboration.plans) or message.kind != wire.BEGIN:
             raise DeviceError(f"it sends a message of kind {message.kind} that is out of place")
-        plan = self._collaboration.plans[message.number]
-        if message.kind == wire.PREPARE:
-            self._runner.open(plan.server)
-            channel.send(wire.PREPARED, message.number)
-        else:
-            self._infer(channel, plan)
+        arms = self._collaboration.plans[message.number].arms
+        if not message.start < len(arms):
+            raise DeviceError(f"it asks for arm {message.start}, there are {len(arms)}")
+        self._infer(channel, arms[message.start])
 
-    def _infer(self, channel: Channel, plan: PlanEntry) -> None:
+    def _infer(self, channel: Channel, plan: ArmEntry) -> None:
         largest, seconds, total = 0, 0.0, 0
 
         def send(step: ProgramStep, parts: Sequence[Any]) -> None:

@@ -71,7 +71,7 @@ def collaboration_in(place: Path) -> Made:
     plans = [Planned(0.0, SharedPlan.device_only(pieces.levels), 0.4)]
     for bytes_per_s in (5e4, 1e5, 1e6):
         found = search(pieces.levels, costs, Link(bytes_per_s), generations=5)
-        plans.append(Planned(bytes_per_s, found.plan, found.latency_s, found.baselines_s))
+        plans.append(Planned(bytes_per_s, found.plan, found.latency_s, found.baselines))
     return Made(write(bundle, graph, pieces, plans[::-1]), bundle, graph)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from splitload.base.errors import BundleError
+from splitload.base.errors import BundleError, unknown_name
 from splitload.base.fields import Reader, is_count
 from splitload.base.record import Record
 from splitload.bundle.manifest import MANIFEST, File, TensorSpec, to_json
@@ -21,7 +21,8 @@ from splitload.bundle.validate import file_entry, tensor_spec
 
 FORMAT, VERSION = "splitload-collaboration", 1
 SUFFIX = ".collaboration"
-MAX_LEVELS, MAX_PIECES, MAX_PLANS, MAX_STEPS = 256, 1 << 14, 1024, 4096
+SHARED = "shared"  # the arm that counts
+MAX_LEVELS, MAX_PIECES, MAX_PLANS, MAX_ARMS, MAX_STEPS = 256, 1 << 14, 1024, 16, 4096
 Kind = Literal["send", "receive", "compute"]
 
 
@@ -95,22 +96,32 @@ class ProgramStep(Record):
     stop: int
 
 
-class PlanEntry(Record):
-    """How an inference is shared on a link.
+class ArmEntry(Record):
+    """One way to do an inference.
 
     Attributes:
-        bytes_per_s: What the link carries.
+        name: `SHARED`, or that of a plan that shares nothing: "device", "server" or "layer cut".
         predicted_s: When the outputs are there, predicted.
-        baselines_s: The same of plans that share nothing, by name.
         device: What the device does.
         server: What the server does.
     """
 
-    bytes_per_s: float
+    name: str
     predicted_s: float
-    baselines_s: Mapping[str, float]
     device: tuple[ProgramStep, ...]
     server: tuple[ProgramStep, ...]
+
+
+class PlanEntry(Record):
+    """How an inference is done on a link.
+
+    Attributes:
+        bytes_per_s: What the link carries.
+        arms: The shared plan, and perhaps others to compare it with.
+    """
+
+    bytes_per_s: float
+    arms: tuple[ArmEntry, ...]
 
 
 class Collaboration(Record):
@@ -147,10 +158,29 @@ class Collaboration(Record):
         """Return the manifest as plain JSON values."""
         return {"format": FORMAT, "version": VERSION, **to_json(self)}
 
-    def plan_for(self, bytes_per_s: float) -> PlanEntry:
-        """Return the plan of the fastest link that is no faster than one; the first where all are faster."""
-        slower = [plan for plan in self.plans if plan.bytes_per_s <= bytes_per_s]
-        return slower[-1] if slower else self.plans[0]
+    def plan_for(self, bytes_per_s: float, arm: str = SHARED) -> tuple[int, int, ArmEntry]:
+        """Return an arm of the plan of the fastest link that is no faster than one; the slowest where all are faster.
+
+        Args:
+            bytes_per_s: What the link carries.
+            arm: Its name.
+
+        Returns:
+            The number of the plan, that of the arm in it, and the arm.
+
+        Raises:
+            UsageError: If no plan has such an arm.
+        """
+        having = [
+            (number, place, each)
+            for number, plan in enumerate(self.plans)
+            for place, each in enumerate(plan.arms)
+            if each.name == arm
+        ]
+        if not having:
+            raise unknown_name("arm", arm, {each.name for plan in self.plans for each in plan.arms})
+        slower = [each for each in having if self.plans[each[0]].bytes_per_s <= bytes_per_s]
+        return slower[-1] if slower else having[0]
 
 
 def read_collaboration(folder: Path) -> Collaboration:
@@ -250,19 +280,27 @@ def _part(row: Reader, tensors: Mapping[str, RowTensor]) -> Part:
 
 def _plan(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> PlanEntry:
     row.only(*PlanEntry.__annotations__)
-    bytes_per_s, predicted_s = row.number("bytes_per_s"), row.number("predicted_s")
-    if bytes_per_s < 0 or predicted_s < 0:
-        raise BundleError(f"{row.where}: a link and a latency are at least 0")
-    baselines = row.child("baselines_s")
+    bytes_per_s = row.number("bytes_per_s")
+    if bytes_per_s < 0:
+        raise BundleError(f"{row.where}.bytes_per_s must be at least 0, it is {bytes_per_s}")
+    arms = tuple(_arm(each, levels, pieces) for each in row.items("arms", 1, MAX_ARMS))
+    names = [arm.name for arm in arms]
+    if SHARED not in names or len(set(names)) != len(names):
+        raise BundleError(f"{row.where}.arms must have '{SHARED}', and no name twice")
+    return PlanEntry(bytes_per_s, arms)
+
+
+def _arm(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> ArmEntry:
+    row.only(*ArmEntry.__annotations__)
+    predicted_s = row.number("predicted_s")
+    if predicted_s < 0:
+        raise BundleError(f"{row.where}.predicted_s must be at least 0, it is {predicted_s}")
     steps = {key: tuple(_step(each, levels, pieces) for each in row.items(key, 0, MAX_STEPS)) for key in _MACHINES}
     for sender, receiver in (_MACHINES, _MACHINES[::-1]):
         sent = [step[1:] for step in steps[sender] if step.kind == "send"]
         if sent != [step[1:] for step in steps[receiver] if step.kind == "receive"]:
             raise BundleError(f"{row.where}: what the {sender} sends is not what the {receiver} waits for")
-    return PlanEntry(
-        bytes_per_s, predicted_s, {key: baselines.number(key) for key in baselines.data}, steps["device"],
-        steps["server"],
-    )  # fmt: skip
+    return ArmEntry(row.text("name"), predicted_s, steps["device"], steps["server"])
 
 
 _MACHINES = ("device", "server")

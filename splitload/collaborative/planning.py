@@ -130,11 +130,11 @@ def plans_for(
                 alone_s = costs.device.segment_s(
                     [(level, Range(0, each.num_rows)) for level, each in enumerate(levels.levels) if level]
                 )
-                found.append(Planned(0.0, alone, alone_s, {"device": alone_s}))
+                found.append(Planned(0.0, alone, alone_s, {"device": (alone, alone_s)}))
                 continue
             best = search(levels, costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
             before = (best.plan,)
-            found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines_s))
+            found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines))
     return found
 
 

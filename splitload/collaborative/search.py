@@ -34,14 +34,19 @@ class Found:
     Attributes:
         plan: The best plan.
         latency_s: Of it, predicted.
-        baselines_s: Predicted latency of the plans without sharing, by name; see `baselines`.
+        baselines: The plans without sharing and their predicted latency, by name; see `baselines`.
         energy_j: What it takes of the device, predicted; None where that was not asked for.
     """
 
     plan: SharedPlan
     latency_s: float
-    baselines_s: dict[str, float]
+    baselines: dict[str, tuple[SharedPlan, float]]
     energy_j: float | None = None
+
+    @property
+    def baselines_s(self) -> dict[str, float]:
+        """Predicted latency of the plans without sharing, by name."""
+        return {name: seconds for name, (_, seconds) in self.baselines.items()}
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,8 @@ def search(
     best = min((*seeds, decoded(levels, found.x)), key=value)
     best = _stepped(levels, best, value)
     timeline = simulate(levels, best, costs, link)
-    alone_s = {name: latency_s(levels, plan, costs, link) for name, plan in known.items()}
-    return Found(best, timeline.latency_s, alone_s, None if saving is None else energy_j(timeline, saving.power))
+    alone = {name: (plan, latency_s(levels, plan, costs, link)) for name, plan in known.items()}
+    return Found(best, timeline.latency_s, alone, None if saving is None else energy_j(timeline, saving.power))
 
 
 class _Values:

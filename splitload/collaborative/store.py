@@ -12,7 +12,9 @@ from splitload.base.errors import UsageError
 from splitload.base.regular import sha256_of
 from splitload.bundle.collaboration import (
     FORMAT,
+    SHARED,
     SUFFIX,
+    ArmEntry,
     Collaboration,
     Part,
     PieceEntry,
@@ -26,7 +28,7 @@ from splitload.bundle.manifest import MANIFEST, File, Manifest, TensorSpec, Vari
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_place, replacing
 from splitload.collaborative.pieces import ComputedPiece, Pieces
-from splitload.collaborative.program import Compute, Programs, Send, Step, programs
+from splitload.collaborative.program import Compute, Send, Step, programs
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.graphs.held import HeldWeights
 from splitload.graphs.proto import is_external
@@ -44,13 +46,18 @@ class Planned:
         bytes_per_s: What the link carries.
         plan: Who computes what.
         predicted_s: When it answers, predicted.
-        baselines_s: When plans that share nothing would, by name.
+        baselines: Plans that share nothing and when they answer, by name.
     """
 
     bytes_per_s: float
     plan: SharedPlan
     predicted_s: float
-    baselines_s: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, tuple[SharedPlan, float]] = field(default_factory=dict)
+
+    @property
+    def baselines_s(self) -> dict[str, float]:
+        """When the plans that share nothing answer, by name."""
+        return {name: seconds for name, (_, seconds) in self.baselines.items()}
 
 
 def beside(bundle: Path) -> Path:
@@ -128,9 +135,13 @@ class _Writer:
 
     def plan(self, planned: Planned) -> PlanEntry:
         """Write the graphs of a plan and return what the manifest says of it."""
-        both: Programs = programs(self._pieces.levels, planned.plan)
-        device, server = (tuple(map(self._step, steps)) for steps in both)
-        return PlanEntry(planned.bytes_per_s, planned.predicted_s, dict(planned.baselines_s), device, server)
+        shared = self._arm(SHARED, planned.plan, planned.predicted_s)
+        others = (self._arm(name, *each) for name, each in planned.baselines.items())
+        return PlanEntry(planned.bytes_per_s, (shared, *others))
+
+    def _arm(self, name: str, plan: SharedPlan, predicted_s: float) -> ArmEntry:
+        both = programs(self._pieces.levels, plan)
+        return ArmEntry(name, predicted_s, *(tuple(map(self._step, steps)) for steps in both))
 
     def check_size(self, manifest: Manifest) -> None:
         """Raise unless the graphs are small beside the bundle, whose weights they read."""

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from splitload.base.errors import UsageError
 from splitload.base.machine import available_threads
 from splitload.base.packages import need
-from splitload.commands.argument_types import Parser, takes_port
+from splitload.base.words import at_least_one
+from splitload.bundle.collaboration import SHARED, SUFFIX
+from splitload.commands.argument_types import Parser, reading, takes_port
 from splitload.commands.console import Console
 from splitload.deploy.channel import PORT, SCHEME
 from splitload.devices import open_device
@@ -59,6 +61,14 @@ def add_commands(collaborate: argparse.ArgumentParser) -> None:
     sub.add_argument("--deadline-ms", type=float, metavar="MS", help="with --power: how long an inference may take")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (default: %(default)s)")
     sub.add_argument("-o", "--output", metavar="FOLDER", help="where to write (default: NAME.collaboration beside it)")
+    takes_input(sub)
+    sub = add("bench", "bench", "compare with the device alone, the server alone and the best cut between layers")
+    sub.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
+    sub.add_argument("--server", required=True, metavar="ADDRESS", help="as 'splitload collaborate serve' shows it")
+    sub.add_argument("--collaboration", metavar="FOLDER", help="where the plans are (default: beside the bundle)")
+    sub.add_argument(
+        "--runs", type=reading(at_least_one), default=9, metavar="N", help="inferences of each (default: %(default)s)"
+    )
     takes_input(sub)
     sub = add("serve", "serve", "help devices with their inferences, over TLS, until it is ended")
     sub.add_argument("bundle", metavar="BUNDLE", help="folder of the bundle")
@@ -190,6 +200,48 @@ def _measuring(word: str, cache: Path) -> Any:
     return measuring
 
 
+def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
+    """Compare the arms of a collaboration in turns; return what `--json` prints.
+
+    Raises:
+        SplitloadError: If an arm cannot be opened, or the server does not help.
+    """
+    import statistics
+
+    from splitload.bundle.read import read_manifest
+    from splitload.deploy.share_bench import ARMS, compare
+    from splitload.runtime.inputs import example_inputs, read_feeds
+
+    feeds = example_inputs(read_manifest(options.bundle).inputs, read_feeds(options.input))
+    with console.progress("sharing inferences", unit="rounds") as show:
+        found = compare(
+            options.bundle, options.server, feeds, options.runs, collaboration=options.collaboration, show=show
+        )
+    medians_s = {name: statistics.median(each.latency_s for each in found.samples[name]) for name in ARMS}
+    best_s = min(seconds for name, seconds in medians_s.items() if name != SHARED)
+    console.table(
+        f"latency of {options.runs} inferences each, in turns",
+        ("arm", "median ms", "least", "most", "predicted ms", "by the device alone"),
+        [
+            (
+                name,
+                *(f"{1e3 * each:.1f}" for each in (medians_s[name], min(taken), max(taken))),
+                f"{1e3 * found.predicted_s[name]:.1f}",
+                f"{sum(each.by == 'device' for each in found.samples[name])} of {options.runs}",
+            )
+            for name in ARMS
+            for taken in [[each.latency_s for each in found.samples[name]]]
+        ],
+    )
+    link = "" if found.bytes_per_s is None else f", on a link of {8e-6 * found.bytes_per_s:.0f} Mbit/s"
+    console.print(f"shared ÷ best of those that share nothing: {medians_s[SHARED] / best_s:.3f}{link}")
+    return {
+        "samples": {name: [each._asdict() for each in rows] for name, rows in found.samples.items()},
+        "predicted_s": dict(found.predicted_s),
+        "bytes_per_s": found.bytes_per_s,
+    }
+
+
 def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:
     """Serve until a Ctrl-C or SIGTERM; return what `--json` prints.
 
@@ -198,7 +250,6 @@ def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     """
     import signal
 
-    from splitload.bundle.collaboration import SUFFIX
     from splitload.deploy.credentials import credentials
     from splitload.deploy.share_server import ShareServer
 

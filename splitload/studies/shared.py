@@ -14,11 +14,11 @@ from typing import Any
 
 from splitload.base.cache import user_cache
 from splitload.base.scratch import scratch_folder
+from splitload.bundle.collaboration import SHARED
 from splitload.collaborative.costs import Costs, Link, MachineCosts
 from splitload.collaborative.pieces import Pieces
-from splitload.collaborative.search import baselines, search
+from splitload.collaborative.search import search
 from splitload.collaborative.shared_plan import SharedPlan
-from splitload.collaborative.simulate import latency_s
 from splitload.collaborative.store import Planned, write
 from splitload.commands.console import Console
 from splitload.frontends import open_source
@@ -59,7 +59,7 @@ def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: 
                         )
                     )
                 )  # fmt: skip
-            found.append(_row(model, each, runs, folder, bundle, source, graph, pieces, costs, pair))
+            found.append(_row(model, each, runs, bundle, source, graph, pieces, costs, pair))
             console.print(_line(found[-1]))
     return found
 
@@ -69,24 +69,21 @@ def _costs(data: dict[str, Any]) -> MachineCosts:
 
 
 def _row(
-    model: str, megabits: int, runs: int, folder: Path, bundle: Path, source: Source, graph: ModelGraph,
+    model: str, megabits: int, runs: int, bundle: Path, source: Source, graph: ModelGraph,
     pieces: Pieces, costs: Costs, pair: EmulatedPair,
 ) -> dict[str, Any]:  # fmt: skip
     link = Link(megabits * 1e6 / 8, LATENCY_S)
-    plans = {**baselines(pieces.levels, costs, link), "shared": search(pieces.levels, costs, link).plan}
-    arms, predicted_s = {}, {}
-    for name, plan in plans.items():
-        predicted_s[name] = latency_s(pieces.levels, plan, costs, link)
-        target = folder / f"{megabits}-{name.replace(' ', '-')}.collaboration"
-        write(bundle, graph, pieces, [Planned(0.0, plan, predicted_s[name])], target)
-        arms[name] = [str(target), "" if name == "device" else pair.serve(bundle, target)]
-    answer = pair.ask(DEVICE, "runs", bundle=str(bundle), model=model, arms=arms, rounds=runs)
+    found = search(pieces.levels, costs, link)
+    planned = Planned(link.bytes_per_s, found.plan, found.latency_s, found.baselines)
+    write(bundle, graph, pieces, [planned])
+    answer = pair.ask(DEVICE, "runs", bundle=str(bundle), model=model, server=pair.serve(bundle), rounds=runs)
+    plans = {SHARED: (found.plan, found.latency_s), **found.baselines}
     return {
         "model": model,
         "model_sha256": source.sha256,
         "megabits_per_s": megabits,
-        "plans": {name: _plan(plan) for name, plan in plans.items()},
-        "predicted_s": predicted_s,
+        "plans": {name: _plan(plan) for name, (plan, _) in plans.items()},
+        "predicted_s": {name: seconds for name, (_, seconds) in plans.items()},
         "samples": answer["samples"],
         "bytes_per_s": answer["bytes_per_s"],
     }

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from splitload.base.cache import user_cache
+from splitload.bundle.read import read_manifest
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.profile import measure_costs
-from splitload.deploy.collaborator import Collaborator
+from splitload.deploy.share_bench import compare
 from splitload.devices.host import HostDevice
 from splitload.frontends import open_source
 from splitload.frontends.onnx import load_graph
 from splitload.planner.report import LogReport
 from splitload.runtime.inputs import example_inputs
-
-PATIENT_S = 30.0
 
 
 def costs(model: str, rounds: int, carried_s_per_byte: float) -> dict[str, Any]:
@@ -34,40 +31,20 @@ def costs(model: str, rounds: int, carried_s_per_byte: float) -> dict[str, Any]:
     return {"units_s": found.units_s, "call_s": found.call_s, "carried_s_per_byte": found.carried_s_per_byte}
 
 
-def runs(bundle: str, model: str, arms: dict[str, list[str]], rounds: int) -> dict[str, Any]:
-    """Return the latencies of inferences by several collaborations of a bundle, in turns, and how they were answered.
+def runs(bundle: str, model: str, server: str, rounds: int) -> dict[str, Any]:
+    """Return the latencies of inferences by each arm of a bundle's collaboration, in turns, and how they were answered.
 
     Args:
         bundle: The bundle.
         model: What it was made of.
-        arms: Folder of the collaboration and address of its server, by name.
-        rounds: Inferences of each that count; two that do not come before.
+        server: Its address.
+        rounds: Inferences of each.
     """
-    cache = user_cache()
-    source = open_source(model, cache)
-    samples: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    with ExitStack() as opened:
-        loaders = {
-            name: opened.enter_context(
-                Collaborator(bundle, address or None, collaboration=folder, deadline_s=PATIENT_S)
-            )
-            for name, (folder, address) in arms.items()
-        }
-        for name, loader in loaders.items():
-            loader.wait("loaded")
-            if arms[name][1] and not loader.wait_for_server(PATIENT_S):
-                raise TimeoutError(f"no server is there for '{name}'")
-        feeds = example_inputs(next(iter(loaders.values())).manifest.inputs, source.examples)
-        for number in range(-2, rounds):
-            for name in list(arms)[:: 1 if number % 2 else -1]:
-                start_s = time.perf_counter()
-                loaders[name].run(None, feeds)
-                seconds = time.perf_counter() - start_s
-                last = loaders[name].last
-                if number >= 0 and last is not None:
-                    samples[name].append({"latency_s": seconds, "by": last.by, "why": last.why})
-                time.sleep(0.05)
-    return {"samples": samples, "bytes_per_s": {name: loader.bytes_per_s for name, loader in loaders.items()}}
+    source = open_source(model, user_cache())
+    feeds = example_inputs(read_manifest(bundle).inputs, source.examples)
+    found = compare(bundle, server, feeds, rounds)
+    samples = {name: [each._asdict() for each in rows] for name, rows in found.samples.items()}
+    return {"samples": samples, "bytes_per_s": found.bytes_per_s}
 
 
 def main() -> None:

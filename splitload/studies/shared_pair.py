@@ -67,18 +67,15 @@ class EmulatedPair:
             self.close()
             raise
 
-    def serve(self, bundle: Path, collaboration: Path) -> str:
-        """Have the server serve a collaboration, and return its address.
+    def serve(self, bundle: Path) -> str:
+        """Have the server serve the collaboration of a bundle, and return its address.
 
         Raises:
             DeviceError: If it does not start.
         """
         assert self._network is not None  # noqa: S101
-        log = self._folder / f"{collaboration.name}.log"
-        words = splitload(
-            "collaborate", "serve", bundle, "--collaboration", collaboration, "--host", self._network.host(SERVER),
-            "--port", "0",
-        )  # fmt: skip
+        log = self._folder / "server.log"
+        words = splitload("collaborate", "serve", bundle, "--host", self._network.host(SERVER), "--port", "0")
         process = self._processes.start(self._on(SERVER, words), log, {"SPLITLOAD_CACHE": str(self._folder)})
         deadline_s = time.monotonic() + _START_S
         while (found := _ADDRESS.search(text := log.read_text(errors="replace"))) is None:

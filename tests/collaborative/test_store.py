@@ -34,14 +34,14 @@ def test_both_programs_answer_as_the_model_does(made: Made) -> None:
     collaboration = read_collaboration(made.folder)
     assert made.folder == beside(made.bundle)
     assert [plan.bytes_per_s for plan in collaboration.plans] == [0.0, 5e4, 1e5, 1e6]
-    assert any(len(plan.server) > 3 for plan in collaboration.plans), "some plan is shared"
+    assert any(len(plan.arms[0].server) > 3 for plan in collaboration.plans), "some plan is shared"
     (expected,) = HERE.run(made.graph.path, ["y"], FEEDS)
     for number in range(len(collaboration.plans)):
         np.testing.assert_allclose(_answer(made, collaboration, number), expected, rtol=1e-4, atol=1e-5)
 
 
 def _answer(made: Made, collaboration: Collaboration, number: int) -> Any:
-    plan = collaboration.plans[number]
+    plan = collaboration.plans[number].arms[0]
     device, server = (PieceRunner(made.folder, made.bundle, collaboration) for _ in range(2))
     up, down = queue.Queue[Any](), queue.Queue[Any]()
 
@@ -67,7 +67,7 @@ def _answer(made: Made, collaboration: Collaboration, number: int) -> Any:
 def test_graphs_are_small_as_they_read_the_weights_of_the_bundle(made: Made) -> None:
     collaboration = read_collaboration(made.folder)
     weights = sum(made.graph.weights_bytes.values())
-    whole = collaboration.pieces[collaboration.plans[0].device[0].number]
+    whole = collaboration.pieces[collaboration.plans[0].arms[0].device[0].number]
     assert whole.graph.bytes < weights / 4
     files = {path.name for path in made.folder.iterdir()}
     assert files == {MANIFEST, *(piece.graph.name for piece in collaboration.pieces)}
@@ -90,8 +90,10 @@ def test_a_damaged_one_is_refused(made: Made, tmp_path: Path) -> None:
     refused(lambda each: each["pieces"][0]["graph"].update(name="../x.onnx"), "not a plain file name")
     refused(lambda each: each["pieces"][0]["reads"][0].update(stop=10**6), "has no rows")
     refused(lambda each: each["plans"].reverse(), "order of their links")
-    refused(lambda each: each["plans"][-1]["device"].pop(0), "is not what the")
-    refused(lambda each: each["plans"][-1]["device"][0].update(stop=10**6), "that there is not")
+    refused(lambda each: each["plans"][-1]["arms"][0]["device"].pop(0), "is not what the")
+    refused(lambda each: each["plans"][-1]["arms"][0]["device"][0].update(stop=10**6), "that there is not")
+    refused(lambda each: each["plans"][-1]["arms"][1].update(name="shared"), "no name twice")
+    refused(lambda each: each["plans"][0]["arms"][0].update(name="mine"), "must have 'shared'")
 
 
 def test_a_bundle_of_another_model_is_refused(made: Made, tmp_path: Path) -> None:

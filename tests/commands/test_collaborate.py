@@ -17,6 +17,7 @@ from shared_models import PIXELS, Made, collaboration_in
 from splitload.bundle.collaboration import read_collaboration
 from splitload.cli import main
 from splitload.deploy.collaborator import Collaborator
+from splitload.deploy.share_bench import ARMS
 from splitload.graphs.here import HERE
 from splitload.measure.process import python
 
@@ -54,7 +55,10 @@ def test_a_bundle_is_planned_on_two_machines(
         assert message in capsys.readouterr().err
 
 
-def test_a_server_in_a_process_of_its_own(made: Made, tmp_path: Path) -> None:
+def test_a_server_in_a_process_of_its_own(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITLOAD_CACHE", str(tmp_path / "cache"))
     (expected,) = HERE.run(made.graph.path, ["y"], FEEDS)
     command = python("splitload.__main__", "collaborate", "serve", str(made.bundle), "--port", "0")
     environment = {**os.environ, "SPLITLOAD_CACHE": str(tmp_path / "cache")}
@@ -66,6 +70,11 @@ def test_a_server_in_a_process_of_its_own(made: Made, tmp_path: Path) -> None:
             assert model.wait_for_server(20.0)
             np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
             assert model.last is not None and model.last.by == "both"
+        assert main(["collaborate", "bench", str(made.bundle), "--server", address, "--runs", "2", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert {name: len(each) for name, each in told["samples"].items()} == dict.fromkeys(ARMS, 2)
+        assert all(each["by"] == "device" for each in told["samples"]["device"])
+        assert all(each["by"] == "both" for name in ("server", "layer cut") for each in told["samples"][name])
     finally:
         child.send_signal(signal.SIGTERM)
         said: Any = child.communicate(timeout=20)[1]

@@ -110,7 +110,7 @@ def test_without_a_server_the_device_answers_and_says_why(made: Made, expected: 
         port = taken.getsockname()[1]
     code = credentials(tmp_path / "own", tls=True).code.text()
     with Collaborator(made.bundle, f"tls://127.0.0.1:{port}/#{code}") as model:
-        until(lambda: "no server answers" in model._why)
+        until(lambda: "no server answers" in model.why_alone)
         np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
         assert model.last is not None
         assert model.last.why.startswith(f"no server answers at 127.0.0.1:{port}")
