@@ -1,12 +1,13 @@
-"""Rows of tensors as they come: each written to its place, and read again by whoever needs some."""
+"""Rows of tensors as they come, each part where it was made or received, and joined for whoever needs others."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from splitload.base.errors import StageError
 
 if TYPE_CHECKING:
     from splitload.bundle.collaboration import RowTensor
@@ -23,10 +24,10 @@ class RowStore:
 
     def __init__(self, tensors: Mapping[str, RowTensor]) -> None:
         self._tensors = tensors
-        self._whole: dict[str, Array] = {}
+        self._parts: dict[str, list[tuple[int, int, Array]]] = {}
 
     def put(self, name: str, start: int, stop: int | None, value: Array) -> None:
-        """Write rows of a tensor.
+        """Take rows of a tensor, which must not change any more.
 
         Args:
             name: Of the tensor.
@@ -36,22 +37,44 @@ class RowStore:
         """
         tensor = self._tensors[name]
         if stop is None or tensor.axis is None:
-            self._whole[name] = value
-            return
-        count = tensor.shape[tensor.axis]
-        if name not in self._whole:
-            inner = math.prod(tensor.shape) // (tensor.lines * count)
-            self._whole[name] = np.empty((tensor.lines, count, inner), value.dtype)
-        self._lines(name, count)[:, start:stop] = value.reshape(tensor.lines, stop - start, -1)
+            start, stop = 0, _count(tensor)
+        lines = value.reshape(tensor.lines, stop - start, -1)
+        self._parts.setdefault(name, []).append((start, stop, lines))
 
     def get(self, name: str, start: int, stop: int | None) -> Array:
-        """Return rows of a tensor in one piece of memory, with its shape; arguments as of `put`."""
+        """Return rows of a tensor in one piece of memory, with its shape; arguments as of `put`.
+
+        Raises:
+            StageError: If one is not there.
+        """
         tensor = self._tensors[name]
         if stop is None or tensor.axis is None:
-            return self._whole[name].reshape(tensor.shape)
-        shape = (*tensor.shape[: tensor.axis], stop - start, *tensor.shape[tensor.axis + 1 :])
-        lines = self._lines(name, tensor.shape[tensor.axis])
-        return np.ascontiguousarray(lines[:, start:stop]).reshape(shape)
+            start, stop = 0, _count(tensor)
+        shape = tensor.shape
+        if tensor.axis is not None:
+            shape = (*shape[: tensor.axis], stop - start, *shape[tensor.axis + 1 :])
+        parts = self._parts.get(name, [])
+        for first, last, lines in parts:
+            if (first, last) == (start, stop):
+                return lines.reshape(shape)  # as it came, without a copy
+        return self._joined(name, start, stop, parts).reshape(shape)
 
-    def _lines(self, name: str, count: int) -> Array:
-        return self._whole[name].reshape(self._tensors[name].lines, count, -1)
+    def _joined(self, name: str, start: int, stop: int, parts: list[tuple[int, int, Array]]) -> Array:
+        """Return rows that lie in several parts, or in one that has more."""
+        joined: Array | None = None
+        at = start
+        for first, last, lines in sorted(parts, key=lambda part: part[0]):
+            if first <= at < last:
+                end = min(last, stop)
+                if joined is None:
+                    joined = np.empty((lines.shape[0], stop - start, lines.shape[2]), lines.dtype)
+                joined[:, at - start : end - start] = lines[:, at - first : end - first]
+                at = end
+        if joined is None or at < stop:
+            raise StageError(f"rows {at} to {stop} of '{name}' are not there; the plan is damaged")
+        return joined
+
+
+def _count(tensor: RowTensor) -> int:
+    """Return how many rows a tensor has; 1 where it has none of which some could be apart."""
+    return 1 if tensor.axis is None else tensor.shape[tensor.axis]
