@@ -13,6 +13,7 @@ import contextlib
 import hmac
 import json
 import queue
+import selectors
 import socket
 import ssl
 import struct
@@ -33,7 +34,8 @@ MOST_BYTES = 1 << 30  # that a message may have
 MOST_TEXT = 1 << 16  # bytes of one of text
 _READ_BYTES = 1 << 18
 _CHUNK_BYTES = 1 << 16  # that are encrypted at a time
-_CONNECT_S = 10.0
+_CONNECT_S, _SEND_S = 10.0, 30.0
+_IDLE_S, _EVERY_S, _PROBES = 15, 5, 3  # until a machine that says nothing any more is taken for gone
 
 
 class Message(Record):
@@ -61,7 +63,7 @@ class Message(Record):
         """
         try:
             found = json.loads(bytes(self.payload[:MOST_TEXT]))
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise DeviceError("the other side sends a message that says nothing; is it of this version of splitload?")
@@ -81,20 +83,24 @@ class Channel:
         server_side: Whether it is the server's.
 
     Attributes:
-        payload_s: How long the last message that was received took from its head to its end, in seconds.
+        waited_bytes: What was received since it was set to 0 in pieces that had to be waited for.
+        waited_s: How long they were waited for, in seconds: what lay there already says nothing of the link.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
-        self.payload_s = 0.0
+        self.waited_bytes, self.waited_s = 0, 0.0
         self._sock = sock
+        self._ready = selectors.DefaultSelector()
+        self._ready.register(sock, selectors.EVENT_READ)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._lock = threading.Lock()
         self._queue: queue.SimpleQueue[Sequence[Any] | None] = queue.SimpleQueue()
+        self._queued_bytes = 0
         self._error: Exception | None = None
         self._closed = False
         self._handshake()
-        sock.settimeout(None)
+        sock.settimeout(_SEND_S)  # of sending; receiving waits for the socket to be ready
         self._sender = threading.Thread(target=self._send_all, name="splitload-sender", daemon=True)
         self._sender.start()
 
@@ -119,6 +125,12 @@ class Channel:
             raise ClosedError("the connection is closed")
         views = [memoryview(part).cast("B") for part in parts]
         head = _HEAD.pack(kind, number, start, stop, sum(map(len, views)))
+        with self._lock:
+            self._queued_bytes += len(head) + sum(map(len, views))
+            is_full = self._queued_bytes > MOST_BYTES
+        if is_full:
+            self.close()
+            raise ClosedError("the other side does not take what it is sent")
         self._queue.put([head, *views])
 
     def say(self, kind: int, **words: Any) -> None:
@@ -139,12 +151,9 @@ class Channel:
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         kind, number, start, stop, size = _HEAD.unpack(self._read(_HEAD.size, deadline_s))
-        begun_s = time.monotonic()
         if not HELLO <= kind <= ECHO or size > most_bytes:
             raise DeviceError(f"the other side sends a message of kind {kind} and {size} bytes, which there is not")
-        payload = self._read(size, deadline_s)
-        self.payload_s = time.monotonic() - begun_s
-        return Message(kind, number, start, stop, payload)
+        return Message(kind, number, start, stop, self._read(size, deadline_s))
 
     def close(self, drain_s: float = 0.0) -> None:
         """End the connection; may be called again, by any thread.
@@ -159,14 +168,16 @@ class Channel:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+        self._ready.close()
 
     def _handshake(self) -> None:
-        self._sock.settimeout(_CONNECT_S)
+        deadline_s = time.monotonic() + _CONNECT_S
         while True:
             try:
                 self._tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
+                self._sock.settimeout(max(deadline_s - time.monotonic(), 1e-3))
                 self._flush()
                 data = self._sock.recv(_READ_BYTES)
                 if not data:
@@ -188,6 +199,8 @@ class Channel:
                             self._tls.write(part[at : at + _CHUNK_BYTES])
                             data = self._outgoing.read()
                         self._sock.sendall(data)
+                with self._lock:
+                    self._queued_bytes -= sum(map(len, parts))
             except (OSError, ValueError) as error:
                 self._error = error
                 with contextlib.suppress(OSError):
@@ -211,18 +224,23 @@ class Channel:
         return found
 
     def _received(self, deadline_s: float | None) -> bytes:
-        left_s = None if deadline_s is None else deadline_s - time.monotonic()
-        if left_s is not None and left_s <= 0:
-            raise TimeoutError
+        begun_s = time.monotonic()
         try:
-            self._sock.settimeout(left_s)
+            has_waited = not self._ready.select(0)
+            if has_waited and not self._ready.select(None if deadline_s is None else max(deadline_s - begun_s, 0)):
+                raise TimeoutError
             data = self._sock.recv(_READ_BYTES)
         except TimeoutError:
             raise
-        except OSError as error:
-            raise ClosedError(f"the connection breaks: {error.strerror or error}") from error
+        except (OSError, ValueError, KeyError) as error:  # of a socket that was closed meanwhile too
+            raise ClosedError(f"the connection breaks: {getattr(error, 'strerror', None) or error}") from error
         if not data:
             raise ClosedError("the other side has ended the connection")
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            raise TimeoutError
+        if has_waited:
+            self.waited_bytes += len(data)
+            self.waited_s += time.monotonic() - begun_s
         return data
 
 
@@ -230,6 +248,9 @@ def prompt(sock: socket.socket) -> None:
     """Have a connection send what it is given at once, and notice when the other machine is gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", _IDLE_S), ("TCP_KEEPINTVL", _EVERY_S), ("TCP_KEEPCNT", _PROBES)):
+        if hasattr(socket, name):  # where the system has it
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Server(Record):
@@ -277,11 +298,14 @@ def connect(server: Server, **words: Any) -> Channel:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # its certificate is compared below
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     place = f"{server.host}:{server.port}"
+    sock: socket.socket | None = None
     try:
         sock = socket.create_connection((server.host, server.port), _CONNECT_S)
         prompt(sock)
         channel = Channel(sock, context, server_side=False)
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, DeviceError) as error:
+        if sock is not None:
+            sock.close()
         raise DeviceError(f"no server answers at {place}: {getattr(error, 'strerror', None) or error}") from error
     try:
         if not hmac.compare_digest(fingerprint_of(channel.certificate()), server.code.fingerprint or ""):
@@ -318,7 +342,7 @@ def greeted(channel: Channel, token: str) -> dict[str, Any]:
     """
     message = channel.receive(_CONNECT_S, MOST_TEXT)
     words = message.words() if message.kind == HELLO else {}
-    if not hmac.compare_digest(str(words.get("token", "")).encode(), token.encode()):
+    if not hmac.compare_digest(str(words.get("token", "")).encode(errors="replace"), token.encode()):
         channel.say(REFUSED, reason="the code is not the one that it shows")
         raise DeviceError("a device came with another code")
     return words

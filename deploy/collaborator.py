@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -11,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from splitload.base.errors import DeviceError, SplitloadError
+from splitload.base.errors import DeviceError, SplitloadError, UsageError
 from splitload.base.record import Record
 from splitload.base.regular import sha256_of
-from splitload.bundle.collaboration import SHARED, SUFFIX, ArmEntry, ProgramStep
+from splitload.bundle.collaboration import MOST_S, SHARED, SUFFIX, ArmEntry, ProgramStep
 from splitload.bundle.manifest import MANIFEST
 from splitload.deploy import channel as wire
 from splitload.deploy.channel import Channel, connect, read_server
-from splitload.deploy.share_server import STATISTICS, opened, rows_of
+from splitload.deploy.share_server import STATISTICS, opened, rows_bytes, rows_of, unfit
 from splitload.deploy.shared_run import PieceRunner
 from splitload.runtime.inputs import DTYPES
 from splitload.runtime.loader import ParallelLoader
@@ -94,21 +95,25 @@ class Collaborator(ParallelLoader):
         self._arm = arm
         self._runner.collaboration.plan_for(0.0, arm)  # raises where there is no such arm
         self._sha256 = sha256_of(folder / MANIFEST)
+        if deadline_s is not None and not 0 < deadline_s <= MOST_S:
+            raise UsageError(f"deadline_s takes seconds up to {MOST_S:g}, not {deadline_s!r:.40}")
         self._deadline_s, self._tell = deadline_s, tell
         self._turn = threading.Lock()  # of who speaks on the channel
-        self._changed = threading.Event()
-        self._ended = False
+        self._changed, self._end = threading.Event(), threading.Event()
         self._channel: Channel | None = None
         self._plan: tuple[int, int, ArmEntry] | None = None  # what is ready: a plan's number, an arm's in it, the arm
         self._bytes_per_s: float | None = None
+        self._retry_s = RETRY_S
         self._why = "no server is given" if server is None else "the server has not answered yet"
         super().__init__(bundle, **options)
-        if self._server is not None:
+        if why := self._unshared(options):
+            self._why = why
+        elif self._server is not None:
             threading.Thread(target=self._keep, name="splitload-collaborator", daemon=True).start()
 
     def close(self) -> None:
         """End the connection, and let go of all stages."""
-        self._ended = True
+        self._end.set()
         self._changed.set()
         if (channel := self._channel) is not None:
             channel.close()
@@ -122,7 +127,7 @@ class Collaborator(ParallelLoader):
         """Wait until inferences are shared; return whether they are."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while self._channel is None or self._plan is None:
-            if self._ended or (deadline_s is not None and time.monotonic() > deadline_s):
+            if self._end.is_set() or (deadline_s is not None and time.monotonic() > deadline_s):
                 return False
             time.sleep(0.005)
         return True
@@ -141,6 +146,22 @@ class Collaborator(ParallelLoader):
     def bytes_per_s(self) -> float | None:
         """What the link to the server carries, as the last exchanges told; None where that is not known."""
         return self._bytes_per_s
+
+    def _unshared(self, options: Mapping[str, Any]) -> str:
+        """Return why no call can be shared; nothing where calls can."""
+        if self.tail is not None:
+            return "the last stage is personalized, and plans are of the bundle as it was made"
+        if options.keys() & {"sess_options", "providers", "provider_options", "frozen_only"}:
+            return "plans are of the whole bundle with options of their own"
+        if self._arrays != "numpy":
+            return "outputs are wanted as buffers"
+        return unfit(self._runner.collaboration)
+
+    def _inherit(self) -> None:
+        """Become, in a forked child, a loader that answers alone: the connection is the parent's."""
+        super()._inherit()
+        self._channel, self._plan, self._turn = None, None, threading.Lock()
+        self._why = "this process was forked from the one that is connected"
 
     def _compute(
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any, *, keep: bool = False
@@ -196,8 +217,11 @@ class Collaborator(ParallelLoader):
             return self._exchanged(channel, arm, feeds, deadline_s), ""
         except TimeoutError:
             why = f"the server took longer than {1e3 * patience_s:.0f} ms"
-        except (SplitloadError, OSError, ValueError) as error:
-            why = str(error)
+        except Exception as error:
+            why = str(error) or type(error).__name__
+        except BaseException:  # interrupted: what is on its way would be taken for answers of the next call
+            self._lose(channel, "the call was interrupted")
+            raise
         self._lose(channel, why)
         return None, why
 
@@ -208,19 +232,22 @@ class Collaborator(ParallelLoader):
             channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
 
         def receive(step: ProgramStep) -> list[Any]:
-            return rows_of(self._runner, step, channel.receive(max(deadline_s - time.monotonic(), 1e-6)))
+            most_bytes = max(rows_bytes(self._runner, step), wire.MOST_TEXT)
+            left_s = max(deadline_s - time.monotonic(), 1e-6)
+            return rows_of(self._runner, step, channel.receive(left_s, most_bytes))
 
         store = self._runner.store()
         level = self._runner.collaboration.levels[0]
         for name in level.tensors:
             store.put(name, 0, None if level.is_whole else level.num_rows, np.ascontiguousarray(feeds[name]))
         self._runner.follow(arm.device, store, send, receive)
-        done = channel.receive(max(deadline_s - time.monotonic(), 1e-6))
+        done = channel.receive(max(deadline_s - time.monotonic(), 1e-6), wire.MOST_TEXT)
         if done.kind != wire.DONE or len(done.payload) != STATISTICS.size:
             raise DeviceError("the server does not end the inference as it should")
-        largest, seconds, _ = STATISTICS.unpack(done.payload)
-        if largest >= _TELLING_BYTES and seconds > 0:
-            self._learn(largest / seconds)
+        carried_bytes, seconds = STATISTICS.unpack(done.payload)
+        if carried_bytes >= _TELLING_BYTES and 0 < seconds < MOST_S:
+            self._learn(carried_bytes / seconds)
+        self._retry_s = RETRY_S
         last = self._runner.collaboration.levels[-1]
         stop = None if last.is_whole else last.num_rows
         found = {name: store.get(name, 0, stop) for name in last.tensors}
@@ -238,27 +265,36 @@ class Collaborator(ParallelLoader):
         if self._channel is channel:
             self._channel, self._why = None, why
             self._changed.set()
-            self._tell(f"the server is given up: {why}")
         channel.close()
+        self._say(f"the server is given up: {why}")
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(Exception):  # it is the caller's
+            self._tell(line)
 
     def _keep(self) -> None:
-        """Connect, prepare plans, and connect anew; until it is closed."""
-        retry_s = RETRY_S
-        while not self._ended:
-            if self._channel is None:
-                try:
+        """Connect, prepare plans, and connect anew; until it is closed.
+
+        A server that is lost again and again is asked less and less often, until it has helped once more.
+        """
+        while not self._end.is_set():
+            try:
+                if self._channel is None:
                     self._begin_sharing()
-                    retry_s = RETRY_S
-                except (SplitloadError, OSError, ValueError, TimeoutError) as error:
-                    self._why = str(error) or "the server does not answer"
-                    self._changed.wait(retry_s)
-                    self._changed.clear()
-                    retry_s = min(2 * retry_s, MOST_RETRY_S)
+                if not self._changed.wait(PROBE_EVERY_S):
+                    self._probe_idle()
+                self._changed.clear()
+                if self._channel is not None:
+                    self._prepare()
                     continue
-            if not self._changed.wait(PROBE_EVERY_S):
-                self._probe_idle()
-            self._changed.clear()
-            self._prepare()
+            except Exception as error:
+                self._why = str(error) or "the server does not answer"
+                if (channel := self._channel) is not None:
+                    self._lose(channel, self._why)
+            self._end.wait(self._retry_s)
+            self._retry_s = min(2 * self._retry_s, MOST_RETRY_S)
+        if (channel := self._channel) is not None:
+            channel.close()
 
     def _begin_sharing(self) -> None:
         assert self._server is not None  # noqa: S101 - there is no such thread without
@@ -270,10 +306,11 @@ class Collaborator(ParallelLoader):
         except BaseException:
             channel.close()
             raise
-        if self._ended:
-            channel.close()
         self._channel = channel
-        self._tell(f"the server is there, {8e-6 * (self._bytes_per_s or 0):.0f} Mbit/s")
+        if self._end.is_set():
+            channel.close()
+            return
+        self._say(f"the server is there, {8e-6 * (self._bytes_per_s or 0):.0f} Mbit/s")
 
     def _prepare(self) -> None:
         """Open what the best plan for the link needs, then take it."""
@@ -301,7 +338,7 @@ def _probed(channel: Channel) -> float:
     def taken_s(size: int) -> float:
         start_s = time.perf_counter()
         channel.send(wire.PROBE, parts=[bytes(size)])
-        if channel.receive(_PROBE_S).kind != wire.ECHO:
+        if channel.receive(_PROBE_S, wire.MOST_TEXT).kind != wire.ECHO:
             raise DeviceError("the server does not answer a probe")
         return time.perf_counter() - start_s
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,19 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from splitload.base.errors import BundleError, DeviceError, SplitloadError, StageError
+from splitload.base.errors import BundleError, DeviceError, StageError
+from splitload.base.machine import cpu_architecture
 from splitload.base.regular import sha256_of
-from splitload.bundle.collaboration import ArmEntry, Collaboration, ProgramStep, read_collaboration
+from splitload.bundle.collaboration import ArmEntry, Collaboration, Part, ProgramStep, read_collaboration
 from splitload.bundle.manifest import MANIFEST
+from splitload.bundle.read import check_graph, read_manifest
 from splitload.deploy import channel as wire
 from splitload.deploy.channel import Channel, Message, greeted, serving_context
 from splitload.deploy.credentials import Credentials
 from splitload.deploy.shared_run import PieceRunner
 from splitload.runtime.inputs import DTYPES
 
-STATISTICS = struct.Struct("<QdQ")  # bytes of the largest message received, its seconds, bytes of all
+STATISTICS = struct.Struct("<Qd")  # bytes that were waited for, and how long
 _STALLED_S = 30.0  # for a device that has begun an inference and sends nothing
-_DRAIN_S = 1.0
+_DRAIN_S, _AGAIN_S = 1.0, 0.1
+_IDLE_BYTES = 1 << 20  # of a message between two inferences, a probe at most
 MOST_CONNECTIONS = 64
 
 
@@ -93,12 +98,15 @@ class ShareServer:
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._collaboration = opened(folder, bundle)
+        if why := unfit(self._collaboration):
+            raise DeviceError(why)
+        read_manifest(bundle, "hashes")  # whose weights answer for others
         self._sha256 = sha256_of(folder / MANIFEST)
         self._runner = PieceRunner(folder, bundle, self._collaboration, turns=Turns(processors).one)
         self._credentials, self._context, self._tell = credentials, serving_context(credentials), tell
-        self._most_bytes = max(wire.MOST_TEXT, *(tensor_bytes(each) for each in self._collaboration.tensors)) * 8
         self._channels: set[Channel] = set()
         self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._is_closed = False
         self._lock = threading.Lock()
         try:
             self._listener = socket.create_server(
@@ -109,19 +117,29 @@ class ShareServer:
         self.port = int(self._listener.getsockname()[1])
 
     def run(self) -> None:
-        """Take devices until `close`."""
+        """Take devices until `close`; what plans need is opened meanwhile, so that no device waits for it."""
+        threading.Thread(target=self._open_all, name="splitload-opener", daemon=True).start()
         while True:
             try:
                 sock, place = self._listener.accept()
-            except OSError:  # closed
-                return
+            except OSError:
+                if self._is_closed:
+                    return
+                time.sleep(_AGAIN_S)  # too many files, or a connection that has gone already
+                continue
             if not self._room.acquire(blocking=False):
                 sock.close()
                 continue
-            threading.Thread(target=self._served, args=(sock, f"{place[0]}:{place[1]}"), daemon=True).start()
+            thread = threading.Thread(target=self._served, args=(sock, f"{place[0]}:{place[1]}"), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more threads
+                sock.close()
+                self._room.release()
 
     def close(self) -> None:
         """End all connections, and `run`."""
+        self._is_closed = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -129,6 +147,14 @@ class ShareServer:
             channels = list(self._channels)
         for each in channels:
             each.close()
+
+    def _open_all(self) -> None:
+        steps = [step for plan in self._collaboration.plans for arm in plan.arms for step in arm.server]
+        for step in steps:
+            if self._is_closed:
+                return
+            with contextlib.suppress(StageError):  # an inference that needs it says so
+                self._runner.open([step])
 
     def _served(self, sock: socket.socket, place: str) -> None:
         """Serve one device until it goes, and make room for another one."""
@@ -146,25 +172,32 @@ class ShareServer:
             return
         with self._lock:
             self._channels.add(channel)
+        if self._is_closed:
+            channel.close()
         try:
             words = greeted(channel, self._credentials.code.token)
             if words.get("collaboration") != self._sha256:
                 channel.say(wire.REFUSED, reason="it has another collaboration, or another version of it: copy it anew")
                 raise DeviceError("it has another collaboration")
             channel.say(wire.WELCOME)
-            self._tell(f"{place} is here")
+            self._say(f"{place} is here")
             while True:
-                self._answer(channel, channel.receive(None, self._most_bytes))
+                self._answer(channel, channel.receive(None, _IDLE_BYTES))
         except wire.ClosedError:
-            self._tell(f"{place} is gone")
-        except (SplitloadError, TimeoutError) as error:
+            self._say(f"{place} is gone")
+        except Exception as error:  # whatever a stranger sends ends its own connection, and no other
+            why = " ".join(str(error).split())[:300] or "it sent nothing for too long"
             with contextlib.suppress(DeviceError):
-                channel.say(wire.FAILED, reason=str(error) or "it sent nothing for too long")
-            self._tell(f"{place} is let go: {error or 'it sent nothing for too long'}")
+                channel.say(wire.FAILED, reason=why)
+            self._say(f"{place} is let go: {why}")
         finally:
             channel.close(_DRAIN_S)
             with self._lock:
                 self._channels.discard(channel)
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(Exception):  # who reads it may be gone
+            self._tell(line)
 
     def _answer(self, channel: Channel, message: Message) -> None:
         """Do what a message asks for.
@@ -183,22 +216,17 @@ class ShareServer:
         self._infer(channel, arms[message.start])
 
     def _infer(self, channel: Channel, plan: ArmEntry) -> None:
-        largest, seconds, total = 0, 0.0, 0
+        channel.waited_bytes, channel.waited_s = 0, 0.0
 
         def send(step: ProgramStep, parts: Sequence[Any]) -> None:
             channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
 
         def receive(step: ProgramStep) -> list[Any]:
-            nonlocal largest, seconds, total
-            rows = rows_of(self._runner, step, channel.receive(_STALLED_S, self._most_bytes))
-            size = sum(each.nbytes for each in rows)
-            total += size
-            if size > largest:
-                largest, seconds = size, channel.payload_s
-            return rows
+            most_bytes = max(rows_bytes(self._runner, step), wire.MOST_TEXT)
+            return rows_of(self._runner, step, channel.receive(_STALLED_S, most_bytes))
 
         self._runner.follow(plan.server, self._runner.store(), send, receive)
-        channel.send(wire.DONE, parts=[STATISTICS.pack(largest, seconds, total)])
+        channel.send(wire.DONE, parts=[STATISTICS.pack(channel.waited_bytes, channel.waited_s)])
 
 
 def opened(folder: Path, bundle: Path) -> Collaboration:
@@ -208,6 +236,12 @@ def opened(folder: Path, bundle: Path) -> Collaboration:
         BundleError: If it is damaged, or of another bundle.
     """
     collaboration = read_collaboration(folder)
+    try:
+        names = {file.name for file in read_manifest(bundle, "none").files()}
+        for piece in collaboration.pieces:
+            check_graph(folder / piece.graph.name, names)
+    except OSError as error:
+        raise BundleError(f"'{folder}' or '{bundle}' cannot be read: {error.strerror or error}") from error
     if sha256_of(bundle / MANIFEST) != collaboration.bundle_sha256:
         raise BundleError(
             f"'{folder}' was made for another bundle than '{bundle}', or for this one before it was made again; "
@@ -216,9 +250,29 @@ def opened(folder: Path, bundle: Path) -> Collaboration:
     return collaboration
 
 
-def tensor_bytes(tensor: Any) -> int:
-    """Return the size of a tensor that is exchanged, in bytes."""
-    return int(np.prod(tensor.shape)) * np.dtype(DTYPES[tensor.type]).itemsize
+def unfit(collaboration: Collaboration) -> str:
+    """Return why the pieces of a collaboration cannot run here; nothing where they can."""
+    if collaboration.cpu in (None, cpu_architecture()):
+        return ""
+    return f"the collaboration was made for {collaboration.cpu}, this machine is {cpu_architecture()}: plan for both"
+
+
+def rows_bytes(runner: PieceRunner, step: ProgramStep) -> int:
+    """Return how many bytes the rows of a step have."""
+    return sum(_part_count(runner, part) * _dtype(runner, part).itemsize for part in runner.parts(step))
+
+
+def _dtype(runner: PieceRunner, part: Part) -> np.dtype[Any]:
+    return np.dtype(DTYPES[runner.tensors[part.tensor].type])
+
+
+def _part_count(runner: PieceRunner, part: Part) -> int:
+    """Return how many elements some rows have."""
+    tensor = runner.tensors[part.tensor]
+    count = math.prod(tensor.shape)
+    if part.stop is not None and tensor.axis is not None:
+        count = count // tensor.shape[tensor.axis] * (part.stop - part.start)
+    return count
 
 
 def rows_of(runner: PieceRunner, step: ProgramStep, message: Message) -> list[Any]:
@@ -233,14 +287,11 @@ def rows_of(runner: PieceRunner, step: ProgramStep, message: Message) -> list[An
         raise DeviceError("the other side sends other rows than the plan says; have both the same collaboration?")
     found, at = [], 0
     for part in runner.parts(step):
-        tensor = runner.tensors[part.tensor]
-        dtype = np.dtype(DTYPES[tensor.type])
-        count = int(np.prod(tensor.shape))
-        if part.stop is not None and tensor.axis is not None:
-            count = count // tensor.shape[tensor.axis] * (part.stop - part.start)
+        dtype, count = _dtype(runner, part), _part_count(runner, part)
         if at + count * dtype.itemsize > len(message.payload):
             raise DeviceError("the other side sends fewer bytes than the rows have")
-        found.append(np.frombuffer(message.payload, dtype, count, at))
+        rows = np.frombuffer(message.payload, dtype, count, at)
+        found.append(rows if rows.flags.aligned else rows.copy())
         at += count * dtype.itemsize
     if at != len(message.payload):
         raise DeviceError("the other side sends more bytes than the rows have")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import StageError
+from splitload.base.regular import read_checked
 from splitload.bundle.collaboration import Collaboration, Part, ProgramStep
 from splitload.deploy.row_store import RowStore
 from splitload.runtime.forks import making_session
@@ -103,6 +104,8 @@ class PieceRunner:
             store.put(*part, value)
 
     def _session(self, number: int) -> Any:
+        if (found := self._sessions.get(number)) is not None:  # whoever opens another one keeps nobody waiting
+            return found
         with self._lock:
             if number not in self._sessions:
                 self._sessions[number] = self._opened(number)
@@ -113,7 +116,7 @@ class PieceRunner:
         file = self.collaboration.pieces[number].graph
         try:
             with making_session():
-                data = (self._folder / file.name).read_bytes()
+                data = read_checked(self._folder / file.name, file)
                 return session_beside(self._bundle, data, piece_options(ort, self._threads))
         except Exception as error:
             raise StageError(f"'{file.name}' cannot be opened: {' '.join(str(error).split())[:300]}") from error

@@ -22,6 +22,9 @@ from splitload.bundle.validate import file_entry, tensor_spec
 FORMAT, VERSION = "splitload-collaboration", 1
 SUFFIX = ".collaboration"
 SHARED = "shared"  # the arm that counts
+MOST_S, MAX_RANK = 3600.0, 32
+_WORDS = "bool double float float16 int16 int32 int64 int8 uint16 uint32 uint64 uint8"
+_TYPES = frozenset(f"tensor({word})" for word in _WORDS.split())
 MAX_LEVELS, MAX_PIECES, MAX_PLANS, MAX_ARMS, MAX_STEPS = 256, 1 << 14, 1024, 16, 4096
 Kind = Literal["send", "receive", "compute"]
 
@@ -237,11 +240,14 @@ def validate_collaboration(data: Any) -> Collaboration:
 def _tensor(row: Reader) -> RowTensor:
     row.only(*RowTensor.__annotations__)
     shape = tuple(row.sequence("shape"))
-    if not all(is_count(size) and size > 0 for size in shape) or math.prod(shape) >= 1 << 40:
+    if len(shape) > MAX_RANK or not all(is_count(size) and size > 0 for size in shape) or math.prod(shape) >= 1 << 40:
         raise BundleError(f"{row.where}.shape must hold counts of at least 1, it is {shape!r:.80}")
     axis = None if row.get("axis") is None else row.count("axis")
     lines = row.count("lines", 1)
-    if axis is not None and (axis >= len(shape) or math.prod(shape) % (lines * shape[axis])):
+    if row.text("type") not in _TYPES:
+        raise BundleError(f"{row.where}.type is {row.text('type')!r:.80}; tensors of numbers alone are exchanged")
+    rows = 1 if axis is None else shape[axis] if axis < len(shape) else 0
+    if rows == 0 or math.prod(shape) % (lines * rows):
         raise BundleError(f"{row.where}: rows along axis {axis} do not begin {lines} times in {shape}")
     return RowTensor(row.text("name"), row.text("type"), shape, axis, lines)
 
@@ -250,7 +256,7 @@ def _level(row: Reader, tensors: Mapping[str, RowTensor]) -> SharedLevel:
     row.only(*SharedLevel.__annotations__)
     names, count, is_whole = tuple(row.sequence("tensors")), row.count("num_rows", 1), row.flag("is_whole")
     for name in names:
-        if name not in tensors:
+        if not isinstance(name, str) or name not in tensors:
             raise BundleError(f"{row.where}.tensors names {name!r:.80}, which manifest.tensors has not")
         tensor = tensors[name]
         if not is_whole and (tensor.axis is None or tensor.shape[tensor.axis] != count):
@@ -263,7 +269,10 @@ def _level(row: Reader, tensors: Mapping[str, RowTensor]) -> SharedLevel:
 def _piece(row: Reader, tensors: Mapping[str, RowTensor]) -> PieceEntry:
     row.only(*PieceEntry.__annotations__)
     parts = (tuple(_part(each, tensors) for each in row.items(key, 1, 1024)) for key in ("reads", "gives"))
-    return PieceEntry(file_entry(row.child("graph")), *parts)
+    graph = file_entry(row.child("graph"))
+    if not graph.name.endswith(".onnx"):  # what it reads besides would not be looked at
+        raise BundleError(f"{row.where}.graph.name must end in .onnx, it is '{graph.name}'")
+    return PieceEntry(graph, *parts)
 
 
 def _part(row: Reader, tensors: Mapping[str, RowTensor]) -> Part:
@@ -293,8 +302,8 @@ def _plan(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry
 def _arm(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> ArmEntry:
     row.only(*ArmEntry.__annotations__)
     predicted_s = row.number("predicted_s")
-    if predicted_s < 0:
-        raise BundleError(f"{row.where}.predicted_s must be at least 0, it is {predicted_s}")
+    if not 0 <= predicted_s <= MOST_S:
+        raise BundleError(f"{row.where}.predicted_s must be from 0 to {MOST_S:g}, it is {predicted_s}")
     steps = {key: tuple(_step(each, levels, pieces) for each in row.items(key, 0, MAX_STEPS)) for key in _MACHINES}
     for sender, receiver in (_MACHINES, _MACHINES[::-1]):
         sent = [step[1:] for step in steps[sender] if step.kind == "send"]

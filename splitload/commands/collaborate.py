@@ -146,6 +146,8 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
         ],
     )
     console.print(f"{found.local_share:.1%} of the floating-point operations can be shared, at {found.levels} levels")
+    if saving is not None and any(each.predicted_s > saving.deadline_s for each in found.plans):
+        console.note(f"on some links no plan is within {options.deadline_ms:g} ms; there the least late one is taken")
     if all(each.plan == found.plans[0].plan for each in found.plans):
         console.note("on no link up to 50 MB/s does the server help: the device is quicker alone")
     console.print(f"collaboration: {found.folder}")

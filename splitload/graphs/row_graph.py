@@ -80,7 +80,8 @@ class RowGraph:
         operations = [_operation(node, shapes, constants, opsets) for node in nodes]
         if work is None:
             work = [sum(int(np.prod(shapes.get(name, ()))) for name in node.output) for node in nodes]
-        search = _Search(nodes, operations, shapes, work)
+        blocked = frozenset(_blocked(nodes))
+        search = _Search(nodes, operations, shapes, work, blocked)
         for name in inputs:
             search.begin(name, 0)
         for at in range(len(nodes)):
@@ -90,7 +91,7 @@ class RowGraph:
             for node, operation, rows in zip(nodes, operations, search.rows, strict=True)
         )
         values = frozenset(name for node in nodes for name in node.output if name).union(inputs)
-        return cls(found, search.axes, shapes, frozenset(_blocked(nodes)), values)
+        return cls(found, search.axes, shapes, blocked, values)
 
     def size(self, name: str) -> int:
         """Return how many rows a tensor that has a split axis has."""
@@ -115,8 +116,10 @@ def _operation(
     opsets: Mapping[str, int],
 ) -> Operation:
     domain = "" if node.domain == "ai.onnx" else node.domain
+    # what bodies need is not followed, and of tensors of unknown size nothing is known
+    is_known = not any(True for _ in bodies(node)) and all(name in shapes for name in node.input if name)
     return Operation(
-        node.op_type if not any(True for _ in bodies(node)) else "",  # what bodies need is not followed
+        node.op_type if is_known else "",
         domain,
         opsets.get(domain, 1),
         attributes(node),
@@ -147,11 +150,18 @@ class _Search:
         operations: The same for the rules.
         shapes: Of all tensors.
         work: Of each node.
+        blocked: Names of the tensors in blocks of channels, which cannot be divided between channels.
     """
 
     def __init__(
-        self, nodes: Sequence[Any], operations: Sequence[Operation], shapes: Mapping[str, Shape], work: Sequence[int]
+        self,
+        nodes: Sequence[Any],
+        operations: Sequence[Operation],
+        shapes: Mapping[str, Shape],
+        work: Sequence[int],
+        blocked: frozenset[str],
     ) -> None:
+        self._blocked = blocked
         self._nodes, self._operations, self._shapes, self._work = nodes, operations, shapes, work
         self.axes: dict[str, int] = {}
         self.rows: list[Rows | None] = [None] * len(nodes)
@@ -160,7 +170,8 @@ class _Search:
         """Choose the axis of a tensor that has none, which nodes from a position on read; of equals the first one."""
         shape = self._shapes.get(name, ())
         best, most = None, 0
-        for axis in [each for each, size in enumerate(shape) if size > 1]:
+        unlike = 1 if name in self._blocked else None
+        for axis in [each for each, size in enumerate(shape) if size > 1 and each != unlike]:
             done = self._followed({name: axis}, position)
             if done > most:
                 best, most = axis, done

@@ -100,11 +100,14 @@ def resize(operation: Operation, axes: Mapping[int, int]) -> Rows | None:
     mode = values.get("mode", b"nearest")
     if axis < 2 and (out[axis] != shape[axis] or mode == b"cubic"):
         return None
-    if out[axis] == shape[axis]:
-        return Rows(axis, {0: Need(axis)})
     scales = operation.constants.get(2)
+    is_computed = operation.is_given(2) and scales is None and operation.inputs[2] != (0,)
+    if operation.opset < 11 or is_computed:  # what Resize was before took scales elsewhere
+        return None
     if scales is not None and scales.size and float(scales[axis]) * shape[axis] != out[axis]:
         return None
+    if out[axis] == shape[axis]:
+        return Rows(axis, {0: Need(axis)})
     ratio = Fraction(shape[axis], out[axis])
     rows, made = ratio.numerator, ratio.denominator
     if max(rows, made) > _MOST_RATIO or how not in (b"half_pixel", b"pytorch_half_pixel", b"asymmetric"):
@@ -130,7 +133,7 @@ def upsample_blocks(operation: Operation, axes: Mapping[int, int]) -> Rows | Non
 
 def batch_norm(operation: Operation, axes: Mapping[int, int]) -> Rows | None:
     """What treats each pixel of a channel alike: channels cannot be divided."""
-    return first_input(operation, axes, axes.get(0) != 1)
+    return first_input(operation, axes, axes.get(0) != 1 and not operation.attributes.get("training_mode"))
 
 
 def batch_alone(operation: Operation, axes: Mapping[int, int]) -> Rows | None:

@@ -69,7 +69,10 @@ def plan_piece(graph: RowGraph, nodes: Sequence[int], wanted: Ranges) -> Piece:
         nodes: Positions of the operators, in order.
         wanted: Rows of tensors that they give; None for all of a tensor.
     """
-    needed = dict(wanted)
+    needed = {
+        name: Range(0, graph.size(name)) if rows is None and name in graph.axes else rows
+        for name, rows in wanted.items()
+    }
     rows: dict[int, Range | None] = {}
     made: dict[str, Range | None] = {}
     for at in reversed(nodes):

@@ -91,7 +91,7 @@ def _fused_matmul(operation: Operation, axes: Mapping[int, int]) -> Rows | None:
 def _gemm(operation: Operation, axes: Mapping[int, int]) -> Rows | None:
     """Rows of the output need those of the left side, and of what is added."""
     axis = 1 if operation.attributes.get("transA") else 0
-    if axes.get(0) != axis or 1 in axes:
+    if axes.get(0) != axis or 1 in axes or axes.get(2, 0) != 0:
         return None
     needs = {0: Need(axis)}
     added = operation.inputs[2] if operation.is_given(2) else None
@@ -106,6 +106,9 @@ def _normalised(operation: Operation, axes: Mapping[int, int]) -> Rows | None:
     first = int(operation.attributes.get("axis", -1)) % rank
     found = set(axes.values())
     if len(found) != 1 or (axis := found.pop()) >= first:
+        return None
+    added = 2 if operation.kind == "SkipLayerNormalization" else 1  # inputs that must have all axes
+    if any(len(operation.inputs[at] or ()) != rank for at in {*range(added), *axes}):
         return None
     needs = {
         at: Need(axis)
@@ -238,6 +241,8 @@ def _reshaped(operation: Operation, axes: Mapping[int, int]) -> Rows | None:
 
 
 def _expanded(operation: Operation, axes: Mapping[int, int]) -> Rows | None:
+    if set(axes) != {0}:
+        return None
     return _elementwise(Operation("Expand", "", 0, {}, operation.inputs[:1], operation.outputs), axes)
 
 

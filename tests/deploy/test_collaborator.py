@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 import socket
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from shared_models import PIXELS, Made, collaboration_in
 
@@ -231,3 +234,64 @@ def test_plans_of_another_bundle_are_refused(made: Made, tmp_path: Path) -> None
         Collaborator(bundle, None, collaboration=made.folder)
     with pytest.raises(BundleError, match="collaborate plan"):
         Collaborator(made.bundle, None, collaboration=tmp_path / "none")
+
+
+def test_after_an_interrupted_call_no_answer_is_that_of_another(
+    site: Site, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"x": FEEDS["x"][..., ::-1].copy()}
+    with sharing(site) as model:
+        assert model.wait_for_server(PATIENT_S)
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(model._runner, "follow", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.run(None, other)
+        for _ in range(3):
+            np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_caller_is_told_with_may_fail(site: Site, expected: Any) -> None:
+    def fails(_: str) -> None:
+        raise RuntimeError("nobody listens")
+
+    with sharing(site, tell=fails) as model:
+        assert model.wait_for_server(PATIENT_S)
+        site.stop()
+        np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
+        site.start()
+
+
+def test_graphs_for_another_processor_are_the_device_s_alone_and_no_server_s(
+    made: Made, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitload.deploy.share_server.cpu_architecture", lambda: "m68k")
+    own = credentials(tmp_path / "own", tls=True)
+    with pytest.raises(DeviceError, match="this machine is m68k"):
+        ShareServer(made.folder, made.bundle, own, port=0)
+    with Collaborator(made.bundle, f"tls://127.0.0.1:1/#{own.code.text()}") as model:
+        np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
+        assert "m68k" in model.why_alone
+    with pytest.raises(UsageError, match="deadline_s takes seconds"):
+        Collaborator(made.bundle, None, deadline_s=float("inf"))
+
+
+def test_a_piece_that_reads_a_file_which_is_not_the_bundle_s_is_refused(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "hostile.collaboration"
+    shutil.copytree(made.folder, folder)
+    data = json.loads((folder / "manifest.json").read_text())
+    piece = data["pieces"][0]["graph"]
+    model = onnx.load(str(folder / piece["name"]), load_external_data=False)
+    tensor = next(each for each in model.graph.initializer if each.external_data)
+    next(each for each in tensor.external_data if each.key == "location").value = "other.bin"
+    content = model.SerializeToString()
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    (folder / piece["name"]).write_bytes(content)
+    piece.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (folder / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"other\.bin"):
+        Collaborator(made.bundle, None, collaboration=folder)
