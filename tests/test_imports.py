@@ -134,7 +134,7 @@ def test_personalize_has_the_frozen_stages_begin_before_its_imports(tmp_path: Pa
 
 def test_public_names() -> None:
     assert splitload.__all__ == [
-        "IOBinding", "InferenceSession", "LibraryWarning", "ParallelLoader", "PortableWarning", "SplitloadError",
-        "Tensor", "__version__", "from_torch", "install",
+        "Collaborator", "IOBinding", "InferenceSession", "LibraryWarning", "ParallelLoader", "PortableWarning",
+        "SplitloadError", "Tensor", "__version__", "from_torch", "install",
     ]  # fmt: skip
     assert all(hasattr(splitload, name) for name in splitload.__all__)

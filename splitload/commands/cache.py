@@ -30,6 +30,7 @@ ROOMS = {
     "profiles": "what was measured on this machine and on served devices",
     "residency": "bundles under a ceiling, to compare",
     "searches": "interrupted searches, to resume",
+    "collaborate": "the code by which devices know this server",
     "serve": "files that desks sent to this device, and its own code",
     "zoo": "models that are built in",
 }

@@ -27,8 +27,8 @@ TRAIN = ["train", "model.onnx", "--device", "s20"]
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "no command given (see 'splitload --help')"),
     "command": (["trian"], "unknown command 'trian'. Did you mean train"),
-    "nonsense": (["nonsense"], "unknown command 'nonsense'. Known: bench, cache, crowd, devices"),
-    "nothing near": (["nosuch"], "unknown command 'nosuch'. Known: bench, cache, crowd, devices"),
+    "nonsense": (["nonsense"], "unknown command 'nonsense'. Known: bench, cache, collaborate, crowd, devices"),
+    "nothing near": (["nosuch"], "unknown command 'nosuch'. Known: bench, cache, collaborate, crowd, devices"),
     "option": ([*TRAIN, "--speed"], "unrecognized arguments: --speed. Did you mean --seed"),
     "option in the place of one that is required": (
         ["train", "model.onnx", "--devise=s20"],

@@ -145,7 +145,7 @@ def test_a_budget_under_a_ceiling(model: str, capsys: pytest.CaptureFixture[str]
     assert "give more --budget" in capsys.readouterr().err
     assert main([*command, str(ceiling), "--budget", "60", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["plan"]["num_stages"] >= 4
+    assert told["plan"]["num_stages"] > 1
     assert 0 < told["measured_loads"] <= 60
     assert told["memory"]["peak_bytes"] <= ceiling
     assert told["memory"]["arena_source"] == "measured"
