@@ -15,7 +15,7 @@ import numpy as np
 from splitload.base.errors import DeviceError, SplitloadError, UsageError
 from splitload.base.record import Record
 from splitload.base.regular import sha256_of
-from splitload.bundle.collaboration import MOST_S, SHARED, SUFFIX, ArmEntry, ProgramStep
+from splitload.bundle.collaboration import MOST_S, SHARED, ArmEntry, ProgramStep, beside
 from splitload.bundle.manifest import MANIFEST
 from splitload.deploy import channel as wire
 from splitload.deploy.channel import Channel, connect, read_server
@@ -88,8 +88,7 @@ class Collaborator(ParallelLoader):
         **options: Any,
     ) -> None:
         place = Path(os.path.realpath(bundle))
-        folder = place.with_name(place.name.removesuffix(".splitload") + SUFFIX)
-        folder = folder if collaboration is None else Path(collaboration)
+        folder = beside(place) if collaboration is None else Path(collaboration)
         self._server = None if server is None else read_server(server)
         self._runner = PieceRunner(folder, place, opened(folder, place))
         self._arm = arm

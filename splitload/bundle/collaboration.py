@@ -186,6 +186,11 @@ class Collaboration(Record):
         return slower[-1] if slower else having[0]
 
 
+def beside(bundle: Path) -> Path:
+    """Return where the collaboration of a bundle lies, unless it is put elsewhere."""
+    return bundle.with_name(bundle.name.removesuffix(".splitload") + SUFFIX)
+
+
 def read_collaboration(folder: Path) -> Collaboration:
     """Read and check the folder of a collaboration.
 

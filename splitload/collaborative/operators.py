@@ -31,6 +31,11 @@ class Operators:
     local_flops: int
     flops: int
 
+    @property
+    def local_share(self) -> float:
+        """The share of floating-point operations that is local."""
+        return self.local_flops / self.flops if self.flops else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {

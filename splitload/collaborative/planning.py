@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from splitload.base.errors import UsageError
 from splitload.bundle.read import read_manifest
 from splitload.collaborative.costs import Costs, Link
+from splitload.collaborative.operators import count_operators
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.profile import measure_costs
 from splitload.collaborative.search import Saving, search
@@ -17,7 +18,6 @@ from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.row_pieces import Range
-from splitload.plan.graph import ModelGraph
 
 if TYPE_CHECKING:
     from splitload.devices import Measuring
@@ -96,7 +96,7 @@ def plan_collaboration(
         pieces, costs, [step * STEP_BYTES_PER_S for step in range(MOST_STEPS + 1)], latency_s, seed, report, saving
     )
     folder = write(bundle, graph, pieces, plans, target)
-    return PlannedCollaboration(folder, tuple(plans), len(pieces.levels.levels), _local_share(graph, pieces))
+    return PlannedCollaboration(folder, tuple(plans), len(pieces.levels.levels), count_operators(graph).local_share)
 
 
 def plans_for(
@@ -136,9 +136,3 @@ def plans_for(
             before = (best.plan,)
             found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines))
     return found
-
-
-def _local_share(graph: ModelGraph, pieces: Pieces) -> float:
-    total = sum(node.flops for node in graph.nodes)
-    local = sum(own.flops for node, own in zip(pieces.levels.graph.nodes, graph.nodes, strict=True) if node.is_local)
-    return local / total if total else 0.0

@@ -13,7 +13,6 @@ from splitload.base.regular import sha256_of
 from splitload.bundle.collaboration import (
     FORMAT,
     SHARED,
-    SUFFIX,
     ArmEntry,
     Collaboration,
     Part,
@@ -21,6 +20,7 @@ from splitload.bundle.collaboration import (
     PlanEntry,
     ProgramStep,
     SharedLevel,
+    beside,
     validate_collaboration,
     write_collaboration,
 )
@@ -58,11 +58,6 @@ class Planned:
     def baselines_s(self) -> dict[str, float]:
         """When the plans that share nothing answer, by name."""
         return {name: seconds for name, (_, seconds) in self.baselines.items()}
-
-
-def beside(bundle: Path) -> Path:
-    """Return where the collaboration of a bundle lies."""
-    return bundle.with_name(bundle.name.removesuffix(".splitload") + SUFFIX)
 
 
 def write(

@@ -10,7 +10,7 @@ from splitload.base.errors import UsageError
 from splitload.base.machine import available_threads
 from splitload.base.packages import need
 from splitload.base.words import at_least_one
-from splitload.bundle.collaboration import SHARED, SUFFIX
+from splitload.bundle.collaboration import SHARED, beside
 from splitload.commands.argument_types import Parser, reading, takes_port
 from splitload.commands.console import Console
 from splitload.deploy.channel import PORT, SCHEME
@@ -98,10 +98,9 @@ def operators(options: argparse.Namespace, console: Console, cache: Path) -> dic
         ("operator", "local", "global"),
         [(kind, str(found.local.get(kind, 0)), str(found.whole.get(kind, 0))) for kind in kinds],
     )
-    share = found.local_flops / found.flops if found.flops else 0.0
     console.print(
-        f"{sum(found.local.values())} local, {sum(found.whole.values())} global operators; {share:.1%} of the "
-        "floating-point operations are local"
+        f"{sum(found.local.values())} local, {sum(found.whole.values())} global operators; {found.local_share:.1%} of "
+        "the floating-point operations are local"
     )
     if not found.local:
         console.note("no operator can be shared: a device and a server can only take turns between layers")
@@ -256,8 +255,7 @@ def serve(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     from splitload.deploy.share_server import ShareServer
 
     bundle = Path(options.bundle)
-    folder = bundle.with_name(bundle.name.removesuffix(".splitload") + SUFFIX)
-    folder = folder if options.collaboration is None else Path(options.collaboration)
+    folder = beside(bundle) if options.collaboration is None else Path(options.collaboration)
     known = credentials(cache / "collaborate", tls=True, anew=options.new_code)
     server = ShareServer(
         folder, bundle, known, host=options.host, port=options.port, processors=available_threads(), tell=console.note

@@ -26,7 +26,7 @@ from splitload.base.errors import StageError
 from splitload.base.scratch import scratch_folder
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.shared_plan import SharedPlan
-from splitload.collaborative.store import Planned, beside, write
+from splitload.collaborative.store import Planned, write
 from splitload.commands.console import Console
 from splitload.deploy.collaborator import Collaborator
 from splitload.frontends import open_source
@@ -80,7 +80,7 @@ def row(model: str, kills: int, seed: int, folder: Path, console: Console) -> di
     middle = next(at for at in range(len(levels) // 3, len(levels)) if levels[at].num_rows > 4)
     rows = levels[middle].num_rows // 2
     plan = SharedPlan((0, middle, len(levels) - 1), (levels[0].num_rows, rows, 0), (2, 2))
-    write(bundle, graph, pieces, [Planned(0.0, plan, 1.0)], beside(bundle))
+    write(bundle, graph, pieces, [Planned(0.0, plan, 1.0)])
     server = _Server(bundle, folder / "cache")
     outcomes: list[dict[str, Any]] = []
     try:

@@ -15,10 +15,10 @@ import pytest
 from shared_models import PIXELS, Made, collaboration_in, graph_of, images
 
 from splitload.base.errors import BundleError, UsageError
-from splitload.bundle.collaboration import Collaboration, read_collaboration, validate_collaboration
+from splitload.bundle.collaboration import Collaboration, beside, read_collaboration, validate_collaboration
 from splitload.bundle.manifest import MANIFEST
 from splitload.collaborative.pieces import Pieces
-from splitload.collaborative.store import beside, write
+from splitload.collaborative.store import write
 from splitload.deploy.shared_run import PieceRunner
 from splitload.graphs.here import HERE
 
