@@ -1,40 +1,39 @@
 """An encrypted connection between a device and a server that share inferences: messages of rows, in both directions.
 
-The server shows a certificate that the device knows by its fingerprint, and the device a token: together the code that
-`splitload collaborate serve` prints. A message has a head of fixed size, then as many bytes as it says.
+A message has a head of fixed size, then as many bytes as it says.
 
 Python's SSL sockets must not be read and written at the same time. So OpenSSL works on memory here, for moments and
 under a lock; sending and receiving wait outside of it.
+
+A weak processor has no time for a packet at a time. Whoever computes hands its rows to the system itself, which sends
+them meanwhile; and what comes lies with the system until much of it is there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import queue
-import selectors
 import socket
 import ssl
 import struct
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from splitload.base.errors import DeviceError, UsageError
+from splitload.base.errors import DeviceError
 from splitload.base.record import Record
-from splitload.deploy.credentials import Code, Credentials, fingerprint_of, read_code
+from splitload.deploy.socket_waits import Waits
+from splitload.deploy.tls_records import RecordCount
 
-PORT = 8760
-SCHEME = "tls://"
-HELLO, WELCOME, REFUSED, BEGIN, ROWS, DONE, FAILED, PROBE, ECHO = range(1, 10)
+HELLO, WELCOME, REFUSED, BEGIN, ROWS, DONE, FAILED, PROBE, ECHO, GIVEN_UP = range(1, 11)
 _HEAD = struct.Struct("<BxHIIQ")  # kind, number, start, stop, bytes that follow
 MOST_BYTES = 1 << 30  # that a message may have
 MOST_TEXT = 1 << 16  # bytes of one of text
 _READ_BYTES = 1 << 18
 _CHUNK_BYTES = 1 << 16  # that are encrypted at a time
-_CONNECT_S, _SEND_S = 10.0, 30.0
+CONNECT_S, _SEND_S = 10.0, 30.0
 _IDLE_S, _EVERY_S, _PROBES = 15, 5, 3  # until a machine that says nothing any more is taken for gone
 
 
@@ -75,7 +74,7 @@ class ClosedError(DeviceError):
 
 
 class Channel:
-    """One connection, once both sides know each other; messages are sent by a thread of its own, in order.
+    """One connection, once both sides know each other; messages are sent in order.
 
     Args:
         sock: The connection, which it closes.
@@ -83,33 +82,46 @@ class Channel:
         server_side: Whether it is the server's.
 
     Attributes:
-        waited_bytes: What was received since it was set to 0 in pieces that had to be waited for.
-        waited_s: How long they were waited for, in seconds: what lay there already says nothing of the link.
+        waited_bytes: What came since it was set to 0 while it was waited for, of messages whose head was there.
+        waited_s: How long it was waited for, in seconds: what lay there already says nothing of the link.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
         self.waited_bytes, self.waited_s = 0, 0.0
         self._sock = sock
-        self._ready = selectors.DefaultSelector()
-        self._ready.register(sock, selectors.EVENT_READ)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[Sequence[Any] | None] = queue.SimpleQueue()
-        self._queued_bytes = 0
+        self._lock = threading.Lock()  # of OpenSSL
+        self._order = threading.Lock()  # of who sends
+        self._later: queue.SimpleQueue[_Unsent | None] = queue.SimpleQueue()
+        self._later_bytes = 0
+        self._is_behind = False  # whether there is something that the sender has not sent yet
         self._error: Exception | None = None
         self._closed = False
+        self._head: bytes | None = None  # of a message that has not come yet
+        self._part: bytearray | None = None  # what has come of what is read
+        self._done = 0
         self._handshake()
-        sock.settimeout(_SEND_S)  # of sending; receiving waits for the socket to be ready
-        self._sender = threading.Thread(target=self._send_all, name="splitload-sender", daemon=True)
+        begun = self._incoming.read()  # whole records have been taken out, of what follows nothing
+        self._records = RecordCount()
+        self._records.take(memoryview(begun))
+        self._incoming.write(begun)
+        sock.setblocking(False)
+        self._waits = Waits(sock)
+        self._buffer = bytearray(_READ_BYTES)
+        self._sender = threading.Thread(target=self._send_later, name="splitload-sender", daemon=True)
         self._sender.start()
 
     def certificate(self) -> bytes:
         """Return the certificate of the other side; nothing where it showed none."""
         return self._tls.getpeercert(binary_form=True) or b""
 
+    def expect(self, most_bytes: int) -> None:
+        """Have the system keep messages of so many bytes until they are received, as far as it does."""
+        self._waits.keep(most_bytes)
+
     def send(self, kind: int, number: int = 0, start: int = 0, stop: int = 0, parts: Sequence[Any] = ()) -> None:
-        """Have a message be sent, and go on.
+        """Send a message: what the system takes at once, and the rest by a thread.
 
         Args:
             kind: See `Message`.
@@ -119,22 +131,31 @@ class Channel:
             parts: Buffers that follow one another; they must not change until they are sent.
 
         Raises:
-            ClosedError: If an earlier one could not be sent.
+            ClosedError: If it cannot be sent, or an earlier one could not be.
         """
-        if self._error is not None or self._closed:
-            raise ClosedError("the connection is closed")
         views = [memoryview(part).cast("B") for part in parts]
-        head = _HEAD.pack(kind, number, start, stop, sum(map(len, views)))
-        with self._lock:
-            self._queued_bytes += len(head) + sum(map(len, views))
-            is_full = self._queued_bytes > MOST_BYTES
+        size = sum(map(len, views))
+        unsent = _Unsent(b"", [memoryview(_HEAD.pack(kind, number, start, stop, size)), *views], _HEAD.size + size)
+        with self._order:
+            if self._error is not None or self._closed:
+                raise ClosedError("the connection is closed")
+            try:
+                rest = unsent if self._is_behind else self._sent_now(unsent)
+            except (OSError, ValueError) as error:
+                self._error = error
+                raise ClosedError(f"the connection breaks: {getattr(error, 'strerror', None) or error}") from error
+            if rest is None:
+                return
+            self._is_behind = True
+            self._later_bytes += rest.bytes
+            is_full = self._later_bytes > MOST_BYTES
+            self._later.put(rest)
         if is_full:
             self.close()
             raise ClosedError("the other side does not take what it is sent")
-        self._queue.put([head, *views])
 
     def say(self, kind: int, **words: Any) -> None:
-        """Have a message of text be sent."""
+        """Send a message of text."""
         self.send(kind, parts=[json.dumps(words).encode()])
 
     def receive(self, timeout_s: float | None = None, most_bytes: int = MOST_BYTES) -> Message:
@@ -145,15 +166,19 @@ class Channel:
             most_bytes: Of a message; a longer one breaks the connection.
 
         Raises:
-            TimeoutError: If it does not come in time; nothing can be received any more then.
+            TimeoutError: If it does not come in time; what has come of it is kept for the next call.
             ClosedError: If the other side is gone.
             DeviceError: If it is no message.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        kind, number, start, stop, size = _HEAD.unpack(self._read(_HEAD.size, deadline_s))
-        if not HELLO <= kind <= ECHO or size > most_bytes:
+        if self._head is None:
+            self._head = bytes(self._read(_HEAD.size, deadline_s))
+        kind, number, start, stop, size = _HEAD.unpack(self._head)
+        if not HELLO <= kind <= GIVEN_UP or size > most_bytes:
             raise DeviceError(f"the other side sends a message of kind {kind} and {size} bytes, which there is not")
-        return Message(kind, number, start, stop, self._read(size, deadline_s))
+        payload = self._read(size, deadline_s, tells=True)
+        self._head = None
+        return Message(kind, number, start, stop, payload)
 
     def close(self, drain_s: float = 0.0) -> None:
         """End the connection; may be called again, by any thread.
@@ -161,17 +186,17 @@ class Channel:
         Args:
             drain_s: How long to wait until all is sent.
         """
-        self._queue.put(None)
+        self._later.put(None)
         if drain_s and threading.current_thread() is not self._sender:
             self._sender.join(drain_s)
         self._closed = True
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
-        self._ready.close()
+        self._waits.close()
 
     def _handshake(self) -> None:
-        deadline_s = time.monotonic() + _CONNECT_S
+        deadline_s = time.monotonic() + CONNECT_S
         while True:
             try:
                 self._tls.do_handshake()
@@ -190,58 +215,105 @@ class Channel:
         if self._outgoing.pending:
             self._sock.sendall(self._outgoing.read())
 
-    def _send_all(self) -> None:
-        while (parts := self._queue.get()) is not None and not self._closed:
+    def _encrypted(self, parts: list[memoryview]) -> memoryview:
+        """Return what the next bytes of some buffers are on the wire, and take them out of the list."""
+        taken = 0
+        with self._lock:
+            while parts and taken < _CHUNK_BYTES:
+                part = parts.pop(0)
+                if len(part) > (room := _CHUNK_BYTES - taken):
+                    parts.insert(0, part[room:])
+                    part = part[:room]
+                if len(part):
+                    self._tls.write(part)
+                taken += len(part)
+            return memoryview(self._outgoing.read())
+
+    def _sent_now(self, unsent: _Unsent) -> _Unsent | None:
+        """Send what the system takes without waiting, and return the rest; None where there is none."""
+        while unsent.parts:
+            data = self._encrypted(unsent.parts)
             try:
-                for part in parts:
-                    for at in range(0, len(part), _CHUNK_BYTES):
-                        with self._lock:
-                            self._tls.write(part[at : at + _CHUNK_BYTES])
-                            data = self._outgoing.read()
-                        self._sock.sendall(data)
-                with self._lock:
-                    self._queued_bytes -= sum(map(len, parts))
-            except (OSError, ValueError) as error:
+                done = self._sock.send(data)
+            except BlockingIOError:
+                done = 0
+            if done < len(data):
+                return unsent._replace(encrypted=data[done:])
+        return None
+
+    def _send_later(self) -> None:
+        """Send what could not be sent at once."""
+        while (unsent := self._later.get()) is not None and not self._closed:
+            try:
+                data = memoryview(unsent.encrypted)
+                while len(data) or unsent.parts:
+                    if not len(data):
+                        data = self._encrypted(unsent.parts)
+                    self._waits.for_room(_SEND_S)
+                    with contextlib.suppress(BlockingIOError):
+                        data = data[self._sock.send(data) :]
+            except (OSError, ValueError, KeyError) as error:
                 self._error = error
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
                 break
+            with self._order:
+                self._later_bytes -= unsent.bytes
+                self._is_behind = not self._later.empty()
 
-    def _read(self, size: int, deadline_s: float | None) -> bytearray:
-        found = bytearray(size)
-        view, done = memoryview(found), 0
-        while done < size:
+    def _read(self, size: int, deadline_s: float | None, *, tells: bool = False) -> bytearray:
+        """Return so many bytes.
+
+        Args:
+            size: How many.
+            deadline_s: By `time.monotonic`; None for none.
+            tells: Whether the sender has begun to send them, so that waiting tells what the link carries.
+        """
+        if self._part is None:
+            self._part, self._done = bytearray(size), 0
+        found, view = self._part, memoryview(self._part)
+        while self._done < size:
             with self._lock, contextlib.suppress(ssl.SSLWantReadError):
-                while done < size:
-                    count = self._tls.read(size - done, view[done:])
+                while self._done < size:
+                    count = self._tls.read(size - self._done, view[self._done :])
                     if not count:
                         raise ClosedError("the other side has ended the connection")
-                    done += int(count)
-            if done < size:
-                data = self._received(deadline_s)
-                with self._lock:
-                    self._incoming.write(data)
+                    self._done += int(count)
+            if self._done < size:
+                self._take(self._records.least(size - self._done), deadline_s, tells=tells)
+        self._part = None
         return found
 
-    def _received(self, deadline_s: float | None) -> bytes:
-        begun_s = time.monotonic()
+    def _take(self, missing: int, deadline_s: float | None, *, tells: bool) -> None:
+        """Wait for bytes from the other side, and have OpenSSL take them."""
         try:
-            has_waited = not self._ready.select(0)
-            if has_waited and not self._ready.select(None if deadline_s is None else max(deadline_s - begun_s, 0)):
-                raise TimeoutError
-            data = self._sock.recv(_READ_BYTES)
+            waited_s, came = self._waits.for_bytes(missing, deadline_s)
+            count = self._sock.recv_into(self._buffer)
         except TimeoutError:
             raise
+        except BlockingIOError:
+            return
         except (OSError, ValueError, KeyError) as error:  # of a socket that was closed meanwhile too
             raise ClosedError(f"the connection breaks: {getattr(error, 'strerror', None) or error}") from error
-        if not data:
+        if not count:
             raise ClosedError("the other side has ended the connection")
+        if tells and waited_s:
+            self.waited_bytes += came
+            self.waited_s += waited_s
+        data = memoryview(self._buffer)[:count]
+        self._records.take(data)
+        with self._lock:
+            self._incoming.write(data)
         if deadline_s is not None and time.monotonic() > deadline_s:
             raise TimeoutError
-        if has_waited:
-            self.waited_bytes += len(data)
-            self.waited_s += time.monotonic() - begun_s
-        return data
+
+
+class _Unsent(NamedTuple):
+    """What is to be sent: bytes that are encrypted already, then others; and how many these were at first."""
+
+    encrypted: memoryview | bytes
+    parts: list[memoryview]
+    bytes: int
 
 
 def prompt(sock: socket.socket) -> None:
@@ -251,98 +323,3 @@ def prompt(sock: socket.socket) -> None:
     for name, value in (("TCP_KEEPIDLE", _IDLE_S), ("TCP_KEEPINTVL", _EVERY_S), ("TCP_KEEPCNT", _PROBES)):
         if hasattr(socket, name):  # where the system has it
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-class Server(Record):
-    """Where a server is.
-
-    Attributes:
-        host: Name or address.
-        port: Where it listens.
-        code: What it showed.
-    """
-
-    host: str
-    port: int
-    code: Code
-
-
-def read_server(word: str) -> Server:
-    """Return where a server is of which the address says it: "tls://HOST:PORT/#CODE".
-
-    Raises:
-        UsageError: If it is no such address.
-    """
-    cure = "give the whole address that 'splitload collaborate serve' shows, in quotes"
-    place, _, text = word.removeprefix(SCHEME).partition("/#")
-    host, _, port = place.rpartition(":")
-    if not word.startswith(SCHEME) or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16 or not text:
-        raise UsageError(f"'{word:.80}' is no address of a server; {cure}")
-    code = read_code(text)
-    if code.fingerprint is None:
-        raise UsageError(f"the code in '{word:.80}' is cut short; {cure}")
-    return Server(host.strip("[]"), int(port), code)
-
-
-def connect(server: Server, **words: Any) -> Channel:
-    """Connect to a server and have it take this device.
-
-    Args:
-        server: Where it is.
-        words: What the device says of itself.
-
-    Raises:
-        DeviceError: If it is not there, is another one than the code is of, or refuses; the message says which.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # its certificate is compared below
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    place = f"{server.host}:{server.port}"
-    sock: socket.socket | None = None
-    try:
-        sock = socket.create_connection((server.host, server.port), _CONNECT_S)
-        prompt(sock)
-        channel = Channel(sock, context, server_side=False)
-    except (OSError, DeviceError) as error:
-        if sock is not None:
-            sock.close()
-        raise DeviceError(f"no server answers at {place}: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        if not hmac.compare_digest(fingerprint_of(channel.certificate()), server.code.fingerprint or ""):
-            raise DeviceError(f"what answers at {place} is not the server that the code is of; nothing was sent to it")
-        channel.say(HELLO, token=server.code.token, **words)
-        answer = channel.receive(_CONNECT_S, MOST_TEXT)
-        if answer.kind != WELCOME:
-            reason = answer.words().get("reason") if answer.kind == REFUSED else None
-            raise DeviceError(f"the server at {place} refuses: {str(reason or 'it does not say why')[:300]}")
-    except TimeoutError as error:
-        channel.close()
-        raise DeviceError(f"the server at {place} does not answer") from error
-    except BaseException:
-        channel.close()
-        raise
-    return channel
-
-
-def serving_context(credentials: Credentials) -> ssl.SSLContext:
-    """Return the context of TLS of a server."""
-    assert credentials.certificate is not None and credentials.key is not None  # noqa: S101 - made with TLS
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # nobody resumes a session
-    context.load_cert_chain(credentials.certificate, credentials.key)
-    return context
-
-
-def greeted(channel: Channel, token: str) -> dict[str, Any]:
-    """Return what a device says of itself, once it has shown the token; who has not is refused.
-
-    Raises:
-        DeviceError: If it has not.
-    """
-    message = channel.receive(_CONNECT_S, MOST_TEXT)
-    words = message.words() if message.kind == HELLO else {}
-    if not hmac.compare_digest(str(words.get("token", "")).encode(errors="replace"), token.encode()):
-        channel.say(REFUSED, reason="the code is not the one that it shows")
-        raise DeviceError("a device came with another code")
-    return words

@@ -18,18 +18,20 @@ from splitload.base.regular import sha256_of
 from splitload.bundle.collaboration import MOST_S, SHARED, ArmEntry, ProgramStep, beside
 from splitload.bundle.manifest import MANIFEST
 from splitload.deploy import channel as wire
-from splitload.deploy.channel import Channel, connect, read_server
-from splitload.deploy.share_server import STATISTICS, opened, rows_bytes, rows_of, unfit
+from splitload.deploy.channel import Channel
+from splitload.deploy.greeting import connect, read_server
+from splitload.deploy.share_server import STATISTICS, opened, received_bytes, rows_bytes, rows_of, unfit
 from splitload.deploy.shared_run import PieceRunner
+from splitload.deploy.shared_timeline import Moment, Span, joined, unpacked
 from splitload.runtime.inputs import DTYPES
 from splitload.runtime.loader import ParallelLoader
 
 PATIENCE = 3.0  # times what a plan is predicted to take: past that the device answers alone
 LEAST_DEADLINE_S = 0.05
 RETRY_S, MOST_RETRY_S = 1.0, 30.0
-PROBE_BYTES = 1 << 18
-PROBE_EVERY_S = 5.0  # where no rows are exchanged that would tell
-_PROBE_S = 10.0
+PROBE_BYTES = 1 << 16
+PROBE_EVERY_S = 1.0  # where no rows are exchanged that would tell
+_PROBE_S, _LATE_S = 10.0, 30.0  # for the answer to a probe, and to an inference that was given up
 _TELLING_BYTES = 1 << 15  # of a message from which the link's speed can be told
 _WEIGHT = 0.5  # of a new figure beside those before
 
@@ -68,6 +70,8 @@ class Collaborator(ParallelLoader):
 
     Attributes:
         last: How the last call was answered; None before the first.
+        is_traced: Whether to note what both machines do in a shared call, and when.
+        moments: Of the last call that was shared and traced.
 
     Raises:
         UsageError: If the address is none.
@@ -75,6 +79,8 @@ class Collaborator(ParallelLoader):
     """
 
     last: Shared | None = None
+    is_traced: bool = False
+    moments: tuple[Moment, ...] = ()
 
     def __init__(
         self,
@@ -101,6 +107,7 @@ class Collaborator(ParallelLoader):
         self._changed, self._end = threading.Event(), threading.Event()
         self._channel: Channel | None = None
         self._plan: tuple[int, int, ArmEntry] | None = None  # what is ready: a plan's number, an arm's in it, the arm
+        self._late = False  # whether the server still has an inference that was given up
         self._bytes_per_s: float | None = None
         self._retry_s = RETRY_S
         self._why = "no server is given" if server is None else "the server has not answered yet"
@@ -125,7 +132,7 @@ class Collaborator(ParallelLoader):
     def wait_for_server(self, timeout_s: float | None = None) -> bool:
         """Wait until inferences are shared; return whether they are."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._channel is None or self._plan is None:
+        while self._channel is None or self._plan is None or self._late:
             if self._end.is_set() or (deadline_s is not None and time.monotonic() > deadline_s):
                 return False
             time.sleep(0.005)
@@ -134,7 +141,7 @@ class Collaborator(ParallelLoader):
     @property
     def why_alone(self) -> str:
         """Why the device answers alone for now; empty where it does not."""
-        return "" if self._channel is not None and self._plan is not None else self._why
+        return self._why if self._channel is None or self._plan is None or self._late else ""
 
     @property
     def predicted_s(self) -> float:
@@ -204,18 +211,19 @@ class Collaborator(ParallelLoader):
     def _shared(self, feeds: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
         """Return the outputs of a call that is shared; or None, and why it is not."""
         channel, plan = self._channel, self._plan
-        if channel is None or plan is None:
+        if channel is None or plan is None or self._late:
             return None, self._why
-        number, place, arm = plan
+        arm = plan[2]
         if not arm.server:
             return None, "by this link the device is quicker alone"
         patience_s = max(PATIENCE * arm.predicted_s, LEAST_DEADLINE_S) if self._deadline_s is None else self._deadline_s
         deadline_s = time.monotonic() + patience_s
         try:
-            channel.send(wire.BEGIN, number, place)
-            return self._exchanged(channel, arm, feeds, deadline_s), ""
+            return self._exchanged(channel, plan, feeds, deadline_s), ""
         except TimeoutError:
             why = f"the server took longer than {1e3 * patience_s:.0f} ms"
+            if self._give_up(channel, why):
+                return None, why
         except Exception as error:
             why = str(error) or type(error).__name__
         except BaseException:  # interrupted: what is on its way would be taken for answers of the next call
@@ -225,8 +233,13 @@ class Collaborator(ParallelLoader):
         return None, why
 
     def _exchanged(
-        self, channel: Channel, arm: ArmEntry, feeds: Mapping[str, Any], deadline_s: float
+        self, channel: Channel, plan: tuple[int, int, ArmEntry], feeds: Mapping[str, Any], deadline_s: float
     ) -> dict[str, Any]:
+        begun_s, is_traced = time.perf_counter(), self.is_traced
+        number, place, arm = plan
+        channel.send(wire.BEGIN, number, place, int(is_traced))
+        spans: list[Span] | None = [] if is_traced else None
+
         def send(step: ProgramStep, parts: Sequence[Any]) -> None:
             channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
 
@@ -239,11 +252,16 @@ class Collaborator(ParallelLoader):
         level = self._runner.collaboration.levels[0]
         for name in level.tensors:
             store.put(name, 0, None if level.is_whole else level.num_rows, np.ascontiguousarray(feeds[name]))
-        self._runner.follow(arm.device, store, send, receive)
+        self._runner.follow(arm.device, store, send, receive, spans)
         done = channel.receive(max(deadline_s - time.monotonic(), 1e-6), wire.MOST_TEXT)
-        if done.kind != wire.DONE or len(done.payload) != STATISTICS.size:
+        if done.kind != wire.DONE or len(done.payload) < STATISTICS.size:
             raise DeviceError("the server does not end the inference as it should")
-        carried_bytes, seconds = STATISTICS.unpack(done.payload)
+        carried_bytes, seconds = STATISTICS.unpack_from(done.payload)
+        if spans is not None:
+            latency_s = time.perf_counter() - begun_s
+            server_s, served = unpacked(done.payload[STATISTICS.size :], len(arm.server))
+            own = [(start - begun_s, end - begun_s) for start, end in spans]
+            self.moments = joined(arm, own, served, latency_s, server_s)
         if carried_bytes >= _TELLING_BYTES and 0 < seconds < MOST_S:
             self._learn(carried_bytes / seconds)
         self._retry_s = RETRY_S
@@ -259,10 +277,38 @@ class Collaborator(ParallelLoader):
         if self._runner.collaboration.plan_for(self._bytes_per_s, self._arm) != self._plan:
             self._changed.set()
 
+    def _give_up(self, channel: Channel, why: str) -> bool:
+        """Tell the server that nobody waits for the inference any more; return whether it could be told.
+
+        What it sends still is taken by the thread that keeps the connection; until then calls are answered alone.
+        """
+        try:
+            channel.send(wire.GIVEN_UP)
+        except DeviceError:
+            return False
+        self._late, self._why = True, why
+        self._changed.set()
+        return True
+
+    def _catch_up(self, channel: Channel) -> None:
+        """Take what belongs to an inference that was given up, and measure the link anew."""
+        with self._turn:
+            deadline_s = time.monotonic() + _LATE_S
+            while True:
+                message = channel.receive(max(deadline_s - time.monotonic(), 1e-6))
+                if message.kind == wire.FAILED:
+                    raise DeviceError(f"the server fails: {str(message.words().get('reason'))[:300]}")
+                if message.kind == wire.DONE:
+                    break
+            self._bytes_per_s = None
+            self._learn(_probed(channel))
+            self._prepare(channel)
+            self._late = False
+
     def _lose(self, channel: Channel, why: str) -> None:
         """Give a connection up, and have it made anew later."""
         if self._channel is channel:
-            self._channel, self._why = None, why
+            self._channel, self._late, self._why = None, False, why
             self._changed.set()
         channel.close()
         self._say(f"the server is given up: {why}")
@@ -283,8 +329,10 @@ class Collaborator(ParallelLoader):
                 if not self._changed.wait(PROBE_EVERY_S):
                     self._probe_idle()
                 self._changed.clear()
-                if self._channel is not None:
-                    self._prepare()
+                if (channel := self._channel) is not None:
+                    if self._late:
+                        self._catch_up(channel)
+                    self._prepare(channel)
                     continue
             except Exception as error:
                 self._why = str(error) or "the server does not answer"
@@ -301,7 +349,7 @@ class Collaborator(ParallelLoader):
         try:
             self._bytes_per_s = None
             self._learn(_probed(channel))
-            self._prepare()
+            self._prepare(channel)
         except BaseException:
             channel.close()
             raise
@@ -311,17 +359,20 @@ class Collaborator(ParallelLoader):
             return
         self._say(f"the server is there, {8e-6 * (self._bytes_per_s or 0):.0f} Mbit/s")
 
-    def _prepare(self) -> None:
+    def _prepare(self, channel: Channel) -> None:
         """Open what the best plan for the link needs, then take it."""
         if self._bytes_per_s is not None:
             plan = self._runner.collaboration.plan_for(self._bytes_per_s, self._arm)
             self._runner.open(plan[2].device)
+            channel.expect(received_bytes(self._runner, plan[2].device))
             self._plan = plan
 
     def _probe_idle(self) -> None:
         """Measure the link where no exchange has for a while."""
         channel = self._channel
-        if channel is None or self._plan is None or self._plan[2].server or not self._turn.acquire(blocking=False):
+        if channel is None or self._plan is None or self._plan[2].server or self._late:
+            return
+        if not self._turn.acquire(blocking=False):
             return
         try:
             self._learn(_probed(channel))

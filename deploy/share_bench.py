@@ -12,9 +12,11 @@ from splitload.base.errors import DeviceError
 from splitload.base.record import Record
 from splitload.bundle.collaboration import SHARED
 from splitload.deploy.collaborator import Collaborator
+from splitload.deploy.shared_timeline import Moment
 
 ARMS = ("device", "server", "layer cut", SHARED)
 UNMEASURED = 2  # inferences of each arm before those that count
+TRACED = 5  # shared inferences after those that count, of which the middle one is shown step by step
 PATIENT_S = 30.0  # for a server, and for an inference
 _PAUSE_S = 0.05  # between two, so that none waits for what another has left behind
 
@@ -40,11 +42,13 @@ class Compared(Record):
         samples: Of each arm, by name.
         predicted_s: What its plan was predicted to take.
         bytes_per_s: What the link was seen to carry.
+        moments: What both machines and the link did in one shared inference, see `TRACED`.
     """
 
     samples: Mapping[str, list[Answered]]
     predicted_s: Mapping[str, float]
     bytes_per_s: float | None
+    moments: tuple[Moment, ...]
 
 
 def compare(
@@ -90,4 +94,16 @@ def compare(
                     samples[name].append(Answered(last.latency_s, last.by, last.why))
                 time.sleep(_PAUSE_S)
         predicted_s = {name: loader.predicted_s for name, loader in loaders.items()}
-        return Compared(samples, predicted_s, loaders[SHARED].bytes_per_s)
+        return Compared(samples, predicted_s, loaders[SHARED].bytes_per_s, _traced(loaders[SHARED], feeds))
+
+
+def _traced(loader: Collaborator, feeds: Mapping[str, Any]) -> tuple[Moment, ...]:
+    """Return what is done in the inference of median latency among some that are traced; nothing if none is shared."""
+    loader.is_traced = True
+    found: list[tuple[float, tuple[Moment, ...]]] = []
+    for _ in range(TRACED):
+        loader.run(None, feeds)
+        if loader.last is not None and loader.last.by == "both":
+            found.append((loader.last.latency_s, loader.moments))
+        time.sleep(_PAUSE_S)
+    return sorted(found, key=lambda each: each[0])[len(found) // 2][1] if found else ()

@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,22 @@ from splitload.bundle.collaboration import ArmEntry, Collaboration, Part, Progra
 from splitload.bundle.manifest import MANIFEST
 from splitload.bundle.read import check_graph, read_manifest
 from splitload.deploy import channel as wire
-from splitload.deploy.channel import Channel, Message, greeted, serving_context
+from splitload.deploy.channel import Channel, Message
 from splitload.deploy.credentials import Credentials
+from splitload.deploy.greeting import PORT, greeted, serving_context
 from splitload.deploy.shared_run import PieceRunner
+from splitload.deploy.shared_timeline import Span, packed
 from splitload.runtime.inputs import DTYPES
 
 STATISTICS = struct.Struct("<Qd")  # bytes that were waited for, and how long
 _STALLED_S = 30.0  # for a device that has begun an inference and sends nothing
 _DRAIN_S, _AGAIN_S = 1.0, 0.1
 _IDLE_BYTES = 1 << 20  # of a message between two inferences, a probe at most
-MOST_CONNECTIONS = 64
+MOST_CONNECTIONS, MOST_STRANGERS = 64, 16
+
+
+class _GivenUpError(DeviceError):
+    """The device does not wait for an inference any more."""
 
 
 class Turns:
@@ -93,7 +99,7 @@ class ShareServer:
         credentials: Credentials,
         *,
         host: str = "127.0.0.1",
-        port: int = wire.PORT,
+        port: int = PORT,
         processors: int = 1,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -105,7 +111,7 @@ class ShareServer:
         self._runner = PieceRunner(folder, bundle, self._collaboration, turns=Turns(processors).one)
         self._credentials, self._context, self._tell = credentials, serving_context(credentials), tell
         self._channels: set[Channel] = set()
-        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._strangers: deque[socket.socket] = deque()  # who have not shown the code yet, the first one first
         self._is_closed = False
         self._lock = threading.Lock()
         try:
@@ -127,15 +133,17 @@ class ShareServer:
                     return
                 time.sleep(_AGAIN_S)  # too many files, or a connection that has gone already
                 continue
-            if not self._room.acquire(blocking=False):
-                sock.close()
-                continue
+            with self._lock:
+                self._strangers.append(sock)
+                longest = self._strangers.popleft() if len(self._strangers) > MOST_STRANGERS else None
+            if longest is not None:  # whoever takes long to say who it is keeps nobody out
+                _end(longest)
             thread = threading.Thread(target=self._served, args=(sock, f"{place[0]}:{place[1]}"), daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # the system has no more threads
+                self._forget(sock)
                 sock.close()
-                self._room.release()
 
     def close(self) -> None:
         """End all connections, and `run`."""
@@ -144,9 +152,11 @@ class ShareServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
-            channels = list(self._channels)
+            channels, strangers = list(self._channels), list(self._strangers)
         for each in channels:
             each.close()
+        for sock in strangers:
+            _end(sock)
 
     def _open_all(self) -> None:
         steps = [step for plan in self._collaboration.plans for arm in plan.arms for step in arm.server]
@@ -156,30 +166,26 @@ class ShareServer:
             with contextlib.suppress(StageError):  # an inference that needs it says so
                 self._runner.open([step])
 
-    def _served(self, sock: socket.socket, place: str) -> None:
-        """Serve one device until it goes, and make room for another one."""
-        try:
-            self._take(sock, place)
-        finally:
-            self._room.release()
+    def _forget(self, sock: socket.socket) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._strangers.remove(sock)
 
-    def _take(self, sock: socket.socket, place: str) -> None:
+    def _served(self, sock: socket.socket, place: str) -> None:
+        """Serve one device until it goes."""
         try:
             wire.prompt(sock)
             channel = Channel(sock, self._context, server_side=True)
         except (OSError, DeviceError):
+            self._forget(sock)
             sock.close()
             return
-        with self._lock:
-            self._channels.add(channel)
-        if self._is_closed:
-            channel.close()
         try:
             words = greeted(channel, self._credentials.code.token)
             if words.get("collaboration") != self._sha256:
                 channel.say(wire.REFUSED, reason="it has another collaboration, or another version of it: copy it anew")
                 raise DeviceError("it has another collaboration")
-            channel.say(wire.WELCOME)
+            self._take_in(channel)
+            self._forget(sock)
             self._say(f"{place} is here")
             while True:
                 self._answer(channel, channel.receive(None, _IDLE_BYTES))
@@ -191,9 +197,27 @@ class ShareServer:
                 channel.say(wire.FAILED, reason=why)
             self._say(f"{place} is let go: {why}")
         finally:
+            self._forget(sock)
             channel.close(_DRAIN_S)
             with self._lock:
                 self._channels.discard(channel)
+
+    def _take_in(self, channel: Channel) -> None:
+        """Count a device among those that are served.
+
+        Raises:
+            DeviceError: If there are too many, or the server ends.
+        """
+        with self._lock:
+            is_full = len(self._channels) >= MOST_CONNECTIONS
+            if not is_full:
+                self._channels.add(channel)
+        if is_full:
+            channel.say(wire.REFUSED, reason=f"it helps {MOST_CONNECTIONS} devices already")
+            raise DeviceError(f"{MOST_CONNECTIONS} others are here already")
+        if self._is_closed:
+            raise wire.ClosedError("the server ends")
+        channel.say(wire.WELCOME)
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(Exception):  # who reads it may be gone
@@ -208,25 +232,40 @@ class ShareServer:
         if message.kind == wire.PROBE:
             channel.send(wire.ECHO, message.number)
             return
+        if message.kind == wire.GIVEN_UP:  # of an inference that is done
+            return
         if message.number >= len(self._collaboration.plans) or message.kind != wire.BEGIN:
             raise DeviceError(f"it sends a message of kind {message.kind} that is out of place")
         arms = self._collaboration.plans[message.number].arms
         if not message.start < len(arms):
             raise DeviceError(f"it asks for arm {message.start}, there are {len(arms)}")
-        self._infer(channel, arms[message.start])
+        self._infer(channel, arms[message.start], is_traced=bool(message.stop))
 
-    def _infer(self, channel: Channel, plan: ArmEntry) -> None:
+    def _infer(self, channel: Channel, plan: ArmEntry, *, is_traced: bool) -> None:
+        begun_s = time.perf_counter()
         channel.waited_bytes, channel.waited_s = 0, 0.0
+        channel.expect(received_bytes(self._runner, plan.server))
+        spans: list[Span] | None = [] if is_traced else None
 
         def send(step: ProgramStep, parts: Sequence[Any]) -> None:
             channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
 
         def receive(step: ProgramStep) -> list[Any]:
             most_bytes = max(rows_bytes(self._runner, step), wire.MOST_TEXT)
-            return rows_of(self._runner, step, channel.receive(_STALLED_S, most_bytes))
+            message = channel.receive(_STALLED_S, most_bytes)
+            if message.kind == wire.GIVEN_UP:
+                raise _GivenUpError
+            return rows_of(self._runner, step, message)
 
-        self._runner.follow(plan.server, self._runner.store(), send, receive)
-        channel.send(wire.DONE, parts=[STATISTICS.pack(channel.waited_bytes, channel.waited_s)])
+        with contextlib.suppress(_GivenUpError):
+            self._runner.follow(plan.server, self._runner.store(), send, receive, spans)
+        told = b"" if spans is None else packed(spans, begun_s, time.perf_counter())
+        channel.send(wire.DONE, parts=[STATISTICS.pack(channel.waited_bytes, channel.waited_s), told])
+
+
+def _end(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def opened(folder: Path, bundle: Path) -> Collaboration:
@@ -255,6 +294,11 @@ def unfit(collaboration: Collaboration) -> str:
     if collaboration.cpu in (None, cpu_architecture()):
         return ""
     return f"the collaboration was made for {collaboration.cpu}, this machine is {cpu_architecture()}: plan for both"
+
+
+def received_bytes(runner: PieceRunner, steps: Iterable[ProgramStep]) -> int:
+    """Return how many bytes a program receives in all."""
+    return sum(rows_bytes(runner, step) for step in steps if step.kind == "receive")
 
 
 def rows_bytes(runner: PieceRunner, step: ProgramStep) -> int:

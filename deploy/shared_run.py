@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from splitload.base.errors import StageError
 from splitload.base.regular import read_checked
 from splitload.bundle.collaboration import Collaboration, Part, ProgramStep
 from splitload.deploy.row_store import RowStore
+from splitload.deploy.shared_timeline import Span
 from splitload.runtime.forks import making_session
 from splitload.runtime.settings import PLAIN
 from splitload.runtime.stock import python_module, session_beside
@@ -64,7 +66,14 @@ class PieceRunner:
             if step.kind == "compute":
                 self._session(step.number)
 
-    def follow(self, steps: Sequence[ProgramStep], store: RowStore, send: Send, receive: Receive) -> None:
+    def follow(
+        self,
+        steps: Sequence[ProgramStep],
+        store: RowStore,
+        send: Send,
+        receive: Receive,
+        spans: list[Span] | None = None,
+    ) -> None:
         """Run a program.
 
         Args:
@@ -72,20 +81,22 @@ class PieceRunner:
             store: Where rows are; on the device those of the inputs are there.
             send: Sends rows of each tensor of a level, as the step says.
             receive: Waits for such rows and returns them.
+            spans: Where to note when each step began and ended.
 
         Raises:
             StageError: If a piece does not run.
         """
         for step in steps:
+            begun_s = time.perf_counter()
             if step.kind == "compute":
                 self._compute(step.number, store)
-                continue
-            parts = self.parts(step)
-            if step.kind == "send":
-                send(step, [store.get(*part) for part in parts])
+            elif step.kind == "send":
+                send(step, [store.get(*part) for part in self.parts(step)])
             else:
-                for part, rows in zip(parts, receive(step), strict=True):
+                for part, rows in zip(self.parts(step), receive(step), strict=True):
                     store.put(*part, rows)
+            if spans is not None:
+                spans.append((begun_s, time.perf_counter()))
 
     def parts(self, step: ProgramStep) -> list[Part]:
         """Return which rows of which tensors are sent or received in a step."""

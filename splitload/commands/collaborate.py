@@ -13,7 +13,7 @@ from splitload.base.words import at_least_one
 from splitload.bundle.collaboration import SHARED, beside
 from splitload.commands.argument_types import Parser, reading, takes_port
 from splitload.commands.console import Console
-from splitload.deploy.channel import PORT, SCHEME
+from splitload.deploy.greeting import PORT, SCHEME
 from splitload.devices import open_device
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def operators(options: argparse.Namespace, console: Console, cache: Path) -> dic
     from splitload.collaborative.operators import count_operators
     from splitload.frontends import open_source
     from splitload.frontends.onnx import load_graph
+    from splitload.frontends.torch_calls import calls_of
     from splitload.runtime.inputs import read_feeds
 
     feeds = read_feeds(options.input)
@@ -102,9 +103,17 @@ def operators(options: argparse.Namespace, console: Console, cache: Path) -> dic
         f"{sum(found.local.values())} local, {sum(found.whole.values())} global operators; {found.local_share:.1%} of "
         "the floating-point operations are local"
     )
+    calls = calls_of(options.model)
+    counted: dict[str, int] = {}
+    if calls is not None:
+        counted = {"local_calls": sum(calls.local.values()), "global_calls": sum(calls.whole.values())}
+        console.print(
+            f"as PyTorch calls them: {counted['local_calls']} local, {counted['global_calls']} global; there each call "
+            "is an operator, and global is what gives one place only"
+        )
     if not found.local:
         console.note("no operator can be shared: a device and a server can only take turns between layers")
-    return {"model": source.name, **found.to_json()}
+    return {"model": source.name, **found.to_json(), **counted}
 
 
 def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str, Any]:

@@ -62,6 +62,16 @@ def export(spec: str, out: Path) -> dict[str, np.ndarray[Any, Any]]:
         MissingPackageError: torch or onnxscript is missing.
         OutputError: `out` cannot be written.
     """
+    module, example, dynamic_shapes = made_by(spec)
+    return export_given(module, example, out, name=spec, dynamic_shapes=dynamic_shapes)
+
+
+def made_by(spec: str) -> tuple[torch.nn.Module, Example, Any]:
+    """Return what a factory returns: the torch module, its example inputs, and which sizes stay open, None for none.
+
+    Raises:
+        SplitloadError: See `export`.
+    """
     module_name, _, factory_name = spec.partition(":")
     if not module_name or not factory_name:
         raise UsageError(f"'{spec}' is not of the form package.module:factory")
@@ -69,8 +79,7 @@ def export(spec: str, out: Path) -> dict[str, np.ndarray[Any, Any]]:
     with quiet():
         declare_torchvision_ops()
     with current_folder_importable():
-        module, example, dynamic_shapes = _checked(spec, _call(spec, _find(spec, module_name, factory_name)))
-    return export_given(module, example, out, name=spec, dynamic_shapes=dynamic_shapes)
+        return _checked(spec, _call(spec, _find(spec, module_name, factory_name)))
 
 
 def export_given(

@@ -74,6 +74,11 @@ def path(name: str, cache_dir: Path) -> Path:
     return folder / "model.onnx"
 
 
+def has_module(name: str) -> bool:
+    """Return whether a model is built with torch."""
+    return _models()[name].make is not None
+
+
 def module(name: str) -> tuple[torch.nn.Module, Example]:
     """Return a model that is built with torch, with the weights its file has, and example inputs.
 

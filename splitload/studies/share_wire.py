@@ -21,8 +21,9 @@ from splitload.base.cache import user_cache
 from splitload.base.packages import need
 from splitload.base.scratch import scratch_folder
 from splitload.commands.console import Console
-from splitload.deploy.channel import BEGIN, ECHO, PROBE, WELCOME, Channel, Server, connect, greeted, serving_context
+from splitload.deploy.channel import BEGIN, ECHO, PROBE, WELCOME, Channel
 from splitload.deploy.credentials import credentials
+from splitload.deploy.greeting import Server, connect, greeted, serving_context
 from splitload.studies.records import write_record
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 

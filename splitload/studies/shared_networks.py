@@ -17,6 +17,31 @@ def densenet121() -> Any:
     return seeded_classifier("densenet121")
 
 
+def resnet101() -> Any:
+    """Return ResNet-101."""
+    return seeded_classifier("resnet101")
+
+
+def resnext101() -> Any:
+    """Return ResNeXt-101, 32x8d."""
+    return seeded_classifier("resnext101_32x8d")
+
+
+def regnet_x_400mf() -> Any:
+    """Return RegNet-X of 400 megaflops."""
+    return seeded_classifier("regnet_x_400mf")
+
+
+def convnext_base() -> Any:
+    """Return ConvNeXt-B, of 36 blocks."""
+    return seeded_classifier("convnext_base")
+
+
+def convnext_large() -> Any:
+    """Return ConvNeXt-L."""
+    return seeded_classifier("convnext_large")
+
+
 def vit_b_16() -> Any:
     """Return a vision transformer, in whose attention every token looks at all."""
     return seeded_classifier("vit_b_16")

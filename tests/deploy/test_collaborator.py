@@ -20,10 +20,10 @@ from shared_models import PIXELS, Made, collaboration_in
 
 from splitload.base.errors import BundleError, DeviceError, UsageError
 from splitload.deploy import channel as wire
-from splitload.deploy.channel import connect, read_server
 from splitload.deploy.collaborator import Collaborator
 from splitload.deploy.credentials import Credentials, credentials
-from splitload.deploy.share_server import ShareServer, Turns
+from splitload.deploy.greeting import connect, read_server
+from splitload.deploy.share_server import MOST_STRANGERS, ShareServer, Turns
 from splitload.graphs.here import HERE
 
 FEEDS = {"x": np.random.default_rng(3).standard_normal((1, 3, PIXELS, PIXELS)).astype(np.float32)}
@@ -144,6 +144,60 @@ def test_past_the_deadline_the_device_finishes_alone(
         assert model.last is not None
         assert (model.last.by, model.last.why) == ("device", "the server took longer than 100 ms")
         ended.set()
+
+
+def test_what_was_given_up_is_taken_and_the_connection_kept(
+    site: Site, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, waiting = site.server._runner.follow, threading.Event()
+
+    def late(*arguments: Any) -> None:
+        waiting.wait(PATIENT_S)
+        follow(*arguments)
+
+    with sharing(site, deadline_s=1.0) as model:
+        assert model.wait_for_server(PATIENT_S)
+        channel = model._channel
+        with monkeypatch.context() as patch:
+            patch.setattr(site.server._runner, "follow", late)
+            model.run(None, FEEDS)
+            assert model.why_alone == "the server took longer than 1000 ms"
+            model.run(None, FEEDS)
+            assert model.last is not None and model.last.by == "device"
+        waiting.set()
+        assert model.wait_for_server(PATIENT_S)
+        for _ in range(3):
+            np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
+        assert model.last is not None and model.last.by == "both"
+        assert model._channel is channel, "nobody was let go"
+
+
+def test_who_takes_long_to_say_who_it_is_keeps_nobody_out(site: Site) -> None:
+    with contextlib.ExitStack() as opened:
+        for _ in range(MOST_STRANGERS + 4):
+            opened.enter_context(socket.create_connection(("127.0.0.1", site.port)))
+        model = opened.enter_context(sharing(site))
+        assert model.wait_for_server(PATIENT_S)
+
+
+def test_a_traced_inference_tells_what_both_machines_did(site: Site) -> None:
+    with sharing(site) as model:
+        assert model.wait_for_server(PATIENT_S)
+        model.run(None, FEEDS)
+        assert model.moments == ()
+        model.is_traced = True
+        model.run(None, FEEDS)
+        assert model.last is not None and model._plan is not None
+        arm, found = model._plan[2], model.moments
+        for where, steps, kind in (
+            ("device", arm.device, "compute"),
+            ("server", arm.server, "compute"),
+            ("up", arm.device, "send"),
+            ("down", arm.server, "send"),
+        ):
+            numbers = [step.number for step in steps if step.kind == kind]
+            assert [each.number for each in found if each.where == where] == numbers
+        assert all(0 <= each.start_s <= each.end_s <= model.last.latency_s for each in found)
 
 
 def test_a_server_that_fails_says_so(site: Site, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
