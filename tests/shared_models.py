@@ -16,6 +16,7 @@ from splitload.collaborative.levels import Levels
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.program import Receive, Send, Step, programs
 from splitload.collaborative.search import search
+from splitload.collaborative.segment_costs import SegmentCosts
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.deploy.row_store import RowStore
@@ -70,7 +71,7 @@ def collaboration_in(place: Path) -> Made:
     costs = even_costs(pieces.levels)
     plans = [Planned(0.0, SharedPlan.device_only(pieces.levels), 0.4)]
     for bytes_per_s in (5e4, 1e5, 1e6):
-        found = search(pieces.levels, costs, Link(bytes_per_s), generations=5)
+        found = search(SegmentCosts(pieces.levels, costs), Link(bytes_per_s), generations=5)
         plans.append(Planned(bytes_per_s, found.plan, found.latency_s, found.baselines))
     return Made(write(bundle, graph, pieces, plans[::-1]), bundle, graph)
 

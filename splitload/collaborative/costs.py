@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from splitload.graphs.row_pieces import Range
 
@@ -18,11 +19,21 @@ class MachineCosts:
             before; entry 0 of level 0 stands for none.
         call_s: Seconds of a segment besides, whatever it computes.
         carried_s_per_byte: Seconds that sending or receiving a byte takes from computing.
+        message_s: Seconds that sending or receiving a message takes besides.
     """
 
     units_s: tuple[tuple[float, ...], ...]
     call_s: float = 0.0
     carried_s_per_byte: float = 0.0
+    message_s: float = 0.0
+
+    def carries_s(self, size: Any) -> Any:
+        """Return the seconds that sending or receiving a message takes from computing.
+
+        Args:
+            size: Its bytes; of several, an array.
+        """
+        return self.message_s + size * self.carried_s_per_byte
 
     def segment_s(self, computed: Sequence[tuple[int, Range]]) -> float:
         """Return the seconds of a segment.

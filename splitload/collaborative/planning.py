@@ -14,6 +14,7 @@ from splitload.collaborative.operators import count_operators
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.profile import measure_costs
 from splitload.collaborative.search import Saving, search
+from splitload.collaborative.segment_costs import SegmentCosts
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.frontends.onnx import Source, load_graph
@@ -119,7 +120,7 @@ def plans_for(
         report: Where to tell what is done.
         saving: How energy counts; None where latency does.
     """
-    levels = pieces.levels
+    levels, segment_costs = pieces.levels, SegmentCosts(pieces.levels, costs)
     alone = SharedPlan.device_only(levels)
     found: list[Planned] = []
     before: tuple[SharedPlan, ...] = ()
@@ -132,7 +133,7 @@ def plans_for(
                 )
                 found.append(Planned(0.0, alone, alone_s, {"device": (alone, alone_s)}))
                 continue
-            best = search(levels, costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
+            best = search(segment_costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
             before = (best.plan,)
             found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines))
     return found

@@ -6,7 +6,9 @@ import os
 import shutil
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from splitload.base.errors import ModelError
 from splitload.base.scratch import scratch_folder
@@ -16,34 +18,48 @@ from splitload.collaborative.program import Compute
 from splitload.graphs.proto import external_sizes
 from splitload.graphs.row_pieces import Range
 from splitload.measure.job import Input
-from splitload.measure.piece_jobs import TimedPiece, TimePieces
+from splitload.measure.piece_jobs import TimedPiece, TimeMessages, TimePieces
 from splitload.plan.graph import ModelGraph
 from splitload.runtime.tiny import TINY_MODEL
 
 if TYPE_CHECKING:
-    from splitload.devices import Measuring
+    from splitload.measure.fresh import Runner
     from splitload.planner.report import Report
 
 ROUNDS = 7
 SHARES = (1.0, 0.5, 0.25, 0.1)  # of the rows of a level
-CARRIED_S_PER_BYTE = 2e-9  # that a processor takes to encrypt and copy a byte; more where it has a share of one
+MESSAGE_BYTES = (1_000, 64_000, 512_000)  # that are measured
 _PIECES_AT_A_TIME = 24  # sessions of one process
+
+
+class DoesJobs(Protocol):
+    """A machine that does jobs in fresh processes; `splitload.devices.Measuring` is one.
+
+    Attributes:
+        name: For people.
+    """
+
+    name: str
+
+    @property
+    def run(self) -> Runner:
+        """Does a job there in a fresh process."""
+        ...
 
 
 def measure_costs(
     pieces: Pieces,
     model: ModelGraph,
-    device: Measuring,
+    device: DoesJobs,
     report: Report,
     *,
     rounds: int = ROUNDS,
-    carried_s_per_byte: float = CARRIED_S_PER_BYTE,
 ) -> MachineCosts:
-    """Return what a machine takes for each unit of a model, by its rows.
+    """Return what a machine takes for each unit of a model, by its rows, and to send or receive a message.
 
     Each unit is run with all rows of the level at its end and with a few of them from their middle, so that what a
     small range costs is known; counts between those lie on lines. What a call takes whatever it computes is measured
-    on the smallest model, and taken off each.
+    on the smallest model, and taken off each. Messages go over its loopback, and each side of them takes one half.
 
     Args:
         pieces: Of the model.
@@ -51,7 +67,6 @@ def measure_costs(
         device: The machine.
         report: Where to tell what is done.
         rounds: Samples of each.
-        carried_s_per_byte: Seconds that sending or receiving a byte takes of it.
 
     Raises:
         SplitloadError: If it cannot be measured.
@@ -80,8 +95,10 @@ def measure_costs(
                 measured[step.last][step.rows.size] = max(each - call_s, 0.0)
             for file in files[1:]:
                 (folder / file.graph).unlink()
+        trips_s = device.run(TimeMessages(MESSAGE_BYTES, rounds), folder, ModelError)["rounds_s"]
+    byte_s, message_s = np.polyfit(MESSAGE_BYTES, [statistics.median(each) / 2 for each in trips_s], 1)
     tables = tuple(by_rows(each, level.num_rows) if each else () for each, level in zip(measured, levels, strict=True))
-    return MachineCosts(tables, statistics.median(calls), carried_s_per_byte)
+    return MachineCosts(tables, statistics.median(calls), max(float(byte_s), 0.0), max(float(message_s), 0.0))
 
 
 def _ranges(count: int) -> list[Range]:

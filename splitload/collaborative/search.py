@@ -1,8 +1,8 @@
-"""The plan by which a device and a server answer soonest: baselines, differential evolution, and steps from its best.
+"""The plan by which a device and a server answer soonest: the best of a grid, differential evolution, and steps.
 
 Source of differential evolution: Storn and Price, "Differential evolution – a simple and efficient heuristic for global
-optimization over continuous spaces" (1997), as scipy does it. The baselines are in its first population, so that no
-plan found is worse than any of them.
+optimization over continuous spaces" (1997), as scipy does it. The baselines and the best plan of the grid are in its
+first population, so that no plan found is worse than any of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from splitload.collaborative.costs import Costs, Link
+from splitload.collaborative.costs import Link
 from splitload.collaborative.energy import Power, energy_j
 from splitload.collaborative.levels import Levels
+from splitload.collaborative.optimum import Optimum, grid_optimum
+from splitload.collaborative.segment_costs import SegmentCosts
 from splitload.collaborative.shared_plan import SharedPlan
-from splitload.collaborative.simulate import latency_s, simulate
+from splitload.collaborative.simulate import simulate
 
 POPULATION = 40
 GENERATIONS = 60
@@ -35,12 +37,14 @@ class Found:
         plan: The best plan.
         latency_s: Of it, predicted.
         baselines: The plans without sharing and their predicted latency, by name; see `baselines`.
+        optimum: The quickest plan of a grid, see `grid_optimum`.
         energy_j: What it takes of the device, predicted; None where that was not asked for.
     """
 
     plan: SharedPlan
     latency_s: float
     baselines: dict[str, tuple[SharedPlan, float]]
+    optimum: Optimum
     energy_j: float | None = None
 
     @property
@@ -62,18 +66,18 @@ class Saving:
     deadline_s: float
 
 
-def baselines(levels: Levels, costs: Costs, link: Link) -> dict[str, SharedPlan]:
+def baselines(costs: SegmentCosts, link: Link) -> dict[str, SharedPlan]:
     """Return the plans that share nothing: the device alone, the server alone, and the best cut between layers."""
+    levels = costs.levels
     cuts = [SharedPlan.layer_cut(levels, level) for level in range(1, levels.num_units)]
     found = {"device": SharedPlan.device_only(levels), "server": SharedPlan.layer_cut(levels, 0)}
     if cuts:
-        found["layer cut"] = min(cuts, key=lambda plan: latency_s(levels, plan, costs, link))
+        found["layer cut"] = min(cuts, key=lambda plan: costs.latency_s(plan, link))
     return found
 
 
 def search(
-    levels: Levels,
-    costs: Costs,
+    costs: SegmentCosts,
     link: Link,
     *,
     seed: int = 0,
@@ -84,8 +88,7 @@ def search(
     """Return the best plan that is found for a link.
 
     Args:
-        levels: Of the model.
-        costs: Of both machines.
+        costs: Of a model's segments on both machines.
         link: Between them.
         seed: Of the search.
         begin: Plans to begin with besides, of a link like this one for instance.
@@ -94,14 +97,11 @@ def search(
     """
     from scipy.optimize import differential_evolution
 
-    known = baselines(levels, costs, link)
-    value = _Values(levels, costs, link, saving)
-    cuts = [
-        SharedPlan.layer_cut(levels, level, strips=strips)
-        for level in range(levels.num_units)
-        for strips in (2, MOST_STRIPS)
-    ]
-    seeds = [*known.values(), *begin, *sorted(cuts, key=value)[: POPULATION // 4]]
+    levels, known = costs.levels, baselines(costs, link)
+    alone = {name: (plan, costs.latency_s(plan, link)) for name, plan in known.items()}
+    optimum = grid_optimum(costs, link, min(seconds for _, seconds in alone.values()))
+    value = _Values(costs, link, saving)
+    seeds = [*known.values(), *begin, *(() if optimum.plan is None else (optimum.plan,))]
     coded = [encoded(levels, plan) for plan in seeds][:POPULATION]
     chance = np.random.default_rng(seed)
     count = len(coded[0])
@@ -112,18 +112,17 @@ def search(
         lambda code: value(decoded(levels, code)), [(0.0, 1.0)] * count, init=np.array(coded), maxiter=generations,
         polish=False, rng=chance, tol=0, atol=0, mutation=(0.3, 0.9), recombination=0.6,
     )  # fmt: skip
-    best = min((*seeds, decoded(levels, found.x)), key=value)
-    best = _stepped(levels, best, value)
-    timeline = simulate(levels, best, costs, link)
-    alone = {name: (plan, latency_s(levels, plan, costs, link)) for name, plan in known.items()}
-    return Found(best, timeline.latency_s, alone, None if saving is None else energy_j(timeline, saving.power))
+    stepped = [_stepped(levels, plan, value) for plan in (*seeds, decoded(levels, found.x))]
+    best = min(stepped, key=value)
+    taken_j = None if saving is None else energy_j(simulate(levels, best, costs.costs, link), saving.power)
+    return Found(best, costs.latency_s(best, link), alone, optimum, taken_j)
 
 
 class _Values:
     """What plans are worth, the less the better: seconds, or joules; each is simulated once."""
 
-    def __init__(self, levels: Levels, costs: Costs, link: Link, saving: Saving | None = None) -> None:
-        self._levels, self._costs, self._link, self._saving = levels, costs, link, saving
+    def __init__(self, costs: SegmentCosts, link: Link, saving: Saving | None) -> None:
+        self._costs, self._link, self._saving = costs, link, saving
         self._known: dict[SharedPlan, float] = {}
 
     def __call__(self, plan: SharedPlan) -> float:
@@ -132,9 +131,9 @@ class _Values:
         return self._known[plan]
 
     def _worth(self, plan: SharedPlan) -> float:
-        timeline = simulate(self._levels, plan, self._costs, self._link)
         if self._saving is None:
-            return timeline.latency_s
+            return self._costs.latency_s(plan, self._link)
+        timeline = simulate(self._costs.levels, plan, self._costs.costs, self._link)
         late_s = max(timeline.latency_s - self._saving.deadline_s, 0.0)
         return energy_j(timeline, self._saving.power) + (_LATE_J + _LATE_W * late_s if late_s else 0.0)
 

@@ -109,7 +109,7 @@ class _Machine:
                 while not self._comes:
                     yield True
                 self.clock_s = max(self.clock_s, self._comes.popleft())
-            self.clock_s += size * self._costs.carried_s_per_byte
+            self.clock_s += self._costs.carries_s(size)
 
 
 def computed(levels: Levels, step: Compute) -> list[tuple[int, Range]]:

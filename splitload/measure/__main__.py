@@ -25,8 +25,8 @@ UNMEASURED_RUNS, STEADY_RUNS, STEADY_S = 3, 10, 1.0
 Opened = tuple[Callable[[], list[Any]], Callable[[], dict[str, Any]]]
 Open = Callable[[], Opened]
 _MODULES = {
-    "stages": "stages", "scheme": "stages", "packed": "stages", "arena": "arena", "timed": "timed_pieces",
-    "convert": "convert", "module": "modules",
+    "stages": "stages", "scheme": "stages", "packed": "stages", "arena": "arena", "convert": "convert",
+    "module": "modules", "timed": "timed_pieces", "messages": "timed_pieces",
     **dict.fromkeys(("optimize", "open", "run", "staged", "shapes", "race"), "graph_work"),
 }  # fmt: skip
 
@@ -99,10 +99,10 @@ def _answer(message: dict[str, Any], folder: str) -> dict[str, Any]:
 
     from splitload.measure.graph_jobs import GRAPH_JOBS
     from splitload.measure.job import MODEL_JOBS, read_job
-    from splitload.measure.piece_jobs import TimePieces
+    from splitload.measure.piece_jobs import SHARING_JOBS
     from splitload.measure.stage_jobs import STAGE_JOBS
 
-    job = read_job(message, (*MODEL_JOBS, *STAGE_JOBS, *GRAPH_JOBS, TimePieces))
+    job = read_job(message, (*MODEL_JOBS, *STAGE_JOBS, *GRAPH_JOBS, *SHARING_JOBS))
     return dict(importlib.import_module(f"splitload.measure.{_MODULES[job.kind]}").answer(job, Path(folder)))
 
 

@@ -10,7 +10,7 @@ from splitload.base.fields import Reader
 from splitload.measure.graph_answers import graph_answer
 from splitload.measure.graph_jobs import GRAPH_JOBS
 from splitload.measure.job import Job, LoadModel
-from splitload.measure.piece_jobs import TimePieces
+from splitload.measure.piece_jobs import TimeMessages, TimePieces
 from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStages, StageFile, TryScheme
 
 MOST_S = 86400.0
@@ -81,12 +81,10 @@ def _arena(_: MeasureArena, row: Reader) -> dict[str, Any]:
     return {name: _bytes(row, name) for name in ("anonymous_bytes", "input_bytes")}
 
 
-def _timed(job: TimePieces, row: Reader) -> dict[str, Any]:
-    rounds_s = row.sequence("rounds_s")
-    if len(rounds_s) != len(job.pieces) or any(
-        not isinstance(each, list) or len(each) != job.rounds for each in rounds_s
-    ):
-        raise BundleError(f"answer.rounds_s must have {job.rounds} seconds of each of {len(job.pieces)} graphs")
+def _timed(job: TimePieces | TimeMessages, row: Reader) -> dict[str, Any]:
+    rounds_s, count = row.sequence("rounds_s"), len(job.pieces if isinstance(job, TimePieces) else job.sizes)
+    if len(rounds_s) != count or any(not isinstance(each, list) or len(each) != job.rounds for each in rounds_s):
+        raise BundleError(f"answer.rounds_s must have {job.rounds} seconds of each of {count}")
     return {"rounds_s": [[_second(value, "answer.rounds_s") for value in each] for each in rounds_s]}
 
 
@@ -125,6 +123,7 @@ _READ: Mapping[type[Job], Any] = {
     ComparePacked: _compared,
     MeasureArena: _arena,
     TimePieces: _timed,
+    TimeMessages: _timed,
     LoadModel: _loaded,
     **dict.fromkeys(GRAPH_JOBS, graph_answer),
 }

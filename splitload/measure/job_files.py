@@ -13,14 +13,14 @@ from splitload.bundle.references import weight_files
 from splitload.measure.arm_names import PORTABLE_ARMS
 from splitload.measure.graph_jobs import GRAPH_JOBS, OptimizeGraph, RunGraph, RunStages, graphs_of, output_files
 from splitload.measure.job import Job, LoadModel
-from splitload.measure.piece_jobs import TimePieces
+from splitload.measure.piece_jobs import SHARING_JOBS
 from splitload.measure.stage_jobs import STAGE_JOBS, StageFile
 
 PORTABLE_JOBS: tuple[type[Job], ...] = (
     LoadModel,
     *STAGE_JOBS,
     *GRAPH_JOBS,
-    TimePieces,
+    *SHARING_JOBS,
 )  # that another machine may be sent
 
 

@@ -1,13 +1,17 @@
-"""The job of a fresh process that times graphs of rows, pieces of an inference that is shared."""
+"""Jobs of fresh processes on inferences that are shared: they time graphs of rows, and messages of rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from splitload.base.fields import Reader
+from splitload.base.errors import BundleError
+from splitload.base.fields import Reader, is_count
 from splitload.measure.graph_jobs import graph_name
 from splitload.measure.job import Input, Job, inputs_of
+
+SAMPLE_S = 0.015
+MOST_MESSAGE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +29,11 @@ class TimedPiece:
 
 @dataclass(frozen=True, slots=True)
 class TimePieces(Job):
-    """Open graphs and run them in turns, each of them once in a round.
+    """Open graphs and run them in turns, each of them for a while in a round.
 
-    The answer has `rounds_s`, of each graph the seconds of each round; one that came before all is not among them.
+    A processor of which a process has a share is its own for a moment and then no more: what takes no longer than that
+    moment seems to take less than it does. So a graph runs again and again for `SAMPLE_S`. The answer has `rounds_s`,
+    of each graph the seconds of a run, by rounds; some runs that came before all are not among them.
 
     Attributes:
         pieces: The graphs.
@@ -46,3 +52,30 @@ class TimePieces(Job):
             each.only(*(field.name for field in fields(TimedPiece)))
             pieces.append(TimedPiece(graph_name(each, "graph"), inputs_of(each)))
         return cls(tuple(pieces), row.count("rounds", 1))
+
+
+@dataclass(frozen=True, slots=True)
+class TimeMessages(Job):
+    """Send messages and receive them in the same process, encrypted, over the loopback of this machine.
+
+    The answer has `rounds_s`, of each size the seconds that one takes of both sides together, by rounds.
+
+    Attributes:
+        sizes: Bytes of messages.
+        rounds: How many.
+    """
+
+    kind: ClassVar[str] = "messages"
+    sizes: tuple[int, ...]
+    rounds: int
+
+    @classmethod
+    def read(cls, row: Reader) -> TimeMessages:
+        """Return what a message says."""
+        sizes = tuple(row.sequence("sizes"))
+        if not sizes or not all(is_count(size) and 0 < size <= MOST_MESSAGE_BYTES for size in sizes):
+            raise BundleError(f"{row.where}.sizes must hold bytes up to {MOST_MESSAGE_BYTES}, they are {sizes!r:.80}")
+        return cls(sizes, row.count("rounds", 1))
+
+
+SHARING_JOBS: tuple[type[Job], ...] = (TimePieces, TimeMessages)

@@ -19,6 +19,7 @@ MOST_DEVICES = 200
 _PREFIX_BITS = 24
 _SPACE, _NEAR, _FAR = "splitload-device-", "splitload-", "uplink"  # namespaces; ends of links here, and there
 _BURST_BYTES = 16 << 10  # at least MTU + 14; what a device may send at once, 3 ms at 40 Mbit/s
+_OFFLOADED_BYTES = 15_000  # less than that, with what is around it
 _WAIT_MS = 100  # how long a packet may wait for its turn before it is dropped
 
 
@@ -29,15 +30,17 @@ class Network:
         count: Devices.
         bits_per_s: Cap of each link, in each direction.
         run: Runs a command; tests give their own.
+        offloads: Whether a network card is emulated that cuts what it is given into packets, as most do: what a device
+            sends is not cut by its processor then.
 
     Raises:
         StageError: If the system refuses; what was made by then is removed.
     """
 
-    def __init__(self, count: int, bits_per_s: int, run: Run = run) -> None:
+    def __init__(self, count: int, bits_per_s: int, run: Run = run, *, offloads: bool = False) -> None:
         if not 1 <= count <= MOST_DEVICES:
             raise StageError(f"a network of emulated devices has 1 to {MOST_DEVICES}, not {count}")
-        self._run = run
+        self._run, self._offloads = run, offloads
         try:
             self._ip("link", "add", BRIDGE, "type", "bridge")
             self._ip("address", "add", f"{DESK_HOST}/{_PREFIX_BITS}", "dev", BRIDGE)
@@ -76,6 +79,9 @@ class Network:
         self._ip("-n", space, "link", "set", "lo", "up")
         self._ip("-n", space, "address", "add", f"{self.host(number)}/{_PREFIX_BITS}", "dev", _FAR)
         self._ip("-n", space, "link", "set", "dev", _FAR, "up")
+        if self._offloads:  # what a link is given at once is no more than passes at once
+            self._ip("link", "set", near, "gso_max_size", str(_OFFLOADED_BYTES))
+            self._ip("-n", space, "link", "set", "dev", _FAR, "gso_max_size", str(_OFFLOADED_BYTES))
         cap = ("root", "tbf", "rate", f"{bits_per_s}bit", "burst", str(_BURST_BYTES), "latency", f"{_WAIT_MS}ms")
         self._run(("tc", "qdisc", "add", "dev", near, *cap))
         self._run(("tc", "-n", space, "qdisc", "add", "dev", _FAR, *cap))

@@ -15,9 +15,11 @@ from typing import Any
 from splitload.base.cache import user_cache
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.collaboration import SHARED
-from splitload.collaborative.costs import Costs, Link, MachineCosts
+from splitload.collaborative.costs import Costs, Link
 from splitload.collaborative.pieces import Pieces
+from splitload.collaborative.profile import measure_costs
 from splitload.collaborative.search import search
+from splitload.collaborative.segment_costs import SegmentCosts
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.commands.console import Console
@@ -27,7 +29,7 @@ from splitload.plan.graph import ModelGraph
 from splitload.planner.request import TrainRequest
 from splitload.planner.train import train
 from splitload.studies.records import write_record
-from splitload.studies.shared_pair import DEVICE, DEVICE_SHARE, SERVER, EmulatedPair
+from splitload.studies.shared_pair import DEVICE, SERVER, EmulatedPair
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 _OWN = "splitload.studies.shared_networks"
@@ -35,7 +37,6 @@ MODELS = (f"{_OWN}:vgg19_bn", "zoo:resnet152", f"{_OWN}:densenet121", "zoo:convn
 MEGABITS = (93, 73)
 RUNS, ROUNDS = 11, 5
 LATENCY_S = 0.0003
-CARRIED_S_PER_BYTE = 2e-9
 
 
 def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: Console) -> list[dict[str, Any]]:
@@ -51,21 +52,11 @@ def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: 
     for each in megabits:
         with EmulatedPair(each * 1_000_000, folder) as pair:
             if costs is None:
-                costs = Costs(
-                    *(
-                        _costs(pair.ask(number, "costs", model=model, rounds=ROUNDS, carried_s_per_byte=carried))
-                        for number, carried in (
-                            (DEVICE, CARRIED_S_PER_BYTE / DEVICE_SHARE), (SERVER, CARRIED_S_PER_BYTE)
-                        )
-                    )
-                )  # fmt: skip
+                machines = (pair.machine(DEVICE), pair.machine(SERVER))
+                costs = Costs(*(measure_costs(pieces, graph, each, console, rounds=ROUNDS) for each in machines))
             found.append(_row(model, each, runs, bundle, source, graph, pieces, costs, pair))
             console.print(_line(found[-1]))
     return found
-
-
-def _costs(data: dict[str, Any]) -> MachineCosts:
-    return MachineCosts(tuple(map(tuple, data["units_s"])), data["call_s"], data["carried_s_per_byte"])
 
 
 def _row(
@@ -73,7 +64,7 @@ def _row(
     pieces: Pieces, costs: Costs, pair: EmulatedPair,
 ) -> dict[str, Any]:  # fmt: skip
     link = Link(megabits * 1e6 / 8, LATENCY_S)
-    found = search(pieces.levels, costs, link)
+    found = search(SegmentCosts(pieces.levels, costs), link)
     planned = Planned(link.bytes_per_s, found.plan, found.latency_s, found.baselines)
     write(bundle, graph, pieces, [planned])
     answer = pair.ask(DEVICE, "runs", bundle=str(bundle), model=model, server=pair.serve(bundle), rounds=runs)

@@ -10,25 +10,19 @@ from typing import Any
 
 from splitload.base.cache import user_cache
 from splitload.bundle.read import read_manifest
-from splitload.collaborative.pieces import Pieces
-from splitload.collaborative.profile import measure_costs
 from splitload.deploy.share_bench import compare
-from splitload.devices.host import HostDevice
 from splitload.frontends import open_source
-from splitload.frontends.onnx import load_graph
-from splitload.planner.report import LogReport
+from splitload.measure.job import read_job
+from splitload.measure.piece_jobs import SHARING_JOBS, TimeMessages, TimePieces
+from splitload.measure.timed_pieces import answer
 from splitload.runtime.inputs import example_inputs
 
 
-def costs(model: str, rounds: int, carried_s_per_byte: float) -> dict[str, Any]:
-    """Return what the units of a model cost here."""
-    cache = user_cache()
-    source = open_source(model, cache)
-    graph = load_graph(source, "native", cache, feeds=source.examples)
-    found = measure_costs(
-        Pieces(graph), graph, HostDevice(cache), LogReport(), rounds=rounds, carried_s_per_byte=carried_s_per_byte
-    )
-    return {"units_s": found.units_s, "call_s": found.call_s, "carried_s_per_byte": found.carried_s_per_byte}
+def timed(message: Any, folder: str) -> dict[str, Any]:
+    """Return the answer to a job on a shared inference, whose files lie in a folder."""
+    job = read_job(message, SHARING_JOBS)
+    assert isinstance(job, TimePieces | TimeMessages)  # noqa: S101 - there are no others
+    return answer(job, Path(folder))
 
 
 def runs(bundle: str, model: str, server: str, rounds: int) -> dict[str, Any]:
@@ -44,13 +38,14 @@ def runs(bundle: str, model: str, server: str, rounds: int) -> dict[str, Any]:
     feeds = example_inputs(read_manifest(bundle).inputs, source.examples)
     found = compare(bundle, server, feeds, rounds)
     samples = {name: [each._asdict() for each in rows] for name, rows in found.samples.items()}
-    return {"samples": samples, "bytes_per_s": found.bytes_per_s}
+    moments = [each._asdict() for each in found.moments]
+    return {"samples": samples, "bytes_per_s": found.bytes_per_s, "moments": moments}
 
 
 def main() -> None:
     """Do what the first argument names with what the second says; print what comes of it."""
     what, words = sys.argv[1:]
-    tasks: dict[str, Callable[..., Any]] = {"costs": costs, "runs": runs}
+    tasks: dict[str, Callable[..., Any]] = {"timed": timed, "runs": runs}
     print(json.dumps(tasks[what](**json.loads(words))))  # noqa: T201
 
 

@@ -12,13 +12,14 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from splitload.base.errors import DeviceError, StageError
+from splitload.base.errors import DeviceError, SplitloadError, StageError
 from splitload.base.scratch import scratch_folder
+from splitload.measure.job import Job
 from splitload.measure.process import python
 from splitload.studies.control_groups import ControlGroups, are_mounted, members_of, remove_groups
 from splitload.studies.emulated_network import Network, remove_network
@@ -27,11 +28,38 @@ from splitload.studies.emulation import DEVICES
 
 CONTROLLERS = ("cpuset", "cpu")
 DEVICE, SERVER = 0, 1
+NAMES = ("device", "server")
 DEVICE_SHARE = 0.25
 _PERIOD_US = 5_000  # a share of a processor is one at every moment, see `device_classes`
 _ADDRESS = re.compile(r"tls://\S+")
 _START_S = 60.0
 _LOOK_EVERY_S = 0.05
+
+
+class EmulatedMachine:
+    """One of a pair, whose jobs are done in fresh processes there.
+
+    Args:
+        pair: The pair.
+        number: `DEVICE` or `SERVER`.
+    """
+
+    def __init__(self, pair: EmulatedPair, number: int) -> None:
+        self._pair, self._number = pair, number
+        self.name = f"the emulated {NAMES[number]}"
+
+    def run(
+        self, job: Job, folder: Path, failed: Callable[[str], SplitloadError], *, cold: Sequence[Path] = ()
+    ) -> dict[str, Any]:
+        """Do a job on a shared inference whose files lie in a folder; nothing can be cold.
+
+        Raises:
+            SplitloadError: If it fails.
+        """
+        try:
+            return dict(self._pair.ask(self._number, "timed", message=job.to_json(), folder=str(folder)))
+        except StageError as error:
+            raise failed(str(error)) from error
 
 
 class EmulatedPair:
@@ -62,7 +90,7 @@ class EmulatedPair:
             self._groups.set(SERVER, "cpuset", "cpuset.cpus", "1")
             self._groups.set(DEVICE, "cpu", "cpu.cfs_period_us", str(_PERIOD_US))
             self._groups.set(DEVICE, "cpu", "cpu.cfs_quota_us", str(round(DEVICE_SHARE * _PERIOD_US)))
-            self._network = Network(2, bits_per_s)
+            self._network = Network(2, bits_per_s, offloads=True)
         except BaseException:
             self.close()
             raise
@@ -85,6 +113,10 @@ class EmulatedPair:
             time.sleep(_LOOK_EVERY_S)
         return found[0]
 
+    def machine(self, number: int) -> EmulatedMachine:
+        """Return a machine as one that is measured."""
+        return EmulatedMachine(self, number)
+
     def ask(self, number: int, what: str, **words: Any) -> Any:
         """Have a machine do what `shared_child` can, in a process of its own, and return what it answers.
 
@@ -100,7 +132,7 @@ class EmulatedPair:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-            raise StageError(f"the emulated {('device', 'server')[number]} fails: {said[-1][:300]}")
+            raise StageError(f"the emulated {NAMES[number]} fails: {said[-1][:300]}")
         return json.loads(done.stdout.splitlines()[-1])
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from splitload.base.errors import DeviceError
 from splitload.measure.answers import check_answer
 from splitload.measure.job import ConvertModel, Job, LoadModel
-from splitload.measure.piece_jobs import TimedPiece, TimePieces
+from splitload.measure.piece_jobs import TimedPiece, TimeMessages, TimePieces
 from splitload.measure.stage_jobs import ComparePacked, MeasureArena, SampleStages, StageFile, TryScheme
 
 ONE, TWO = (StageFile((start, start + 1), f"{start}.ort", (), ()) for start in (0, 1))
@@ -26,6 +26,7 @@ GOOD: list[tuple[Job, dict[str, Any]]] = [
     (MeasureArena((), (ONE,), 0), {"anonymous_bytes": 1, "input_bytes": 0}),
     (LoadModel("stock", "m.onnx", (), whole=True), {"process_s": 1.0, "process_peak_memory_bytes": 5}),
     (TimePieces((TimedPiece("0.onnx", ()),), 2), {"rounds_s": [[0.1, 0.2]]}),
+    (TimeMessages((8, 9), 1), {"rounds_s": [[0.1], [0.2]]}),
 ]
 
 
@@ -57,6 +58,7 @@ def test_what_was_asked_for_is_taken_and_nothing_besides(job: Job, answer: dict[
         (GOOD[7][0], {"rounds_s": [[0.1]]}),
         (GOOD[7][0], {"rounds_s": [[0.1, -0.2]]}),
         (GOOD[7][0], {"rounds_s": [0.1, 0.2]}),
+        (GOOD[8][0], {"rounds_s": [[0.1]]}),
         (ConvertModel("ncnn", "m", "g", "t", ()), {}),
     ],
 )

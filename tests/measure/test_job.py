@@ -40,7 +40,7 @@ from splitload.measure.job import (
     TrainEpoch,
     read_job,
 )
-from splitload.measure.piece_jobs import TimedPiece, TimePieces
+from splitload.measure.piece_jobs import SHARING_JOBS, TimedPiece, TimeMessages, TimePieces
 from splitload.measure.process import PACKAGE
 from splitload.measure.sampling import saved_inputs
 from splitload.measure.stage_jobs import (
@@ -52,7 +52,7 @@ from splitload.measure.stage_jobs import (
     TryScheme,
 )
 
-CLASSES = (*MODEL_JOBS, *STAGE_JOBS, *GRAPH_JOBS, TimePieces)
+CLASSES = (*MODEL_JOBS, *STAGE_JOBS, *GRAPH_JOBS, *SHARING_JOBS)
 ADD = "g (float[2] x) => (float[2] y) { y = Add(x, x) }"
 INPUTS = (Input("x", "tensor(float)", (1, "n", None), "x.npy"), Input("y", "tensor(bfloat16)", None))
 STAGE = StageFile((0, 2), "blocks.ort", ("x",), (TensorSpec("h", "tensor(float)", None),), optimized=False)
@@ -76,6 +76,7 @@ JOBS: list[Job] = [
     SeeShapes(INPUTS, (PieceFile("0/0.onnx", ("x",), ("h", "y"), ("h",)),)),
     RaceGraphs("0/m.onnx", "1/m.onnx", INPUTS),
     TimePieces((TimedPiece("0.onnx", INPUTS), TimedPiece("1.onnx", ())), 3),
+    TimeMessages((1000, 1 << 18), 3),
 ]
 
 

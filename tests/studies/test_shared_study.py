@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from splitload.base.errors import StageError
+from splitload.measure.piece_jobs import TimeMessages
 from splitload.studies import shared_tables
 from splitload.studies.control_groups import are_mounted, members_of
 from splitload.studies.emulation import DEVICES
@@ -58,6 +59,8 @@ def test_a_pair_has_its_limits_and_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(StageError, match=r"emulated device fails: .*nothing"):
             pair.ask(DEVICE, "nothing")
         with pytest.raises(StageError, match="emulated server fails"):
-            pair.ask(SERVER, "costs", model=str(tmp_path / "none.onnx"), rounds=1, carried_s_per_byte=0.0)
+            pair.ask(SERVER, "timed", message={}, folder=str(tmp_path))
+        seconds = pair.machine(DEVICE).run(TimeMessages((1_000, 100_000), 2), tmp_path, StageError)["rounds_s"]
+        assert [len(each) for each in seconds] == [2, 2] and min(map(min, seconds)) > 0
     assert not members_of(DEVICES, CONTROLLERS)
     assert not list(tmp_path.iterdir())
