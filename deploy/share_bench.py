@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -57,6 +57,7 @@ def compare(
     feeds: Mapping[str, Any],
     runs: int,
     *,
+    arms: Sequence[str] = ARMS,
     collaboration: str | os.PathLike[str] | None = None,
     show: Callable[[int, int], None] = lambda *_: None,
 ) -> Compared:
@@ -67,6 +68,7 @@ def compare(
         server: Its address.
         feeds: Inputs of the sizes that were planned with.
         runs: Inferences of each arm.
+        arms: Their names; `SHARED` is among them.
         collaboration: Where the plans are; None for the place beside the bundle.
         show: Called with rounds done and in all.
 
@@ -74,10 +76,10 @@ def compare(
         DeviceError: If the server does not help.
         SplitloadError: If an arm cannot be opened.
     """
-    samples: dict[str, list[Answered]] = {name: [] for name in ARMS}
+    samples: dict[str, list[Answered]] = {name: [] for name in arms}
     with ExitStack() as opened:
         loaders = {}
-        for name in ARMS:
+        for name in arms:
             address = None if name == "device" else server
             loader = Collaborator(bundle, address, collaboration=collaboration, arm=name, deadline_s=PATIENT_S)
             loaders[name] = opened.enter_context(loader)
@@ -87,7 +89,7 @@ def compare(
                 raise DeviceError(f"the server does not help: {loader.why_alone}")
         for number in range(-UNMEASURED, runs):
             show(max(number, 0), runs)
-            for name in ARMS[:: 1 if number % 2 else -1]:
+            for name in arms[:: 1 if number % 2 else -1]:
                 loaders[name].run(None, feeds)
                 last = loaders[name].last
                 if number >= 0 and last is not None:

@@ -135,5 +135,5 @@ def plans_for(
                 continue
             best = search(segment_costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
             before = (best.plan,)
-            found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines))
+            found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines, best.optimum))
     return found

@@ -99,7 +99,8 @@ def search(
 
     levels, known = costs.levels, baselines(costs, link)
     alone = {name: (plan, costs.latency_s(plan, link)) for name, plan in known.items()}
-    optimum = grid_optimum(costs, link, min(seconds for _, seconds in alone.values()))
+    known_s = min([*(seconds for _, seconds in alone.values()), *(costs.latency_s(plan, link) for plan in begin)])
+    optimum = grid_optimum(costs, link, known_s)
     value = _Values(costs, link, saving)
     seeds = [*known.values(), *begin, *(() if optimum.plan is None else (optimum.plan,))]
     coded = [encoded(levels, plan) for plan in seeds][:POPULATION]

@@ -27,6 +27,7 @@ from splitload.bundle.collaboration import (
 from splitload.bundle.manifest import MANIFEST, File, Manifest, TensorSpec, Variant
 from splitload.bundle.read import read_manifest
 from splitload.bundle.replace import check_place, replacing
+from splitload.collaborative.optimum import Optimum
 from splitload.collaborative.pieces import ComputedPiece, Pieces
 from splitload.collaborative.program import Compute, Send, Step, programs
 from splitload.collaborative.shared_plan import SharedPlan
@@ -47,12 +48,14 @@ class Planned:
         plan: Who computes what.
         predicted_s: When it answers, predicted.
         baselines: Plans that share nothing and when they answer, by name.
+        optimum: The best plan of a grid; None where none was looked for.
     """
 
     bytes_per_s: float
     plan: SharedPlan
     predicted_s: float
     baselines: Mapping[str, tuple[SharedPlan, float]] = field(default_factory=dict)
+    optimum: Optimum | None = None
 
     @property
     def baselines_s(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from splitload.devices import open_device
 
 if TYPE_CHECKING:
     from splitload.collaborative.search import Saving
+    from splitload.collaborative.store import Planned
 
 _MODEL = "an .onnx file, zoo:NAME, or package.module:factory"
 _MOST_MS, _MOST_WATTS = 10_000, 10_000
@@ -142,16 +143,20 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
     names = ("device", "server", "layer cut")
     console.table(
         f"{source.name}: predicted latency by what the link carries",
-        ("MB/s", *(f"{name} ms" for name in names), "shared ms", "÷ best of those"),
+        ("MB/s", *(f"{name} ms" for name in names), "shared ms", "÷ best of those", "of a grid ms"),
         [
             (
                 f"{each.bytes_per_s / 1e6:g}",
                 *(f"{1e3 * each.baselines_s[name]:.1f}" if name in each.baselines_s else "–" for name in names),
                 f"{1e3 * each.predicted_s:.1f}",
                 f"{each.predicted_s / min(each.baselines_s.values()):.3f}",
+                _of_grid(each),
             )
             for each in shown
         ],
+    )
+    console.print(
+        "of a grid: the exact optimum of plans whose rows are eighths; ≥ where none is sooner than a known one"
     )
     console.print(f"{found.local_share:.1%} of the floating-point operations can be shared, at {found.levels} levels")
     if saving is not None and any(each.predicted_s > saving.deadline_s for each in found.plans):
@@ -174,6 +179,15 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
             for each in found.plans
         ],
     }
+
+
+def _of_grid(planned: Planned) -> str:
+    """Return when the best plan of the grid answers, for people."""
+    optimum = planned.optimum
+    if optimum is None:
+        return "–"
+    sign = "≥ " if optimum.plan is None else "" if optimum.is_exact else "≤ "
+    return f"{sign}{1e3 * optimum.latency_s:.1f}"
 
 
 def _saving(power: str | None, deadline_ms: float | None) -> Saving | None:
@@ -219,6 +233,7 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
     import statistics
 
     from splitload.bundle.read import read_manifest
+    from splitload.commands.show_shared import picture
     from splitload.deploy.share_bench import ARMS, compare
     from splitload.runtime.inputs import example_inputs, read_feeds
 
@@ -243,12 +258,17 @@ def bench(options: argparse.Namespace, console: Console, cache: Path) -> dict[st
             for taken in [[each.latency_s for each in found.samples[name]]]
         ],
     )
+    if found.moments:
+        console.print("what was done in one shared inference, and when:")
+        for text in picture(found.moments):
+            console.as_it_is(text)
     link = "" if found.bytes_per_s is None else f", on a link of {8e-6 * found.bytes_per_s:.0f} Mbit/s"
     console.print(f"shared ÷ best of those that share nothing: {medians_s[SHARED] / best_s:.3f}{link}")
     return {
         "samples": {name: [each._asdict() for each in rows] for name, rows in found.samples.items()},
         "predicted_s": dict(found.predicted_s),
         "bytes_per_s": found.bytes_per_s,
+        "moments": [each._asdict() for each in found.moments],
     }
 
 

@@ -59,6 +59,10 @@ class Network:
         """Return the words before a command that run it on a device."""
         return "nsenter", f"--net=/run/netns/{_SPACE}{number}"
 
+    def limit(self, number: int, bits_per_s: int) -> None:
+        """Change the cap of a device's link, in each direction."""
+        self._cap(number, bits_per_s, "change")
+
     def cut(self, number: int) -> None:
         """Cut the link of a device: what is sent is lost, and nobody is told."""
         self._ip("link", "set", f"{_NEAR}{number}", "down")
@@ -82,9 +86,12 @@ class Network:
         if self._offloads:  # what a link is given at once is no more than passes at once
             self._ip("link", "set", near, "gso_max_size", str(_OFFLOADED_BYTES))
             self._ip("-n", space, "link", "set", "dev", _FAR, "gso_max_size", str(_OFFLOADED_BYTES))
+        self._cap(number, bits_per_s, "add")
+
+    def _cap(self, number: int, bits_per_s: int, change: str) -> None:
         cap = ("root", "tbf", "rate", f"{bits_per_s}bit", "burst", str(_BURST_BYTES), "latency", f"{_WAIT_MS}ms")
-        self._run(("tc", "qdisc", "add", "dev", near, *cap))
-        self._run(("tc", "-n", space, "qdisc", "add", "dev", _FAR, *cap))
+        self._run(("tc", "qdisc", change, "dev", f"{_NEAR}{number}", *cap))
+        self._run(("tc", "-n", f"{_SPACE}{number}", "qdisc", change, "dev", _FAR, *cap))
 
     def _ip(self, *words: str) -> None:
         self._run(("ip", *words))

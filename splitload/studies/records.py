@@ -26,6 +26,7 @@ from splitload.studies import (
     plan_tables,
     residency_tables,
     served_tables,
+    shared_other_tables,
     shared_tables,
     size_tables,
     whole_tables,
@@ -47,8 +48,8 @@ _MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # whose records another table lists
 _LISTED_ELSEWHERE = (
     "crowd_mechanisms", "crowd_scheduling", "crowd_targets", "headline", "residency_targets", "served_plans",
-    "served_targets", "targets", "whole_bound",
-    "whole_targets", "whole_starts",
+    "served_targets", "shared_pictures", "shared_targets", "targets", "whole_bound", "whole_targets",
+    "whole_starts",
 )  # fmt: skip
 Named = tuple[str, Any]  # a record and the name of its file
 
@@ -247,6 +248,14 @@ _TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], Callable[[Ite
     "crowd_scheduling": ("crowd_growth", _every, lambda found: _table(*crowd_tables.scheduling(found))),
     "shared": ("shared", _every, lambda found: _table(*shared_tables.shared(found))),
     "shared_targets": ("shared", _every, lambda found: _table(*shared_tables.targets(found))),
+    "shared_pictures": ("shared", _every, shared_tables.pictures),
+    "shared_operators": ("shared_operators", _every, lambda found: _table(*shared_other_tables.operators(found))),
+    "shared_published": ("shared_published", _every, lambda found: _table(*shared_other_tables.published(found))),
+    "shared_equality": ("shared_equality", _every, lambda found: _table(*shared_other_tables.equality(found))),
+    "shared_planning": ("shared_planning", _every, lambda found: _table(*shared_other_tables.planning(found))),
+    "shared_trace": ("shared_trace", _every, lambda found: _table(*shared_other_tables.traces(found))),
+    "shared_faults": ("shared_faults", _every, lambda found: _table(*shared_other_tables.kills(found))),
+    "share_wire": ("share_wire", _every, lambda found: _table(*shared_other_tables.wire(found))),
     "served_faults": ("served_faults", _every, lambda found: _table(*fault_tables.faults(found))),
 }
 

@@ -1,24 +1,29 @@
 """Inferences that an emulated device and a server share: `python -m splitload.studies.shared [MODEL …]` (Linux, root).
 
 Both machines are measured, plans are searched for each link, and the device alone, the server alone, the best cut
-between layers and the shared plan answer in turns over a link with that cap, see `shared_pair`. What is predicted
-stands beside.
+between layers and the shared plan answer in turns over a link with that cap, see `shared_pair`. Plans that are not the
+best run as well, so that many predictions are tried. What is predicted stands beside.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from splitload.base.cache import user_cache
 from splitload.base.scratch import scratch_folder
 from splitload.bundle.collaboration import SHARED
 from splitload.collaborative.costs import Costs, Link
+from splitload.collaborative.optimum import grid_optimum
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.profile import measure_costs
-from splitload.collaborative.search import search
+from splitload.collaborative.search import decoded, search
 from splitload.collaborative.segment_costs import SegmentCosts
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
@@ -33,10 +38,15 @@ from splitload.studies.shared_pair import DEVICE, SERVER, EmulatedPair
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 _OWN = "splitload.studies.shared_networks"
-MODELS = (f"{_OWN}:vgg19_bn", "zoo:resnet152", f"{_OWN}:densenet121", "zoo:convnext_tiny")
+MODELS = (
+    f"{_OWN}:vgg19_bn", "zoo:resnet152", f"{_OWN}:densenet121", "zoo:convnext_tiny", "zoo:distilbert",
+    f"{_OWN}:vit_b_16",
+)  # fmt: skip
 MEGABITS = (93, 73)
+ALONE = ("device", "server", "layer cut")
 RUNS, ROUNDS = 11, 5
 LATENCY_S = 0.0003
+SEED, EXCHANGING = 5, 0.55  # of plans at random; a place exchanges rows where its number is above one half
 
 
 def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: Console) -> list[dict[str, Any]]:
@@ -48,12 +58,13 @@ def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: 
     train(TrainRequest(model=model, device="host", max_stages=1, output=str(bundle), cache=cache), console)
     pieces = Pieces(graph)
     found: list[dict[str, Any]] = []
-    costs: Costs | None = None
+    costs: SegmentCosts | None = None
     for each in megabits:
         with EmulatedPair(each * 1_000_000, folder) as pair:
             if costs is None:
                 machines = (pair.machine(DEVICE), pair.machine(SERVER))
-                costs = Costs(*(measure_costs(pieces, graph, each, console, rounds=ROUNDS) for each in machines))
+                measured = [measure_costs(pieces, graph, each, console, rounds=ROUNDS) for each in machines]
+                costs = SegmentCosts(pieces.levels, Costs(*measured))
             found.append(_row(model, each, runs, bundle, source, graph, pieces, costs, pair))
             console.print(_line(found[-1]))
     return found
@@ -61,23 +72,42 @@ def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: 
 
 def _row(
     model: str, megabits: int, runs: int, bundle: Path, source: Source, graph: ModelGraph,
-    pieces: Pieces, costs: Costs, pair: EmulatedPair,
+    pieces: Pieces, costs: SegmentCosts, pair: EmulatedPair,
 ) -> dict[str, Any]:  # fmt: skip
     link = Link(megabits * 1e6 / 8, LATENCY_S)
-    found = search(SegmentCosts(pieces.levels, costs), link)
-    planned = Planned(link.bytes_per_s, found.plan, found.latency_s, found.baselines)
+    found = search(costs, link)
+    others = {name: (plan, costs.latency_s(plan, link)) for name, plan in _others(costs, link).items()}
+    planned = Planned(link.bytes_per_s, found.plan, found.latency_s, {**found.baselines, **others})
     write(bundle, graph, pieces, [planned])
-    answer = pair.ask(DEVICE, "runs", bundle=str(bundle), model=model, server=pair.serve(bundle), rounds=runs)
-    plans = {SHARED: (found.plan, found.latency_s), **found.baselines}
+    plans = {**found.baselines, SHARED: (found.plan, found.latency_s), **others}
+    answer = pair.ask(
+        DEVICE, "runs", bundle=str(bundle), model=model, server=pair.serve(bundle), rounds=runs, arms=list(plans)
+    )
     return {
         "model": model,
         "model_sha256": source.sha256,
         "megabits_per_s": megabits,
         "plans": {name: _plan(plan) for name, (plan, _) in plans.items()},
         "predicted_s": {name: seconds for name, (_, seconds) in plans.items()},
+        "optimum": {"latency_s": found.optimum.latency_s, "is_exact": found.optimum.is_exact},
         "samples": answer["samples"],
         "bytes_per_s": answer["bytes_per_s"],
+        "moments": answer["moments"],
     }
+
+
+def _others(costs: SegmentCosts, link: Link) -> dict[str, SharedPlan]:
+    """Return plans that show how near predictions come: the best for other links, and some at random."""
+    found = []
+    for times in (0.5, 2.0):
+        best = grid_optimum(costs, Link(link.bytes_per_s * times, link.latency_s), math.inf)
+        assert best.plan is not None  # noqa: S101 - every plan is sooner than never
+        found.append(best.plan)
+    chance, count = np.random.default_rng(SEED), costs.levels.num_units
+    for _ in range(2):
+        exchanged = chance.random(count) * EXCHANGING
+        found.append(decoded(costs.levels, np.concatenate([exchanged, chance.random(2 * count)])))
+    return {f"other {number + 1}": plan for number, plan in enumerate(found)}
 
 
 def _plan(plan: SharedPlan) -> dict[str, list[int]]:
@@ -87,12 +117,10 @@ def _plan(plan: SharedPlan) -> dict[str, list[int]]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    import statistics
-
     medians = {
         name: statistics.median(each["latency_s"] for each in samples) for name, samples in row["samples"].items()
     }
-    best = min(seconds for name, seconds in medians.items() if name != "shared")
+    best = min(seconds for name, seconds in medians.items() if name in ALONE)
     shown = ", ".join(
         f"{name} {1e3 * seconds:.0f} ({1e3 * row['predicted_s'][name]:.0f} predicted)"
         for name, seconds in medians.items()

@@ -113,6 +113,11 @@ class EmulatedPair:
             time.sleep(_LOOK_EVERY_S)
         return found[0]
 
+    def limit(self, bits_per_s: int) -> None:
+        """Change the cap of the device's link; that of the server's stays as it is."""
+        assert self._network is not None  # noqa: S101
+        self._network.limit(DEVICE, bits_per_s)
+
     def machine(self, number: int) -> EmulatedMachine:
         """Return a machine as one that is measured."""
         return EmulatedMachine(self, number)

@@ -10,7 +10,7 @@ import pytest
 
 from splitload.base.errors import StageError
 from splitload.measure.piece_jobs import TimeMessages
-from splitload.studies import shared_tables
+from splitload.studies import bandwidth_traces, shared_other_tables, shared_tables
 from splitload.studies.control_groups import are_mounted, members_of
 from splitload.studies.emulation import DEVICES
 from splitload.studies.shared_pair import CONTROLLERS, DEVICE, SERVER, EmulatedPair
@@ -43,6 +43,67 @@ def test_what_is_aimed_at_is_of_the_headline_models_alone() -> None:
     assert [row[2] for row in body] == ["0.900", "0.900", "0.0%", "100%", "0"]
     alone = [{**ROWS[0], "samples": {**ROWS[0]["samples"], "server": [{"latency_s": 0.2, "by": "device", "why": "x"}]}}]
     assert shared_tables.targets([("a.json", {"rows": alone})])[1][-1][2] == "1"
+
+
+def test_softmax_over_all_tokens_has_an_aim_of_its_own() -> None:
+    row = {**ROWS[0], "model": "zoo:distilbert"}
+    _, body = shared_tables.targets([("a.json", {"rows": [row]})])
+    assert body[0][1:] == ("≤ 1.02", f"{0.18 / 0.25:.3f}")
+
+
+def test_pictures_are_of_the_headline_models() -> None:
+    moments = [{"where": "device", "number": 0, "start_s": 0.0, "end_s": 0.05}]
+    moments.append({"where": "up", "number": 1, "start_s": 0.05, "end_s": 0.1})
+    text = shared_tables.pictures([("a.json", {"rows": [{**each, "moments": moments} for each in ROWS]})])
+    assert text.count("device │") == 1
+    lanes = {line[:6].strip(): line[8:-1] for line in text.splitlines() if "│" in line}
+    assert lanes["device"].rstrip() == "█" * 36 and lanes["up"].lstrip() == "━" * 36
+    assert not lanes["down"].strip() and len(lanes["server"]) == 72
+
+
+def test_a_trace_is_the_same_for_the_same_seed_and_has_the_mean_it_says() -> None:
+    steps = bandwidth_traces.trace("indoors", 3000, 1)
+    assert steps == bandwidth_traces.trace("indoors", 3000, 1) != bandwidth_traces.trace("indoors", 3000, 2)
+    assert len(steps) == 6000 and abs(sum(steps) / 6000 - 93) < 10
+    assert min(bandwidth_traces.trace("outdoors", 3000, 1)) == bandwidth_traces.LEAST_MEGABITS
+
+
+def test_other_tables_have_what_their_records_say() -> None:
+    def only(make: Any, row: dict[str, Any]) -> dict[str, str]:
+        head, body = make([("a.json", {"rows": [row]})])
+        return dict(zip(head, body[0], strict=True))
+
+    tables = shared_other_tables
+    counted = {"model": "x", "published": [2, 1], "local": {"conv2d": 2}, "global": {"linear": 1}}
+    assert only(tables.operators, counted)["the same"] == "yes"
+    assert only(tables.operators, {**counted, "published": [3, 1]})["the same"] == "no"
+    plans = [{"error": 1e-6, "exchanges": 3}, {"error": 3e-6, "exchanges": 1}, {"error": 2e-6, "exchanges": 2}]
+    equal = only(tables.equality, {"model": "zoo:x", "levels": 9, "plans": plans})
+    assert (equal["exchanges"], equal["largest"]) == ("1–3", "3.0e-06")
+    planned = {
+        "model": "x", "links": 51, "planning_s": 61.0, "beside_bytes": 5, "bundle_bytes": 100, "not_exact": 1
+    }  # fmt: skip
+    assert only(tables.planning, planned)["of the bundle"] == "5.0%"
+    samples = [{"latency_s": 0.1, "by": "both"}, {"latency_s": 0.3, "by": "device"}]
+    rows = [
+        {"model": "x", "where": "indoors", "arm": "shared", "plan": None, "samples": samples},
+        {"model": "x", "where": "indoors", "arm": "fixed 1", "plan": [0, 9], "samples": samples[1:]},
+    ]
+    head, body = tables.traces([("a.json", {"rows": rows})])
+    assert dict(zip(head, body[0], strict=True))["÷ best fixed plan"] == "0.667"
+    outcomes = [{"right": True, "by": "device", "latency_s": 0.5}, {"right": False, "by": None, "latency_s": None}]
+    killed = {"model": "x", "outcomes": outcomes, "alone_s": [0.3], "deadline_s": 0.2}
+    assert only(tables.kills, killed)["wrong or missing"] == "1"
+    assert only(tables.kills, killed)["later than that by, at most"] == "200"
+    simulated = {"device": 0.08, "server": 0.07, "layer cut": 0.1, "shared": 0.06}
+    published = {
+        "model": "x", "published_ms": {"device_ms": 80, "server_ms": 9}, "megabits_per_s": 93,
+        "simulated_s": simulated, "alone_j": 1.0, "spared_j": 0.25,
+    }  # fmt: skip
+    assert only(tables.published, published)["under the layer cut"] == "40.0%"
+    assert only(tables.published, published)["energy spared"] == "75%"
+    wire = {"bytes": 9, "trips_s": {"tls": [0.001], "zmq-curve": [0.002]}}
+    assert only(tables.wire, wire)["TLS ÷ ZeroMQ"] == "0.50"
 
 
 def test_an_emulated_pair_needs_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
