@@ -52,6 +52,8 @@ class Levels:
     def of(cls, model: ModelGraph, graph: RowGraph, most: int = MOST_LEVELS) -> Levels:
         """Return the levels of a model, at most so many and spread over what it computes.
 
+        Where no place has rows, tensors are there as a whole or not at all: two machines can take turns there.
+
         Args:
             model: It.
             graph: The same as operators on rows.
@@ -66,10 +68,10 @@ class Levels:
         for node in model.nodes:
             done.append(done[-1] + node.flops)
         share = [each / (done[-1] or 1.0) for each in done]
+        places = cuts or list(model.cut_points)
         chosen = [
-            level
-            for cut in choose_cuts(cuts, share, most + 1)
-            if (level := _level(model, graph, cut.position, cut.boundary)) is not None
+            _level(model, graph, cut.position, cut.boundary) or _whole(model, cut.position, cut.boundary)
+            for cut in choose_cuts(places, share, most + 1)
         ]
         first = _level(model, graph, 0, model.inputs) or _whole(model, 0, model.inputs)
         last = _level(model, graph, len(model.nodes), model.outputs) or _whole(model, len(model.nodes), model.outputs)

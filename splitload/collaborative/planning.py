@@ -37,12 +37,14 @@ class PlannedCollaboration:
         plans: One for each link.
         levels: How many places of exchange there are.
         local_share: The share of floating-point operations that can be done row by row.
+        is_whole: Whether no place has rows, so that plans are cuts between layers.
     """
 
     folder: Path
     plans: tuple[Planned, ...]
     levels: int
     local_share: float
+    is_whole: bool
 
 
 def plan_collaboration(
@@ -97,7 +99,9 @@ def plan_collaboration(
         pieces, costs, [step * STEP_BYTES_PER_S for step in range(MOST_STEPS + 1)], latency_s, seed, report, saving
     )
     folder = write(bundle, graph, pieces, plans, target)
-    return PlannedCollaboration(folder, tuple(plans), len(pieces.levels.levels), count_operators(graph).local_share)
+    levels = pieces.levels.levels
+    is_whole = all(level.num_rows == 1 for level in levels[1:])
+    return PlannedCollaboration(folder, tuple(plans), len(levels), count_operators(graph).local_share, is_whole)
 
 
 def plans_for(
@@ -131,9 +135,12 @@ def plans_for(
                 alone_s = costs.device.segment_s(
                     [(level, Range(0, each.num_rows)) for level, each in enumerate(levels.levels) if level]
                 )
-                found.append(Planned(0.0, alone, alone_s, {"device": (alone, alone_s)}))
+                taken_j = None if saving is None else saving.power.computing_w * alone_s
+                found.append(Planned(0.0, alone, alone_s, {"device": (alone, alone_s)}, energy_j=taken_j))
                 continue
             best = search(segment_costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
             before = (best.plan,)
-            found.append(Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines, best.optimum))
+            found.append(
+                Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines, best.optimum, best.energy_j)
+            )
     return found

@@ -49,6 +49,7 @@ class Planned:
         predicted_s: When it answers, predicted.
         baselines: Plans that share nothing and when they answer, by name.
         optimum: The best plan of a grid; None where none was looked for.
+        energy_j: What it takes of the device, predicted; None where that was not asked for.
     """
 
     bytes_per_s: float
@@ -56,6 +57,7 @@ class Planned:
     predicted_s: float
     baselines: Mapping[str, tuple[SharedPlan, float]] = field(default_factory=dict)
     optimum: Optimum | None = None
+    energy_j: float | None = None
 
     @property
     def baselines_s(self) -> dict[str, float]:

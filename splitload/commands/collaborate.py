@@ -140,10 +140,10 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
         target=None if options.output is None else Path(options.output),
     )  # fmt: skip
     shown = [each for each in found.plans if each.bytes_per_s / 1e6 in _SHOWN]
-    names = ("device", "server", "layer cut")
+    names, joules = ("device", "server", "layer cut"), () if saving is None else ("energy J",)
     console.table(
         f"{source.name}: predicted latency by what the link carries",
-        ("MB/s", *(f"{name} ms" for name in names), "shared ms", "÷ best of those", "of a grid ms"),
+        ("MB/s", *(f"{name} ms" for name in names), "shared ms", "÷ best of those", "of a grid ms", *joules),
         [
             (
                 f"{each.bytes_per_s / 1e6:g}",
@@ -151,6 +151,7 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
                 f"{1e3 * each.predicted_s:.1f}",
                 f"{each.predicted_s / min(each.baselines_s.values()):.3f}",
                 _of_grid(each),
+                *(f"{each.energy_j or 0:.3f}" for _ in joules),
             )
             for each in shown
         ],
@@ -159,6 +160,8 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
         "of a grid: the exact optimum of plans whose rows are eighths; ≥ where none is sooner than a known one"
     )
     console.print(f"{found.local_share:.1%} of the floating-point operations can be shared, at {found.levels} levels")
+    if found.is_whole:
+        console.note("nothing can be exchanged by rows in this model: plans are cuts between layers")
     if saving is not None and any(each.predicted_s > saving.deadline_s for each in found.plans):
         console.note(f"on some links no plan is within {options.deadline_ms:g} ms; there the least late one is taken")
     if all(each.plan == found.plans[0].plan for each in found.plans):
@@ -171,6 +174,7 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
             {
                 "bytes_per_s": each.bytes_per_s,
                 "predicted_s": each.predicted_s,
+                "energy_j": each.energy_j,
                 "baselines_s": dict(each.baselines_s),
                 "exchanges": list(each.plan.exchanges),
                 "device_rows": list(each.plan.device_rows),

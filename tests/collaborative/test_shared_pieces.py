@@ -7,10 +7,12 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
-from shared_models import PIXELS, graph_of, images, shared_answer
+from shared_models import PIXELS, even_costs, graph_of, images, shared_answer
 
+from splitload.collaborative.costs import Link
 from splitload.collaborative.pieces import Pieces
-from splitload.collaborative.search import decoded
+from splitload.collaborative.search import decoded, search
+from splitload.collaborative.segment_costs import SegmentCosts
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.graphs.here import HERE
 from splitload.plan.graph import GraphKind
@@ -64,3 +66,21 @@ def test_no_weight_is_in_a_piece_that_lies_in_a_file(tmp_path: Path) -> None:
     large = [tensor for tensor in model.graph.initializer if np.prod(tensor.dims) > 1024]
     assert large
     assert all(tensor.data_location == tensor.EXTERNAL for tensor in large)
+
+
+def test_where_nothing_has_rows_machines_take_turns_between_layers(tmp_path: Path) -> None:
+    text = "g (float[8] x) => (float[8] y) "
+    text += "{ a = MatMul(x, w) s = Softmax(a) b = MatMul(s, w) t = Softmax(b) y = MatMul(t, w) }"
+    graph = graph_of(tmp_path, "portable", models.text(text, w=models.floats(8, 8)))
+    pieces = Pieces(graph)
+    levels = pieces.levels
+    assert levels.num_units > 1 and all(each.num_rows == 1 and each.is_whole for each in levels.levels)
+    feeds = {"x": np.random.default_rng(1).standard_normal(8).astype(np.float32)}
+    (expected,) = HERE.run(graph.path, ["y"], feeds)
+    for level in range(levels.num_units):
+        found = shared_answer(pieces, SharedPlan.layer_cut(levels, level), graph, feeds)["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    costs, link = even_costs(levels), Link(1e6)
+    best = search(SegmentCosts(levels, costs), link, generations=3)
+    assert "layer cut" in best.baselines
+    assert best.latency_s == pytest.approx(min(best.baselines_s.values())), "there is nothing else to find"
