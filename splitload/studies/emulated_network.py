@@ -19,7 +19,7 @@ MOST_DEVICES = 200
 _PREFIX_BITS = 24
 _SPACE, _NEAR, _FAR = "splitload-device-", "splitload-", "uplink"  # namespaces; ends of links here, and there
 _BURST_BYTES = 16 << 10  # at least MTU + 14; what a device may send at once, 3 ms at 40 Mbit/s
-_OFFLOADED_BYTES = 15_000  # less than that, with what is around it
+_OFFLOADED_BYTES = 8_000  # half of that: a timer may be late
 _WAIT_MS = 100  # how long a packet may wait for its turn before it is dropped
 
 

@@ -33,7 +33,7 @@ from splitload.planner.request import TrainRequest
 from splitload.planner.train import train
 from splitload.studies.bandwidth_traces import STEP_S, SURROUNDINGS, trace
 from splitload.studies.records import write_record
-from splitload.studies.shared import LATENCY_S, ROUNDS
+from splitload.studies.shared import GOODPUT, LATENCY_S, ROUNDS
 from splitload.studies.shared_pair import DEVICE, SERVER, EmulatedPair
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
@@ -77,7 +77,7 @@ def rows(model: str, where: str, seconds: int, folder: Path, console: Console) -
 
 def _fixed(costs: SegmentCosts, plans: Sequence[SharedPlan], steps: Sequence[float]) -> dict[str, SharedPlan]:
     """Return the plans that take least on the average of a trace, simulated as if no inference saw a change."""
-    links = [Link(each * 1e6 / 8, LATENCY_S) for each in steps]
+    links = [Link(each * 1e6 / 8 * GOODPUT, LATENCY_S) for each in steps]
     means = {plan: statistics.fmean(costs.latency_s(plan, link) for link in links) for plan in dict.fromkeys(plans)}
     best = sorted(means, key=lambda plan: means[plan])[:FIXED]
     return {f"fixed {number + 1}": plan for number, plan in enumerate(best)}
