@@ -30,7 +30,7 @@ def _links(row: Row) -> tuple[str, ...]:
     sent = f"{row['up_bytes'] / row['file_bytes']:.2f} bytes sent for each of a file"
     jobs = _outcomes({**row, "damaged_files": []})
     return (
-        f"cuts of the link {_CUT_AT[row.get('cut_at', 'bytes')]}, during {row['jobs']} jobs",
+        f"cuts of the link {_CUT_AT[row['cut_at']]}, during {row['jobs']} jobs",
         str(row["cuts"]),
         f"{jobs}; {sent}{_damaged(len(row['damaged_files']))}",
     )
