@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitload.frontends.torch_packages import declare_torchvision_ops, quiet
+
 if TYPE_CHECKING:
     import torch
 
@@ -41,7 +43,11 @@ def calls_of(model: str) -> Calls | None:
         from splitload.frontends import zoo
 
         name = model.removeprefix("zoo:")
-        return count_calls(*zoo.module(name)) if zoo.has_module(name) else None
+        if not zoo.has_module(name):
+            return None
+        with quiet():
+            declare_torchvision_ops()
+        return count_calls(*zoo.module(name))
     if ":" not in model or Path(model).exists() or model.endswith(".onnx"):
         return None
     from splitload.frontends.torch import made_by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,9 @@ def path(name: str, cache_dir: Path) -> Path:
 
 
 def has_module(name: str) -> bool:
-    """Return whether a model is built with torch."""
-    return _models()[name].make is not None
+    """Return whether a model is built with torch, and all that builds it is installed."""
+    model = _models()[name]
+    return model.make is not None and all(importlib.util.find_spec(package) for package in model.packages)
 
 
 def module(name: str) -> tuple[torch.nn.Module, Example]:
