@@ -237,6 +237,7 @@ class Collaborator(ParallelLoader):
     ) -> dict[str, Any]:
         begun_s, is_traced = time.perf_counter(), self.is_traced
         number, place, arm = plan
+        channel.expect(received_bytes(self._runner, arm.device))
         channel.send(wire.BEGIN, number, place, int(is_traced))
         spans: list[Span] | None = [] if is_traced else None
 
@@ -282,11 +283,11 @@ class Collaborator(ParallelLoader):
 
         What it sends still is taken by the thread that keeps the connection; until then calls are answered alone.
         """
+        self._late, self._why = True, why  # before anything can interrupt: no call takes what is on its way
         try:
             channel.send(wire.GIVEN_UP)
         except DeviceError:
             return False
-        self._late, self._why = True, why
         self._changed.set()
         return True
 
@@ -302,7 +303,7 @@ class Collaborator(ParallelLoader):
                     break
             self._bytes_per_s = None
             self._learn(_probed(channel))
-            self._prepare(channel)
+            self._prepare()
             self._late = False
 
     def _lose(self, channel: Channel, why: str) -> None:
@@ -332,7 +333,7 @@ class Collaborator(ParallelLoader):
                 if (channel := self._channel) is not None:
                     if self._late:
                         self._catch_up(channel)
-                    self._prepare(channel)
+                    self._prepare()
                     continue
             except Exception as error:
                 self._why = str(error) or "the server does not answer"
@@ -349,7 +350,7 @@ class Collaborator(ParallelLoader):
         try:
             self._bytes_per_s = None
             self._learn(_probed(channel))
-            self._prepare(channel)
+            self._prepare()
         except BaseException:
             channel.close()
             raise
@@ -359,12 +360,11 @@ class Collaborator(ParallelLoader):
             return
         self._say(f"the server is there, {8e-6 * (self._bytes_per_s or 0):.0f} Mbit/s")
 
-    def _prepare(self, channel: Channel) -> None:
+    def _prepare(self) -> None:
         """Open what the best plan for the link needs, then take it."""
         if self._bytes_per_s is not None:
             plan = self._runner.collaboration.plan_for(self._bytes_per_s, self._arm)
             self._runner.open(plan[2].device)
-            channel.expect(received_bytes(self._runner, plan[2].device))
             self._plan = plan
 
     def _probe_idle(self) -> None:
