@@ -28,13 +28,11 @@ from splitload.collaborative.segment_costs import SegmentCosts
 from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.commands.console import Console
-from splitload.frontends import open_source
-from splitload.frontends.onnx import Source, load_graph
+from splitload.frontends.onnx import Source
 from splitload.plan.graph import ModelGraph
-from splitload.planner.request import TrainRequest
-from splitload.planner.train import train
 from splitload.studies.records import write_record
 from splitload.studies.shared_pair import DEVICE, SERVER, EmulatedPair
+from splitload.studies.shared_subjects import subject
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 _OWN = "splitload.studies.shared_networks"
@@ -52,11 +50,7 @@ SEED, EXCHANGING = 5, 0.55  # of plans at random; a place exchanges rows where i
 
 def rows(model: str, megabits: Sequence[int], runs: int, folder: Path, console: Console) -> list[dict[str, Any]]:
     """Return what each arm takes of a model on each link."""
-    cache = user_cache()
-    source = open_source(model, cache)
-    graph = load_graph(source, "native", cache, feeds=source.examples)
-    bundle = folder / "shared.splitload"
-    train(TrainRequest(model=model, device="host", max_stages=1, output=str(bundle), cache=cache), console)
+    source, graph, bundle = subject(model, folder, console)
     pieces = Pieces(graph)
     found: list[dict[str, Any]] = []
     costs: SegmentCosts | None = None

@@ -28,13 +28,11 @@ from splitload.collaborative.store import Planned, write
 from splitload.commands.console import Console
 from splitload.deploy.share_server import opened
 from splitload.deploy.shared_run import PieceRunner
-from splitload.frontends import open_source, zoo
-from splitload.frontends.onnx import load_graph
-from splitload.planner.request import TrainRequest
-from splitload.planner.train import train
+from splitload.frontends import zoo
 from splitload.runtime.inputs import example_inputs
 from splitload.runtime.stock import stock_session
 from splitload.studies.records import write_record
+from splitload.studies.shared_subjects import subject
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 PLANS, SEED = 50, 0
@@ -43,11 +41,7 @@ _PATIENT_S = 60.0
 
 def row(model: str, count: int, seed: int, folder: Path, console: Console) -> dict[str, Any]:
     """Return how far the answers of random plans are from those of a model, for each the largest of its outputs."""
-    cache = user_cache()
-    source = open_source(model, cache)
-    graph = load_graph(source, "native", cache, feeds=source.examples)
-    bundle = folder / f"{source.name}.splitload"
-    train(TrainRequest(model=model, device="host", max_stages=1, output=str(bundle), cache=cache), console)
+    source, graph, bundle = subject(model, folder, console)
     feeds = example_inputs(read_manifest(bundle).inputs, source.examples)
     expected = stock_session(str(source.path), None).run(list(graph.outputs), feeds)
     pieces, chance = Pieces(graph), np.random.default_rng(seed)

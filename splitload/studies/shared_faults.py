@@ -29,13 +29,10 @@ from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.commands.console import Console
 from splitload.deploy.collaborator import Collaborator
-from splitload.frontends import open_source
-from splitload.frontends.onnx import load_graph
 from splitload.measure.process import python
-from splitload.planner.request import TrainRequest
-from splitload.planner.train import train
 from splitload.runtime.inputs import example_inputs
 from splitload.studies.records import write_record
+from splitload.studies.shared_subjects import subject
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODEL, KILLS = "zoo:mobilenet_v1", 200
@@ -70,11 +67,8 @@ class _Server:
 
 def row(model: str, kills: int, seed: int, folder: Path, console: Console) -> dict[str, Any]:
     """Return what came of so many inferences during which the server was killed."""
-    cache, chance = user_cache(), random.Random(seed)  # noqa: S311 - moments
-    source = open_source(model, cache)
-    graph = load_graph(source, "native", cache, feeds=source.examples)
-    bundle = folder / "shared.splitload"
-    train(TrainRequest(model=model, device="host", max_stages=1, output=str(bundle), cache=cache), console)
+    chance = random.Random(seed)  # noqa: S311 - moments
+    source, graph, bundle = subject(model, folder, console)
     pieces = Pieces(graph)
     levels = pieces.levels.levels
     middle = next(at for at in range(len(levels) // 3, len(levels)) if levels[at].num_rows > 4)

@@ -18,20 +18,16 @@ from splitload.bundle.read import read_manifest
 from splitload.collaborative.planning import plan_collaboration
 from splitload.commands.console import Console
 from splitload.devices.host import HostDevice
-from splitload.frontends import open_source
-from splitload.planner.request import TrainRequest
-from splitload.planner.train import train
 from splitload.studies.records import write_record
 from splitload.studies.shared import MODELS
+from splitload.studies.shared_subjects import subject
 from splitload.studies.study import errors_in_one_line, study_parser
 
 
 def row(model: str, folder: Path, console: Console) -> dict[str, Any]:
     """Return how long planning takes, and what it writes beside the bundle."""
     cache = user_cache()
-    source = open_source(model, cache)
-    bundle = folder / f"{source.name}.splitload"
-    train(TrainRequest(model=model, device="host", max_stages=1, output=str(bundle), cache=cache), console)
+    source, _, bundle = subject(model, folder, console)
     host, start_s = HostDevice(cache), time.perf_counter()
     found = plan_collaboration(bundle, source, host, host, console, cache, feeds=source.examples)
     seconds = time.perf_counter() - start_s

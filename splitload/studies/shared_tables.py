@@ -32,7 +32,7 @@ def shared(records: Named) -> Table:
     )
     body = [
         (
-            _name(row),
+            name_of(row),
             str(row["megabits_per_s"]),
             *(_spread(row, name) for name in (*_ALONE, "shared")),
             f"{_ratio(row):.3f}",
@@ -40,15 +40,15 @@ def shared(records: Named) -> Table:
             _of_grid(row),
             str(len(row["samples"]["shared"])),
         )
-        for row in _rows(records)
+        for row in rows_of(records)
     ]
     return head, body
 
 
 def targets(records: Named) -> Table:
     """Return what is aimed at, and what was measured."""
-    rows = list(_rows(records))
-    chosen = [row for row in rows if _name(row) in HEADLINE and row["megabits_per_s"] in SPEEDS]
+    rows = list(rows_of(records))
+    chosen = [row for row in rows if name_of(row) in HEADLINE and row["megabits_per_s"] in SPEEDS]
     errors = sorted(abs(row["predicted_s"][name] / _median(row, name) - 1) for row in rows for name in row["samples"])
     alone = sum(
         each["by"] != "both" for row in rows for name in ("server", "layer cut") for each in _samples(row, name)
@@ -65,7 +65,7 @@ def targets(records: Named) -> Table:
             ),
             ("the worst of them", "≤ 1.02", f"{max(ratios):.3f}"),
         ]
-    attending = [row for row in rows if _name(row) in ATTENDING]
+    attending = [row for row in rows if name_of(row) in ATTENDING]
     if attending:
         worst = max(_median(row, "shared") / _median(row, "layer cut") for row in attending)
         body.append(("shared ÷ best layer cut where softmax is global, the worst", "≤ 1.02", f"{worst:.3f}"))
@@ -86,10 +86,10 @@ def targets(records: Named) -> Table:
 def pictures(records: Named) -> str:
     """Return what both machines and the link did in one shared inference of each headline model, in text."""
     parts = []
-    for row in _rows(records):
-        if row.get("moments") and _name(row) in HEADLINE and row["megabits_per_s"] == SPEEDS[0]:
+    for row in rows_of(records):
+        if row.get("moments") and name_of(row) in HEADLINE and row["megabits_per_s"] == SPEEDS[0]:
             lines = picture([Moment(**each) for each in row["moments"]])
-            parts += [f"{_name(row)} at {row['megabits_per_s']} Mbit/s", *lines, ""]
+            parts += [f"{name_of(row)} at {row['megabits_per_s']} Mbit/s", *lines, ""]
     return "\n".join(("```text", *parts[:-1], "```", "")) if parts else ""
 
 
@@ -118,9 +118,11 @@ def _samples(row: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     return found
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def name_of(row: Mapping[str, Any]) -> str:
+    """Return the name of the model of a row."""
     return str(row["model"]).rpartition(":")[2]
 
 
-def _rows(records: Named) -> Iterator[Mapping[str, Any]]:
+def rows_of(records: Named) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of all records."""
     return (row for _, record in records for row in record["rows"])

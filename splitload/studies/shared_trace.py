@@ -27,14 +27,11 @@ from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.commands.console import Console
 from splitload.deploy.share_bench import PATIENT_S
-from splitload.frontends import open_source
-from splitload.frontends.onnx import load_graph
-from splitload.planner.request import TrainRequest
-from splitload.planner.train import train
 from splitload.studies.bandwidth_traces import STEP_S, SURROUNDINGS, trace
 from splitload.studies.records import write_record
 from splitload.studies.shared import GOODPUT, LATENCY_S, ROUNDS
 from splitload.studies.shared_pair import DEVICE, SERVER, EmulatedPair
+from splitload.studies.shared_subjects import subject
 from splitload.studies.study import at_least, errors_in_one_line, study_parser
 
 MODEL = "splitload.studies.shared_networks:densenet121"
@@ -44,11 +41,7 @@ _WIDE_BITS = 1_000_000_000  # of the server's link, and of the device's while it
 
 def rows(model: str, where: str, seconds: int, folder: Path, console: Console) -> list[dict[str, Any]]:
     """Return what inferences take while a trace is replayed, a row for the product's own choice and each fixed plan."""
-    cache = user_cache()
-    source = open_source(model, cache)
-    graph = load_graph(source, "native", cache, feeds=source.examples)
-    bundle = folder / "shared.splitload"
-    train(TrainRequest(model=model, device="host", max_stages=1, output=str(bundle), cache=cache), console)
+    source, graph, bundle = subject(model, folder, console)
     pieces, steps = Pieces(graph), trace(where, seconds, SEED)
     with EmulatedPair(_WIDE_BITS, folder) as pair:
         machines = (pair.machine(DEVICE), pair.machine(SERVER))
