@@ -26,11 +26,12 @@ from splitload.deploy.shared_timeline import Moment, Span, joined, unpacked
 from splitload.runtime.inputs import DTYPES
 from splitload.runtime.loader import ParallelLoader
 
+ALONE_IS_QUICKER = "by this link the device is quicker alone"
 PATIENCE = 3.0  # times what a plan is predicted to take: past that the device answers alone
 LEAST_DEADLINE_S = 0.05
 RETRY_S, MOST_RETRY_S = 1.0, 30.0
 PROBE_BYTES = 1 << 16
-PROBE_EVERY_S = 1.0  # where no rows are exchanged that would tell
+PROBE_EVERY_S = 1.0  # where no rows were exchanged that tell
 _PROBE_S, _LATE_S = 10.0, 30.0  # for the answer to a probe, and to an inference that was given up
 _TELLING_BYTES = 1 << 15  # of a message from which the link's speed can be told
 _WEIGHT = 0.5  # of a new figure beside those before
@@ -109,6 +110,7 @@ class Collaborator(ParallelLoader):
         self._plan: tuple[int, int, ArmEntry] | None = None  # what is ready: a plan's number, an arm's in it, the arm
         self._late = False  # whether the server still has an inference that was given up
         self._bytes_per_s: float | None = None
+        self._learned_s = 0.0  # when that was learned, by `time.monotonic`
         self._retry_s = RETRY_S
         self._why = "no server is given" if server is None else "the server has not answered yet"
         super().__init__(bundle, **options)
@@ -215,22 +217,22 @@ class Collaborator(ParallelLoader):
             return None, self._why
         arm = plan[2]
         if not arm.server:
-            return None, "by this link the device is quicker alone"
+            return None, ALONE_IS_QUICKER
         patience_s = max(PATIENCE * arm.predicted_s, LEAST_DEADLINE_S) if self._deadline_s is None else self._deadline_s
         deadline_s = time.monotonic() + patience_s
+        why, is_kept, answers = "the call was interrupted", False, None
         try:
-            return self._exchanged(channel, plan, feeds, deadline_s), ""
+            answers = self._exchanged(channel, plan, feeds, deadline_s)
+            why, is_kept = "", True
         except TimeoutError:
             why = f"the server took longer than {1e3 * patience_s:.0f} ms"
-            if self._give_up(channel, why):
-                return None, why
+            is_kept = self._give_up(channel, why)
         except Exception as error:
             why = str(error) or type(error).__name__
-        except BaseException:  # interrupted: what is on its way would be taken for answers of the next call
-            self._lose(channel, "the call was interrupted")
-            raise
-        self._lose(channel, why)
-        return None, why
+        finally:  # what is on its way would be taken for answers of the next call
+            if not is_kept:
+                self._lose(channel, why)
+        return answers, why
 
     def _exchanged(
         self, channel: Channel, plan: tuple[int, int, ArmEntry], feeds: Mapping[str, Any], deadline_s: float
@@ -273,7 +275,7 @@ class Collaborator(ParallelLoader):
 
     def _learn(self, bytes_per_s: float) -> None:
         """Note what the link has just carried, and have another plan be prepared where that one is better."""
-        known = self._bytes_per_s
+        known, self._learned_s = self._bytes_per_s, time.monotonic()
         self._bytes_per_s = bytes_per_s if known is None else known ** (1 - _WEIGHT) * bytes_per_s**_WEIGHT
         if self._runner.collaboration.plan_for(self._bytes_per_s, self._arm) != self._plan:
             self._changed.set()
@@ -370,7 +372,9 @@ class Collaborator(ParallelLoader):
     def _probe_idle(self) -> None:
         """Measure the link where no exchange has for a while."""
         channel = self._channel
-        if channel is None or self._plan is None or self._plan[2].server or self._late:
+        if channel is None or self._plan is None or self._late:
+            return
+        if time.monotonic() - self._learned_s < PROBE_EVERY_S / 2:
             return
         if not self._turn.acquire(blocking=False):
             return

@@ -175,7 +175,7 @@ class ShareServer:
         try:
             wire.prompt(sock)
             channel = Channel(sock, self._context, server_side=True)
-        except (OSError, DeviceError):
+        except (OSError, DeviceError, RuntimeError):  # the last where the system has no more threads
             self._forget(sock)
             sock.close()
             return

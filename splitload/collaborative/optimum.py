@@ -128,7 +128,7 @@ def _behind(costs: SegmentCosts, link: Link, before: _Labels, level: int, own: i
     lacked, computes_s = np.zeros(len(first)), np.zeros(len(first))
     if own:
         chain = costs.chain(level, 0, own)
-        lacked = np.maximum(chain.stops[first] - before.own, 0) * row_bytes
+        lacked = np.maximum(chain.stops[first] - np.maximum(chain.starts[first], before.own), 0) * row_bytes
         computes_s = chain.device_s[first] + device.call_s
     comes = lacked > 0
     down_s = np.where(comes, np.maximum(down_s, server_s) + lacked / link.bytes_per_s, down_s)
@@ -177,9 +177,10 @@ def _undominated(labels: _Labels, most: int) -> tuple[list[int], bool]:
 class _Rest:
     """What remains to be computed behind each level, at least.
 
-    A row of a level takes the device at least a, the server at least b seconds, and one of them computes it. So the end
-    is no sooner than w times when the device is free, 1 - w times when the server is, and the least of w a and
-    (1 - w) b for each row; whatever w from 0 to 1. Only a device that goes on alone does not wait for the server.
+    A row of a level that is read takes the device at least a, the server at least b seconds, and one of them computes
+    it; between those that the first and the last rows of a later level need some may be read by nobody. So the end is
+    no sooner than w times when the device is free, 1 - w times when the server is, and the least of w a and (1 - w) b
+    for each row; whatever w from 0 to 1. Only a device that goes on alone does not wait for the server.
     """
 
     def __init__(self, costs: SegmentCosts) -> None:
@@ -187,7 +188,7 @@ class _Rest:
             np.array([0.0, *(min(s / (n + 1) for n, s in enumerate(each[1:])) for each in machine.units_s[1:])])
             for machine in (costs.costs.device, costs.costs.server)
         )
-        rows = np.array(costs.rows)
+        rows = _read_rows(costs)
         self._shared_s = _sum_behind(rows * np.minimum(_WEIGHTS * own, (1 - _WEIGHTS) * other))
         self._alone_s = _sum_behind((rows * own)[None, :])[0]
 
@@ -196,6 +197,18 @@ class _Rest:
         both_s = _WEIGHTS * labels.device_s + (1 - _WEIGHTS) * labels.server_s + self._shared_s[:, level, None]
         least_s: Array = np.minimum(both_s.max(axis=0), labels.device_s + self._alone_s[level])
         return least_s
+
+
+def _read_rows(costs: SegmentCosts) -> Array:
+    """Return how many rows of each level are computed at least, wherever machines part the rows of any later one."""
+    rows = np.array(costs.rows)
+    least = rows.copy()
+    for last in range(1, len(rows)):
+        for own in range(costs.rows[last] + 1):
+            stops = costs.chain(last, 0, own).stops if own else np.zeros(last, np.int64)
+            starts = costs.chain(last, own, costs.rows[last]).starts if own < costs.rows[last] else rows[:last]
+            least[:last] = np.minimum(least[:last], rows[:last] - np.maximum(starts - stops, 0))
+    return least
 
 
 def _sum_behind(each: Array) -> Array:

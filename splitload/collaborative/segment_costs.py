@@ -53,9 +53,9 @@ class SegmentCosts:
         own = self.rows[0]  # rows that the device has of the level; the server has the others
         for at in range(1, len(plan.exchanges)):
             first, last = plan.exchanges[at - 1], plan.exchanges[at]
-            needs_stop, computes_s, strips = self._segment(first, last, plan.device_rows[at], plan.strips[at - 1])
+            needs, computes_s, strips = self._segment(first, last, plan.device_rows[at], plan.strips[at - 1])
             row_bytes = self.row_bytes[first]
-            lacked = (needs_stop - own) * row_bytes
+            lacked = (needs.stop - max(needs.start, own)) * row_bytes
             arrives_s = 0.0
             if lacked > 0:
                 down_s = max(down_s, server_s) + lacked / link.bytes_per_s
@@ -82,18 +82,19 @@ class SegmentCosts:
 
     def _segment_of(
         self, first: int, last: int, own: int, strips: int
-    ) -> tuple[int, float, tuple[tuple[int, int, float], ...]]:
+    ) -> tuple[Range, float, tuple[tuple[int, int, float], ...]]:
         """Return what the device needs for its rows and takes, and what the server does for each of its strips."""
-        needs_stop, computes_s = 0, 0.0
+        needs, computes_s = Range(0, 0), 0.0
         if own:
             chain = self.chain(last, 0, own)
-            needs_stop, computes_s = int(chain.stops[first]), float(chain.device_s[first]) + self.costs.device.call_s
+            needs = Range(int(chain.starts[first]), int(chain.stops[first]))
+            computes_s = float(chain.device_s[first]) + self.costs.device.call_s
         found = []
         for rows in strips_of(Range(own, self.rows[last]), strips):
             chain = self.chain(last, *rows)
             seconds = float(chain.server_s[first]) + self.costs.server.call_s
             found.append((int(chain.starts[first]), int(chain.stops[first]), seconds))
-        return needs_stop, computes_s, tuple(found)
+        return needs, computes_s, tuple(found)
 
     def _chain(self, last: int, start: int, stop: int) -> Chain:
         starts, stops = np.zeros(last, np.int64), np.zeros(last, np.int64)

@@ -188,7 +188,7 @@ def plan(options: argparse.Namespace, console: Console, cache: Path) -> dict[str
 def _of_grid(planned: Planned) -> str:
     """Return when the best plan of the grid answers, for people."""
     optimum = planned.optimum
-    if optimum is None:
+    if optimum is None or (optimum.plan is None and not optimum.is_exact):
         return "–"
     sign = "≥ " if optimum.plan is None else "" if optimum.is_exact else "≤ "
     return f"{sign}{1e3 * optimum.latency_s:.1f}"

@@ -11,7 +11,7 @@ from splitload.measure.graph_jobs import graph_name
 from splitload.measure.job import Input, Job, inputs_of
 
 SAMPLE_S = 0.015
-MOST_MESSAGE_BYTES = 1 << 24
+MOST_MESSAGE_BYTES, MOST_SIZES = 1 << 24, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,10 @@ class TimeMessages(Job):
     def read(cls, row: Reader) -> TimeMessages:
         """Return what a message says."""
         sizes = tuple(row.sequence("sizes"))
-        if not sizes or not all(is_count(size) and 0 < size <= MOST_MESSAGE_BYTES for size in sizes):
-            raise BundleError(f"{row.where}.sizes must hold bytes up to {MOST_MESSAGE_BYTES}, they are {sizes!r:.80}")
+        is_good = all(is_count(size) and 0 < size <= MOST_MESSAGE_BYTES for size in sizes)
+        if not is_good or not 0 < len(sizes) <= MOST_SIZES:
+            cure = f"must hold 1 to {MOST_SIZES} counts of bytes up to {MOST_MESSAGE_BYTES}"
+            raise BundleError(f"{row.where}.sizes {cure}, it is {sizes!r:.80}")
         return cls(sizes, row.count("rounds", 1))
 
 

@@ -64,7 +64,7 @@ def planning(records: Named) -> Table:
             f"{row['planning_s']:.0f}",
             f"{row['beside_bytes'] / 1e6:.1f}",
             f"{row['beside_bytes'] / row['bundle_bytes']:.1%}",
-            f"{row['links'] - row['not_exact']}",
+            str(row["exact"]),
         )
         for row in rows_of(records)
     ]

@@ -39,7 +39,7 @@ def row(model: str, folder: Path, console: Console) -> dict[str, Any]:
         "planning_s": seconds,
         "bundle_bytes": sum(files.values()),
         "beside_bytes": sum(each.stat().st_size for each in found.folder.iterdir()),
-        "not_exact": sum(each.optimum is not None and not each.optimum.is_exact for each in found.plans),
+        "exact": sum(each.optimum is not None and each.optimum.is_exact for each in found.plans),
     }
 
 

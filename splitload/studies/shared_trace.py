@@ -82,9 +82,15 @@ def _replayed(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return the inferences of an arm while the link follows a trace; a fixed plan is waited for, come what may."""
     begun.unlink(missing_ok=True)
-    ended = threading.Event()
+    ended, failed = threading.Event(), list[BaseException]()
 
     def change() -> None:
+        try:
+            follow()
+        except BaseException as error:
+            failed.append(error)
+
+    def follow() -> None:
         while not begun.exists():
             if ended.wait(0.005):
                 return
@@ -104,6 +110,8 @@ def _replayed(
     finally:
         ended.set()
         thread.join()
+    if failed:
+        raise failed[0]
     samples: list[dict[str, Any]] = answer
     return samples
 

@@ -308,6 +308,47 @@ def test_after_an_interrupted_call_no_answer_is_that_of_another(
             np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_interrupt_while_an_inference_is_given_up_ends_the_connection(
+    site: Site, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    def late(*_: Any) -> None:
+        raise TimeoutError
+
+    with sharing(site) as model:
+        assert model.wait_for_server(PATIENT_S)
+        channel = model._channel
+        with monkeypatch.context() as patch:
+            patch.setattr(model._runner, "follow", late)
+            patch.setattr(model, "_give_up", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                model.run(None, {"x": FEEDS["x"][..., ::-1].copy()})
+        for _ in range(3):
+            np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
+        until(lambda: model._channel is not channel)
+
+
+def test_only_who_waits_says_how_much_is_kept(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    expecting: list[int] = []
+    with sharing(site) as model:
+        assert model.wait_for_server(PATIENT_S) and model._channel is not None
+        monkeypatch.setattr(model._channel, "expect", lambda _: expecting.append(threading.get_ident()))
+        model.run(None, FEEDS)
+        model._changed.set()
+        until(lambda: not model._changed.is_set())
+        time.sleep(0.05)
+        assert expecting == [threading.get_ident()]
+
+
+def test_a_link_of_which_nothing_is_learned_is_probed(site: Site) -> None:
+    with sharing(site) as model:
+        assert model.wait_for_server(PATIENT_S) and model._plan is not None and model._plan[2].server
+        learned_s = model._learned_s
+        until(lambda: model._learned_s > learned_s)
+
+
 def test_what_the_caller_is_told_with_may_fail(site: Site, expected: Any) -> None:
     def fails(_: str) -> None:
         raise RuntimeError("nobody listens")

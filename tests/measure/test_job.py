@@ -197,3 +197,9 @@ def test_a_fresh_process_has_the_splitload_that_started_it(tmp_path: Path, monke
         program.own_splitload()
         assert importlib.import_module("splitload").__file__ == str(file)
         monkeypatch.delitem(sys.modules, "splitload")
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [True], [(1 << 24) + 1], [1] * 17, "8"])
+def test_sizes_of_messages_have_limits(sizes: Any) -> None:
+    with pytest.raises(UsageError, match="sizes"):
+        read_job({**sent(TimeMessages((8,), 1)), "sizes": sizes}, CLASSES)

@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from splitload.base.errors import StageError
+from splitload.deploy.collaborator import ALONE_IS_QUICKER
 from splitload.measure.piece_jobs import TimeMessages
 from splitload.studies import bandwidth_traces, shared_other_tables, shared_tables
 from splitload.studies.control_groups import are_mounted, members_of
 from splitload.studies.emulation import DEVICES
+from splitload.studies.shared_equality import TOLERATED, relative_error
 from splitload.studies.shared_pair import CONTROLLERS, DEVICE, SERVER, EmulatedPair
 
 
@@ -43,12 +46,22 @@ def test_what_is_aimed_at_is_of_the_headline_models_alone() -> None:
     assert [row[2] for row in body] == ["0.900", "0.900", "0.0%", "100%", "0"]
     alone = [{**ROWS[0], "samples": {**ROWS[0]["samples"], "server": [{"latency_s": 0.2, "by": "device", "why": "x"}]}}]
     assert shared_tables.targets([("a.json", {"rows": alone})])[1][-1][2] == "1"
+    late, chosen = ({"latency_s": 0.2, "by": "device", "why": why} for why in ("it is late", ALONE_IS_QUICKER))
+    row = {**ROWS[0], "samples": {**ROWS[0]["samples"], "shared": [late, chosen, late]}}
+    assert shared_tables.targets([("a.json", {"rows": [row]})])[1][-1][2] == "2"
+
+
+def test_an_answer_that_is_no_number_or_of_another_shape_is_far_from_right() -> None:
+    right = np.array([1.0, -4.0], np.float32)
+    assert relative_error(np.array([1.0, -3.0], np.float32), right) == 0.25
+    for wrong in ([np.nan, -4.0], [[1.0, -4.0]], [1.0]):
+        assert relative_error(np.array(wrong, np.float32), right) > TOLERATED
 
 
 def test_softmax_over_all_tokens_has_an_aim_of_its_own() -> None:
     row = {**ROWS[0], "model": "zoo:distilbert"}
     _, body = shared_tables.targets([("a.json", {"rows": [row]})])
-    assert body[0][1:] == ("≤ 1.02", f"{0.18 / 0.25:.3f}")
+    assert body[0][1:] == ("≤ 1.02", f"{0.18 / 0.2:.3f}")
 
 
 def test_pictures_are_of_the_headline_models() -> None:
@@ -81,7 +94,7 @@ def test_other_tables_have_what_their_records_say() -> None:
     equal = only(tables.equality, {"model": "zoo:x", "levels": 9, "plans": plans})
     assert (equal["exchanges"], equal["largest"]) == ("1–3", "3.0e-06")
     planned = {
-        "model": "x", "links": 51, "planning_s": 61.0, "beside_bytes": 5, "bundle_bytes": 100, "not_exact": 1
+        "model": "x", "links": 51, "planning_s": 61.0, "beside_bytes": 5, "bundle_bytes": 100, "exact": 50
     }  # fmt: skip
     assert only(tables.planning, planned)["of the bundle"] == "5.0%"
     samples = [{"latency_s": 0.1, "by": "both"}, {"latency_s": 0.3, "by": "device"}]
