@@ -49,7 +49,7 @@ from splitload.agents.stopping import EQUAL, SearchState, StoppingRule
 
 __all__ = ["DEFAULT_EPISODES", "QLearning"]
 
-DEFAULT_EPISODES = 4_500
+DEFAULT_EPISODES = 3_000
 """Most episodes for each number of stages, where the caller sets no budget."""
 
 _LONGEST = 0.5  # of the episodes of the one-sided form break ties by the longest stage

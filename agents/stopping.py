@@ -10,9 +10,9 @@ The rule. A search stops
 - "patience", at the end of the `ROUNDS`-th round in a row that has not bettered the record since it began or the record
   was set. A round ends after `patience` episodes in a row without a plan better than those of the round, which are then
   forgotten, the record excepted;
-- "outdone", if nothing can be proved and it is far behind another number of stages: at the end of any `patience`
-  episodes but the first, if what decides between numbers of stages is by more than `BEHIND` worse for its record than
-  for the best of all records;
+- "outdone", where rewards have no tolerance and it is far behind another number of stages: at the end of any `patience`
+  episodes, if what decides between numbers of stages is by more than is allowed worse for its record than for the
+  best of all records. What can be proved is learned steadily and not by leaps, so that it may be further behind;
 - "episodes", when those allowed for all C together are used up;
 - "stopped", on request.
 
@@ -60,7 +60,7 @@ from splitload.agents.returning import Stand
 __all__ = ["BEHIND", "EQUAL", "ROUNDS", "SearchState", "StoppingRule"]
 
 ROUNDS = 8  # in a row without a better plan, after which a search is given up
-BEHIND = 0.03  # by which share a number of stages may be behind after two patiences; see `QLearning.train`
+BEHIND_FIRST, BEHIND, BEHIND_PROVABLE = 0.06, 0.03, 0.15  # may be behind: after one patience, after more, if provable
 EQUAL = 1e-9  # Plans whose values differ by a smaller share count as equal, so that rounding makes no record.
 
 
@@ -193,9 +193,7 @@ class StoppingRule:
 
     def compares(self, search: SearchState) -> bool:
         """Return whether it is time to hold a search against those of other numbers of stages."""
-        episodes = len(search.returns)
-        sure = search.separable or search.tolerant
-        return not sure and search.stopped == "running" and episodes > self.patience and episodes % self.patience == 0
+        return not search.tolerant and search.stopped == "running" and len(search.returns) % self.patience == 0
 
     def give_up(self, search: SearchState, searches: Iterable[SearchState], decides: Callable[[Plan], float]) -> None:
         """End a search whose record is too far behind the best one.
@@ -206,5 +204,7 @@ class StoppingRule:
             decides: Returns what decides between plans of different numbers of stages, in seconds.
         """
         least_s = min(decides(each.plan) for each in searches if each.plan is not None)
-        if search.plan is None or decides(search.plan) > (1 + BEHIND) * least_s:
+        late = len(search.returns) > self.patience
+        allowed = BEHIND_PROVABLE if search.separable else BEHIND if late else BEHIND_FIRST
+        if search.plan is None or decides(search.plan) > (1 + allowed) * least_s:
             search.stopped = "outdone"
