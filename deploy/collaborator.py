@@ -20,7 +20,7 @@ from splitload.bundle.manifest import MANIFEST
 from splitload.deploy import channel as wire
 from splitload.deploy.channel import Channel
 from splitload.deploy.greeting import connect, read_server
-from splitload.deploy.share_server import STATISTICS, opened, received_bytes, rows_bytes, rows_of, unfit
+from splitload.deploy.share_server import STATISTICS, heading, opened, received_bytes, rows_bytes, rows_of, unfit
 from splitload.deploy.shared_run import PieceRunner
 from splitload.deploy.shared_timeline import Moment, Span, joined, unpacked
 from splitload.runtime.inputs import DTYPES
@@ -244,7 +244,7 @@ class Collaborator(ParallelLoader):
         spans: list[Span] | None = [] if is_traced else None
 
         def send(step: ProgramStep, parts: Sequence[Any]) -> None:
-            channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
+            channel.send(wire.ROWS, *heading(step), parts)
 
         def receive(step: ProgramStep) -> list[Any]:
             most_bytes = max(rows_bytes(self._runner, step), wire.MOST_TEXT)

@@ -248,7 +248,7 @@ class ShareServer:
         spans: list[Span] | None = [] if is_traced else None
 
         def send(step: ProgramStep, parts: Sequence[Any]) -> None:
-            channel.send(wire.ROWS, step.number, step.start, step.stop, parts)
+            channel.send(wire.ROWS, *heading(step), parts)
 
         def receive(step: ProgramStep) -> list[Any]:
             most_bytes = max(rows_bytes(self._runner, step), wire.MOST_TEXT)
@@ -303,7 +303,13 @@ def received_bytes(runner: PieceRunner, steps: Iterable[ProgramStep]) -> int:
 
 def rows_bytes(runner: PieceRunner, step: ProgramStep) -> int:
     """Return how many bytes the rows of a step have."""
-    return sum(_part_count(runner, part) * _dtype(runner, part).itemsize for part in runner.parts(step))
+    return sum(_part_count(runner, part) * _dtype(runner, part).itemsize for part in step.parts)
+
+
+def heading(step: ProgramStep) -> tuple[int, int, int]:
+    """Return what the head of a message says of its rows: the level, and rows of the first tensor."""
+    first = step.parts[0]
+    return step.number, first.start, first.stop or 0
 
 
 def _dtype(runner: PieceRunner, part: Part) -> np.dtype[Any]:
@@ -327,10 +333,10 @@ def rows_of(runner: PieceRunner, step: ProgramStep, message: Message) -> list[An
     """
     if message.kind == wire.FAILED:
         raise StageError(f"the other side fails: {str(message.words().get('reason'))[:300]}")
-    if (message.kind, message.number, message.start, message.stop) != (wire.ROWS, *step[1:]):
+    if (message.kind, message.number, message.start, message.stop) != (wire.ROWS, *heading(step)):
         raise DeviceError("the other side sends other rows than the plan says; have both the same collaboration?")
     found, at = [], 0
-    for part in runner.parts(step):
+    for part in step.parts:
         dtype, count = _dtype(runner, part), _part_count(runner, part)
         if at + count * dtype.itemsize > len(message.payload):
             raise DeviceError("the other side sends fewer bytes than the rows have")

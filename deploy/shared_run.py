@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitload.base.errors import StageError
 from splitload.base.regular import read_checked
-from splitload.bundle.collaboration import Collaboration, Part, ProgramStep
+from splitload.bundle.collaboration import Collaboration, ProgramStep
 from splitload.deploy.row_store import RowStore
 from splitload.deploy.shared_timeline import Span
 from splitload.runtime.forks import making_session
@@ -79,7 +79,7 @@ class PieceRunner:
         Args:
             steps: It.
             store: Where rows are; on the device those of the inputs are there.
-            send: Sends rows of each tensor of a level, as the step says.
+            send: Sends rows of tensors of a level, as the step says.
             receive: Waits for such rows and returns them.
             spans: Where to note when each step began and ended.
 
@@ -91,17 +91,12 @@ class PieceRunner:
             if step.kind == "compute":
                 self._compute(step.number, store)
             elif step.kind == "send":
-                send(step, [store.get(*part) for part in self.parts(step)])
+                send(step, [store.get(*part) for part in step.parts])
             else:
-                for part, rows in zip(self.parts(step), receive(step), strict=True):
+                for part, rows in zip(step.parts, receive(step), strict=True):
                     store.put(*part, rows)
             if spans is not None:
                 spans.append((begun_s, time.perf_counter()))
-
-    def parts(self, step: ProgramStep) -> list[Part]:
-        """Return which rows of which tensors are sent or received in a step."""
-        level = self.collaboration.levels[step.number]
-        return [Part(name, 0, None) if level.is_whole else Part(name, step.start, step.stop) for name in level.tensors]
 
     def _compute(self, number: int, store: RowStore) -> None:
         session, piece = self._session(number), self.collaboration.pieces[number]

@@ -106,13 +106,13 @@ def shared_answer(pieces: Pieces, plan: SharedPlan, graph: ModelGraph, feeds: Ma
         store = stores[me]
         for step in steps:
             if isinstance(step, Send):
-                wanted = levels.wanted(step.level, step.rows)
+                wanted = levels.parts(step.level, step.rows)
                 queues[other].append({name: store.get(name, *_ends(rows)) for name, rows in wanted.items()})
             elif isinstance(step, Receive):
                 while not queues[me]:
                     yield True
                 message = queues[me].popleft()
-                for name, rows in levels.wanted(step.level, step.rows).items():
+                for name, rows in levels.parts(step.level, step.rows).items():
                     store.put(name, *_ends(rows), message[name])
             else:
                 piece = pieces.of(step)

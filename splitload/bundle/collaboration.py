@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from splitload.base.errors import BundleError, unknown_name
 from splitload.base.fields import Reader, is_count
@@ -89,14 +89,12 @@ class ProgramStep(Record):
     Attributes:
         kind: "send" and "receive" are of rows of a level, "compute" of a piece.
         number: Of the level, or of the piece.
-        start: First row; 0 for a piece.
-        stop: Behind the last row; 0 for a piece.
+        parts: The rows of tensors there; none for a piece.
     """
 
     kind: Kind
     number: int
-    start: int
-    stop: int
+    parts: tuple[Part, ...]
 
 
 class ArmEntry(Record):
@@ -230,7 +228,7 @@ def validate_collaboration(data: Any) -> Collaboration:
         raise BundleError("manifest.tensors has a name twice")
     levels = tuple(_level(row, known) for row in top.items("levels", 2, MAX_LEVELS))
     pieces = tuple(_piece(row, known) for row in top.items("pieces", 0, MAX_PIECES))
-    plans = tuple(_plan(row, levels, pieces) for row in top.items("plans", 1, MAX_PLANS))
+    plans = tuple(_plan(row, _There(known, levels, pieces)) for row in top.items("plans", 1, MAX_PLANS))
     if [plan.bytes_per_s for plan in plans] != sorted({plan.bytes_per_s for plan in plans}):
         raise BundleError("manifest.plans are not in the order of their links")
     for specs, level in ((inputs, levels[0]), (outputs, levels[-1])):
@@ -292,24 +290,32 @@ def _part(row: Reader, tensors: Mapping[str, RowTensor]) -> Part:
     return Part(name, start, stop)
 
 
-def _plan(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> PlanEntry:
+def _plan(row: Reader, there: _There) -> PlanEntry:
     row.only(*PlanEntry.__annotations__)
     bytes_per_s = row.number("bytes_per_s")
     if bytes_per_s < 0:
         raise BundleError(f"{row.where}.bytes_per_s must be at least 0, it is {bytes_per_s}")
-    arms = tuple(_arm(each, levels, pieces) for each in row.items("arms", 1, MAX_ARMS))
+    arms = tuple(_arm(each, there) for each in row.items("arms", 1, MAX_ARMS))
     names = [arm.name for arm in arms]
     if SHARED not in names or len(set(names)) != len(names):
         raise BundleError(f"{row.where}.arms must have '{SHARED}', and no name twice")
     return PlanEntry(bytes_per_s, arms)
 
 
-def _arm(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> ArmEntry:
+class _There(NamedTuple):
+    """What steps may be of."""
+
+    tensors: Mapping[str, RowTensor]
+    levels: tuple[SharedLevel, ...]
+    pieces: tuple[PieceEntry, ...]
+
+
+def _arm(row: Reader, there: _There) -> ArmEntry:
     row.only(*ArmEntry.__annotations__)
     predicted_s = row.number("predicted_s")
     if not 0 <= predicted_s <= MOST_S:
         raise BundleError(f"{row.where}.predicted_s must be from 0 to {MOST_S:g}, it is {predicted_s}")
-    steps = {key: tuple(_step(each, levels, pieces) for each in row.items(key, 0, MAX_STEPS)) for key in _MACHINES}
+    steps = {key: tuple(_step(each, there) for each in row.items(key, 0, MAX_STEPS)) for key in _MACHINES}
     for sender, receiver in (_MACHINES, _MACHINES[::-1]):
         sent = [step[1:] for step in steps[sender] if step.kind == "send"]
         if sent != [step[1:] for step in steps[receiver] if step.kind == "receive"]:
@@ -320,15 +326,16 @@ def _arm(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry,
 _MACHINES = ("device", "server")
 
 
-def _step(row: Reader, levels: tuple[SharedLevel, ...], pieces: tuple[PieceEntry, ...]) -> ProgramStep:
+def _step(row: Reader, there: _There) -> ProgramStep:
     row.only(*ProgramStep.__annotations__)
-    step = ProgramStep(
-        row.choice("kind", "send", "receive", "compute"), row.count("number"), row.count("start"), row.count("stop")
-    )
+    parts = tuple(_part(each, there.tensors) for each in row.items("parts", 0, 4 * MAX_LEVELS))
+    step = ProgramStep(row.choice("kind", "send", "receive", "compute"), row.count("number"), parts)
     if step.kind == "compute":
-        is_there = step.number < len(pieces) and step.start == step.stop == 0
+        is_there = step.number < len(there.pieces) and not parts
     else:
-        is_there = step.number < len(levels) and step.start < step.stop <= levels[step.number].num_rows
+        names = [part.tensor for part in parts]
+        is_there = step.number < len(there.levels) and 0 < len(names) == len(set(names))
+        is_there = is_there and set(names) <= set(there.levels[step.number].tensors)
     if not is_there:
         raise BundleError(f"{row.where} is of rows or of a piece that there is not")
     return step

@@ -2,11 +2,14 @@
 
 A level is a cut of the graph whose tensors all have as many rows, so that "the first k rows" means the same of each.
 Level 0 is the model's inputs, the last one its outputs; between two neighbours lies a unit of operators.
+
+A machine is sent no more rows of each tensor than it needs. In a residual block, for instance, a convolution needs rows
+beside its own of a narrow tensor, and of the wide one that passes it by none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,16 +40,41 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Strand:
+    """Tensors of a level of which the level behind needs the same rows.
+
+    Attributes:
+        tensors: Their names.
+        row_bytes: Of one row of all of them.
+        starts: For each k: at which row begins what the rows from k on of the level behind need.
+        stops: For each k: behind which row lies all that its rows `[0, k)` need.
+    """
+
+    tensors: tuple[str, ...]
+    row_bytes: int
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+
+    def needs(self, rows: Range) -> Range:
+        """Return the rows that rows of the level behind need; none where there are none."""
+        found = Range(self.starts[rows.start], self.stops[rows.stop])
+        return found if rows.size > 0 and found.size > 0 else Range(0, 0)
+
+
+@dataclass(frozen=True)
 class Levels:
     """The levels of a model.
 
     Attributes:
         graph: The model as operators on rows.
         levels: In order; level 0 has the inputs, the last one the outputs.
+        row_bytes: Of one row of each tensor there, by name.
     """
 
     graph: RowGraph
     levels: tuple[Level, ...]
+
+    row_bytes: Mapping[str, int]
 
     @classmethod
     def of(cls, model: ModelGraph, graph: RowGraph, most: int = MOST_LEVELS) -> Levels:
@@ -75,7 +103,9 @@ class Levels:
         ]
         first = _level(model, graph, 0, model.inputs) or _whole(model, 0, model.inputs)
         last = _level(model, graph, len(model.nodes), model.outputs) or _whole(model, len(model.nodes), model.outputs)
-        return cls(graph, (first, *chosen, last))
+        levels = (first, *chosen, last)
+        sizes = {name: (model.tensors[name].nbytes or 0) // each.num_rows for each in levels for name in each.tensors}
+        return cls(graph, levels, sizes)
 
     @property
     def num_units(self) -> int:
@@ -90,35 +120,67 @@ class Levels:
         """Return rows of a level by the names of its tensors."""
         return dict.fromkeys(self.levels[level].tensors, None if self.levels[level].is_whole else rows)
 
+    def parts(self, level: int, rows: Sequence[Range]) -> dict[str, Range | None]:
+        """Return rows of the strands of a level by the names of tensors; those without are left out."""
+        return {
+            name: None if self.levels[level].is_whole else each
+            for strand, each in zip(self.strands[level], rows, strict=True)
+            for name in strand.tensors
+            if each.size
+        }
+
+    def bytes_of(self, level: int, rows: Sequence[Range]) -> int:
+        """Return the bytes that rows of the strands of a level have."""
+        return sum(strand.row_bytes * each.size for strand, each in zip(self.strands[level], rows, strict=True))
+
+    @cached_property
+    def strands(self) -> tuple[tuple[Strand, ...], ...]:
+        """The strands of each level; behind the outputs lies nothing, and all of their rows are needed."""
+        last = self.levels[-1]
+        own = tuple(range(last.num_rows + 1))
+        end = (Strand(last.tensors, last.row_bytes, own, own),)
+        return (*(self._strands(level) for level in range(self.num_units)), end)
+
     @cached_property
     def stops(self) -> tuple[tuple[int, ...], ...]:
         """For each level but 0 and each k: behind which row of the level before lies all that rows `[0, k)` need."""
-        return ((), *(self._needs(unit, lowest=False) for unit in range(1, len(self.levels))))
+        needs = ([strand.stops for strand in strands] for strands in self.strands[:-1])
+        return ((), *(tuple(map(max, zip(*each, strict=True))) for each in needs))
 
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """For each level but 0 and each k: at which row of the level before begins what the rows from k on need."""
-        return ((), *(self._needs(unit, lowest=True) for unit in range(1, len(self.levels))))
+        needs = ([strand.starts for strand in strands] for strands in self.strands[:-1])
+        return ((), *(tuple(map(min, zip(*each, strict=True))) for each in needs))
 
-    def _needs(self, level: int, *, lowest: bool) -> tuple[int, ...]:
-        count, before = self.levels[level].num_rows, self.levels[level - 1]
-        found = []
+    def _strands(self, level: int) -> tuple[Strand, ...]:
+        here, count = self.levels[level], self.levels[level + 1].num_rows
+        starts: dict[str, list[int]] = {name: [] for name in here.tensors}
+        stops: dict[str, list[int]] = {name: [] for name in here.tensors}
         for row in range(count + 1):
-            rows = Range(row, count) if lowest else Range(0, row)
-            if rows.size == 0:
-                found.append(before.num_rows if lowest else 0)
-                continue
-            piece = plan_piece(self.graph, self.nodes(level - 1, level), self.wanted(level, rows))
-            whole = Range(0, before.num_rows)
-            needed = [
-                whole if before.is_whole or each is None else each
-                for name, each in piece.needed.items()
-                if name in before.tensors
-            ]
-            edges = [each.start if lowest else each.stop for each in needed]
-            default = before.num_rows if lowest else 0
-            found.append((min if lowest else max)(edges, default=default))
-        return tuple(found)
+            first, last = self._needed(level, Range(0, row)), self._needed(level, Range(row, count))
+            for name in here.tensors:
+                starts[name].append(last[name].start if name in last else here.num_rows)
+                stops[name].append(first[name].stop if name in first else 0)
+        alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
+        for name in here.tensors:
+            alike.setdefault((tuple(starts[name]), tuple(stops[name])), []).append(name)
+        return tuple(
+            Strand(tuple(names), sum(self.row_bytes[name] for name in names), *edges) for edges, names in alike.items()
+        )
+
+    def _needed(self, level: int, rows: Range) -> dict[str, Range]:
+        """Return the rows of tensors of a level that rows of the level behind need."""
+        if rows.size == 0:
+            return {}
+        here = self.levels[level]
+        piece = plan_piece(self.graph, self.nodes(level, level + 1), self.wanted(level + 1, rows))
+        every = Range(0, here.num_rows)
+        return {
+            name: every if each is None or here.is_whole else each
+            for name, each in piece.needed.items()
+            if name in here.tensors
+        }
 
 
 def _level(model: ModelGraph, graph: RowGraph, position: int, names: Sequence[str]) -> Level | None:

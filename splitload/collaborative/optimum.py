@@ -122,25 +122,28 @@ def _joined(labels: Sequence[_Labels]) -> _Labels:
 
 def _behind(costs: SegmentCosts, link: Link, before: _Labels, level: int, own: int, strips: int) -> _Labels:
     """Return plans that go on from others to a level; what each segment takes is as in `SegmentCosts.latency_s`."""
-    first, row_bytes = before.level, np.array(costs.row_bytes)[before.level]
+    first, row_bytes = before.level, costs.row_bytes[:, before.level]
     device, server = costs.costs.device, costs.costs.server
     device_s, server_s, up_s, down_s = before.device_s, before.server_s, before.up_s, before.down_s
     lacked, computes_s = np.zeros(len(first)), np.zeros(len(first))
     if own:
         chain = costs.chain(level, 0, own)
-        lacked = np.maximum(chain.stops[first] - np.maximum(chain.starts[first], before.own), 0) * row_bytes
+        stops = chain.strand_stops[:, first]
+        rows_lacked = np.maximum(stops - np.maximum(chain.strand_starts[:, first], before.own), 0)
+        lacked = (rows_lacked * row_bytes).sum(axis=0)
         computes_s = chain.device_s[first] + device.call_s
     comes = lacked > 0
     down_s = np.where(comes, np.maximum(down_s, server_s) + lacked / link.bytes_per_s, down_s)
     arrives_s = np.where(comes, down_s + link.latency_s, 0.0)
     server_s = server_s + np.where(comes, server.carries_s(lacked), 0.0)
-    sent = before.own
+    sent = np.broadcast_to(before.own, row_bytes.shape)
     for rows in strips_of(Range(own, costs.rows[level]), strips):
         chain = costs.chain(level, *rows)
-        starts = chain.starts[first]
-        lacks = np.maximum(np.minimum(chain.stops[first], sent) - starts, 0) * row_bytes
+        starts = chain.strand_starts[:, first]
+        rows_sent = np.maximum(np.minimum(chain.strand_stops[:, first], sent) - starts, 0)
+        sent = np.where(rows_sent > 0, starts, sent)
+        lacks = (rows_sent * row_bytes).sum(axis=0)
         goes = lacks > 0
-        sent = np.where(goes, starts, sent)
         up_s = np.where(goes, np.maximum(up_s, device_s) + lacks / link.bytes_per_s, up_s)
         device_s = device_s + np.where(goes, device.carries_s(lacks), 0.0)
         received_s = np.maximum(server_s, up_s + link.latency_s) + server.carries_s(lacks)
@@ -155,7 +158,7 @@ def _behind(costs: SegmentCosts, link: Link, before: _Labels, level: int, own: i
 
 def _ended(costs: SegmentCosts, link: Link, labels: _Labels) -> _Labels:
     """Return plans of which the device has all outputs."""
-    outputs = (costs.rows[-1] - labels.own) * costs.row_bytes[-1]
+    outputs = (costs.rows[-1] - labels.own) * costs.output_row_bytes
     arrives_s = labels.down_s + outputs / link.bytes_per_s + link.latency_s
     received_s = np.maximum(labels.device_s, arrives_s) + costs.costs.device.carries_s(outputs)
     return labels._replace(device_s=np.where(outputs > 0, received_s, labels.device_s))

@@ -13,17 +13,17 @@ from splitload.graphs.row_pieces import Range
 
 
 class Send(NamedTuple):
-    """Rows of a level are sent to the other machine, as soon as they are there."""
+    """Rows of each strand of a level are sent to the other machine, as soon as they are there."""
 
     level: int
-    rows: Range
+    rows: tuple[Range, ...]
 
 
 class Receive(NamedTuple):
-    """Rows of a level are waited for."""
+    """Rows of each strand of a level are waited for."""
 
     level: int
-    rows: Range
+    rows: tuple[Range, ...]
 
 
 class Compute(NamedTuple):
@@ -56,18 +56,18 @@ def programs(levels: Levels, plan: SharedPlan) -> Programs:
     device_stop = server_start = levels.levels[0].num_rows  # rows before and from which on each has, of the level
     for segment in segments(levels, plan):
         level = segment.first
-        lacked = Range(max(segment.device_needs.start, device_stop), segment.device_needs.stop)
-        if lacked.size > 0:
+        lacked = tuple(_range(max(each.start, device_stop), each.stop) for each in segment.device_needs)
+        if is_lacked := any(each.size for each in lacked):
             server.append(Send(level, lacked))
-        sent_start = server_start  # the server has what lies behind, or it is on its way
+        sent = [server_start] * len(lacked)  # the server has what lies behind, or it is on its way
         for rows, needs in zip(segment.strips, segment.strips_need, strict=True):
-            lacks = Range(needs.start, min(needs.stop, sent_start))
-            if lacks.size > 0:
+            lacks = tuple(_range(each.start, min(each.stop, start)) for each, start in zip(needs, sent, strict=True))
+            if any(each.size for each in lacks):
                 device.append(Send(level, lacks))
                 server.append(Receive(level, lacks))
-                sent_start = lacks.start
+                sent = [each.start if each.size else start for each, start in zip(lacks, sent, strict=True)]
             server.append(Compute(segment.first, segment.last, rows))
-        if lacked.size > 0:
+        if is_lacked:
             device.append(Receive(level, lacked))
         if segment.device.size:
             device.append(Compute(segment.first, segment.last, segment.device))
@@ -75,6 +75,10 @@ def programs(levels: Levels, plan: SharedPlan) -> Programs:
     last = levels.num_units
     outputs = Range(server_start, levels.levels[last].num_rows)
     if outputs.size:
-        server.append(Send(last, outputs))
-        device.append(Receive(last, outputs))
+        server.append(Send(last, (outputs,)))
+        device.append(Receive(last, (outputs,)))
     return Programs(tuple(device), tuple(server))
+
+
+def _range(start: int, stop: int) -> Range:
+    return Range(start, stop) if start < stop else Range(0, 0)

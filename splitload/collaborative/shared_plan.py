@@ -58,17 +58,17 @@ class Segment(NamedTuple):
         first: Number of the level at its begin.
         last: Of that at its end.
         device: The rows of `last` that the device computes.
-        device_needs: The rows of `first` that it needs for them.
+        device_needs: The rows of each strand of `first` that it needs for them.
         strips: The rows of `last` that the server computes, strip by strip in its order.
-        strips_need: The rows of `first` that it needs for each.
+        strips_need: The same for each of them.
     """
 
     first: int
     last: int
     device: Range
-    device_needs: Range
+    device_needs: tuple[Range, ...]
     strips: tuple[Range, ...]
-    strips_need: tuple[Range, ...]
+    strips_need: tuple[tuple[Range, ...], ...]
 
 
 def segments(levels: Levels, plan: SharedPlan) -> Iterator[Segment]:
@@ -77,8 +77,8 @@ def segments(levels: Levels, plan: SharedPlan) -> Iterator[Segment]:
         count = levels.levels[last].num_rows
         ranges = strips_of(Range(rows, count), strips)
         device = Range(0, rows)
-        needs = tuple(needed(levels, first, last, each) for each in ranges)
-        yield Segment(first, last, device, needed(levels, first, last, device), ranges, needs)
+        needs = tuple(_strands_need(levels, first, last, each) for each in ranges)
+        yield Segment(first, last, device, _strands_need(levels, first, last, device), ranges, needs)
 
 
 def strips_of(rows: Range, count: int) -> tuple[Range, ...]:
@@ -88,11 +88,16 @@ def strips_of(rows: Range, count: int) -> tuple[Range, ...]:
     return tuple(Range(*each) for each in pairwise(bounds))[::-1]
 
 
+def _strands_need(levels: Levels, first: int, last: int, rows: Range) -> tuple[Range, ...]:
+    """Return the rows of each strand of a level that rows of a later one need."""
+    behind = needed(levels, first + 1, last, rows)
+    return tuple(strand.needs(behind) for strand in levels.strands[first])
+
+
 def needed(levels: Levels, first: int, last: int, rows: Range) -> Range:
-    """Return the rows of a level that rows of a later one need; none where there are none."""
-    start, stop = rows
-    if rows.size == 0:
-        return Range(0, 0)
+    """Return the rows of a level that rows of a later one need, whatever tensor of it; none where there are none."""
     for level in range(last, first, -1):
-        start, stop = levels.starts[level][start], levels.stops[level][stop]
-    return Range(start, stop)
+        if rows.size <= 0:
+            return Range(0, 0)
+        rows = Range(levels.starts[level][rows.start], levels.stops[level][rows.stop])
+    return rows

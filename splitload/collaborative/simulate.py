@@ -22,7 +22,7 @@ class Task(NamedTuple):
     Attributes:
         where: The machine that computes, or the direction of the link: "up" is to the server.
         level: Number of the level that is computed, or sent.
-        rows: Which rows of it.
+        rows: Which rows of it; the first to the last one of any tensor.
         start_s: When it begins, in seconds from the begin of the inference.
         end_s: When it ends.
     """
@@ -99,11 +99,12 @@ class _Machine:
                 self.clock_s += self._costs.segment_s(computed(self._levels, step))
                 self._timeline.tasks.append(Task(self._where, step.last, step.rows, start_s, self.clock_s))
                 continue
-            size = step.rows.size * self._levels.levels[step.level].row_bytes
+            size = self._levels.bytes_of(step.level, step.rows)
             if isinstance(step, Send):
                 start_s = max(self._line_free_s, self.clock_s)
                 self._line_free_s = start_s + size / self._link.bytes_per_s
-                self._timeline.tasks.append(Task(self._line, step.level, step.rows, start_s, self._line_free_s))
+                rows = Range(min(each.start for each in step.rows if each.size), max(each.stop for each in step.rows))
+                self._timeline.tasks.append(Task(self._line, step.level, rows, start_s, self._line_free_s))
                 self._sent.append(self._line_free_s + self._link.latency_s)
             else:
                 while not self._comes:

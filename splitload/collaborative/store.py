@@ -158,8 +158,9 @@ class _Writer:
             if step not in self._numbers:
                 self._numbers[step] = len(self.entries)
                 self.entries.append(self._piece(self._pieces.of(step)))
-            return ProgramStep("compute", self._numbers[step], 0, 0)
-        return ProgramStep("send" if isinstance(step, Send) else "receive", step.level, *step.rows)
+            return ProgramStep("compute", self._numbers[step], ())
+        parts = _parts(self._pieces.levels.parts(step.level, step.rows))
+        return ProgramStep("send" if isinstance(step, Send) else "receive", step.level, parts)
 
     def _piece(self, piece: ComputedPiece) -> PieceEntry:
         data = self._on_bundle(piece.model)

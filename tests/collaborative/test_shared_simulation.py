@@ -30,6 +30,18 @@ def test_levels_have_rows_and_say_what_they_need(levels: Levels) -> None:
     assert levels.starts[1][22:] == (21, 22, 24)
 
 
+def test_of_what_passes_a_block_no_rows_beside_its_own_are_needed(levels: Levels) -> None:
+    within = next(strands for strands in levels.strands if len(strands) == 2)
+    narrow, passing = sorted(within, key=lambda strand: -strand.stops[4])
+    assert (narrow.needs(Range(4, 8)), passing.needs(Range(4, 8))) == (Range(3, 9), Range(4, 8))
+    assert passing.needs(Range(4, 4)) == Range(0, 0)
+    level = levels.strands.index(within)
+    assert levels.stops[level + 1][8] == 9, "the most of both"
+    rows = (Range(3, 9), Range(0, 0))
+    assert levels.parts(level, rows) == dict.fromkeys(within[0].tensors, Range(3, 9))
+    assert levels.bytes_of(level, rows) == 6 * within[0].row_bytes
+
+
 def test_one_machine_takes_what_its_units_take(levels: Levels) -> None:
     costs, link = even_costs(levels), Link(1e6, 0.001)
     alone = simulate(levels, SharedPlan.device_only(levels), costs, link)

@@ -76,6 +76,9 @@ def test_graphs_are_small_as_they_read_the_weights_of_the_bundle(made: Made) -> 
 def test_a_damaged_one_is_refused(made: Made, tmp_path: Path) -> None:
     data = json.loads((made.folder / MANIFEST).read_text())
 
+    def sent(each: Any) -> Any:
+        return each["plans"][-1]["arms"][0]["device"][0]["parts"]
+
     def refused(change: Callable[[Any], object], message: str) -> None:
         changed = json.loads(json.dumps(data))
         change(changed)
@@ -91,7 +94,10 @@ def test_a_damaged_one_is_refused(made: Made, tmp_path: Path) -> None:
     refused(lambda each: each["pieces"][0]["reads"][0].update(stop=10**6), "has no rows")
     refused(lambda each: each["plans"].reverse(), "order of their links")
     refused(lambda each: each["plans"][-1]["arms"][0]["device"].pop(0), "is not what the")
-    refused(lambda each: each["plans"][-1]["arms"][0]["device"][0].update(stop=10**6), "that there is not")
+    refused(lambda each: sent(each).clear(), "that there is not")
+    refused(lambda each: sent(each).append(sent(each)[0]), "that there is not")
+    refused(lambda each: sent(each).append({"tensor": "y", "start": 0, "stop": None}), "that there is not")
+    refused(lambda each: sent(each)[0].update(stop=10**6), "has no rows")
     refused(lambda each: each["plans"][-1]["arms"][1].update(name="shared"), "no name twice")
     refused(lambda each: each["plans"][0]["arms"][0].update(name="mine"), "must have 'shared'")
 
