@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ from splitload.base.scratch import scratch_folder
 from splitload.collaborative.costs import MachineCosts, by_rows
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.program import Compute
+from splitload.graphs.likeness import likeness
 from splitload.graphs.proto import external_sizes
 from splitload.graphs.row_pieces import Range
 from splitload.measure.job import Input
@@ -57,9 +59,10 @@ def measure_costs(
 ) -> MachineCosts:
     """Return what a machine takes for each unit of a model, by its rows, and to send or receive a message.
 
-    Each unit is run with all rows of the level at its end and with a few of them from their middle, so that what a
-    small range costs is known; counts between those lie on lines. What a call takes whatever it computes is measured
-    on the smallest model, and taken off each. Messages go over its loopback, and each side of them takes one half.
+    Units of the same operators and sizes take as long, and one of them is run. Each is run with all rows of the level
+    at its end and with a few of them from their middle, so that what a small range costs is known; counts between those
+    lie on lines. What a call takes whatever it computes is measured on the smallest model, and taken off each. Messages
+    go over its loopback, and each side of them takes one half.
 
     Args:
         pieces: Of the model.
@@ -83,22 +86,34 @@ def measure_costs(
     ):
         _link_weights(pieces.source, model.path.parent, folder)
         (folder / "tiny.onnx").write_bytes(TINY_MODEL)
-        for begin in range(0, len(steps), _PIECES_AT_A_TIME):
-            show(begin, len(steps))
-            chosen = steps[begin : begin + _PIECES_AT_A_TIME]
+        groups = _alike(pieces, steps)
+        for begin in range(0, len(groups), _PIECES_AT_A_TIME):
+            show(begin, len(groups))
+            chosen = groups[begin : begin + _PIECES_AT_A_TIME]
             files = [TimedPiece("tiny.onnx", (Input("x", "tensor(float)", (1,)),))]
-            files += [_written(pieces, model, step, folder) for step in chosen]
+            files += [_written(pieces, model, group[0], folder) for group in chosen]
             answer = device.run(TimePieces(tuple(files), rounds), folder, ModelError)
             call_s, *seconds = [statistics.median(each) for each in answer["rounds_s"]]
             calls.append(call_s)
-            for step, each in zip(chosen, seconds, strict=True):
-                measured[step.last][step.rows.size] = max(each - call_s, 0.0)
+            for group, each in zip(chosen, seconds, strict=True):
+                for step in group:
+                    measured[step.last][step.rows.size] = max(each - call_s, 0.0)
             for file in files[1:]:
                 (folder / file.graph).unlink()
         trips_s = device.run(TimeMessages(MESSAGE_BYTES, rounds), folder, ModelError)["rounds_s"]
     byte_s, message_s = np.polyfit(MESSAGE_BYTES, [statistics.median(each) / 2 for each in trips_s], 1)
     tables = tuple(by_rows(each, level.num_rows) if each else () for each, level in zip(measured, levels, strict=True))
     return MachineCosts(tables, statistics.median(calls), max(float(byte_s), 0.0), max(float(message_s), 0.0))
+
+
+def _alike(pieces: Pieces, steps: Sequence[Compute]) -> list[list[Compute]]:
+    """Return steps that take as long together; each group in their order."""
+    groups: dict[Any, list[Compute]] = {}
+    for step in steps:
+        piece = pieces.of(step)
+        sizes = tuple(_shape(pieces, name, rows) for name, rows in piece.reads.items())
+        groups.setdefault((sizes, likeness(piece.model.graph)), []).append(step)
+    return list(groups.values())
 
 
 def _ranges(count: int) -> list[Range]:
