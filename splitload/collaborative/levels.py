@@ -10,14 +10,14 @@ beside its own of a narrow tensor, and of the wide one that passes it by none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from splitload.graphs.row_graph import RowGraph
 from splitload.graphs.row_pieces import Range, plan_piece
 from splitload.plan.graph import ModelGraph, choose_cuts
 
-MOST_LEVELS = 40
+MOST_LEVELS = 64
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,16 @@ class Levels:
 
     @classmethod
     def of(cls, model: ModelGraph, graph: RowGraph, most: int = MOST_LEVELS) -> Levels:
-        """Return the levels of a model, at most so many and spread over what it computes.
+        """Return the levels of a model, spread over what it computes.
 
-        Where no place has rows, tensors are there as a whole or not at all: two machines can take turns there.
+        Least is exchanged before operators that need rows beside their own, and of such places where they read narrow
+        rows. Besides there are places with little of all, for cuts between layers. Where no place has rows, tensors are
+        there as a whole or not at all: two machines can take turns there.
 
         Args:
             model: It.
             graph: The same as operators on rows.
-            most: The most levels between inputs and outputs.
+            most: The most levels before operators that need rows beside their own, and half as many others.
         """
         cuts = []
         for cut in model.cut_points:
@@ -96,10 +98,15 @@ class Levels:
         for node in model.nodes:
             done.append(done[-1] + node.flops)
         share = [each / (done[-1] or 1.0) for each in done]
+        beside = [(cut, _beside_bytes(model, graph, cut.position)) for cut in cuts]
+        narrow = [replace(cut, boundary_bytes=size) for cut, size in beside if size]
         places = cuts or list(model.cut_points)
+        taken = [*choose_cuts(narrow, share, most + 1), *choose_cuts(places, share, most // 2 + 1)]
+        positions = {cut.position for cut in taken}
         chosen = [
             _level(model, graph, cut.position, cut.boundary) or _whole(model, cut.position, cut.boundary)
-            for cut in choose_cuts(places, share, most + 1)
+            for cut in places
+            if cut.position in positions
         ]
         first = _level(model, graph, 0, model.inputs) or _whole(model, 0, model.inputs)
         last = _level(model, graph, len(model.nodes), model.outputs) or _whole(model, len(model.nodes), model.outputs)
@@ -181,6 +188,17 @@ class Levels:
             for name, each in piece.needed.items()
             if name in here.tensors
         }
+
+
+def _beside_bytes(model: ModelGraph, graph: RowGraph, position: int) -> int:
+    """Return the bytes of what a node reads beside the rows that it gives; 0 where it needs no such rows."""
+    node, found = graph.nodes[position], 0
+    for place, need in node.rows.needs.items() if node.rows else ():
+        name, window = node.proto.input[place], need.window
+        if name in graph.axes:
+            first, last = window.rows(0, window.per)
+            found += max(last - first - window.step, 0) * ((model.tensors[name].nbytes or 0) // graph.size(name))
+    return found
 
 
 def _level(model: ModelGraph, graph: RowGraph, position: int, names: Sequence[str]) -> Level | None:

@@ -1,5 +1,8 @@
 """The quickest of all shared plans whose rows are multiples of a share, and which exchange at any levels.
 
+Where both machines compute, rows are exchanged at least every `REACH` levels: what each computes of the other's rows
+grows with every level between. One machine alone may go on as far as it will.
+
 What comes behind a level depends on what came before it by five things alone: which rows the device has, and until when
 both machines and both directions of the link are taken. So of plans up to a level only those are kept which no other
 one with the same rows is sooner than in all four moments (labels of multi-criteria shortest paths: Martins, "On a
@@ -9,6 +12,7 @@ multicriteria shortest path problem", 1984), and which may still end before the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +25,7 @@ from splitload.graphs.row_pieces import Range
 SHARES = 8
 STRIPS = (1, 2, 4)
 MOST_LABELS = 64
+REACH = 12
 _WEIGHTS = np.linspace(0.0, 1.0, 9)[:, None]  # of the device in bounds
 _EQUAL = 1e-9
 
@@ -49,6 +54,7 @@ def grid_optimum(
     shares: int = SHARES,
     strips: Sequence[int] = STRIPS,
     most_labels: int = MOST_LABELS,
+    reach: int = REACH,
 ) -> Optimum:
     """Return the plan of a grid that answers soonest.
 
@@ -59,15 +65,20 @@ def grid_optimum(
         shares: The device has a multiple of one over this of the rows of each level where rows are exchanged.
         strips: In how many strips the server may compute.
         most_labels: That are kept of a level and its rows.
+        reach: Levels after which rows are exchanged again, where both machines compute.
     """
-    rest = _Rest(costs)
+    rest, all_rows = _rest(costs), np.array(costs.rows)
     last, best_s, is_exact = costs.levels.num_units, known_s, True
     kept, best = _Labels.begin(costs.rows[0]), None
     for level in range(1, last + 1):
         found = [kept]
+        is_near, is_alone = kept.level >= level - reach, (kept.own == 0) | (kept.own == all_rows[kept.level])
         for own in sorted({round(costs.rows[level] * share / shares) for share in range(shares + 1)}):
             options = (1,) if own == costs.rows[level] else strips
-            made = _joined([_behind(costs, link, kept, level, own, count) for count in options])
+            places = np.flatnonzero(is_near | is_alone if own in (0, costs.rows[level]) else is_near)
+            if not len(places):
+                continue
+            made = _joined([_behind(costs, link, kept, places, level, own, count) for count in options])
             if level == last:
                 made = _ended(costs, link, made)
                 at = int(np.argmin(made.device_s))
@@ -120,8 +131,11 @@ def _joined(labels: Sequence[_Labels]) -> _Labels:
     return _Labels(*(np.concatenate(each) for each in zip(*labels, strict=True)))
 
 
-def _behind(costs: SegmentCosts, link: Link, before: _Labels, level: int, own: int, strips: int) -> _Labels:
-    """Return plans that go on from others to a level; what each segment takes is as in `SegmentCosts.latency_s`."""
+def _behind(
+    costs: SegmentCosts, link: Link, kept: _Labels, places: Array, level: int, own: int, strips: int
+) -> _Labels:
+    """Return plans that go on from some others to a level; a segment takes what it does in `SegmentCosts.latency_s`."""
+    before = kept.chosen(places)
     first, row_bytes = before.level, costs.row_bytes[:, before.level]
     device, server = costs.costs.device, costs.costs.server
     device_s, server_s, up_s, down_s = before.device_s, before.server_s, before.up_s, before.down_s
@@ -151,7 +165,7 @@ def _behind(costs: SegmentCosts, link: Link, before: _Labels, level: int, own: i
     device_s = np.where(comes, np.maximum(device_s, arrives_s) + device.carries_s(lacked), device_s) + computes_s
     every = np.ones(len(first), np.int64)
     return _Labels(
-        level * every, own * every, strips * every, np.arange(len(first)), device_s, server_s,
+        level * every, own * every, strips * every, places, device_s, server_s,
         np.maximum(up_s, device_s), np.maximum(down_s, server_s),
     )  # fmt: skip
 
@@ -200,6 +214,12 @@ class _Rest:
         both_s = _WEIGHTS * labels.device_s + (1 - _WEIGHTS) * labels.server_s + self._shared_s[:, level, None]
         least_s: Array = np.minimum(both_s.max(axis=0), labels.device_s + self._alone_s[level])
         return least_s
+
+
+@lru_cache(maxsize=4)
+def _rest(costs: SegmentCosts) -> _Rest:
+    """Return what is the same for each link."""
+    return _Rest(costs)
 
 
 def _read_rows(costs: SegmentCosts) -> Array:

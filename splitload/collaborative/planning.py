@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from splitload.base.errors import UsageError
 from splitload.bundle.read import read_manifest
 from splitload.collaborative.costs import Costs, Link
+from splitload.collaborative.levels import Levels
 from splitload.collaborative.operators import count_operators
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.profile import measure_costs
@@ -19,6 +20,7 @@ from splitload.collaborative.shared_plan import SharedPlan
 from splitload.collaborative.store import Planned, write
 from splitload.frontends.onnx import Source, load_graph
 from splitload.graphs.row_pieces import Range
+from splitload.planner.parallel import run_all
 
 if TYPE_CHECKING:
     from splitload.devices import Measuring
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 STEP_BYTES_PER_S, MOST_STEPS = 1_000_000, 50
 LATENCY_S = 0.0005
+_LINKS_AT_A_TIME = 13  # of which a process searches plans, and begins with what it knows of segments
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,9 @@ def plans_for(
     report: Report,
     saving: Saving | None = None,
 ) -> list[Planned]:
-    """Return the best plan that is found for each link; the search for one begins with that of the link before.
+    """Return the best plan that is found for each link; most searches begin with the plan of the link before.
+
+    Some links are searched in processes beside each other.
 
     Args:
         pieces: Of the model.
@@ -124,23 +129,40 @@ def plans_for(
         report: Where to tell what is done.
         saving: How energy counts; None where latency does.
     """
-    levels, segment_costs = pieces.levels, SegmentCosts(pieces.levels, costs)
-    alone = SharedPlan.device_only(levels)
+    jobs = [
+        (pieces.levels, costs, speeds[at : at + _LINKS_AT_A_TIME], latency_s, seed, saving)
+        for at in range(0, len(speeds), _LINKS_AT_A_TIME)
+    ]
+    found: list[Planned] = []
+    with report.progress("searching plans", unit="links") as show:
+
+        def done(some: list[Planned]) -> None:
+            found.extend(some)
+            show(len(found), len(speeds))
+
+        show(0, len(speeds))
+        run_all(_some_plans, jobs, on_done=done)
+    return found
+
+
+def _some_plans(
+    levels: Levels, costs: Costs, speeds: Sequence[float], latency_s: float, seed: int, saving: Saving | None
+) -> list[Planned]:
+    """Return the plans for some of the links, one after the other."""
+    segment_costs, alone = SegmentCosts(levels, costs), SharedPlan.device_only(levels)
     found: list[Planned] = []
     before: tuple[SharedPlan, ...] = ()
-    with report.progress("searching plans", unit="links") as show:
-        for number, bytes_per_s in enumerate(speeds):
-            show(number, len(speeds))
-            if bytes_per_s <= 0:
-                alone_s = costs.device.segment_s(
-                    [(level, Range(0, each.num_rows)) for level, each in enumerate(levels.levels) if level]
-                )
-                taken_j = None if saving is None else saving.power.computing_w * alone_s
-                found.append(Planned(0.0, alone, alone_s, {"device": (alone, alone_s)}, energy_j=taken_j))
-                continue
-            best = search(segment_costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
-            before = (best.plan,)
-            found.append(
-                Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines, best.optimum, best.energy_j)
+    for bytes_per_s in speeds:
+        if bytes_per_s <= 0:
+            alone_s = costs.device.segment_s(
+                [(level, Range(0, each.num_rows)) for level, each in enumerate(levels.levels) if level]
             )
+            taken_j = None if saving is None else saving.power.computing_w * alone_s
+            found.append(Planned(0.0, alone, alone_s, {"device": (alone, alone_s)}, energy_j=taken_j))
+            continue
+        best = search(segment_costs, Link(bytes_per_s, latency_s), seed=seed, begin=before, saving=saving)
+        before = (best.plan,)
+        found.append(
+            Planned(float(bytes_per_s), best.plan, best.latency_s, best.baselines, best.optimum, best.energy_j)
+        )
     return found

@@ -189,15 +189,15 @@ def tidied(levels: Levels, exchanges: Sequence[int], device_rows: Sequence[int],
 
 
 def _stepped(levels: Levels, plan: SharedPlan, value: Callable[[SharedPlan], float]) -> SharedPlan:
-    """Return the best plan that single changes lead to, each the best of its kind: rows, strips, exchanges."""
+    """Return the plan that single changes of rows, strips and exchanges lead to, in turns, until none is better."""
     best, best_s = plan, value(plan)
-    improved = True
-    while improved:
-        improved = False
-        for changed in _changes(levels, best):
-            if (seconds := value(changed)) < best_s - _EQUAL:
-                best, best_s, improved = changed, seconds, True
-                break
+    changes, at, idle = _changes(levels, best), 0, 0
+    while idle < len(changes):
+        changed = changes[at % len(changes)]
+        at, idle = at + 1, idle + 1
+        if (seconds := value(changed)) < best_s - _EQUAL:
+            best, best_s, idle = changed, seconds, 0
+            changes = _changes(levels, best)
     return best
 
 

@@ -30,6 +30,13 @@ def test_levels_have_rows_and_say_what_they_need(levels: Levels) -> None:
     assert levels.starts[1][22:] == (21, 22, 24)
 
 
+def test_rows_may_be_exchanged_before_each_convolution(levels: Levels) -> None:
+    kinds = [node.operation.kind for node in levels.graph.nodes]
+    convolutions = {at for at, kind in enumerate(kinds) if kind.endswith("Conv")}
+    assert len(convolutions) == 5
+    assert convolutions <= {level.position for level in levels.levels}
+
+
 def test_of_what_passes_a_block_no_rows_beside_its_own_are_needed(levels: Levels) -> None:
     within = next(strands for strands in levels.strands if len(strands) == 2)
     narrow, passing = sorted(within, key=lambda strand: -strand.stops[4])
