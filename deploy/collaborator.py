@@ -20,6 +20,7 @@ from splitload.bundle.manifest import MANIFEST
 from splitload.deploy import channel as wire
 from splitload.deploy.channel import Channel
 from splitload.deploy.greeting import connect, read_server
+from splitload.deploy.keeping import begin_keeping
 from splitload.deploy.share_server import STATISTICS, heading, opened, received_bytes, rows_bytes, rows_of, unfit
 from splitload.deploy.shared_run import PieceRunner
 from splitload.deploy.shared_timeline import Moment, Span, joined, unpacked
@@ -117,7 +118,7 @@ class Collaborator(ParallelLoader):
         if why := self._unshared(options):
             self._why = why
         elif self._server is not None:
-            threading.Thread(target=self._keep, name="splitload-collaborator", daemon=True).start()
+            begin_keeping(self, Collaborator._keep_up, self._end, self._changed, PROBE_EVERY_S)
 
     def close(self) -> None:
         """End the connection, and let go of all stages."""
@@ -320,31 +321,27 @@ class Collaborator(ParallelLoader):
         with contextlib.suppress(Exception):  # it is the caller's
             self._tell(line)
 
-    def _keep(self) -> None:
-        """Connect, prepare plans, and connect anew; until it is closed.
+    def _keep_up(self, is_idle: bool) -> tuple[Channel | None, float | None]:
+        """Connect, or do what the connection needs; see `begin_keeping`.
 
         A server that is lost again and again is asked less and less often, until it has helped once more.
         """
-        while not self._end.is_set():
-            try:
-                if self._channel is None:
-                    self._begin_sharing()
-                if not self._changed.wait(PROBE_EVERY_S):
-                    self._probe_idle()
-                self._changed.clear()
-                if (channel := self._channel) is not None:
-                    if self._late:
-                        self._catch_up(channel)
-                    self._prepare()
-                    continue
-            except Exception as error:
-                self._why = str(error) or "the server does not answer"
-                if (channel := self._channel) is not None:
-                    self._lose(channel, self._why)
-            self._end.wait(self._retry_s)
-            self._retry_s = min(2 * self._retry_s, MOST_RETRY_S)
-        if (channel := self._channel) is not None:
-            channel.close()
+        try:
+            if self._channel is None:
+                self._begin_sharing()
+            elif is_idle:
+                self._probe_idle()
+            if (channel := self._channel) is not None:
+                if self._late:
+                    self._catch_up(channel)
+                self._prepare()
+                return channel, None
+        except Exception as error:
+            self._why = str(error) or "the server does not answer"
+            if (channel := self._channel) is not None:
+                self._lose(channel, self._why)
+        wait_s, self._retry_s = self._retry_s, min(2 * self._retry_s, MOST_RETRY_S)
+        return None, wait_s
 
     def _begin_sharing(self) -> None:
         assert self._server is not None  # noqa: S101 - there is no such thread without

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import shutil
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,20 @@ def test_what_was_given_up_is_taken_and_the_connection_kept(
             np.testing.assert_allclose(model.run(None, FEEDS)[0], expected, rtol=1e-4, atol=1e-5)
         assert model.last is not None and model.last.by == "both"
         assert model._channel is channel, "nobody was let go"
+
+
+def test_a_loader_that_is_dropped_keeps_neither_thread_nor_connection(site: Site) -> None:
+    before = set(threading.enumerate())
+    model = Collaborator(site.made.bundle, site.address)
+    assert model.wait_for_server(PATIENT_S)
+    model.run(None, FEEDS)
+    assert site.server._channels
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    until(lambda: gone() is None)
+    until(lambda: not site.server._channels)
+    until(lambda: not [each for each in set(threading.enumerate()) - before if "collaborator" in each.name])
 
 
 def test_who_takes_long_to_say_who_it_is_keeps_nobody_out(site: Site) -> None:
