@@ -101,7 +101,8 @@ def measure_costs(
             for file in files[1:]:
                 (folder / file.graph).unlink()
         trips_s = device.run(TimeMessages(MESSAGE_BYTES, rounds), folder, ModelError)["rounds_s"]
-    byte_s, message_s = np.polyfit(MESSAGE_BYTES, [statistics.median(each) / 2 for each in trips_s], 1)
+    sides_s = np.array([statistics.median(each) / 2 for each in trips_s])
+    byte_s, message_s = np.polyfit(MESSAGE_BYTES, sides_s, 1, w=1 / sides_s)  # small messages count as large ones do
     tables = tuple(by_rows(each, level.num_rows) if each else () for each, level in zip(measured, levels, strict=True))
     return MachineCosts(tables, statistics.median(calls), max(float(byte_s), 0.0), max(float(message_s), 0.0))
 

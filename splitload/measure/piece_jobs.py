@@ -10,7 +10,7 @@ from splitload.base.fields import Reader, is_count
 from splitload.measure.graph_jobs import graph_name
 from splitload.measure.job import Input, Job, inputs_of
 
-SAMPLE_S = 0.015
+REPEATS = 4  # of a run in a round
 MOST_MESSAGE_BYTES, MOST_SIZES = 1 << 24, 16
 
 
@@ -29,11 +29,12 @@ class TimedPiece:
 
 @dataclass(frozen=True, slots=True)
 class TimePieces(Job):
-    """Open graphs and run them in turns, each of them for a while in a round.
+    """Open graphs and run them in turns, each of them `REPEATS` times in a round, with nothing of it in caches.
 
     A processor of which a process has a share is its own for a moment and then no more: what takes no longer than that
-    moment seems to take less than it does. So a graph runs again and again for `SAMPLE_S`. The answer has `rounds_s`,
-    of each graph the seconds of a run, by rounds; some runs that came before all are not among them.
+    moment seems to take less than it does. So the processor time of runs is measured, and how much longer a round took.
+    The answer has `rounds_s`, of each graph the seconds of a run, by rounds; a run that came before all is not among
+    them.
 
     Attributes:
         pieces: The graphs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import tempfile
 import time
@@ -13,15 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from splitload.deploy.channel import PROBE, WELCOME, Channel, prompt
 from splitload.deploy.credentials import credentials
 from splitload.deploy.greeting import Server, connect, greeted, serving_context
 from splitload.deploy.shared_run import piece_options
-from splitload.measure.piece_jobs import MOST_MESSAGE_BYTES, SAMPLE_S, TimeMessages, TimePieces
+from splitload.measure.piece_jobs import MOST_MESSAGE_BYTES, REPEATS, TimeMessages, TimePieces
 from splitload.measure.running import values_of
 from splitload.runtime.stock import python_module, stock_session
 
 _PATIENT_S = 30.0
+_CACHES_BYTES = 1 << 25
 
 
 def answer(job: TimePieces | TimeMessages, folder: Path) -> dict[str, Any]:
@@ -38,23 +40,34 @@ def answer(job: TimePieces | TimeMessages, folder: Path) -> dict[str, Any]:
 
 
 def _rounds_s(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Return the seconds of a call, of each in each round."""
-    repeats = []
+    """Return the seconds of a call, the mean of several, of each in each round.
+
+    They are processor time, times what a second of it takes in the round. So a process that has a share of a processor,
+    and all of it for a moment, takes as long for a short call as its share says. Before each call memory is read that
+    no cache holds: in an inference the weights of everything else are.
+    """
+    memory = np.zeros(_CACHES_BYTES // 8)
     for call in calls:
         call()
-        repeats.append(math.ceil(SAMPLE_S / max(_taken_s(call, 2), 1e-6)))
     found: list[list[float]] = [[] for _ in calls]
     for number in range(rounds):
+        begun_s, begun_cpu_s = time.perf_counter(), time.process_time()
         for at in range(len(calls))[:: 1 if number % 2 == 0 else -1]:
-            found[at].append(_taken_s(calls[at], repeats[at]))
+            found[at].append(_cpu_s(calls[at], memory))
+        slower = (time.perf_counter() - begun_s) / (time.process_time() - begun_cpu_s)
+        for each in found:
+            each[-1] *= slower
     return found
 
 
-def _taken_s(call: Callable[[], object], times: int) -> float:
-    start_s = time.perf_counter()
-    for _ in range(times):
+def _cpu_s(call: Callable[[], object], memory: np.ndarray[Any, Any]) -> float:
+    taken_s = 0.0
+    for _ in range(REPEATS):
+        memory.sum()
+        start_s = time.process_time()
         call()
-    return (time.perf_counter() - start_s) / times
+        taken_s += time.process_time() - start_s
+    return taken_s / REPEATS
 
 
 @contextmanager
