@@ -1,8 +1,5 @@
 """The quickest of all shared plans whose rows are multiples of a share, and which exchange at any levels.
 
-Where both machines compute, rows are exchanged at least every `REACH` levels: what each computes of the other's rows
-grows with every level between. One machine alone may go on as far as it will.
-
 What comes behind a level depends on what came before it by five things alone: which rows the device has, and until when
 both machines and both directions of the link are taken. So of plans up to a level only those are kept which no other
 one with the same rows is sooner than in all four moments (labels of multi-criteria shortest paths: Martins, "On a
@@ -25,7 +22,6 @@ from splitload.graphs.row_pieces import Range
 SHARES = 8
 STRIPS = (1, 2, 4)
 MOST_LABELS = 64
-REACH = 12
 _WEIGHTS = np.linspace(0.0, 1.0, 9)[:, None]  # of the device in bounds
 _EQUAL = 1e-9
 
@@ -54,7 +50,6 @@ def grid_optimum(
     shares: int = SHARES,
     strips: Sequence[int] = STRIPS,
     most_labels: int = MOST_LABELS,
-    reach: int = REACH,
 ) -> Optimum:
     """Return the plan of a grid that answers soonest.
 
@@ -65,20 +60,15 @@ def grid_optimum(
         shares: The device has a multiple of one over this of the rows of each level where rows are exchanged.
         strips: In how many strips the server may compute.
         most_labels: That are kept of a level and its rows.
-        reach: Levels after which rows are exchanged again, where both machines compute.
     """
-    rest, all_rows = _rest(costs), np.array(costs.rows)
+    rest = _rest(costs)
     last, best_s, is_exact = costs.levels.num_units, known_s, True
     kept, best = _Labels.begin(costs.rows[0]), None
     for level in range(1, last + 1):
         found = [kept]
-        is_near, is_alone = kept.level >= level - reach, (kept.own == 0) | (kept.own == all_rows[kept.level])
         for own in sorted({round(costs.rows[level] * share / shares) for share in range(shares + 1)}):
             options = (1,) if own == costs.rows[level] else strips
-            places = np.flatnonzero(is_near | is_alone if own in (0, costs.rows[level]) else is_near)
-            if not len(places):
-                continue
-            made = _joined([_behind(costs, link, kept, places, level, own, count) for count in options])
+            made = _joined([_behind(costs, link, kept, level, own, count) for count in options])
             if level == last:
                 made = _ended(costs, link, made)
                 at = int(np.argmin(made.device_s))
@@ -131,11 +121,8 @@ def _joined(labels: Sequence[_Labels]) -> _Labels:
     return _Labels(*(np.concatenate(each) for each in zip(*labels, strict=True)))
 
 
-def _behind(
-    costs: SegmentCosts, link: Link, kept: _Labels, places: Array, level: int, own: int, strips: int
-) -> _Labels:
-    """Return plans that go on from some others to a level; a segment takes what it does in `SegmentCosts.latency_s`."""
-    before = kept.chosen(places)
+def _behind(costs: SegmentCosts, link: Link, before: _Labels, level: int, own: int, strips: int) -> _Labels:
+    """Return plans that go on from others to a level; what each segment takes is as in `SegmentCosts.latency_s`."""
     first, row_bytes = before.level, costs.row_bytes[:, before.level]
     device, server = costs.costs.device, costs.costs.server
     device_s, server_s, up_s, down_s = before.device_s, before.server_s, before.up_s, before.down_s
@@ -165,7 +152,7 @@ def _behind(
     device_s = np.where(comes, np.maximum(device_s, arrives_s) + device.carries_s(lacked), device_s) + computes_s
     every = np.ones(len(first), np.int64)
     return _Labels(
-        level * every, own * every, strips * every, places, device_s, server_s,
+        level * every, own * every, strips * every, np.arange(len(first)), device_s, server_s,
         np.maximum(up_s, device_s), np.maximum(down_s, server_s),
     )  # fmt: skip
 

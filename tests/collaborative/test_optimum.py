@@ -89,19 +89,6 @@ def test_no_plan_of_the_grid_is_sooner(name: str, bytes_per_s: float, request: p
         assert (again.plan, again.latency_s) == (None, least_s), "nothing is sooner than what is known"
 
 
-@pytest.mark.parametrize("bytes_per_s", [2e5, 2e6])
-def test_where_both_compute_rows_are_exchanged_within_reach(levels: Levels, bytes_per_s: float) -> None:
-    swift, link = SegmentCosts(levels, even_costs(levels)), Link(bytes_per_s)
-    far = grid_optimum(swift, link, np.inf, reach=levels.num_units).latency_s
-    found = grid_optimum(swift, link, np.inf, reach=1)
-    assert found.plan is not None and found.latency_s >= far
-    plan = found.plan
-    counts = [levels.levels[level].num_rows for level in plan.exchanges]
-    for at in range(1, len(plan.exchanges)):
-        alone = plan.device_rows[at - 1] in (0, counts[at - 1]) and plan.device_rows[at] in (0, counts[at])
-        assert alone or plan.exchanges[at] - plan.exchanges[at - 1] == 1
-
-
 def test_where_labels_are_dropped_it_says_so(levels: Levels) -> None:
     swift, link = SegmentCosts(levels, rough_costs(levels)), Link(1e6)
     assert not grid_optimum(swift, link, np.inf, most_labels=1).is_exact
