@@ -16,9 +16,9 @@ from splitload.base.scratch import scratch_folder
 from splitload.collaborative.costs import MachineCosts, by_rows
 from splitload.collaborative.pieces import Pieces
 from splitload.collaborative.program import Compute
-from splitload.graphs.likeness import likeness
 from splitload.graphs.proto import external_sizes
 from splitload.graphs.row_pieces import Range
+from splitload.graphs.work_key import work_key
 from splitload.measure.job import Input
 from splitload.measure.piece_jobs import TimedPiece, TimeMessages, TimePieces
 from splitload.plan.graph import ModelGraph
@@ -113,7 +113,7 @@ def _alike(pieces: Pieces, steps: Sequence[Compute]) -> list[list[Compute]]:
     for step in steps:
         piece = pieces.of(step)
         sizes = tuple(_shape(pieces, name, rows) for name, rows in piece.reads.items())
-        groups.setdefault((sizes, likeness(piece.model.graph)), []).append(step)
+        groups.setdefault((sizes, work_key(piece.model.graph)), []).append(step)
     return list(groups.values())
 
 

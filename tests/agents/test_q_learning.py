@@ -43,7 +43,7 @@ def test_q_learning_is_near_the_optimum(any_profile, seed):
 def test_equation_4_alone_is_near_the_optimum_where_costs_add_up(additive_profile):
     env = SplitEnv(additive_profile, max_stages=min(5, additive_profile.num_blocks))
     exact = exact_values(env)
-    result = QLearning(env).train(num_stages=tuple(exact), finish=False, patience=300)
+    result = QLearning(env).train(num_stages=tuple(exact), episodes=4_500 * len(exact), finish=False, patience=400)
     assert set(result.stopped.values()) == {"patience"}
     for count, plan in result.plans.items():
         assert plan.value_s <= 1.05 * exact[count]

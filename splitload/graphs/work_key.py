@@ -8,7 +8,7 @@ from typing import Any
 _INT64 = 7
 
 
-def likeness(graph: Any) -> bytes:
+def work_key(graph: Any) -> bytes:
     """Return a hash of operators, their attributes and sizes of weights; names and values are no part of it.
 
     Whole numbers are: they say where slices begin, or what shapes come out. Sizes of inputs are no more than the graph

@@ -6,7 +6,7 @@ import models
 import numpy as np
 import onnx
 
-from splitload.graphs.likeness import likeness
+from splitload.graphs.work_key import work_key
 
 
 def graph(text: str, **weights: np.ndarray) -> onnx.GraphProto:
@@ -15,8 +15,8 @@ def graph(text: str, **weights: np.ndarray) -> onnx.GraphProto:
 
 def test_names_and_weights_are_no_part_and_operators_sizes_and_whole_numbers_are() -> None:
     text = "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {{ {a} = Conv<pads=[{pads}]>(x, w) y = Relu({a}) }}"
-    one = likeness(graph(text.format(a="a", pads="1,1,1,1"), w=models.floats(4, 4, 3, 3)))
-    assert likeness(graph(text.format(a="b", pads="1,1,1,1"), w=2 * models.floats(4, 4, 3, 3))) == one
+    one = work_key(graph(text.format(a="a", pads="1,1,1,1"), w=models.floats(4, 4, 3, 3)))
+    assert work_key(graph(text.format(a="b", pads="1,1,1,1"), w=2 * models.floats(4, 4, 3, 3))) == one
     others = [
         graph(text.format(a="a", pads="1,1,1,2"), w=models.floats(4, 4, 3, 3)),
         graph(text.format(a="a", pads="1,1,1,1"), w=models.floats(4, 2, 3, 3)),
@@ -24,7 +24,7 @@ def test_names_and_weights_are_no_part_and_operators_sizes_and_whole_numbers_are
         graph(text.format(a="a", pads="1,1,1,1").replace("4, 8, 8] x", "4, 9, 8] x"), w=models.floats(4, 4, 3, 3)),
         graph(text.format(a="a", pads="1,1,1,1").replace("(x, w)", "(x, x)"), w=models.floats(4, 4, 3, 3)),
     ]
-    assert len({one, *map(likeness, others)}) == 6
+    assert len({one, *map(work_key, others)}) == 6
     text = "g (float[9] x) => (float[n] y) { y = Slice(x, f, t) }"
-    parts = [likeness(graph(text, f=np.array([f]), t=np.array([9]))) for f in (0, 3)]
+    parts = [work_key(graph(text, f=np.array([f]), t=np.array([9]))) for f in (0, 3)]
     assert parts[0] != parts[1]
