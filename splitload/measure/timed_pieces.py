@@ -46,7 +46,7 @@ def _rounds_s(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[f
     and all of it for a moment, takes as long for a short call as its share says. Before each call memory is read that
     no cache holds: in an inference the weights of everything else are.
     """
-    memory = np.zeros(_CACHES_BYTES // 8)
+    memory = np.ones(_CACHES_BYTES // 8)
     for call in calls:
         call()
     found: list[list[float]] = [[] for _ in calls]
